@@ -1,0 +1,199 @@
+# aaunit: build, check and test. "make help" lists what there is.
+#
+# It needs make and Go. Everything else is installed by the targets that need
+# it, from Debian. What is made goes to build/.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+GO := $(or $(shell command -v $(or $(GO),go) 2>/dev/null),$(wildcard /usr/local/go/bin/go),go)
+export GO
+export PATH := $(dir $(GO)):$(PATH)
+
+# What a package or program is called, and the time of everything in it. Both
+# come from git, or where there is none, from the last entry of the changelog.
+describe := $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null)
+VERSION ?= $(or $(shell echo '$(describe)' | sed -n 's/^v\([^-]*\)-\([0-9]*\)-g/\1+\2.g/p; s/^v\([^-]*\)$$/\1/p'),0.1.0~dev)
+export VERSION
+export SOURCE_DATE_EPOCH ?= $(or $(shell git log -1 --format=%ct 2>/dev/null),$(shell date -d "$$(sed -n 's/^ -- .*>  //p' packaging/deb/changelog | head -n 1)" +%s))
+ARCH := $(shell $(GO) env GOARCH 2>/dev/null)
+export ARCH
+DEB = build/deb/aaunit_$(VERSION)-1_$(ARCH).deb
+
+# The guests that vm tests on. PKG and RUN choose tests, as in go test -run RUN
+# PKG. Those of GUEST_PACKAGES run inside a guest; those of HOST_PACKAGES drive
+# one from outside.
+SUITES := bookworm trixie
+SUITE ?= $(SUITES)
+GUEST_PACKAGES := ./internal/apparmor ./internal/units ./test/vm/guest
+HOST_PACKAGES := ./test/vm/host
+PKG ?= $(GUEST_PACKAGES) $(HOST_PACKAGES)
+RUN ?=
+VM_TIMEOUT ?= 60m
+
+# Not git's word on the checkout: it may be another user's, or there is no git.
+export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
+# Static programs that come out the same anywhere.
+build := CGO_ENABLED=0 $(GO) build -trimpath
+ldflags := -ldflags '-s -w -X main.version=$(VERSION)'
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+	@echo '  make vm SUITE=trixie PKG=./test/vm/guest RUN=TestUndo'
+
+# Every target begins here.
+.PHONY: need-go
+need-go:
+	@tools/need-go $(GO)
+
+##
+## What people start
+##
+
+.PHONY: test
+test: need-go setup check lint-deb vm ## everything that has to pass, from a bare Debian on
+
+.PHONY: test-all
+test-all: test lint ## the same, and the slower linters
+
+.PHONY: check
+check: need-go setup-check fmt vet staticcheck man sh race ## what needs no guest: formatting, linters, unit tests, manual
+
+.PHONY: deb
+deb: need-go programs docs build/tools/nfpm ## the Debian package, in build/deb
+	rm -rf build/deb && mkdir -p build/deb
+	build/tools/nfpm package --config packaging/nfpm.yaml --packager deb --target $(DEB)
+
+.PHONY: setup
+setup: need-go setup-check setup-vm ## install the Debian packages that building and testing need
+
+.PHONY: clean
+clean: ## remove build/ (guest images are kept elsewhere, see test/vm/README.md)
+	rm -rf build
+
+.PHONY: demo
+demo: need-go setup-vm deb build/agent ## the main job in a throw-away machine, from install to undo
+	@$(GO) run ./test/vm/demo $(DEB) build/agent
+
+##
+## Checks
+##
+
+.PHONY: setup-check
+setup-check: need-go
+	@tools/need-packages ca-certificates git gcc libc6-dev dbus-daemon apparmor mandoc shellcheck
+
+.PHONY: fmt
+fmt: need-go
+	@unformatted=$$(gofmt -l cmd internal packaging test) && test -z "$$unformatted" || { echo "gofmt -w $$unformatted"; exit 1; }
+
+# The tests for guests are built with the tag vm.
+.PHONY: vet
+vet: need-go
+	$(GO) vet ./...
+	$(GO) vet -tags vm ./...
+
+# ST1005: our error texts may begin with the name of a setting ("Unit= is …").
+.PHONY: staticcheck
+staticcheck: need-go build/tools/staticcheck
+	build/tools/staticcheck -checks inherit,-ST1005 ./...
+	build/tools/staticcheck -checks inherit,-ST1005 -tags vm ./...
+
+.PHONY: race
+race: need-go
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+# mandoc looks for pages that are not installed, and finds the lines that come
+# from the catalogue of reasons long.
+.PHONY: man
+man: need-go build/man/aaunit-reasons.7
+	@if mandoc -T lint -W style packaging/man/* build/man/aaunit-reasons.7 2>/dev/null | \
+		grep -v -e 'referenced manual not found' -e 'aaunit-reasons.*longer than 80 bytes'; then exit 1; fi
+
+.PHONY: sh
+sh:
+	@shellcheck .ci/run tools/need-* packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
+
+# Building golangci-lint takes minutes, so it is not part of check.
+.PHONY: lint
+lint: need-go build/tools/golangci-lint ## golangci-lint, with .golangci.yml
+	build/tools/golangci-lint run ./...
+
+.PHONY: lint-deb
+lint-deb: need-go deb ## lintian on the package
+	@tools/need-packages lintian
+	lintian --fail-on error,warning --info $(DEB)
+
+##
+## Guests
+##
+
+.PHONY: setup-vm
+setup-vm: need-go
+	@tools/need-packages mmdebstrap qemu-system-x86 qemu-utils e2fsprogs openssh-client \
+		$(if $(filter-out 0,$(shell id -u)),fakeroot uidmap)
+
+# A guest waits much: the suites run side by side, and each prints what it has to
+# say when it has ended. One suite alone prints as it goes.
+.PHONY: vm
+vm: need-go setup-vm deb build/agent build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=)
+	@$(MAKE) --no-print-directory -j$(words $(SUITE)) $(if $(word 2,$(SUITE)),--output-sync=target) $(SUITE:%=vm-%)
+
+# -p 1: one guest at a time for each suite. Of the adapters' tests, those named
+# VM need a guest; the others belong to check.
+go-test-vm = $(GO) test -tags vm -count=1 -v -p 1 -timeout $(VM_TIMEOUT) -run
+adapters = $(filter ./internal/%,$(filter $(GUEST_PACKAGES),$(PKG)))
+inside = $(filter ./test/%,$(filter $(GUEST_PACKAGES),$(PKG)))
+.PHONY: $(SUITES:%=vm-%)
+$(SUITES:%=vm-%): export AAUNIT_VM_PAYLOAD = $(CURDIR)/$(DEB):$(CURDIR)/build/agent
+$(SUITES:%=vm-%): vm-%:
+ifneq ($(adapters),)
+	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) '$(or $(RUN),VM)' -exec $(CURDIR)/build/vmexec $(adapters)
+endif
+ifneq ($(inside),)
+	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) '$(RUN)' -exec $(CURDIR)/build/vmexec $(inside)
+endif
+ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
+	AAUNIT_VM_SUITE=$* $(go-test-vm) '$(RUN)' $(filter $(HOST_PACKAGES),$(PKG))
+endif
+
+# Times mean nothing on an emulated machine; the ratios are measured in one run.
+.PHONY: bench
+bench: need-go setup-vm deb build/agent build/vmexec ## measure in a guest, against a baseline in the same run (SUITE=)
+	AAUNIT_VM_SUITE=$(firstword $(SUITE)) AAUNIT_VM_PAYLOAD=$(CURDIR)/$(DEB):$(CURDIR)/build/agent CGO_ENABLED=0 \
+		$(GO) test -tags vm -count=1 -run '^$$' -bench . -benchtime 3x -timeout $(VM_TIMEOUT) -exec $(CURDIR)/build/vmexec ./test/vm/guest
+
+##
+## What is built. go build knows best what is out of date: it is always asked.
+##
+
+.PHONY: programs build/agent build/vmexec
+programs: need-go
+	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl
+
+build/agent: need-go
+	$(build) -o $@ ./test/vm/agent
+
+build/vmexec: need-go
+	$(build) -o $@ ./test/vm/vmexec
+
+build/tools/%: tools/go.mod tools/go.sum | need-go
+	$(GO) build -C tools -o ../$@ $$($(GO) -C tools list -f '{{.ImportPath}}' tool | grep '/$*$$')
+
+build/tools/golangci-lint: tools/golangci-lint/go.mod | need-go
+	$(GO) build -C tools/golangci-lint -o ../../$@ tool
+
+.PHONY: docs build/man/aaunit-reasons.7
+docs: programs build/man/aaunit-reasons.7
+	rm -rf build/completion build/doc && mkdir -p build/completion build/doc
+	for shell in bash zsh fish; do build/bin/aaunitctl completion $$shell > build/completion/$$shell || exit; done
+	cp packaging/man/* build/man
+	gzip -9 -n -f build/man/*.[1-8]
+	sed '1s/([^)]*)/($(VERSION)-1)/' packaging/deb/changelog | gzip -9 -n > build/doc/changelog.Debian.gz
+	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl > build/doc/NOTICES
+	gzip -9 -n build/doc/NOTICES
+
+build/man/aaunit-reasons.7: need-go
+	@mkdir -p build/man
+	$(GO) run ./packaging/reasons "$$(LC_ALL=C date -u -d @$(SOURCE_DATE_EPOCH) '+%B %-d, %Y')" > $@

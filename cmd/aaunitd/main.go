@@ -1,0 +1,152 @@
+// Command aaunitd keeps systemd services under their AppArmor profiles; see
+// aaunitd(8). There is no logic here: it puts the parts together, tells the
+// service manager how it is, and ends on a signal.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	slogjournal "github.com/systemd/slog-journal"
+
+	"github.com/aaunit/aaunit/internal/api"
+	"github.com/aaunit/aaunit/internal/apparmor"
+	"github.com/aaunit/aaunit/internal/config"
+	"github.com/aaunit/aaunit/internal/reconcile"
+	"github.com/aaunit/aaunit/internal/state"
+	"github.com/aaunit/aaunit/internal/units"
+)
+
+// version is set when the package is built.
+var version = "unknown"
+
+func main() {
+	recheck := flag.Duration("recheck", reconcile.DefaultRecheck, "interval of the slow re-check of everything")
+	stateDir := flag.String("state", "/var/lib/aaunit/units", "directory of the records of attached units")
+	verbose := flag.Bool("debug", false, "log what is done in detail")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	switch {
+	case *showVersion:
+		fmt.Println("aaunitd", version)
+		return
+	case flag.NArg() > 0:
+		fmt.Fprintf(os.Stderr, "aaunitd: it takes no arguments, %q was given; see aaunitd(8)\n", flag.Args())
+		os.Exit(2)
+	case *recheck <= 0:
+		fmt.Fprintln(os.Stderr, "aaunitd: -recheck must be positive; see aaunitd(8)")
+		os.Exit(2)
+	}
+	log := logger(*verbose)
+	if err := run(log, *recheck, state.Dir(*stateDir)); err != nil {
+		log.Error("cannot go on: " + err.Error())
+		os.Exit(1)
+	}
+}
+
+func run(log *slog.Logger, recheck time.Duration, store state.Dir) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	systemd := units.New(units.Options{Log: log})
+	defer systemd.Close()
+	loop := reconcile.New(reconcile.Options{
+		Systemd:     systemd,
+		AppArmor:    apparmor.New(apparmor.Options{}),
+		Attachments: &config.Files{Dirs: config.DefaultDirs, Log: log},
+		Store:       store,
+		Log:         log,
+		Recheck:     recheck,
+		Version:     version,
+	})
+
+	var parts sync.WaitGroup
+	var ready sync.WaitGroup
+	ready.Add(2)
+	parts.Go(func() { cancel(loop.Run(ctx, ready.Done)) })
+	parts.Go(func() {
+		cancel(api.Serve(ctx, loop, api.Options{Version: version, Log: log, Ready: sync.OnceFunc(ready.Done)}))
+	})
+	go func() {
+		ready.Wait()
+		tell(log, daemon.SdNotifyReady)
+		watchdog(ctx, log, loop)
+	}()
+	<-ctx.Done()
+	tell(log, daemon.SdNotifyStopping)
+	parts.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// watchdog tells the service manager that the loop still turns, twice as often
+// as it wants to hear it.
+func watchdog(ctx context.Context, log *slog.Logger, loop *reconcile.Loop) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return
+	}
+	tick := time.NewTicker(interval / 2)
+	defer tick.Stop()
+	for {
+		if err := loop.Ping(ctx); err != nil {
+			return
+		}
+		tell(log, daemon.SdNotifyWatchdog)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func tell(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("cannot notify the service manager", "err", err)
+	}
+}
+
+// logger writes to the journal with its fields where the journal is, and to
+// standard error elsewhere.
+func logger(verbose bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	if os.Getenv("JOURNAL_STREAM") != "" {
+		h, err := slogjournal.NewHandler(&slogjournal.Options{Level: level, ReplaceAttr: journalField})
+		if err == nil {
+			return slog.New(h)
+		}
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// journalField gives an attribute a name that the journal takes.
+func journalField(_ []string, a slog.Attr) slog.Attr {
+	a.Key = strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z':
+			return r - 'a' + 'A'
+		case r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '_':
+			return r
+		}
+		return '_'
+	}, a.Key)
+	return a
+}

@@ -1,0 +1,229 @@
+package api
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
+)
+
+var attachmentIface = iface{
+	name: AttachmentInterface,
+	properties: []property{
+		{"Unit", "s", "const"},
+		{"Profile", "s", ""},
+		{"ProfileFile", "s", ""},
+		{"AttachmentFile", "s", ""},
+		{"ActiveState", "s", ""},
+		{"Verdict", "s", ""},
+		{"Reasons", "as", ""},
+		{"ReasonText", "as", ""},
+		{"InvocationID", "s", ""},
+		{"VerdictTimestamp", "t", ""},
+		{"Held", "b", ""},
+		{"Tasks", "u", ""},
+		{"Processes", "u", ""},
+		{"PrivateTmp", "s", ""},
+	},
+}
+
+// attachmentProperties are what everybody on the bus sees of a unit; the
+// signals go to everybody.
+func attachmentProperties(s attach.Status) map[string]dbus.Variant {
+	s = publicStatus(s)
+	v := attach.Verdict{Answer: attach.Unknown}
+	if s.Verdict != nil {
+		v = *s.Verdict
+	}
+	codes, texts := []string{}, []string{}
+	for _, r := range slices.Concat(s.Refused, v.Reasons) {
+		codes = append(codes, clean(string(r.Code)))
+		texts = append(texts, clean(r.String()))
+	}
+	var at uint64
+	if us := v.At.UnixMicro(); !v.At.IsZero() && us > 0 {
+		at = uint64(us)
+	}
+	return map[string]dbus.Variant{
+		"Unit":             dbus.MakeVariant(clean(s.Unit)),
+		"Profile":          dbus.MakeVariant(clean(s.Profile)),
+		"ProfileFile":      dbus.MakeVariant(clean(s.ProfileFile)),
+		"AttachmentFile":   dbus.MakeVariant(clean(s.Attachment)),
+		"ActiveState":      dbus.MakeVariant(clean(s.ActiveState)),
+		"Verdict":          dbus.MakeVariant(v.Answer.String()),
+		"Reasons":          dbus.MakeVariant(codes),
+		"ReasonText":       dbus.MakeVariant(texts),
+		"InvocationID":     dbus.MakeVariant(clean(v.InvocationID)),
+		"VerdictTimestamp": dbus.MakeVariant(at),
+		"Held":             dbus.MakeVariant(s.Held != nil),
+		"Tasks":            dbus.MakeVariant(uint32(max(0, v.Tasks))),
+		"Processes":        dbus.MakeVariant(uint32(max(0, v.Processes))),
+		"PrivateTmp":       dbus.MakeVariant(v.PrivateTmp.String()),
+	}
+}
+
+func interfacesOf(s attach.Status) map[string]map[string]dbus.Variant {
+	return map[string]map[string]dbus.Variant{
+		AttachmentInterface: attachmentProperties(s),
+		// Clients expect every interface of the object here, also those
+		// without properties.
+		propertiesInterface:     {},
+		introspectableInterface: {},
+	}
+}
+
+// board holds the last status of each attached unit. What is written to it
+// while nobody can be told, or faster than the bus takes it, is merged: per
+// unit, the last word counts.
+type board struct {
+	mu    sync.Mutex
+	units map[string]attach.Status
+	heard map[string]bool // units that a publication spoke of since sync began
+	dirty map[string]bool
+	wake  chan struct{}
+}
+
+func newBoard() *board {
+	return &board{units: map[string]attach.Status{}, heard: map[string]bool{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1)}
+}
+
+// publish takes one status; one without an attachment takes the unit away. It
+// never waits for the bus.
+func (b *board) publish(s attach.Status) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.heard[s.Unit] = true
+	b.put(s)
+}
+
+func (b *board) put(s attach.Status) {
+	if s.Unit == "" {
+		return
+	}
+	if s.Attachment == "" {
+		delete(b.units, s.Unit)
+	} else {
+		b.units[s.Unit] = s
+	}
+	b.dirty[s.Unit] = true
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// sync takes what is known as a whole. Where a publication comes meanwhile, it
+// is the newer one.
+func (b *board) sync(status func([]string) attach.Report) {
+	b.mu.Lock()
+	clear(b.heard)
+	b.mu.Unlock()
+	units := status(nil).Units
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	gone := maps.Clone(b.units)
+	for _, s := range units {
+		delete(gone, s.Unit)
+		if !b.heard[s.Unit] {
+			b.put(s)
+		}
+	}
+	for unit := range gone {
+		if !b.heard[unit] {
+			b.put(attach.Status{Unit: unit})
+		}
+	}
+}
+
+func (b *board) get(unit string) (attach.Status, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s, ok := b.units[unit]
+	return s, ok
+}
+
+func (b *board) all() []attach.Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make([]attach.Status, 0, len(b.units))
+	for _, s := range b.units {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(x, y attach.Status) int { return strings.Compare(x.Unit, y.Unit) })
+	return out
+}
+
+// changed takes the names of units that changed since it was last asked.
+func (b *board) changed() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := slices.Sorted(maps.Keys(b.dirty))
+	clear(b.dirty)
+	return out
+}
+
+// announce sends the signals for what happens on the board until the
+// connection ends. A new connection has new listeners, who ask before they
+// listen for changes: what was there when it began is not announced.
+func (s *session) announce() {
+	told := map[string]map[string]dbus.Variant{}
+	s.board.changed()
+	for _, st := range s.board.all() {
+		told[st.Unit] = attachmentProperties(st)
+	}
+	for {
+		select {
+		case <-s.conn.Context().Done():
+			return
+		case <-s.board.wake:
+		}
+		for _, unit := range s.board.changed() {
+			st, here := s.board.get(unit)
+			before, was := told[unit]
+			switch {
+			case !here && was:
+				delete(told, unit)
+				s.emit(Path, objectManagerInterface, "InterfacesRemoved", "", UnitPath(unit),
+					slices.Sorted(maps.Keys(interfacesOf(attach.Status{Unit: unit}))))
+			case here && !was:
+				told[unit] = attachmentProperties(st)
+				s.emit(Path, objectManagerInterface, "InterfacesAdded", "", UnitPath(unit), interfacesOf(st))
+			case here:
+				now := attachmentProperties(st)
+				diff := map[string]dbus.Variant{}
+				for key, v := range now {
+					if !reflect.DeepEqual(v.Value(), before[key].Value()) {
+						diff[key] = v
+					}
+				}
+				told[unit] = now
+				if len(diff) > 0 {
+					s.emit(UnitPath(unit), propertiesInterface, "PropertiesChanged", "", AttachmentInterface, diff, []string{})
+				}
+			}
+		}
+	}
+}
+
+// emit sends a signal: to everybody, or to one connection.
+func (s *session) emit(path dbus.ObjectPath, iface, member, to string, body ...any) {
+	msg := &dbus.Message{
+		Type:  dbus.TypeSignal,
+		Flags: dbus.FlagNoReplyExpected,
+		Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldPath:      dbus.MakeVariant(path),
+			dbus.FieldInterface: dbus.MakeVariant(iface),
+			dbus.FieldMember:    dbus.MakeVariant(member),
+			dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(body...)),
+		},
+		Body: body,
+	}
+	if to != "" {
+		msg.Headers[dbus.FieldDestination] = dbus.MakeVariant(to)
+	}
+	s.conn.Send(msg, nil)
+}

@@ -1,0 +1,371 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
+)
+
+// bus is a private dbus-daemon.
+type bus struct {
+	address string
+	config  string
+	cmd     *exec.Cmd
+}
+
+const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>session</type>
+  <listen>unix:path=%s</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow send_destination="*" eavesdrop="false"/>
+    <allow receive_sender="*"/>
+    <allow own="*"/>
+  </policy>
+</busconfig>
+`
+
+func startBus(t *testing.T) *bus {
+	t.Helper()
+	// The path of a socket must be short; t.TempDir may not be.
+	dir, err := os.MkdirTemp("", "aab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	sock := filepath.Join(dir, "bus")
+	b := &bus{address: "unix:path=" + sock, config: filepath.Join(dir, "bus.conf")}
+	if err := os.WriteFile(b.config, []byte(fmt.Sprintf(busConfig, sock)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.start(t)
+	t.Cleanup(b.stop)
+	return b
+}
+
+func (b *bus) start(t *testing.T) {
+	t.Helper()
+	b.cmd = exec.Command("dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--nosyslog", "--print-address")
+	var complaints bytes.Buffer
+	b.cmd.Stderr = &complaints
+	out, err := b.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.cmd.Start(); err != nil {
+		t.Fatalf("cannot start dbus-daemon (install the package dbus): %v", err)
+	}
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("dbus-daemon did not come up: %v\n%s", err, complaints.String())
+	}
+}
+
+func (b *bus) stop() {
+	if b.cmd.ProcessState == nil {
+		_ = b.cmd.Process.Kill()
+		_ = b.cmd.Wait()
+	}
+}
+
+// connect opens a plain connection to the bus, as any program would.
+func (b *bus) connect(t *testing.T) *dbus.Conn {
+	t.Helper()
+	c, err := dbus.Connect(b.address, dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// users says who is behind the connections of a test; anybody unnamed is root.
+type users struct {
+	mu  sync.Mutex
+	uid map[string]uint32
+}
+
+func (u *users) set(c *dbus.Conn, uid uint32) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.uid[c.Names()[0]] = uid
+}
+
+func (u *users) of(*dbus.Conn) func(context.Context, string) (uint32, error) {
+	return func(_ context.Context, sender string) (uint32, error) {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		return u.uid[sender], nil
+	}
+}
+
+// rig is a running service with a fake Manager on a private bus.
+type rig struct {
+	*bus
+	*users
+	service *service
+	manager *fakeManager
+	stop    func() error // ends the service and waits
+}
+
+func startRig(t *testing.T) *rig {
+	t.Helper()
+	b := startBus(t)
+	return startService(t, b, newFakeManager())
+}
+
+func startService(t *testing.T, b *bus, m *fakeManager, changes ...func(*service)) *rig {
+	t.Helper()
+	r := &rig{bus: b, users: &users{uid: map[string]uint32{}}, manager: m}
+	ready := make(chan struct{})
+	r.service = newService(m, Options{
+		Version: "1.2.3", Address: b.address, Log: slog.New(slog.DiscardHandler),
+		Ready: func() { close(ready) },
+	})
+	r.service.credentials = r.users.of
+	for _, change := range changes {
+		change(r.service)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- r.service.run(ctx) }()
+	r.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+	t.Cleanup(func() { _ = r.stop() })
+	select {
+	case <-ready:
+	case err := <-ended:
+		t.Fatalf("the service ended: %v", err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the service did not come up")
+	}
+	return r
+}
+
+// user opens a connection that the service takes for the given user's.
+func (r *rig) user(t *testing.T, uid uint32) *dbus.Conn {
+	t.Helper()
+	c := r.connect(t)
+	r.set(c, uid)
+	return c
+}
+
+func (r *rig) client(t *testing.T, uid uint32) *Client {
+	t.Helper()
+	c, err := Dial(context.Background(), DialOptions{Address: r.address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	r.set(c.conn, uid)
+	return c
+}
+
+func manager(c *dbus.Conn) dbus.BusObject { return c.Object(BusName, Path) }
+
+func call(c *dbus.Conn, path dbus.ObjectPath, method string, args ...any) *dbus.Call {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	return c.Object(BusName, path).CallWithContext(ctx, method, 0, args...)
+}
+
+func errorName(err error) string {
+	switch e := err.(type) {
+	case nil:
+		return ""
+	case dbus.Error:
+		return e.Name
+	}
+	return err.Error()
+}
+
+// fakePolkit answers for org.freedesktop.PolicyKit1.
+type fakePolkit struct {
+	mu        sync.Mutex
+	yes       bool
+	challenge bool
+	hang      bool
+	asked     []polkitQuestion
+}
+
+type polkitQuestion struct {
+	Kind, Name, Action string
+	Flags              uint32
+}
+
+func (p *fakePolkit) CheckAuthorization(subject polkitSubject, action string, _ map[string]string, flags uint32, _ string) (struct {
+	A, C bool
+	D    map[string]string
+}, *dbus.Error) {
+	p.mu.Lock()
+	name, _ := subject.Details["name"].Value().(string)
+	p.asked = append(p.asked, polkitQuestion{subject.Kind, name, action, flags})
+	hang := p.hang
+	out := struct {
+		A, C bool
+		D    map[string]string
+	}{p.yes, p.challenge, map[string]string{}}
+	p.mu.Unlock()
+	if hang {
+		time.Sleep(3 * time.Second)
+	}
+	return out, nil
+}
+
+func (p *fakePolkit) questions() []polkitQuestion {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]polkitQuestion(nil), p.asked...)
+}
+
+func startPolkit(t *testing.T, b *bus, p *fakePolkit) {
+	t.Helper()
+	c := b.connect(t)
+	if err := c.Export(p, polkitPath, "org.freedesktop.PolicyKit1.Authority"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.RequestName(polkitName, dbus.NameFlagDoNotQueue); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fakeManager does what a test tells it.
+type fakeManager struct {
+	mu        sync.Mutex
+	requests  []attach.Request
+	units     []attach.Status
+	publish   func(attach.Status)
+	attach    attachFunc
+	plan      func(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
+	trusted   []bool
+	subscribe chan struct{}
+}
+
+func newFakeManager() *fakeManager {
+	return &fakeManager{subscribe: make(chan struct{})}
+}
+
+type attachFunc = func(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+
+// took notes the request and gives what a test wants done with it.
+func (m *fakeManager) took(r attach.Request) attachFunc {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.requests = append(m.requests, r)
+	return m.attach
+}
+
+func (m *fakeManager) onAttach(f attachFunc) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.attach = f
+}
+
+func (m *fakeManager) got() []attach.Request {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]attach.Request(nil), m.requests...)
+}
+
+func (m *fakeManager) Attach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	if f := m.took(r); f != nil {
+		return f(ctx, r, progress)
+	}
+	var out []attach.Outcome
+	for _, u := range r.Units {
+		for _, step := range []attach.Step{attach.StepPolicy, attach.StepDropIn, attach.StepRestart, attach.StepVerdict} {
+			progress(attach.Event{Unit: u, Step: step, State: attach.Done, Text: "done"})
+		}
+		out = append(out, attach.Outcome{Unit: u, Changed: true})
+	}
+	return out, nil
+}
+
+func (m *fakeManager) Detach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return m.Attach(ctx, r, progress)
+}
+
+func (m *fakeManager) Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error) {
+	m.took(r)
+	if m.plan != nil {
+		return m.plan(ctx, r)
+	}
+	return nil, nil
+}
+
+func (m *fakeManager) Verify(ctx context.Context, units []string) (attach.Report, error) {
+	return m.Status(units), nil
+}
+
+func (m *fakeManager) Status([]string) attach.Report {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return attach.Report{
+		Version: "1.2.3",
+		Host:    attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce},
+		Units:   append([]attach.Status(nil), m.units...),
+	}
+}
+
+func (m *fakeManager) Profiles() []attach.Profile {
+	return []attach.Profile{{Name: "agent", File: "/etc/apparmor.d/agent", Line: 3, Leaves: []attach.Leave{{Rule: "/bin/secret Ux,"}}}}
+}
+
+func (m *fakeManager) Check(_ context.Context, args []string, trusted bool) ([]attach.Outcome, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.trusted = append(m.trusted, trusted)
+	return nil, nil
+}
+
+func (m *fakeManager) Subscribe(ctx context.Context, f func(attach.Status)) {
+	m.mu.Lock()
+	m.publish = f
+	m.mu.Unlock()
+	close(m.subscribe)
+	<-ctx.Done()
+}
+
+// tell publishes a status, as the loop does.
+func (m *fakeManager) tell(s attach.Status) {
+	<-m.subscribe
+	m.mu.Lock()
+	f := m.publish
+	m.mu.Unlock()
+	f(s)
+}
+
+// receive waits for a signal that ok accepts.
+func receive(t *testing.T, ch <-chan *dbus.Signal, what string, ok func(*dbus.Signal) bool) *dbus.Signal {
+	t.Helper()
+	timeout := time.After(10 * time.Second)
+	for {
+		select {
+		case s := <-ch:
+			if s == nil {
+				t.Fatalf("the connection ended while waiting for %s", what)
+			}
+			if ok(s) {
+				return s
+			}
+		case <-timeout:
+			t.Fatalf("no %s came", what)
+		}
+	}
+}
+
+func named(member string) func(*dbus.Signal) bool {
+	return func(s *dbus.Signal) bool { return strings.HasSuffix(s.Name, "."+member) }
+}

@@ -1,0 +1,430 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
+)
+
+// The errors of the client that callers tell apart. Their texts say the next
+// step to take.
+var (
+	// ErrNoBus: there is no system bus.
+	ErrNoBus = errors.New("cannot reach the system bus")
+	// ErrNoDaemon: aaunitd is not installed, or does not start.
+	ErrNoDaemon = errors.New("cannot reach aaunitd")
+	// ErrDenied: the caller may not.
+	ErrDenied = errors.New("access denied")
+	// ErrGone: the daemon ended while it was at work.
+	ErrGone = errors.New("aaunitd ended meanwhile")
+	// ErrUnderWay: the caller did not wait for the end; the work goes on.
+	ErrUnderWay = errors.New("aaunitd goes on with the work")
+	// ErrBad: the daemon did not accept the arguments.
+	ErrBad = errors.New("cannot use the arguments")
+)
+
+// Timeouts of the client; a context may end a call before.
+const (
+	startTimeout = 90 * time.Second // systemd's own for a start
+	quickTimeout = 60 * time.Second
+	// pollEvery is how often a waiting client asks, in case a signal was lost.
+	pollEvery = 10 * time.Second
+	// answerGrace is how long a caller who is in a hurry waits to hear whether
+	// the work has begun.
+	answerGrace = time.Second
+)
+
+// DialOptions are for clients with special needs; the zero value is for the
+// system bus, without questions for passwords.
+type DialOptions struct {
+	// Address is the bus; "" means the system bus.
+	Address string
+	// Interactive lets polkit ask for a password.
+	Interactive bool
+	// NoStart does not start the daemon when it is not running.
+	NoStart bool
+}
+
+// Client speaks with one running daemon. It follows one operation at a time.
+type Client struct {
+	conn  *dbus.Conn
+	owner string // the daemon's unique name: answers and signals come from there
+	flags dbus.Flags
+	// signals gets what the daemon sends; nobody else's signals are looked at.
+	signals chan *dbus.Signal
+}
+
+// Dial connects to the daemon, which the bus starts if need be.
+func Dial(ctx context.Context, o DialOptions) (*Client, error) {
+	// Signals must come in the order in which they were sent.
+	conn, err := connect(ctx, busAddress(o.Address), dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w; is this a machine with systemd and dbus?", ErrNoBus, err)
+	}
+	c := &Client{conn: conn, signals: make(chan *dbus.Signal, 16)}
+	if o.Interactive {
+		c.flags |= dbus.FlagAllowInteractiveAuthorization
+	}
+	if err := c.find(ctx, o); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	conn.Signal(c.signals)
+	return c, nil
+}
+
+// find learns the daemon's unique name and hears when it goes.
+func (c *Client) find(ctx context.Context, o DialOptions) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	bus := c.conn.BusObject()
+	err := c.conn.AddMatchSignalContext(ctx, dbus.WithMatchSender(busDriver), dbus.WithMatchInterface(busDriver),
+		dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, BusName))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoBus, err)
+	}
+	if !o.NoStart {
+		err := bus.CallWithContext(ctx, busDriver+".StartServiceByName", 0, BusName, uint32(0)).Err
+		var e dbus.Error
+		switch {
+		case err == nil:
+		case errors.Is(err, context.DeadlineExceeded):
+			return fmt.Errorf("%w: it did not start within %v; systemctl status aaunitd.service says why", ErrNoDaemon, startTimeout)
+		case errors.As(err, &e) && e.Name == errorServiceUnknown:
+			// It may run all the same, without a file to start it by.
+			if c.ask(ctx) != nil {
+				return fmt.Errorf("%w: it is not installed, or its bus configuration is missing; install the package aaunit", ErrNoDaemon)
+			}
+			return nil
+		default:
+			return fmt.Errorf("%w: it does not start: %w; systemctl status aaunitd.service says why", ErrNoDaemon, err)
+		}
+	}
+	if err := c.ask(ctx); err != nil {
+		return fmt.Errorf("%w: it is not running: %w", ErrNoDaemon, err)
+	}
+	return nil
+}
+
+func (c *Client) ask(ctx context.Context) error {
+	return c.conn.BusObject().CallWithContext(ctx, busDriver+".GetNameOwner", 0, BusName).Store(&c.owner)
+}
+
+// Close ends the connection; what was started goes on.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// call calls a method of the daemon. It is not godbus' own Call, which drops
+// the flag that allows questions for a password.
+func (c *Client) call(ctx context.Context, path dbus.ObjectPath, iface, member string, args ...any) *dbus.Call {
+	msg := &dbus.Message{
+		Type:  dbus.TypeMethodCall,
+		Flags: c.flags | dbus.FlagNoAutoStart,
+		Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(c.owner),
+			dbus.FieldPath:        dbus.MakeVariant(path),
+			dbus.FieldInterface:   dbus.MakeVariant(iface),
+			dbus.FieldMember:      dbus.MakeVariant(member),
+		},
+		Body: args,
+	}
+	if len(args) > 0 {
+		msg.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(args...))
+	}
+	return <-c.conn.SendWithContext(ctx, msg, make(chan *dbus.Call, 1)).Done
+}
+
+// fetch calls a method that answers with JSON.
+func (c *Client) fetch(ctx context.Context, limit time.Duration, out any, path dbus.ObjectPath, iface, member string, args ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var text string
+	if err := c.call(ctx, path, iface, member, args...).Store(&text); err != nil {
+		return plainError(err)
+	}
+	if err := json.Unmarshal([]byte(text), out); err != nil {
+		return fmt.Errorf("cannot read aaunitd's answer: %w; are aaunitd and aaunitctl of one version?", err)
+	}
+	return nil
+}
+
+// Attach attaches units and waits for the end; progress may be nil. When ctx
+// ends before, the work goes on.
+func (c *Client) Attach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return c.operate(ctx, "Attach", r, progress)
+}
+
+// Detach takes back what Attach did, and otherwise is like it.
+func (c *Client) Detach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return c.operate(ctx, "Detach", r, progress)
+}
+
+// StartAttach and StartDetach do not wait; they give the operation's object.
+func (c *Client) StartAttach(ctx context.Context, r attach.Request) (string, error) {
+	path, err := c.start(ctx, "Attach", r)
+	return string(path), err
+}
+
+// StartDetach is like StartAttach.
+func (c *Client) StartDetach(ctx context.Context, r attach.Request) (string, error) {
+	path, err := c.start(ctx, "Detach", r)
+	return string(path), err
+}
+
+// Plan says what Attach would do.
+func (c *Client) Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error) {
+	r.DryRun = false // the method says it; it is no option of Plan's
+	var out []attach.Outcome
+	err := c.fetch(ctx, planTimeout+passwordTimeout, &out, Path, ManagerInterface, "Plan", r.Units, encodeOptions(r))
+	return out, err
+}
+
+// Verify looks again, now.
+func (c *Client) Verify(ctx context.Context, units []string) (attach.Report, error) {
+	var out attach.Report
+	err := c.fetch(ctx, verifyTimeout+passwordTimeout, &out, Path, ManagerInterface, "Verify", list(units))
+	return out, err
+}
+
+// Status asks for what is known.
+func (c *Client) Status(ctx context.Context, units []string) (attach.Report, error) {
+	var out attach.Report
+	err := c.fetch(ctx, quickTimeout, &out, Path, ManagerInterface, "Describe", list(units))
+	return out, err
+}
+
+// Profiles lists the profiles under /etc/apparmor.d.
+func (c *Client) Profiles(ctx context.Context) ([]attach.Profile, error) {
+	var out []attach.Profile
+	err := c.fetch(ctx, quickTimeout, &out, Path, ManagerInterface, "ListProfiles")
+	return out, err
+}
+
+// Check says what is in profile files and what speaks against units.
+func (c *Client) Check(ctx context.Context, args []string) ([]attach.Outcome, error) {
+	var out []attach.Outcome
+	err := c.fetch(ctx, planTimeout+passwordTimeout, &out, Path, ManagerInterface, "Check", list(args))
+	return out, err
+}
+
+// list gives an empty list for none: D-Bus has no nil, and godbus must see a
+// slice's type.
+func list(in []string) []string {
+	if in == nil {
+		return []string{}
+	}
+	return in
+}
+
+func (c *Client) start(ctx context.Context, member string, r attach.Request) (dbus.ObjectPath, error) {
+	// The call itself does not end with ctx: once it is sent the work may begin,
+	// and whoever stops waiting should be told so.
+	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickTimeout+passwordTimeout)
+	defer cancel()
+	answer := make(chan *dbus.Call, 1)
+	go func() { answer <- c.call(asking, Path, ManagerInterface, member, list(r.Units), encodeOptions(r)) }()
+	var reply *dbus.Call
+	select {
+	case reply = <-answer:
+	case <-ctx.Done():
+		select {
+		case reply = <-answer:
+		case <-time.After(answerGrace):
+			return "", ctx.Err() // perhaps polkit waits for a password
+		}
+	}
+	var path dbus.ObjectPath
+	if err := reply.Store(&path); err != nil {
+		return "", plainError(err)
+	}
+	return path, nil
+}
+
+// operate starts an operation and follows it to its end. The daemon sends the
+// operation's signals to this connection alone, which listens since Dial: they
+// may come before the answer that names the operation. A gap is filled by
+// asking.
+func (c *Client) operate(ctx context.Context, member string, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	path, err := c.start(ctx, member, r)
+	if err != nil {
+		return nil, err
+	}
+	f := follower{progress: progress}
+	if f.progress == nil {
+		f.progress = func(attach.Event) {}
+	}
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
+	for !f.done {
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrUnderWay, ctx.Err())
+		case sig, ok := <-c.signals:
+			switch {
+			case !ok:
+				return nil, fmt.Errorf("%w: the connection to the bus ended; aaunitctl status shows how far it came", ErrGone)
+			case c.ended(sig):
+				return nil, fmt.Errorf("%w: its next start brings the units to what is declared; aaunitctl status shows them", ErrGone)
+			case sig.Sender != c.owner || sig.Path != path || f.take(sig):
+				continue
+			}
+		case <-poll.C:
+		}
+		// Something is missing, or was not heard for long.
+		var d OperationDescription
+		if err := c.fetch(ctx, quickTimeout, &d, path, OperationInterface, "Describe"); err != nil {
+			return nil, err
+		}
+		f.catchUp(d)
+	}
+	if f.err != "" {
+		return f.outcomes, errors.New(f.err)
+	}
+	return f.outcomes, nil
+}
+
+// ended reports whether a signal of the bus says that the daemon is gone.
+func (c *Client) ended(sig *dbus.Signal) bool {
+	if sig.Sender != busDriver || sig.Name != busDriver+".NameOwnerChanged" || len(sig.Body) != 3 {
+		return false
+	}
+	name, _ := sig.Body[0].(string)
+	before, _ := sig.Body[1].(string)
+	return name == BusName && before == c.owner
+}
+
+// follower puts together what an operation tells, each event once and in order.
+type follower struct {
+	progress func(attach.Event)
+	next     uint64 // index of the event that comes next
+	outcomes []attach.Outcome
+	err      string
+	done     bool
+}
+
+// take takes a signal; false means that something is missing and must be asked for.
+func (f *follower) take(sig *dbus.Signal) bool {
+	switch sig.Name {
+	case OperationInterface + ".Progress":
+		var index uint64
+		var text string
+		if dbus.Store(sig.Body, &index, &text) != nil {
+			return false
+		}
+		if index != f.next {
+			return index < f.next
+		}
+		var e attach.Event
+		if json.Unmarshal([]byte(text), &e) != nil {
+			return false
+		}
+		f.next++
+		f.progress(e)
+	case OperationInterface + ".Finished":
+		var events uint64
+		var text, errText string
+		if dbus.Store(sig.Body, &events, &text, &errText) != nil || events != f.next {
+			return false
+		}
+		if json.Unmarshal([]byte(text), &f.outcomes) != nil {
+			return false
+		}
+		f.err, f.done = errText, true
+	}
+	return true
+}
+
+func (f *follower) catchUp(d OperationDescription) {
+	for ; f.next < uint64(len(d.Events)); f.next++ {
+		f.progress(d.Events[f.next])
+	}
+	if d.State == StateDone {
+		f.outcomes, f.err, f.done = d.Outcomes, d.Error, true
+	}
+}
+
+// plainError puts an error of the bus or the daemon into words, with the next
+// step to take.
+func plainError(err error) error {
+	var e dbus.Error
+	if !errors.As(err, &e) {
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			return errors.New("aaunitd did not answer in time; systemctl status aaunitd.service shows what it does")
+		case errors.Is(err, dbus.ErrClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, new(*net.OpError)):
+			return fmt.Errorf("%w: the connection to the bus ended; aaunitctl status shows how far it came", ErrGone)
+		}
+		return err
+	}
+	switch e.Name {
+	case ErrorNotAuthorized, errorInteractive, errorAccessDenied:
+		return fmt.Errorf("%w: %s; run it as root, or allow the user %s in polkit", ErrDenied, e.Error(), PolkitAction)
+	case ErrorNoPolkit:
+		return fmt.Errorf("%w: %s; run it as root, who needs no polkit", ErrDenied, e.Error())
+	case errorServiceUnknown, errorNoOwner:
+		return fmt.Errorf("%w: %s", ErrNoDaemon, e.Error())
+	case errorNoReply, errorDisconnected:
+		return fmt.Errorf("%w: %s; systemctl status aaunitd.service says why", ErrGone, e.Error())
+	case errorInvalidArgs:
+		return fmt.Errorf("%w: %s", ErrBad, e.Error())
+	case errorUnknownMethod, errorUnknownInterface:
+		return fmt.Errorf("aaunitd does not know this: %s; are aaunitd and aaunitctl of one version?", e.Error())
+	}
+	return errors.New(e.Error())
+}
+
+// The names of systemd on the bus.
+const (
+	systemdName    = "org.freedesktop.systemd1"
+	systemdPath    = "/org/freedesktop/systemd1"
+	systemdManager = "org.freedesktop.systemd1.Manager"
+)
+
+// Services lists the services that systemd knows, loaded or with a unit file,
+// for completion. Templates are left out: they cannot be attached by name.
+func Services(ctx context.Context, o DialOptions) ([]string, error) {
+	conn, err := connect(ctx, busAddress(o.Address))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoBus, err)
+	}
+	defer conn.Close()
+	systemd := conn.Object(systemdName, systemdPath)
+	var files []struct{ Path, State string }
+	err = systemd.CallWithContext(ctx, systemdManager+".ListUnitFilesByPatterns", 0, []string{}, []string{"*.service"}).Store(&files)
+	if err != nil {
+		return nil, err
+	}
+	var units []struct {
+		Name, Description, Load, Active, Sub, Following string
+		Path                                            dbus.ObjectPath
+		Job                                             uint32
+		JobType                                         string
+		JobPath                                         dbus.ObjectPath
+	}
+	err = systemd.CallWithContext(ctx, systemdManager+".ListUnitsByPatterns", 0, []string{}, []string{"*.service"}).Store(&units)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, f := range files {
+		name := f.Path[strings.LastIndexByte(f.Path, '/')+1:]
+		if f.State != "masked" && !attach.IsTemplate(name) {
+			out = append(out, name)
+		}
+	}
+	for _, u := range units {
+		if u.Load == "loaded" {
+			out = append(out, u.Name)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}

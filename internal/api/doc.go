@@ -1,0 +1,61 @@
+// Package api is the daemon's D-Bus service and its Go client.
+//
+// On the bus name org.aaunit1 there are three kinds of objects:
+//
+//	/org/aaunit1                org.aaunit1.Manager, ObjectManager
+//	/org/aaunit1/unit/NAME      org.aaunit1.Attachment, one per attached unit
+//	/org/aaunit1/operation/N    org.aaunit1.Operation, for who started it and for root
+//
+// Read serve.go first (the connection), then handler.go (how a message finds its
+// method, and the introspection text that is made from the same tables),
+// manager.go (the methods), attachments.go, operation.go, and authorize.go
+// (who may do what). client.go is the other end.
+//
+// Anybody on the machine can send anything to a name on the system bus.
+// Everything that arrives is therefore bounded before it is looked at: calls
+// per user and second, units per call, lengths, work under way. File
+// descriptors are not taken at all. What a user who is not root is told leaves
+// out what is about processes and the text of files (public.go).
+package api
+
+import "github.com/godbus/dbus/v5"
+
+// The names on the bus.
+const (
+	BusName = "org.aaunit1"
+	// Path is the object with the Manager interface.
+	Path dbus.ObjectPath = "/org/aaunit1"
+
+	ManagerInterface    = "org.aaunit1.Manager"
+	AttachmentInterface = "org.aaunit1.Attachment"
+	OperationInterface  = "org.aaunit1.Operation"
+
+	// UnitsPath and OperationsPath are where the objects of units and
+	// operations are.
+	UnitsPath      dbus.ObjectPath = "/org/aaunit1/unit"
+	OperationsPath dbus.ObjectPath = "/org/aaunit1/operation"
+
+	// PolkitAction is what polkit is asked about a caller who is not root.
+	PolkitAction = "org.aaunit1.manage"
+)
+
+// The bounds on what a caller may send and have under way.
+const (
+	maxUnits = 1000
+	// maxPublicNames is for reading by others than root.
+	maxPublicNames = 100
+
+	maxLength  = 4096 // bytes in a name or path
+	maxOptions = 16
+	maxReply   = 16 << 20 // bytes of JSON; the system bus takes 32 MiB
+)
+
+// Interfaces of the D-Bus specification.
+const (
+	introspectableInterface = "org.freedesktop.DBus.Introspectable"
+	propertiesInterface     = "org.freedesktop.DBus.Properties"
+	objectManagerInterface  = "org.freedesktop.DBus.ObjectManager"
+	peerInterface           = "org.freedesktop.DBus.Peer"
+
+	busDriver = "org.freedesktop.DBus"
+)

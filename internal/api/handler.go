@@ -1,0 +1,376 @@
+package api
+
+import (
+	"context"
+	"encoding/xml"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+	"github.com/godbus/dbus/v5/introspect"
+)
+
+// An iface is one interface as it is served and as introspection shows it: the
+// two come from the same table.
+type iface struct {
+	name       string
+	methods    []method
+	properties []property
+	signals    []signal
+}
+
+type method struct {
+	name    string
+	in, out []param
+	// call answers; the arguments have the types of in. What it returns has the
+	// types of out.
+	call func(ctx context.Context, r *request) ([]any, *dbus.Error)
+}
+
+type param struct{ name, typ string }
+
+type property struct {
+	name, typ string
+	// changes is the EmitsChangedSignal annotation; "" means true, the default.
+	changes string
+}
+
+type signal struct {
+	name string
+	args []param
+}
+
+func (m method) signature() string {
+	var s string
+	for _, p := range m.in {
+		s += p.typ
+	}
+	return s
+}
+
+// A request is one method call.
+type request struct {
+	session     *session
+	sender      string
+	uid         uint32
+	interactive bool // the caller allows a question for a password
+	path        dbus.ObjectPath
+	iface       string // "" the caller did not say
+	member      string
+	signature   string
+	body        []any
+}
+
+func (r *request) root() bool { return r.uid == 0 }
+
+// handler finds the method of a message for godbus. It accepts every name and
+// leaves the finding to answer, which counts the call before it looks at it.
+type handler struct{ session *session }
+
+type (
+	target struct {
+		session *session
+		path    dbus.ObjectPath
+	}
+	targetIface struct {
+		target
+		iface string
+	}
+	targetMethod struct {
+		targetIface
+		member string
+	}
+)
+
+var (
+	_ dbus.Handler         = handler{}
+	_ dbus.Method          = targetMethod{}
+	_ dbus.ArgumentDecoder = targetMethod{}
+)
+
+func (h handler) LookupObject(path dbus.ObjectPath) (dbus.ServerObject, bool) {
+	return target{h.session, path}, true
+}
+
+func (t target) LookupInterface(name string) (dbus.Interface, bool) {
+	return targetIface{t, name}, true
+}
+
+func (t targetIface) LookupMethod(name string) (dbus.Method, bool) {
+	return targetMethod{t, name}, true
+}
+
+// DecodeArguments keeps the message's values as they came: answer compares
+// their signature with the method's, strictly.
+func (t targetMethod) DecodeArguments(_ *dbus.Conn, sender string, msg *dbus.Message, body []any) ([]any, error) {
+	sig, _ := msg.Headers[dbus.FieldSignature].Value().(dbus.Signature)
+	return []any{&request{
+		session:     t.session,
+		sender:      sender,
+		interactive: msg.Flags&dbus.FlagAllowInteractiveAuthorization != 0,
+		path:        t.path,
+		iface:       t.iface,
+		member:      t.member,
+		signature:   sig.String(),
+		body:        body,
+	}}, nil
+}
+
+func (t targetMethod) Call(args ...any) ([]any, error) {
+	r := args[0].(*request)
+	out, err := r.session.answer(r)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (targetMethod) NumArguments() int     { return 1 }
+func (targetMethod) NumReturns() int       { return 0 }
+func (targetMethod) ArgumentValue(int) any { return (*request)(nil) }
+func (targetMethod) ReturnValue(_ int) any { return nil }
+
+// answer is every call's way in.
+func (s *session) answer(r *request) (out []any, failed *dbus.Error) {
+	defer func() {
+		// A request that trips over a bug of ours must not take the daemon down:
+		// anybody could do it again.
+		if v := recover(); v != nil {
+			s.log.Error("a D-Bus call made the service panic; please report this",
+				"member", r.member, "panic", v, "stack", string(debug.Stack()))
+			out, failed = nil, fail(ErrorFailed, "the service met an error of its own; the journal of aaunitd has it")
+		}
+	}()
+	ctx := s.conn.Context()
+	var err error
+	if r.uid, err = s.uidOf(ctx, r.sender); err != nil {
+		return nil, fail(errorAccessDenied, "cannot tell who the caller is: %v", err)
+	}
+	if !s.calls.allow(r.uid, 1) {
+		return nil, fail(ErrorTooFast, "too many calls by this user; try again in a second")
+	}
+	ifaces, found := s.object(r)
+	if !found {
+		return nil, fail(errorUnknownObject, "there is no object %s", shorten(string(r.path)))
+	}
+	m, err2 := lookup(ifaces, r)
+	if err2 != nil {
+		return nil, err2
+	}
+	if want := m.signature(); r.signature != want {
+		return nil, invalidArgs("%s takes arguments of the types %q, not %q", m.name, want, shorten(r.signature))
+	}
+	return m.call(ctx, r)
+}
+
+func lookup(ifaces []iface, r *request) (*method, *dbus.Error) {
+	known := false
+	for i := range ifaces {
+		if r.iface != "" && ifaces[i].name != r.iface {
+			continue
+		}
+		known = true
+		for j := range ifaces[i].methods {
+			if ifaces[i].methods[j].name == r.member {
+				return &ifaces[i].methods[j], nil
+			}
+		}
+	}
+	if !known {
+		return nil, fail(errorUnknownInterface, "object %s has no interface %s", shorten(string(r.path)), shorten(r.iface))
+	}
+	return nil, fail(errorUnknownMethod, "object %s has no method %s", shorten(string(r.path)), shorten(r.member))
+}
+
+// object gives the interfaces of the object at a path, as this caller may see it.
+func (s *session) object(r *request) ([]iface, bool) {
+	switch {
+	case r.path == "/" || r.path == "/org" || r.path == UnitsPath || r.path == OperationsPath:
+		return []iface{introspectable}, true
+	case r.path == Path:
+		return []iface{introspectable, properties, objectManager, managerIface}, true
+	case strings.HasPrefix(string(r.path), string(UnitsPath)+"/"):
+		unit, ok := unitOf(r.path)
+		if ok {
+			_, ok = s.board.get(unit)
+		}
+		return []iface{introspectable, properties, attachmentIface}, ok
+	case strings.HasPrefix(string(r.path), string(OperationsPath)+"/"):
+		return []iface{introspectable, properties, operationIface}, s.operations.of(r) != nil
+	}
+	return nil, false
+}
+
+// children lists the objects right below a path, as this caller may see them.
+func (s *session) children(r *request) []string {
+	switch r.path {
+	case "/":
+		return []string{"org"}
+	case "/org":
+		return []string{"aaunit1"}
+	case Path:
+		return []string{"operation", "unit"}
+	case UnitsPath:
+		var out []string
+		for _, st := range s.board.all() {
+			out = append(out, escapeLabel(st.Unit))
+		}
+		slices.Sort(out)
+		return out
+	case OperationsPath:
+		return s.operations.visible(r)
+	}
+	return nil
+}
+
+// The tables of the standard interfaces. They are variables set in init,
+// because introspection reads the table that it is part of.
+var introspectable, properties, objectManager iface
+
+func init() {
+	introspectable = iface{name: introspectableInterface, methods: []method{
+		{name: "Introspect", out: []param{{"xml_data", "s"}}, call: introspection},
+	}}
+	properties = iface{
+		name: propertiesInterface,
+		methods: []method{
+			{name: "Get", in: []param{{"interface_name", "s"}, {"property_name", "s"}}, out: []param{{"value", "v"}}, call: getProperty},
+			{name: "GetAll", in: []param{{"interface_name", "s"}}, out: []param{{"properties", "a{sv}"}}, call: getProperties},
+			{name: "Set", in: []param{{"interface_name", "s"}, {"property_name", "s"}, {"value", "v"}}, call: setProperty},
+		},
+		signals: []signal{{"PropertiesChanged", []param{{"interface_name", "s"}, {"changed_properties", "a{sv}"}, {"invalidated_properties", "as"}}}},
+	}
+	objectManager = iface{
+		name: objectManagerInterface,
+		methods: []method{
+			{name: "GetManagedObjects", out: []param{{"objects", "a{oa{sa{sv}}}"}}, call: managedObjects},
+		},
+		signals: []signal{
+			{"InterfacesAdded", []param{{"object", "o"}, {"interfaces", "a{sa{sv}}"}}},
+			{"InterfacesRemoved", []param{{"object", "o"}, {"interfaces", "as"}}},
+		},
+	}
+}
+
+func introspection(_ context.Context, r *request) ([]any, *dbus.Error) {
+	ifaces, _ := r.session.object(r)
+	node := introspect.Node{Interfaces: []introspect.Interface{introspect.PeerData}}
+	for _, i := range ifaces {
+		node.Interfaces = append(node.Interfaces, i.describe())
+	}
+	for _, c := range r.session.children(r) {
+		node.Children = append(node.Children, introspect.Node{Name: c})
+	}
+	text, err := xml.MarshalIndent(node, "", " ")
+	if err != nil {
+		return nil, fail(ErrorFailed, "cannot write the introspection text: %v", err)
+	}
+	return []any{strings.TrimSpace(introspect.IntrospectDeclarationString) + "\n" + string(text)}, nil
+}
+
+func (i iface) describe() introspect.Interface {
+	out := introspect.Interface{Name: i.name}
+	args := func(in []param, direction string) (args []introspect.Arg) {
+		for _, p := range in {
+			args = append(args, introspect.Arg{Name: p.name, Type: p.typ, Direction: direction})
+		}
+		return args
+	}
+	for _, m := range i.methods {
+		out.Methods = append(out.Methods, introspect.Method{Name: m.name, Args: append(args(m.in, "in"), args(m.out, "out")...)})
+	}
+	for _, p := range i.properties {
+		d := introspect.Property{Name: p.name, Type: p.typ, Access: "read"}
+		if p.changes != "" {
+			d.Annotations = []introspect.Annotation{{Name: "org.freedesktop.DBus.Property.EmitsChangedSignal", Value: p.changes}}
+		}
+		out.Properties = append(out.Properties, d)
+	}
+	for _, s := range i.signals {
+		out.Signals = append(out.Signals, introspect.Signal{Name: s.name, Args: args(s.args, "")})
+	}
+	return out
+}
+
+// values gives the properties of an interface of the request's object; nil
+// where it has no such interface.
+func (s *session) values(r *request, name string) map[string]dbus.Variant {
+	switch {
+	case r.path == Path && name == ManagerInterface:
+		return s.managerProperties()
+	case name == AttachmentInterface:
+		if unit, ok := unitOf(r.path); ok {
+			if st, ok := s.board.get(unit); ok {
+				return attachmentProperties(st)
+			}
+		}
+	case name == OperationInterface:
+		if o := s.operations.of(r); o != nil {
+			return o.properties()
+		}
+	}
+	return nil
+}
+
+func getProperty(_ context.Context, r *request) ([]any, *dbus.Error) {
+	all, err := propertiesOf(r)
+	if err != nil {
+		return nil, err
+	}
+	name := r.body[1].(string)
+	v, ok := all[name]
+	if !ok {
+		return nil, fail(errorUnknownProperty, "there is no property %s", shorten(name))
+	}
+	return []any{v}, nil
+}
+
+func getProperties(_ context.Context, r *request) ([]any, *dbus.Error) {
+	all, err := propertiesOf(r)
+	if err != nil {
+		return nil, err
+	}
+	return []any{all}, nil
+}
+
+func setProperty(_ context.Context, r *request) ([]any, *dbus.Error) {
+	all, err := propertiesOf(r)
+	if err != nil {
+		return nil, err
+	}
+	if name := r.body[1].(string); all[name].Value() == nil {
+		return nil, fail(errorUnknownProperty, "there is no property %s", shorten(name))
+	}
+	return nil, fail(errorReadOnly, "the property is read-only; Attach and Detach change things")
+}
+
+// propertiesOf answers for the interface that the first argument names. The
+// standard interfaces have no properties, and an empty name means all.
+func propertiesOf(r *request) (map[string]dbus.Variant, *dbus.Error) {
+	name := r.body[0].(string)
+	out := map[string]dbus.Variant{}
+	known := name == "" || name == peerInterface
+	ifaces, _ := r.session.object(r)
+	for _, i := range ifaces {
+		if name != "" && name != i.name {
+			continue
+		}
+		known = true
+		for key, v := range r.session.values(r, i.name) {
+			out[key] = v
+		}
+	}
+	if !known {
+		return nil, fail(errorUnknownInterface, "object %s has no interface %s", shorten(string(r.path)), shorten(name))
+	}
+	return out, nil
+}
+
+func managedObjects(_ context.Context, r *request) ([]any, *dbus.Error) {
+	out := map[dbus.ObjectPath]map[string]map[string]dbus.Variant{}
+	for _, st := range r.session.board.all() {
+		out[UnitPath(st.Unit)] = interfacesOf(st)
+	}
+	return []any{out}, nil
+}

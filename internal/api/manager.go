@@ -1,0 +1,207 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
+)
+
+// Manager is the daemon's work, as the bus offers it. Every method may be
+// called at any time and several at once.
+type Manager interface {
+	// Attach attaches units. It may take minutes; progress is told each step
+	// and never waits for anybody. An error means that the request as a whole
+	// could not be worked on; what happened to a unit is in its Outcome.
+	Attach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	// Detach takes back exactly what Attach did. With r.DryRun it changes
+	// nothing and says in Outcome.Plan what it would do.
+	Detach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	// Plan says what Attach would do; it changes nothing.
+	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
+	// Verify looks again, now, at attached units (names and globs; none: all).
+	Verify(ctx context.Context, units []string) (attach.Report, error)
+	// Status answers at once from what is known.
+	Status(units []string) attach.Report
+	// Profiles lists what is under /etc/apparmor.d, at once from what is known.
+	Profiles() []attach.Profile
+	// Check says what is in profile files and what speaks against units. It
+	// changes nothing. trusted as in attach.Request.
+	Check(ctx context.Context, args []string, trusted bool) ([]attach.Outcome, error)
+	// Subscribe has f told every published status until ctx ends; a removed
+	// unit comes with Status.Attachment == "". f returns at once. Subscribe may
+	// return when it has registered f, or when ctx ends.
+	Subscribe(ctx context.Context, f func(attach.Status))
+}
+
+const (
+	planTimeout   = 5 * time.Minute
+	verifyTimeout = 10 * time.Minute
+)
+
+var managerIface = iface{
+	name: ManagerInterface,
+	methods: []method{
+		{name: "Attach", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callAttach},
+		{name: "Detach", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callDetach},
+		{name: "Plan", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"outcomes", "s"}}, call: callPlan},
+		{name: "Verify", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerify},
+		{name: "Describe", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callDescribe},
+		{name: "ListProfiles", out: []param{{"profiles", "s"}}, call: callListProfiles},
+		{name: "Check", in: []param{{"names", "as"}}, out: []param{{"outcomes", "s"}}, call: callCheck},
+	},
+	properties: []property{
+		{"Version", "s", "const"},
+		{"AppArmor", "s", "false"},
+		{"GlobalMode", "s", "false"},
+	},
+}
+
+func (s *session) managerProperties() map[string]dbus.Variant {
+	host := s.manager.Status([]string{}).Host
+	return map[string]dbus.Variant{
+		"Version":    dbus.MakeVariant(clean(s.version)),
+		"AppArmor":   dbus.MakeVariant(host.Enabled.String()),
+		"GlobalMode": dbus.MakeVariant(clean(string(host.GlobalMode))),
+	}
+}
+
+func callAttach(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	req, failed := decodeRequest(r.body[0].([]string), r.body[1].(map[string]dbus.Variant), attachOptions)
+	if failed != nil {
+		return nil, failed
+	}
+	return r.begin(ctx, req, r.session.manager.Attach)
+}
+
+func callDetach(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	req, failed := decodeRequest(r.body[0].([]string), r.body[1].(map[string]dbus.Variant), detachOptions)
+	if failed != nil {
+		return nil, failed
+	}
+	return r.begin(ctx, req, r.session.manager.Detach)
+}
+
+// begin asks whether the caller may, and starts the work.
+func (r *request) begin(ctx context.Context, req attach.Request, work func(context.Context, attach.Request, func(attach.Event)) ([]attach.Outcome, error)) ([]any, *dbus.Error) {
+	if failed := r.authorize(ctx); failed != nil {
+		return nil, failed
+	}
+	req.Trusted = r.root()
+	o, failed := r.session.operations.start(r.session.life, r, func(ctx context.Context, progress func(attach.Event)) ([]attach.Outcome, error) {
+		return work(ctx, req, progress)
+	})
+	if failed != nil {
+		return nil, failed
+	}
+	r.session.log.Info("operation started", "operation", o.id, "method", r.member, "uid", r.uid, "units", len(req.Units))
+	return []any{o.path}, nil
+}
+
+func callPlan(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	req, failed := decodeRequest(r.body[0].([]string), r.body[1].(map[string]dbus.Variant), attachOptions)
+	if failed != nil {
+		return nil, failed
+	}
+	return expensive(ctx, r, planTimeout, func(ctx context.Context) (any, error) {
+		req.DryRun, req.Trusted = true, r.root()
+		return some(r.session.manager.Plan(ctx, req))
+	})
+}
+
+func callVerify(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	units := r.body[0].([]string)
+	if failed := checkNames("unit", units); failed != nil {
+		return nil, failed
+	}
+	return expensive(ctx, r, verifyTimeout, func(ctx context.Context) (any, error) {
+		return r.session.manager.Verify(ctx, units)
+	})
+}
+
+func callCheck(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	names := r.body[0].([]string)
+	if failed := checkNames("file or unit", names); failed != nil {
+		return nil, failed
+	}
+	return expensive(ctx, r, planTimeout, func(ctx context.Context) (any, error) {
+		return some(r.session.manager.Check(ctx, names, r.root()))
+	})
+}
+
+func callDescribe(_ context.Context, r *request) ([]any, *dbus.Error) {
+	units := r.body[0].([]string)
+	if failed := checkNames("unit", units); failed != nil {
+		return nil, failed
+	}
+	if r.root() {
+		return reply(r.session.manager.Status(units))
+	}
+	// A name that is not attached is looked up at systemd, which loads its unit
+	// file: names have their price.
+	if len(units) > maxPublicNames {
+		return nil, invalidArgs("%d names were given, at most %d are taken from others than root; none means all", len(units), maxPublicNames)
+	}
+	if !r.session.calls.allow(r.uid, len(units)) {
+		return nil, fail(ErrorTooFast, "too many names asked for by this user; try again in a few seconds")
+	}
+	return reply(publicReport(r.session.manager.Status(units)))
+}
+
+func callListProfiles(_ context.Context, r *request) ([]any, *dbus.Error) {
+	profiles := r.session.manager.Profiles()
+	if profiles == nil {
+		profiles = []attach.Profile{}
+	}
+	if !r.root() {
+		profiles = publicProfiles(profiles)
+	}
+	return reply(profiles)
+}
+
+// expensive answers a call that costs something: asked of polkit first, and
+// only so many at once. godbus runs each call in a goroutine of its own, so
+// that others are answered meanwhile.
+func expensive(ctx context.Context, r *request, limit time.Duration, work func(context.Context) (any, error)) ([]any, *dbus.Error) {
+	if failed := r.authorize(ctx); failed != nil {
+		return nil, failed
+	}
+	release, ok := r.session.looking.take(r.uid)
+	if !ok {
+		return nil, fail(ErrorTooMany, "too many calls are being worked on; wait for one to end")
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	v, err := work(ctx)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, fail(ErrorFailed, "cannot answer within %v", limit)
+	case err != nil:
+		return nil, fail(ErrorFailed, "%v", err)
+	}
+	return reply(v)
+}
+
+// some makes an empty list of none, which JSON tells apart.
+func some(list []attach.Outcome, err error) ([]attach.Outcome, error) {
+	if list == nil {
+		list = []attach.Outcome{}
+	}
+	return list, err
+}
+
+// reply gives v as one JSON string.
+func reply(v any) ([]any, *dbus.Error) {
+	text, err := json.Marshal(v)
+	switch {
+	case err != nil:
+		return nil, fail(ErrorFailed, "cannot write the answer: %v", err)
+	case len(text) > maxReply:
+		return nil, fail(ErrorTooLarge, "the answer is %d bytes long, more than fits in a message; name fewer units", len(text))
+	}
+	return []any{string(text)}, nil
+}

@@ -1,0 +1,107 @@
+package api
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
+)
+
+// The keys of the options argument, an a{sv}.
+const (
+	optProfile   = "profile"    // s
+	optRuntime   = "runtime"    // b
+	optComplain  = "complain"   // b
+	optNoRestart = "no-restart" // b
+	optDryRun    = "dry-run"    // b; Detach only
+)
+
+var (
+	attachOptions = []string{optProfile, optRuntime, optComplain, optNoRestart}
+	detachOptions = []string{optNoRestart, optDryRun}
+)
+
+// decodeRequest reads the arguments of Attach, Detach and Plan.
+func decodeRequest(units []string, options map[string]dbus.Variant, allowed []string) (attach.Request, *dbus.Error) {
+	r := attach.Request{Units: units}
+	if len(units) == 0 {
+		return r, invalidArgs("no unit was named")
+	}
+	if err := checkNames("unit", units); err != nil {
+		return r, err
+	}
+	if len(options) > maxOptions {
+		return r, invalidArgs("there are %d options, at most %d are taken", len(options), maxOptions)
+	}
+	for _, key := range slices.Sorted(maps.Keys(options)) {
+		if !slices.Contains(allowed, key) {
+			return r, invalidArgs("unknown option %q; known are %s", shorten(key), strings.Join(allowed, ", "))
+		}
+		var ok bool
+		switch v := options[key].Value(); key {
+		case optProfile:
+			if r.Profile, ok = v.(string); ok {
+				if err := checkNames("profile", []string{r.Profile}); err != nil {
+					return r, err
+				}
+			}
+		case optRuntime:
+			r.Runtime, ok = v.(bool)
+		case optComplain:
+			r.Complain, ok = v.(bool)
+		case optNoRestart:
+			r.NoRestart, ok = v.(bool)
+		case optDryRun:
+			r.DryRun, ok = v.(bool)
+		}
+		if !ok {
+			return r, invalidArgs("option %q has type %q", key, options[key].Signature().String())
+		}
+	}
+	return r, nil
+}
+
+// encodeOptions is the inverse, for the client.
+func encodeOptions(r attach.Request) map[string]dbus.Variant {
+	out := map[string]dbus.Variant{}
+	if r.Profile != "" {
+		out[optProfile] = dbus.MakeVariant(r.Profile)
+	}
+	for key, on := range map[string]bool{optRuntime: r.Runtime, optComplain: r.Complain, optNoRestart: r.NoRestart, optDryRun: r.DryRun} {
+		if on {
+			out[key] = dbus.MakeVariant(true)
+		}
+	}
+	return out
+}
+
+// checkNames bounds a list of names; what is wrong with a single name is for
+// the core to say, so that the others proceed.
+func checkNames(what string, names []string) *dbus.Error {
+	if len(names) > maxUnits {
+		return invalidArgs("%d names were given, at most %d are taken in one call", len(names), maxUnits)
+	}
+	for _, n := range names {
+		switch {
+		case n == "":
+			return invalidArgs("an empty %s name was given", what)
+		case len(n) > maxLength:
+			return invalidArgs("the %s name %q is longer than %d bytes", what, shorten(n), maxLength)
+		case !utf8.ValidString(n) || strings.IndexByte(n, 0) >= 0:
+			return invalidArgs("the %s name %q is not valid UTF-8", what, shorten(n))
+		}
+	}
+	return nil
+}
+
+// shorten keeps a hostile name from filling a log or an error message.
+func shorten(s string) string {
+	const most = 80
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}

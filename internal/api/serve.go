@@ -1,0 +1,199 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// Options are what the daemon decides about its service.
+type Options struct {
+	// Version is shown on the bus.
+	Version string
+	// Address is the bus; "" means the system bus.
+	Address string
+	// Log takes what goes wrong; nil means slog.Default().
+	Log *slog.Logger
+	// Ready is called once, when the name is owned and calls are answered.
+	Ready func()
+}
+
+// ErrNameTaken says that another process has the name: another aaunitd.
+var ErrNameTaken = errors.New("the bus name " + BusName + " belongs to another process; is another aaunitd running?")
+
+const (
+	retryMin = 200 * time.Millisecond
+	retryMax = 10 * time.Second
+	// resync is how often what is published is compared with what is known, in
+	// case a publication was missed.
+	resync = time.Minute
+	// lastWords bounds the wait for operations when the service ends: their
+	// work ends with ctx, and callers are still told how.
+	lastWords = 10 * time.Second
+)
+
+// Serve offers m on the bus until ctx ends, and then returns nil. A bus that is
+// not there or goes away is tried again for ever; work goes on meanwhile. It
+// returns ErrNameTaken when it finds the name taken at its first connection.
+func Serve(ctx context.Context, m Manager, o Options) error {
+	s := newService(m, o)
+	return s.run(ctx)
+}
+
+// service is what outlives a connection.
+type service struct {
+	manager    Manager
+	version    string
+	address    string
+	log        *slog.Logger
+	ready      func()
+	board      *board
+	operations *operations
+	calls      *limiter
+	looking    *counter // expensive calls being answered
+	asking     *counter // questions to polkit
+	tickets    atomic.Uint64
+	// credentials tells the users behind unique names of a connection.
+	credentials func(*dbus.Conn) func(context.Context, string) (uint32, error)
+	// life is the context in which operations work.
+	life context.Context
+}
+
+func newService(m Manager, o Options) *service {
+	s := &service{
+		manager: m, version: o.Version, address: busAddress(o.Address), log: o.Log,
+		ready:       func() {},
+		board:       newBoard(),
+		operations:  newOperations(),
+		calls:       newLimiter(50, 200),
+		looking:     newCounter(4, 16),
+		asking:      newCounter(4, 32),
+		credentials: busCredentials,
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if o.Ready != nil {
+		s.ready = sync.OnceFunc(o.Ready)
+	}
+	return s
+}
+
+// session is the service on one connection to the bus.
+type session struct {
+	*service
+	conn *dbus.Conn
+	who  *identities
+}
+
+func (s *session) uidOf(ctx context.Context, sender string) (uint32, error) {
+	return s.who.uid(ctx, sender)
+}
+
+func (s *service) run(ctx context.Context) error {
+	// Operations end when ctx ends, and tell their callers over the connection,
+	// which therefore lives a little longer.
+	s.life = ctx
+	link, unlink := context.WithCancel(context.WithoutCancel(ctx))
+	defer unlink()
+	context.AfterFunc(ctx, func() {
+		done := make(chan struct{})
+		go func() { s.operations.close(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(lastWords):
+		}
+		unlink()
+	})
+
+	go s.manager.Subscribe(ctx, s.board.publish)
+	s.board.sync(s.manager.Status)
+	go s.compare(ctx)
+
+	pause, complained := retryMin, ""
+	for first := true; ; first = false {
+		began := time.Now()
+		err := s.serveOnce(link)
+		if link.Err() != nil || ctx.Err() != nil {
+			<-link.Done()
+			return nil
+		}
+		if first && errors.Is(err, ErrNameTaken) {
+			return err
+		}
+		if time.Since(began) > retryMax {
+			pause = retryMin
+		}
+		if text := err.Error(); text != complained {
+			complained = text
+			s.log.Warn("cannot serve on the bus; trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, retryMax)
+	}
+}
+
+// serveOnce serves on one connection until it ends.
+func (s *service) serveOnce(ctx context.Context) error {
+	n := &session{service: s, who: &identities{known: map[string]uint32{}}}
+	admitted := make(chan struct{})
+	conn, err := connect(ctx, s.address, dbus.WithHandler(gate{admitted, handler{n}}), dbus.WithContext(ctx), dbus.WithSignalHandler(deaf{}))
+	if err != nil {
+		return fmt.Errorf("cannot connect to the bus: %w", err)
+	}
+	defer conn.Close()
+	n.conn = conn
+	n.who.ask = s.credentials(conn)
+	close(admitted)
+
+	reply, err := conn.RequestName(BusName, dbus.NameFlagDoNotQueue)
+	switch {
+	case err != nil:
+		return fmt.Errorf("cannot take the bus name %s: %w", BusName, err)
+	case reply != dbus.RequestNameReplyPrimaryOwner && reply != dbus.RequestNameReplyAlreadyOwner:
+		return ErrNameTaken
+	}
+	s.log.Debug("serving on the bus", "name", BusName)
+	s.ready()
+	n.announce()
+	return errors.New("the connection to the bus ended")
+}
+
+// compare makes up for a publication that was missed.
+func (s *service) compare(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(resync):
+		}
+		s.board.sync(s.manager.Status)
+	}
+}
+
+// gate holds back calls until the session is complete: a connection answers
+// from its first moment on.
+type gate struct {
+	open <-chan struct{}
+	handler
+}
+
+func (g gate) LookupObject(path dbus.ObjectPath) (dbus.ServerObject, bool) {
+	<-g.open
+	return g.handler.LookupObject(path)
+}
+
+// deaf drops signals: the service follows none, and anybody may send it any.
+type deaf struct{}
+
+func (deaf) DeliverSignal(string, string, *dbus.Signal) {}

@@ -1,0 +1,905 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
+	"github.com/godbus/dbus/v5/introspect"
+	"github.com/google/go-cmp/cmp"
+)
+
+var none = map[string]dbus.Variant{}
+
+func TestAttachTellsEveryStepInOrder(t *testing.T) {
+	r := startRig(t)
+	c := r.client(t, 0)
+	var steps []string
+	out, err := c.Attach(t.Context(), attach.Request{Units: []string{"a.service", "b.service"}, Profile: "p", NoRestart: true, Trusted: true, DryRun: false},
+		func(e attach.Event) { steps = append(steps, e.Unit+" "+string(e.Step)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"a.service policy", "a.service drop-in", "a.service restarted", "a.service verdict",
+		"b.service policy", "b.service drop-in", "b.service restarted", "b.service verdict",
+	}
+	if d := cmp.Diff(want, steps); d != "" {
+		t.Errorf("events (-want +got):\n%s", d)
+	}
+	if len(out) != 2 || out[1].Unit != "b.service" || !out[1].Changed {
+		t.Errorf("outcomes: %+v", out)
+	}
+	wantReq := []attach.Request{{Units: []string{"a.service", "b.service"}, Profile: "p", NoRestart: true, Trusted: true}}
+	if d := cmp.Diff(wantReq, r.manager.got()); d != "" {
+		t.Errorf("request (-want +got):\n%s", d)
+	}
+}
+
+func TestFailureAsAWholeReachesTheCaller(t *testing.T) {
+	r := startRig(t)
+	r.manager.onAttach(func(context.Context, attach.Request, func(attach.Event)) ([]attach.Outcome, error) {
+		return nil, errors.New("cannot read the moon")
+	})
+	_, err := r.client(t, 0).Attach(t.Context(), attach.Request{Units: []string{"a"}}, nil)
+	if err == nil || err.Error() != "cannot read the moon" {
+		t.Errorf("error: %v", err)
+	}
+}
+
+// A thousand events from many goroutines, while the bus is read slowly.
+func TestProgressNeverLosesAnEvent(t *testing.T) {
+	r := startRig(t)
+	const n = 3000
+	r.manager.onAttach(func(_ context.Context, _ attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+		for i := range n {
+			progress(attach.Event{Text: fmt.Sprint(i)})
+		}
+		return []attach.Outcome{{Unit: "a"}}, nil
+	})
+	got := 0
+	_, err := r.client(t, 0).Attach(t.Context(), attach.Request{Units: []string{"a"}}, func(e attach.Event) {
+		if e.Text != fmt.Sprint(got) {
+			t.Fatalf("event %s came at place %d", e.Text, got)
+		}
+		got++
+	})
+	if err != nil || got != n {
+		t.Errorf("%d of %d events, error %v", got, n, err)
+	}
+}
+
+func TestWorkGoesOnWithoutItsCaller(t *testing.T) {
+	r := startRig(t)
+	begin, end := make(chan struct{}), make(chan error, 1)
+	r.manager.onAttach(func(ctx context.Context, _ attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
+		close(begin)
+		select {
+		case <-ctx.Done():
+		case <-time.After(300 * time.Millisecond):
+		}
+		end <- ctx.Err()
+		return []attach.Outcome{{Unit: "a"}}, nil
+	})
+	c := r.client(t, 0)
+	// Also when the caller leaves before the answer has come.
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-begin; cancel() }()
+	if _, err := c.Attach(ctx, attach.Request{Units: []string{"a"}}, nil); !errors.Is(err, context.Canceled) || !errors.Is(err, ErrUnderWay) {
+		t.Fatalf("error: %v", err)
+	}
+	c.Close()
+	if err := <-end; err != nil {
+		t.Errorf("the work was cut off: %v", err)
+	}
+	// Root can still ask how it ended.
+	d := waitDone(t, r.user(t, 0), OperationsPath+"/1")
+	if len(d.Outcomes) != 1 || d.Outcomes[0].Unit != "a" {
+		t.Errorf("description: %+v", d)
+	}
+}
+
+func waitDone(t *testing.T, c *dbus.Conn, path dbus.ObjectPath) (d OperationDescription) {
+	t.Helper()
+	for range 200 {
+		var text string
+		if err := call(c, path, OperationInterface+".Describe").Store(&text); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal([]byte(text), &d); err != nil {
+			t.Fatal(err)
+		}
+		if d.State == StateDone {
+			return d
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal("the operation does not end")
+	return d
+}
+
+func TestLateSubscriberReadsEverything(t *testing.T) {
+	r := startRig(t)
+	c := r.user(t, 0)
+	var path dbus.ObjectPath
+	if err := manager(c).Call(ManagerInterface+".Attach", 0, []string{"a"}, none).Store(&path); err != nil {
+		t.Fatal(err)
+	}
+	d := waitDone(t, c, path)
+	if len(d.Events) != 4 || d.Events[3].Step != attach.StepVerdict || len(d.Outcomes) != 1 {
+		t.Errorf("description: %+v", d)
+	}
+	var state, result string
+	if err := c.Object(BusName, path).StoreProperty(OperationInterface+".State", &state); err != nil || state != StateDone {
+		t.Errorf("State: %q, %v", state, err)
+	}
+	if err := c.Object(BusName, path).StoreProperty(OperationInterface+".Result", &result); err != nil || !strings.Contains(result, `"unit":"a"`) {
+		t.Errorf("Result: %q, %v", result, err)
+	}
+}
+
+func TestOperationsBelongToTheirCaller(t *testing.T) {
+	r := startRig(t)
+	startPolkit(t, r.bus, &fakePolkit{yes: true})
+	owner, same, other, root := r.user(t, 1000), r.user(t, 1000), r.user(t, 1001), r.user(t, 0)
+	heard := make(chan *dbus.Signal, 100)
+	other.Signal(heard)
+	// A match rule for everything that is not a message to somebody.
+	if err := other.AddMatchSignal(); err != nil {
+		t.Fatal(err)
+	}
+	mine := make(chan *dbus.Signal, 100)
+	owner.Signal(mine)
+	var path dbus.ObjectPath
+	if err := manager(owner).Call(ManagerInterface+".Attach", 0, []string{"a"}, none).Store(&path); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, mine, "Finished", named("Finished"))
+	waitDone(t, owner, path)
+	waitDone(t, root, path)
+	for name, c := range map[string]*dbus.Conn{"another connection of the user": same, "another user": other} {
+		for _, m := range []string{OperationInterface + ".Describe", introspectableInterface + ".Introspect"} {
+			if got := errorName(call(c, path, m).Err); got != errorUnknownObject {
+				t.Errorf("%s calls %s: %q", name, m, got)
+			}
+		}
+		if got := errorName(call(c, path, propertiesInterface+".Get", OperationInterface, "Result").Err); got != errorUnknownObject {
+			t.Errorf("%s reads Result: %q", name, got)
+		}
+		if node, err := introspect.Call(c.Object(BusName, OperationsPath)); err != nil || len(node.Children) != 0 {
+			t.Errorf("%s sees operations %+v, %v", name, node, err)
+		}
+	}
+	if node, err := introspect.Call(root.Object(BusName, OperationsPath)); err != nil || len(node.Children) != 1 {
+		t.Errorf("root sees operations %+v, %v", node, err)
+	}
+	for {
+		select {
+		case s := <-heard:
+			if strings.HasPrefix(s.Name, OperationInterface) {
+				t.Errorf("another user heard %s", s.Name)
+			}
+			continue
+		default:
+		}
+		break
+	}
+}
+
+func TestAuthorization(t *testing.T) {
+	changing := map[string][]any{
+		"Attach": {[]string{"a"}, none},
+		"Detach": {[]string{"a"}, none},
+		"Plan":   {[]string{"a"}, none},
+		"Verify": {[]string{"a"}},
+		"Check":  {[]string{"a"}},
+	}
+	for _, tc := range []struct {
+		name        string
+		polkit      *fakePolkit
+		interactive bool
+		want        string
+	}{
+		{"no polkit", nil, false, ErrorNoPolkit},
+		{"refused", &fakePolkit{}, false, ErrorNotAuthorized},
+		{"would ask", &fakePolkit{challenge: true}, false, errorInteractive},
+		{"asked in vain", &fakePolkit{challenge: true}, true, ErrorNotAuthorized},
+		{"allowed", &fakePolkit{yes: true}, false, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := startRig(t)
+			if tc.polkit != nil {
+				startPolkit(t, r.bus, tc.polkit)
+			}
+			c := r.client(t, 1000)
+			if tc.interactive {
+				c.flags |= dbus.FlagAllowInteractiveAuthorization
+			}
+			for member, args := range changing {
+				err := c.call(t.Context(), Path, ManagerInterface, member, args...).Err
+				if got := errorName(err); got != tc.want {
+					t.Errorf("%s: error %q (%v), want %q", member, got, err, tc.want)
+				}
+			}
+			for _, q := range r.manager.got() {
+				if tc.want != "" {
+					t.Errorf("work was begun: %+v", q)
+				}
+				if q.Trusted {
+					t.Errorf("trusted: %+v", q)
+				}
+			}
+			if slices.Contains(r.manager.trusted, true) {
+				t.Error("Check was trusted")
+			}
+			if tc.polkit == nil {
+				return
+			}
+			questions := tc.polkit.questions()
+			if len(questions) != len(changing) {
+				t.Errorf("polkit was asked %d times", len(questions))
+			}
+			want := polkitQuestion{Kind: "system-bus-name", Name: c.conn.Names()[0], Action: "org.aaunit1.manage"}
+			if tc.interactive {
+				want.Flags = 1
+			}
+			for _, q := range questions {
+				if q != want {
+					t.Errorf("polkit was asked %+v, want %+v", q, want)
+				}
+			}
+			// Reading asks nobody.
+			if err := c.call(t.Context(), Path, ManagerInterface, "Describe", []string{}).Err; err != nil {
+				t.Error(err)
+			}
+			if n := len(tc.polkit.questions()); n != len(questions) {
+				t.Error("polkit was asked about reading")
+			}
+		})
+	}
+}
+
+func TestRootAsksNoPolkit(t *testing.T) {
+	r := startRig(t)
+	p := &fakePolkit{}
+	startPolkit(t, r.bus, p)
+	c := r.client(t, 0)
+	if _, err := c.Plan(t.Context(), attach.Request{Units: []string{"a"}}); err != nil {
+		t.Fatal(err)
+	}
+	if q := p.questions(); len(q) != 0 {
+		t.Errorf("polkit was asked %+v", q)
+	}
+	if got := r.manager.got(); len(got) != 1 || !got[0].Trusted || !got[0].DryRun {
+		t.Errorf("request %+v", got)
+	}
+}
+
+func TestHangingPolkitIsARefusalAndBounded(t *testing.T) {
+	r := startRig(t)
+	p := &fakePolkit{hang: true, yes: true}
+	startPolkit(t, r.bus, p)
+	c := r.user(t, 1000)
+	done := make(chan *dbus.Call, 10)
+	for range 10 {
+		manager(c).Go(ManagerInterface+".Check", 0, done, []string{"a"})
+	}
+	counts := map[string]int{}
+	for range 10 {
+		counts[errorName((<-done).Err)]++
+	}
+	if counts[""] != 4 || counts[ErrorTooMany] != 6 {
+		t.Errorf("answers: %v", counts)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	s := &session{service: r.service, conn: r.connect(t)}
+	if ok, _, err := s.askPolkit(ctx, ":1.1", false); ok || err == nil {
+		t.Errorf("a polkit that does not answer: %v, %v", ok, err)
+	}
+}
+
+func TestRealCredentials(t *testing.T) {
+	b := startBus(t)
+	a, c := b.connect(t), b.connect(t)
+	uid, err := busCredentials(a)(t.Context(), c.Names()[0])
+	if err != nil || int(uid) != os.Getuid() {
+		t.Errorf("uid %d, %v", uid, err)
+	}
+	if _, err := busCredentials(a)(t.Context(), ":1.99999"); err == nil {
+		t.Error("a caller who is gone has a user")
+	}
+}
+
+func TestReadingIsLimitedPerUser(t *testing.T) {
+	// The clock stands still: what is used up stays so.
+	r := startService(t, startBus(t), newFakeManager(), func(s *service) { s.calls.now = func() time.Time { return time.Unix(1, 0) } })
+	greedy, modest, root := r.user(t, 1000), r.user(t, 1001), r.user(t, 0)
+	refused := 0
+	for range 400 {
+		err := call(greedy, Path, ManagerInterface+".Describe", []string{}).Err
+		switch errorName(err) {
+		case "":
+		case ErrorTooFast:
+			refused++
+		default:
+			t.Fatal(err)
+		}
+	}
+	if refused == 0 {
+		t.Error("400 calls in a row were all answered")
+	}
+	// Another connection of the same user does not help.
+	if got := errorName(call(r.user(t, 1000), Path, introspectableInterface+".Introspect").Err); got != ErrorTooFast {
+		t.Errorf("another connection: %q", got)
+	}
+	if err := call(modest, Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
+		t.Errorf("another user: %v", err)
+	}
+	// Names are looked up, so each of them counts.
+	names := make([]string, maxPublicNames)
+	for i := range names {
+		names[i] = "a"
+	}
+	for i, want := range []string{"", ErrorTooFast} {
+		if got := errorName(call(modest, Path, ManagerInterface+".Describe", names).Err); got != want {
+			t.Errorf("%d names, call %d: %q, want %q", len(names), i, got, want)
+		}
+	}
+	if got := errorName(call(r.user(t, 1002), Path, ManagerInterface+".Describe", append(names, "b")).Err); got != errorInvalidArgs {
+		t.Errorf("%d names: %q", len(names)+1, got)
+	}
+	for range 400 {
+		if err := call(root, Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
+			t.Fatalf("root: %v", err)
+		}
+	}
+}
+
+func TestOperationsAreBounded(t *testing.T) {
+	r := startRig(t)
+	startPolkit(t, r.bus, &fakePolkit{yes: true})
+	release := make(chan struct{})
+	r.manager.onAttach(func(ctx context.Context, _ attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
+		<-release
+		return nil, nil
+	})
+	c := r.user(t, 1000)
+	for i := range maxRunning {
+		if err := manager(c).Call(ManagerInterface+".Attach", 0, []string{"a"}, none).Err; err != nil {
+			t.Fatalf("operation %d: %v", i, err)
+		}
+	}
+	if got := errorName(manager(c).Call(ManagerInterface+".Attach", 0, []string{"a"}, none).Err); got != ErrorTooMany {
+		t.Errorf("one more: %q", got)
+	}
+	if err := manager(r.user(t, 1001)).Call(ManagerInterface+".Attach", 0, []string{"a"}, none).Err; err != nil {
+		t.Errorf("another user: %v", err)
+	}
+	close(release)
+	if err := r.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFinishedOperationsAreForgotten(t *testing.T) {
+	ops := newOperations()
+	now := time.Unix(1000, 0)
+	ops.now = func() time.Time { return now }
+	for i := range uint64(200) {
+		ops.all[i] = &operation{id: i, uid: uint32(i % 2), done: true, ended: now.Add(time.Duration(i) * time.Second)}
+	}
+	ops.all[200] = &operation{id: 200}
+	ops.forget()
+	if len(ops.all) != 2*(maxFinished-1)+1 || ops.all[0] != nil || ops.all[199] == nil || ops.all[200] == nil {
+		t.Errorf("%d are left", len(ops.all))
+	}
+	now = now.Add(time.Hour)
+	ops.forget()
+	if len(ops.all) != 1 || ops.all[200] == nil {
+		t.Errorf("after an hour %d are left", len(ops.all))
+	}
+}
+
+func TestLongCallsDoNotHoldUpOthers(t *testing.T) {
+	r := startRig(t)
+	release := make(chan struct{})
+	r.manager.plan = func(context.Context, attach.Request) ([]attach.Outcome, error) {
+		<-release
+		return nil, nil
+	}
+	c := r.user(t, 0)
+	done := make(chan *dbus.Call, 8)
+	for range 5 {
+		manager(c).Go(ManagerInterface+".Plan", 0, done, []string{"a"}, none)
+	}
+	if err := call(c, Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
+		t.Fatal(err)
+	}
+	first := <-done
+	if errorName(first.Err) != ErrorTooMany {
+		t.Errorf("the fifth at once: %v", first.Err)
+	}
+	close(release)
+	for range 4 {
+		if p := <-done; p.Err != nil {
+			t.Error(p.Err)
+		}
+	}
+}
+
+func status(unit string, answer attach.Answer, reasons ...attach.Reason) attach.Status {
+	return attach.Status{
+		Unit: unit, Profile: "agent", ProfileFile: "/etc/apparmor.d/agent", Attachment: "/etc/aaunit/attachments.d/a.conf", ActiveState: "active",
+		Verdict: &attach.Verdict{Unit: unit, InvocationID: "00112233445566778899aabbccddeeff", Profile: "agent", Answer: answer,
+			Reasons: reasons, Tasks: 3, Processes: 2, PrivateTmp: attach.Yes, At: time.UnixMicro(1_700_000_000_123_456)},
+	}
+}
+
+func TestAttachmentObjects(t *testing.T) {
+	r := startRig(t)
+	c := r.user(t, 1000)
+	ch := make(chan *dbus.Signal, 100)
+	c.Signal(ch)
+	if err := c.AddMatchSignal(dbus.WithMatchSender(BusName)); err != nil {
+		t.Fatal(err)
+	}
+	const unit = "9a-b@c.service"
+	path := dbus.ObjectPath("/org/aaunit1/unit/_39a_2db_40c_2eservice")
+	r.manager.tell(status(unit, attach.Confined))
+	s := receive(t, ch, "InterfacesAdded", named("InterfacesAdded"))
+	if s.Path != Path || s.Body[0] != path {
+		t.Errorf("InterfacesAdded: %+v", s)
+	}
+
+	r.manager.tell(status(unit, attach.NotConfined, attach.Because(attach.TaskUnconfined, "/usr/bin/secret (PID 7) is unconfined")))
+	s = receive(t, ch, "PropertiesChanged", named("PropertiesChanged"))
+	changed := s.Body[1].(map[string]dbus.Variant)
+	if s.Path != path || s.Body[0] != AttachmentInterface || len(changed) != 3 || changed["Verdict"].Value() != "not-confined" {
+		t.Errorf("PropertiesChanged: %+v", s)
+	}
+	if got := changed["ReasonText"].Value().([]string); len(got) != 1 || got[0] != "A task is not confined" {
+		t.Errorf("everybody heard %q", got)
+	}
+
+	var all map[string]dbus.Variant
+	if err := call(c, path, propertiesInterface+".GetAll", AttachmentInterface).Store(&all); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{
+		"Unit": unit, "Profile": "agent", "ProfileFile": "/etc/apparmor.d/agent", "AttachmentFile": "/etc/aaunit/attachments.d/a.conf",
+		"ActiveState": "active", "Verdict": "not-confined", "Reasons": []string{"task-unconfined"}, "ReasonText": []string{"A task is not confined"},
+		"InvocationID": "00112233445566778899aabbccddeeff", "VerdictTimestamp": uint64(1_700_000_000_123_456), "Held": false,
+		"Tasks": uint32(3), "Processes": uint32(2), "PrivateTmp": "yes",
+	}
+	got := map[string]any{}
+	for k, v := range all {
+		got[k] = v.Value()
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("properties (-want +got):\n%s", d)
+	}
+	for _, p := range attachmentIface.properties {
+		if v, ok := all[p.name]; !ok || v.Signature().String() != p.typ {
+			t.Errorf("property %s: %v, want type %s", p.name, v, p.typ)
+		}
+	}
+
+	var objects map[dbus.ObjectPath]map[string]map[string]dbus.Variant
+	if err := call(c, Path, objectManagerInterface+".GetManagedObjects").Store(&objects); err != nil {
+		t.Fatal(err)
+	}
+	if len(objects) != 1 || objects[path][AttachmentInterface]["Unit"].Value() != unit {
+		t.Errorf("objects: %v", objects)
+	}
+
+	r.manager.tell(attach.Status{Unit: unit})
+	s = receive(t, ch, "InterfacesRemoved", named("InterfacesRemoved"))
+	if s.Body[0] != path || !slices.Contains(s.Body[1].([]string), AttachmentInterface) {
+		t.Errorf("InterfacesRemoved: %+v", s)
+	}
+	if got := errorName(call(c, path, propertiesInterface+".GetAll", AttachmentInterface).Err); got != errorUnknownObject {
+		t.Errorf("the object is still there: %q", got)
+	}
+}
+
+func TestBoardTakesTheNewerWord(t *testing.T) {
+	b := newBoard()
+	b.publish(status("old.service", attach.Confined))
+	b.sync(func([]string) attach.Report {
+		// Published while the report was made.
+		b.publish(status("a.service", attach.NotConfined))
+		b.publish(attach.Status{Unit: "b.service"})
+		return attach.Report{Units: []attach.Status{status("a.service", attach.Confined), status("b.service", attach.Confined), status("c.service", attach.Confined)}}
+	})
+	var got []string
+	for _, s := range b.all() {
+		got = append(got, s.Unit+" "+s.Verdict.Answer.String())
+	}
+	if d := cmp.Diff([]string{"a.service not-confined", "c.service confined"}, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+func TestOthersThanRootReadNoDetails(t *testing.T) {
+	r := startRig(t)
+	s := status("a.service", attach.NotConfined)
+	for _, e := range attach.Catalogue() {
+		if !plain[e.Code] {
+			s.Verdict.Reasons = append(s.Verdict.Reasons, attach.Because(e.Code, "SECRET").At("SECRET").WithNext("SECRET"))
+		}
+	}
+	s.Refused, s.Notes = s.Verdict.Reasons, s.Verdict.Reasons
+	s.Held = &attach.Hold{Inputs: "SECRET", Reasons: s.Verdict.Reasons}
+	for i := range s.Verdict.Reasons {
+		if s.Verdict.Reasons[i].Code == attach.AttachmentBad {
+			s.Verdict.Reasons[i].Where = "/etc/aaunit/attachments.d/a.conf:3"
+		}
+	}
+	r.manager.units = []attach.Status{s}
+	r.service.board.sync(r.manager.Status)
+	user, root := r.user(t, 1000), r.user(t, 0)
+	for _, q := range [][]any{
+		{Path, ManagerInterface + ".Describe", []string{}},
+		{Path, ManagerInterface + ".ListProfiles"},
+		{Path, objectManagerInterface + ".GetManagedObjects"},
+		{UnitPath("a.service"), propertiesInterface + ".GetAll", ""},
+	} {
+		c := call(user, q[0].(dbus.ObjectPath), q[1].(string), q[2:]...)
+		if c.Err != nil {
+			t.Fatal(c.Err)
+		}
+		text := fmt.Sprint(c.Body...)
+		if strings.Contains(strings.ToUpper(text), "SECRET") {
+			t.Errorf("%v tells %s", q[1], text)
+		}
+		if q[1] != ManagerInterface+".ListProfiles" && !strings.Contains(text, "task-unconfined") {
+			t.Errorf("%v leaves out the codes: %s", q[1], text)
+		}
+	}
+	if c := call(root, Path, ManagerInterface+".Describe", []string{}); !strings.Contains(fmt.Sprint(c.Body...), "SECRET") {
+		t.Errorf("root is told %v, %v", c.Body, c.Err)
+	}
+	if s.Verdict.Reasons[0].Detail != "SECRET" {
+		t.Error("the manager's own report was changed")
+	}
+}
+
+func TestHostileArguments(t *testing.T) {
+	r := startRig(t)
+	c := r.user(t, 0)
+	many := make([]string, maxUnits+1)
+	for i := range many {
+		many[i] = "a"
+	}
+	opts := func(key string, v any) map[string]dbus.Variant {
+		return map[string]dbus.Variant{key: dbus.MakeVariant(v)}
+	}
+	lots := map[string]dbus.Variant{}
+	for i := range maxOptions + 1 {
+		lots[fmt.Sprint("k", i)] = dbus.MakeVariant(true)
+	}
+	m := ManagerInterface + "."
+	for _, tc := range []struct {
+		name, method string
+		args         []any
+		want         string
+	}{
+		{"no arguments", m + "Attach", nil, errorInvalidArgs},
+		{"too few", m + "Attach", []any{[]string{"a"}}, errorInvalidArgs},
+		{"too many arguments", m + "Describe", []any{[]string{"a"}, "x"}, errorInvalidArgs},
+		{"another type", m + "Attach", []any{"a", none}, errorInvalidArgs},
+		{"options of another type", m + "Attach", []any{[]string{"a"}, map[string]string{}}, errorInvalidArgs},
+		{"no unit", m + "Attach", []any{[]string{}, none}, errorInvalidArgs},
+		{"an empty unit", m + "Attach", []any{[]string{"a", ""}, none}, errorInvalidArgs},
+		{"too many units", m + "Attach", []any{many, none}, errorInvalidArgs},
+		{"too many to describe", m + "Describe", []any{many}, errorInvalidArgs},
+		{"too many to verify", m + "Verify", []any{many}, errorInvalidArgs},
+		{"too many to check", m + "Check", []any{many}, errorInvalidArgs},
+		{"a long unit", m + "Plan", []any{[]string{strings.Repeat("a", 5000)}, none}, errorInvalidArgs},
+		{"a long profile", m + "Plan", []any{[]string{"a"}, opts("profile", strings.Repeat("a", 5000))}, errorInvalidArgs},
+		{"an empty profile", m + "Plan", []any{[]string{"a"}, opts("profile", "")}, errorInvalidArgs},
+		{"unknown option", m + "Attach", []any{[]string{"a"}, opts("trusted", true)}, errorInvalidArgs},
+		{"option of another method", m + "Attach", []any{[]string{"a"}, opts("dry-run", true)}, errorInvalidArgs},
+		{"option of another type", m + "Attach", []any{[]string{"a"}, opts("runtime", "yes")}, errorInvalidArgs},
+		{"option in a variant", m + "Attach", []any{[]string{"a"}, opts("runtime", dbus.MakeVariant(true))}, errorInvalidArgs},
+		{"many options", m + "Attach", []any{[]string{"a"}, lots}, errorInvalidArgs},
+		{"unknown method", m + "Explode", nil, errorUnknownMethod},
+		{"unknown interface", "org.aaunit1.Bomb.Explode", nil, errorUnknownInterface},
+		{"interface of another object", OperationInterface + ".Describe", nil, errorUnknownInterface},
+		{"set", propertiesInterface + ".Set", []any{ManagerInterface, "Version", dbus.MakeVariant("2")}, errorReadOnly},
+		{"set what is not there", propertiesInterface + ".Set", []any{ManagerInterface, "Nothing", dbus.MakeVariant("2")}, errorUnknownProperty},
+		{"get what is not there", propertiesInterface + ".Get", []any{ManagerInterface, "Nothing"}, errorUnknownProperty},
+		{"get from nowhere", propertiesInterface + ".Get", []any{"org.example", "Nothing"}, errorUnknownInterface},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := call(c, Path, tc.method, tc.args...).Err
+			if got := errorName(err); got != tc.want {
+				t.Errorf("error %q (%v), want %q", got, err, tc.want)
+			}
+		})
+	}
+	for _, path := range []dbus.ObjectPath{
+		"/nothing", "/org/aaunit1/unit/a_2eservice", "/org/aaunit1/unit/_", "/org/aaunit1/unit/a_2", "/org/aaunit1/unit/a/b",
+		"/org/aaunit1/operation/1", "/org/aaunit1/operation/01", "/org/aaunit1/operation/x", "/org/aaunit1/operation/99999999999999999999999",
+	} {
+		if got := errorName(call(c, path, introspectableInterface+".Introspect").Err); got != errorUnknownObject {
+			t.Errorf("%s: %q", path, got)
+		}
+	}
+	if got := r.manager.got(); len(got) != 0 {
+		t.Errorf("work was begun: %+v", got)
+	}
+}
+
+// Values nested as deep as a bus lets through, and file descriptors.
+func TestHostileMessages(t *testing.T) {
+	r := startRig(t)
+	for _, depth := range []int{1, 31, 32, 33, 60, 61, 62, 63, 64, 65} {
+		c := r.user(t, 1000)
+		v := dbus.MakeVariant(true)
+		for range depth {
+			v = dbus.MakeVariantWithSignature(v, dbus.ParseSignatureMust("v"))
+		}
+		manager(c).Go(ManagerInterface+".Attach", dbus.FlagNoReplyExpected, nil, []string{"a"}, map[string]dbus.Variant{"runtime": v})
+	}
+	c := r.user(t, 1000)
+	f, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	err = manager(c).Call(ManagerInterface+".Attach", 0, []string{"a"}, map[string]dbus.Variant{"runtime": dbus.MakeVariant(dbus.UnixFD(f.Fd()))}).Err
+	if err == nil {
+		t.Error("a file descriptor was taken")
+	}
+	// Whatever became of the connection, the service is there.
+	for range 100 {
+		if err = call(r.user(t, 0), Path, ManagerInterface+".Describe", []string{}).Err; err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if got := r.manager.got(); len(got) != 0 {
+		t.Errorf("work was begun: %+v", got)
+	}
+}
+
+func TestAPanicOfOursIsAnError(t *testing.T) {
+	r := startRig(t)
+	r.manager.plan = func(context.Context, attach.Request) ([]attach.Outcome, error) { panic("boo") }
+	c := r.user(t, 0)
+	if got := errorName(call(c, Path, ManagerInterface+".Plan", []string{"a"}, none).Err); got != ErrorFailed {
+		t.Errorf("error %q", got)
+	}
+	if err := call(c, Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestIntrospectionIsComplete(t *testing.T) {
+	r := startRig(t)
+	r.manager.units = []attach.Status{status("a.service", attach.Confined)}
+	r.service.board.sync(r.manager.Status)
+	c := r.user(t, 0)
+	if err := manager(c).Call(ManagerInterface+".Attach", 0, []string{"a"}, none).Err; err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	var walk func(path dbus.ObjectPath)
+	walk = func(path dbus.ObjectPath) {
+		node, err := introspect.Call(c.Object(BusName, path))
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		for _, i := range node.Interfaces {
+			seen[i.Name] = true
+			for _, m := range i.Methods {
+				seen[i.Name+"."+m.Name+"()"] = true
+			}
+			for _, p := range i.Properties {
+				var v dbus.Variant
+				if err := c.Object(BusName, path).StoreProperty(i.Name+"."+p.Name, &v); err != nil || v.Signature().String() != p.Type {
+					t.Errorf("%s %s.%s: %v, %v; introspection says %s", path, i.Name, p.Name, v, err, p.Type)
+				}
+			}
+		}
+		for _, child := range node.Children {
+			walk(dbus.ObjectPath(strings.TrimSuffix(string(path), "/") + "/" + child.Name))
+		}
+	}
+	walk("/")
+	for _, i := range []iface{introspectable, properties, objectManager, managerIface, attachmentIface, operationIface} {
+		if !seen[i.name] {
+			t.Errorf("introspection does not show %s", i.name)
+		}
+		for _, m := range i.methods {
+			if !seen[i.name+"."+m.name+"()"] {
+				t.Errorf("introspection does not show %s.%s", i.name, m.name)
+			}
+		}
+	}
+}
+
+// The bus goes and comes back: the name, the calls and the signals are there
+// again, and who had a name on the old bus is nobody on the new one.
+func TestBusRestart(t *testing.T) {
+	r := startRig(t)
+	startPolkit(t, r.bus, &fakePolkit{yes: true})
+	release := make(chan struct{})
+	r.manager.onAttach(func(context.Context, attach.Request, func(attach.Event)) ([]attach.Outcome, error) {
+		<-release
+		return []attach.Outcome{{Unit: "a"}}, nil
+	})
+	c := r.client(t, 0)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := c.Attach(t.Context(), attach.Request{Units: []string{"a"}}, nil)
+		ended <- err
+	}()
+	for len(r.manager.got()) == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	r.bus.stop()
+	if err := <-ended; !errors.Is(err, ErrGone) {
+		t.Errorf("the waiting client: %v", err)
+	}
+	r.bus.start(t)
+	close(release)
+	var again *Client
+	for range 100 {
+		var err error
+		if again, err = Dial(t.Context(), DialOptions{Address: r.address}); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if again == nil {
+		t.Fatal("the service did not come back")
+	}
+	defer again.Close()
+	r.manager.onAttach(nil)
+	if _, err := again.Attach(t.Context(), attach.Request{Units: []string{"b"}}, nil); err != nil {
+		t.Error(err)
+	}
+	// Whatever unique name it has: an operation of the old bus is not its own.
+	for i := range 20 {
+		u := r.user(t, 1000)
+		if got := errorName(call(u, OperationsPath+"/1", OperationInterface+".Describe").Err); got != errorUnknownObject {
+			t.Fatalf("connection %d (%s) reads an operation of the old bus: %q", i, u.Names()[0], got)
+		}
+	}
+	waitDone(t, r.user(t, 0), OperationsPath+"/1")
+}
+
+func TestTwoDaemons(t *testing.T) {
+	r := startRig(t)
+	err := Serve(t.Context(), newFakeManager(), Options{Address: r.address})
+	if !errors.Is(err, ErrNameTaken) {
+		t.Errorf("error: %v", err)
+	}
+}
+
+// The end of the service lets callers hear how their work ended.
+func TestLastWords(t *testing.T) {
+	r := startRig(t)
+	r.manager.onAttach(func(ctx context.Context, _ attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+		progress(attach.Event{Unit: "a"})
+		<-ctx.Done()
+		return []attach.Outcome{{Unit: "a", Undone: true, Exit: attach.ExitFailed}}, nil
+	})
+	out, err := r.client(t, 0).Attach(t.Context(), attach.Request{Units: []string{"a"}}, func(attach.Event) { go func() { _ = r.stop() }() })
+	if err != nil || len(out) != 1 || !out[0].Undone {
+		t.Errorf("%+v, %v", out, err)
+	}
+}
+
+func TestClientErrors(t *testing.T) {
+	if _, err := Dial(t.Context(), DialOptions{Address: "unix:path=/nonexistent"}); !errors.Is(err, ErrNoBus) {
+		t.Errorf("without a bus: %v", err)
+	}
+	if _, err := Dial(t.Context(), DialOptions{Address: "tcp:host=example.org"}); !errors.Is(err, ErrNoBus) {
+		t.Errorf("with a bus elsewhere: %v", err)
+	}
+	b := startBus(t)
+	for _, o := range []DialOptions{{Address: b.address}, {Address: b.address, NoStart: true}} {
+		if _, err := Dial(t.Context(), o); !errors.Is(err, ErrNoDaemon) {
+			t.Errorf("without a daemon: %v", err)
+		}
+	}
+	r := startService(t, b, newFakeManager())
+	c := r.client(t, 1000)
+	if _, err := c.Plan(t.Context(), attach.Request{Units: []string{"a"}}); !errors.Is(err, ErrDenied) || !strings.Contains(err.Error(), "run it as root") {
+		t.Errorf("without polkit: %v", err)
+	}
+	if _, err := c.Attach(t.Context(), attach.Request{}, nil); !errors.Is(err, ErrBad) {
+		t.Errorf("without units: %v", err)
+	}
+	if rep, err := c.Status(t.Context(), nil); err != nil || rep.Host.Enabled != attach.Yes {
+		t.Errorf("status: %+v, %v", rep, err)
+	}
+	if p, err := c.Profiles(t.Context()); err != nil || len(p) != 1 || p[0].Name != "agent" {
+		t.Errorf("profiles: %+v, %v", p, err)
+	}
+}
+
+func TestFollowerFillsGaps(t *testing.T) {
+	var got []string
+	f := follower{progress: func(e attach.Event) { got = append(got, e.Text) }}
+	event := func(i uint64) *dbus.Signal {
+		return &dbus.Signal{Name: OperationInterface + ".Progress", Body: []any{i, fmt.Sprintf(`{"text":"%d"}`, i)}}
+	}
+	for range 2 {
+		if !f.take(event(0)) {
+			t.Error("an event, or its repetition, was not taken")
+		}
+	}
+	if f.take(event(2)) {
+		t.Error("a gap was not noticed")
+	}
+	f.catchUp(OperationDescription{State: StateRunning, Events: []attach.Event{{Text: "0"}, {Text: "1"}, {Text: "2"}}})
+	if !f.take(event(2)) || !f.take(event(3)) {
+		t.Error("not taken after the gap was filled")
+	}
+	if f.take(&dbus.Signal{Name: OperationInterface + ".Finished", Body: []any{uint64(6), "[]", ""}}) || f.done {
+		t.Error("an end with missing events was taken")
+	}
+	f.catchUp(OperationDescription{State: StateDone, Events: make([]attach.Event, 6)})
+	if !f.done || len(got) != 6 {
+		t.Errorf("done %v, events %q", f.done, got)
+	}
+}
+
+// fakeSystemd lists units.
+type fakeSystemd struct{}
+
+func (fakeSystemd) ListUnitFilesByPatterns(_, _ []string) ([]struct{ Path, State string }, *dbus.Error) {
+	return []struct{ Path, State string }{
+		{"/usr/lib/systemd/system/b.service", "enabled"}, {"/etc/systemd/system/agent@.service", "static"}, {"/etc/systemd/system/gone.service", "masked"},
+	}, nil
+}
+
+type listedUnit struct {
+	Name, Description, Load, Active, Sub, Following string
+	Path                                            dbus.ObjectPath
+	Job                                             uint32
+	JobType                                         string
+	JobPath                                         dbus.ObjectPath
+}
+
+func (fakeSystemd) ListUnitsByPatterns(_, _ []string) ([]listedUnit, *dbus.Error) {
+	return []listedUnit{
+		{Name: "agent@a.service", Load: "loaded", Path: "/x", JobPath: "/"}, {Name: "b.service", Load: "loaded", Path: "/y", JobPath: "/"},
+		{Name: "missing.service", Load: "not-found", Path: "/z", JobPath: "/"},
+	}, nil
+}
+
+func TestServices(t *testing.T) {
+	b := startBus(t)
+	if _, err := Services(t.Context(), DialOptions{Address: b.address}); err == nil {
+		t.Error("no systemd, and no error")
+	}
+	c := b.connect(t)
+	if err := c.Export(fakeSystemd{}, systemdPath, systemdManager); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.RequestName(systemdName, dbus.NameFlagDoNotQueue); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Services(t.Context(), DialOptions{Address: b.address})
+	if d := cmp.Diff([]string{"agent@a.service", "b.service"}, got); err != nil || d != "" {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+}

@@ -1,0 +1,153 @@
+package apparmor
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+func TestCompileManyWithOneBad(t *testing.T) {
+	h := newHost(t)
+	h.write(profileDir+"/abstractions/mine", "/etc/passwd r,\n/bin/sh Ux,\n")
+	var files []string
+	for i := range 6 {
+		files = append(files, h.profile(fmt.Sprintf("p %d", i), fmt.Sprintf("profile p%d {\n  include <abstractions/mine>\n  include if exists <local/none>\n  profile child { /x r, }\n}\n", i)))
+	}
+	bad := h.profile("bad", "profile bad {\n  include <abstractions/mine>\n  /etc/x zz,\n}\n")
+	files = append(files[:3:3], append([]string{bad}, files[3:]...)...)
+	done, problems := h.Compile(ctx(t), append(files, files[0]), false)
+	if len(done) != 6 || len(problems) != 1 {
+		t.Fatalf("%d done, problems %+v", len(done), problems)
+	}
+	if r := problems[0]; r.Code != attach.ProfileBroken || r.Where != bad+":3" || !strings.Contains(r.Detail, "cannot compile "+bad) || !strings.Contains(r.Detail, "syntax error") {
+		t.Errorf("problem %+v", r)
+	}
+	for _, c := range done {
+		e, err := splitBlob(c.Blob)
+		if err != nil || len(e) != 2 || len(c.Profiles) != 1 || e[1].name != c.Profiles[0].Name+"//child" {
+			t.Errorf("%s: %v %+v %v", c.File, err, c.Profiles, e)
+		}
+		if len(c.Profiles[0].Leaves) != 1 || c.Profiles[0].Leaves[0].Rule != "/bin/sh Ux," {
+			t.Errorf("leaves %+v", c.Profiles[0].Leaves)
+		}
+		if c.Checksums != nil || c.NotStaged == "" {
+			t.Errorf("staged without a kernel: %+v", c)
+		}
+	}
+	// In one go or alone, the bytes are the same.
+	alone := New(h.opt)
+	one, _ := alone.Compile(ctx(t), []string{done[2].File}, false)
+	if len(one) != 1 || string(one[0].Blob) != string(done[2].Blob) || one[0].Source != done[2].Source {
+		t.Error("compiled alone the policy is another one")
+	}
+	// A changed include is another source; complain another policy.
+	h.write(profileDir+"/abstractions/mine", "/etc/group r,\n")
+	again, _ := h.Compile(ctx(t), []string{done[0].File}, false)
+	if len(again) != 1 || again[0].Source == done[0].Source || string(again[0].Blob) == string(done[0].Blob) {
+		t.Error("a changed include was not noticed")
+	}
+	complain, _ := h.Compile(ctx(t), []string{done[0].File}, true)
+	if len(complain) != 1 || string(complain[0].Blob) == string(again[0].Blob) || !complain[0].Complain {
+		t.Error("complain made no difference")
+	}
+}
+
+func TestCompileRefuses(t *testing.T) {
+	h := newHost(t)
+	for name, c := range map[string]struct{ text, want string }{
+		"empty":     {"", "it defines no profile"},
+		"comment":   {"# nothing\n", "it defines no profile"},
+		"binary":    {"\x7fELF\x00\x01\x02\xff", "cannot compile"},
+		"namespace": {"profile :other:x { }\n", "belongs to policy namespace other"},
+		"newline":   {"profile \"a\\nb\" { }\n", "control character"},
+		"twice":     {"profile x { }\nprofile x { }\n", "Multiple definitions"},
+		"include":   {"profile x { include <abstractions/none> }\n", "abstractions/none"},
+		"sockopt":   {"profile x {\n  socket (tcp) options=(nodelay) level=tcp optname=TCP_NODELAY,\n}\n", "AppArmor cannot express socket options"},
+	} {
+		f := h.profile(name, c.text)
+		done, problems := h.Compile(ctx(t), []string{f}, false)
+		if len(done) > 0 || len(problems) != 1 || problems[0].Code != attach.ProfileBroken || !strings.Contains(problems[0].Detail, c.want) || !strings.HasPrefix(problems[0].Detail, "cannot compile "+f) {
+			t.Errorf("%s: %+v %+v", name, done, problems)
+		}
+		for _, p := range problems {
+			if strings.Contains(p.Detail+p.Where, h.opt.Scratch) {
+				t.Errorf("%s: the message names the copy: %+v", name, p)
+			}
+		}
+		t.Logf("%s: %s", name, problems)
+	}
+	if _, problems := h.Compile(ctx(t), []string{profileDir + "/none", "relative"}, false); len(problems) != 2 || problems[0].Code != attach.ProfileNotFound && problems[1].Code != attach.ProfileNotFound {
+		t.Errorf("%+v", problems)
+	}
+}
+
+func TestParserThatMisbehaves(t *testing.T) {
+	for name, c := range map[string]struct{ script, want string }{
+		"hangs":          {"exec sleep 100", "did not end within"},
+		"hangs forked":   {"sleep 100 & wait", "did not end within"},
+		"garbage":        {"head -c 100000 /dev/urandom", "makes no sense"},
+		"floods":         {"exec cat /dev/zero", "printed more than"},
+		"lies":           {"echo 'AppArmor parser error for x in /etc/apparmor.d/a at line 7: boom'  >&2; exit 0", "line 7: boom"},
+		"silent failure": {"exit 3", "exit status 3"},
+		"says nothing":   {"exit 0", "it defines no profile"},
+		"dies":           {"kill -SEGV $$", "signal"},
+		"too much":       {"x=a; while :; do x=$x$x; done", "cannot compile"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t, fakeParser(t, c.script))
+			h.opt.ParserTime, h.opt.ParserOutput, h.opt.ParserMemory = 2*time.Second, 1<<20, 256<<20
+			f := h.profile("a", "profile a { }\n")
+			begin := time.Now()
+			done, problems := h.Compile(ctx(t), []string{f}, false)
+			if len(done) > 0 || len(problems) != 1 || problems[0].Code != attach.ProfileBroken || !strings.Contains(problems[0].Detail, c.want) {
+				t.Errorf("%+v %+v", done, problems)
+			}
+			if time.Since(begin) > 20*time.Second {
+				t.Errorf("took %v", time.Since(begin))
+			}
+			if left, _ := os.ReadDir(h.opt.Scratch); len(left) > 0 {
+				t.Errorf("left %v behind", left)
+			}
+			// The index has the text's names all the same.
+			if got := names(h, "a"); got != "a@a" && name != "says nothing" {
+				t.Errorf("ByName = %q", got)
+			}
+		})
+	}
+	t.Run("missing", func(t *testing.T) {
+		h := newHost(t, "/nonexistent/apparmor_parser")
+		f := h.profile("a", "profile a { }\n")
+		_, problems := h.Compile(ctx(t), []string{f}, false)
+		if len(problems) != 1 || !strings.Contains(problems[0].Detail, "apparmor_parser is not installed") {
+			t.Errorf("%+v", problems)
+		}
+	})
+	for name, out := range map[string]string{"control": `a\001b`, "nul": `a\000b`, "utf8": `\377\376`, "empty": `a\n\nb`} {
+		t.Run("names "+name, func(t *testing.T) {
+			h := newHost(t, fakeParser(t, "printf '"+out+"\\n'"))
+			f := h.profile("a", "# no profile in the text\n")
+			if p, err := h.InFile(f); err == nil {
+				t.Errorf("garbage was taken: %q", p)
+			}
+		})
+	}
+}
+
+func TestAHangingParserIsNotWaitedForOncePerFile(t *testing.T) {
+	h := newHost(t, fakeParser(t, "exec sleep 100"))
+	h.opt.ParserTime = 300 * time.Millisecond
+	for i := range 40 {
+		h.profile(fmt.Sprint(i), fmt.Sprintf("profile p%d { }\n", i))
+	}
+	begin := time.Now()
+	if names(h, "p7") != "p7@7" {
+		t.Error(names(h, "p7"))
+	}
+	if d := time.Since(begin); d >= 40*h.opt.ParserTime {
+		t.Errorf("took %v, as long as waiting for each of 40 files", d)
+	}
+}

@@ -1,0 +1,426 @@
+package apparmor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// maxIndexed bounds the files that are indexed.
+const maxIndexed = 10_000
+
+// racy is how long a file must have been untouched for its times to prove that
+// it did not change since it was read: the kernel's clock for them is coarse.
+const racy = 50 * time.Millisecond
+
+// indexState is what is known of profile files, by path.
+type indexState struct {
+	sync.Mutex
+	files   map[string]*indexed // directly in /etc/apparmor.d
+	outside map[string]*indexed // asked for by path
+	// clean: nothing changed since the last look, as far as the watch says.
+	clean    bool
+	watches  int
+	dirMtime unix.Timespec
+	watcher  *fsnotify.Watcher
+	// elsewhere are the real paths of files outside /etc/apparmor.d that
+	// profiles depend on.
+	elsewhere map[string]bool
+}
+
+// indexed is what is known of one file.
+type indexed struct {
+	deps   map[string]signature // the file and what it includes; zero: missing
+	dirs   map[string]signature // included directories
+	read   time.Time
+	digest string
+	names  []attach.Profile // children too
+	vars   map[string][]string
+	// err says why the parser did not give its names; what the text says stands
+	// in for them.
+	err error
+}
+
+// ByName lists the profiles with that internal name in /etc/apparmor.d. A file
+// that is disabled counts only where no other has the name, and one that does
+// not compile only where those have not either: neither is loaded at boot.
+func (s *System) ByName(name string) []attach.Profile {
+	s.index.Lock()
+	defer s.index.Unlock()
+	s.refresh()
+	var ranks [3][]attach.Profile
+	for _, e := range s.index.files {
+		for _, p := range e.names {
+			switch {
+			case p.Name != name:
+			case e.err != nil:
+				ranks[2] = append(ranks[2], p)
+			case s.link("disable", p.File) != "":
+				ranks[1] = append(ranks[1], p)
+			default:
+				ranks[0] = append(ranks[0], p)
+			}
+		}
+	}
+	for _, found := range ranks {
+		if len(found) > 0 {
+			return s.present(found)
+		}
+	}
+	return nil
+}
+
+// InFile lists the profiles that a file defines, without children and hats, in
+// the order of the text. A file outside /etc/apparmor.d is read when it is
+// asked for, and only where root alone can write it: ErrUntrusted. Where the
+// parser refuses the file the names are those of its text, and Compile says
+// what is wrong; where even that names none, the error does.
+func (s *System) InFile(file string) ([]attach.Profile, error) {
+	if !filepath.IsAbs(file) || filepath.Clean(file) != file || strings.ContainsRune(file, 0) {
+		return nil, fmt.Errorf("cannot read profile file %q: give its absolute path", file)
+	}
+	s.index.Lock()
+	defer s.index.Unlock()
+	s.refresh()
+	e := s.index.files[file]
+	if e == nil {
+		var err error
+		if e, err = s.outsideFile(file); err != nil {
+			return nil, err
+		}
+	}
+	var out []attach.Profile
+	for _, p := range e.names {
+		if !strings.Contains(p.Name, "//") {
+			out = append(out, p)
+		}
+	}
+	if len(out) == 0 && e.err != nil {
+		return nil, e.err
+	}
+	return s.present(out), nil
+}
+
+// ByExecutable lists the profiles whose attachment path fits a program's path,
+// or the path that its links lead to. Of several, those stay that name most of
+// the path, as the kernel chooses.
+func (s *System) ByExecutable(program string) []attach.Profile {
+	if !filepath.IsAbs(program) {
+		return nil
+	}
+	paths := []string{filepath.Clean(program)}
+	if to, err := filepath.EvalSymlinks(s.real(program)); err == nil {
+		if s.opt.Root != "" {
+			to = "/" + strings.TrimPrefix(strings.TrimPrefix(to, s.opt.Root), "/")
+		}
+		if to != paths[0] {
+			paths = append(paths, to)
+		}
+	}
+	s.index.Lock()
+	defer s.index.Unlock()
+	s.refresh()
+	best := -1
+	var out []attach.Profile
+	for _, e := range s.index.files {
+		for _, p := range e.names {
+			if p.Attachment == "" || strings.Contains(p.Name, "//") {
+				continue
+			}
+			re, ok := compileGlob(p.Attachment, e.vars)
+			if !ok || !slices.ContainsFunc(paths, re.MatchString) {
+				continue
+			}
+			switch n := literalPrefix(p.Attachment); {
+			case n > best:
+				best, out = n, []attach.Profile{p}
+			case n == best:
+				out = append(out, p)
+			}
+		}
+	}
+	return s.present(out)
+}
+
+// Profiles lists every profile that a file directly in /etc/apparmor.d defines,
+// without children and hats, by name and file.
+func (s *System) Profiles() []attach.Profile {
+	s.index.Lock()
+	defer s.index.Unlock()
+	s.refresh()
+	var out []attach.Profile
+	for _, e := range s.index.files {
+		for _, p := range e.names {
+			if !strings.Contains(p.Name, "//") {
+				out = append(out, p)
+			}
+		}
+	}
+	out = s.present(out)
+	slices.SortStableFunc(out, func(a, b attach.Profile) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// present sorts profiles and says which links stand for their files now.
+func (s *System) present(found []attach.Profile) []attach.Profile {
+	out := make([]attach.Profile, 0, len(found))
+	for _, p := range found {
+		p.DisabledBy = s.link("disable", p.File)
+		p.ComplainBy = s.link("force-complain", p.File)
+		out = append(out, p)
+	}
+	slices.SortStableFunc(out, func(a, b attach.Profile) int {
+		if c := strings.Compare(a.File, b.File); c != 0 {
+			return c
+		}
+		return a.Line - b.Line
+	})
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}
+
+// link finds the entry in disable/ or force-complain/ that stands for a file:
+// one of the same base name that the parser can read (test_for_dir_mode in
+// parser/parser_main.c). It counts for files elsewhere, too.
+func (s *System) link(kind, file string) string {
+	p := path.Join(profileDir, kind, path.Base(file))
+	if _, err := os.Stat(s.real(p)); err != nil {
+		return ""
+	}
+	return p
+}
+
+// refresh brings the index up to date. Files whose times did not change, and
+// whose includes did not, are not read again; what was read and is the same is
+// not given to the parser again.
+func (s *System) refresh() {
+	ix := &s.index
+	var st unix.Stat_t
+	if err := unix.Stat(s.real(profileDir), &st); err != nil {
+		ix.files, ix.clean = nil, false
+		return
+	}
+	if ix.watches > 0 && ix.clean && st.Mtim == ix.dirMtime {
+		return
+	}
+	// Before the look: a change during it makes the next look necessary.
+	ix.clean, ix.dirMtime = ix.watches > 0, st.Mtim
+	entries, err := os.ReadDir(s.real(profileDir))
+	if err != nil {
+		ix.clean = false
+		return
+	}
+	look := map[string]signature{}
+	files := map[string]*indexed{}
+	var stale []string
+	for _, e := range entries {
+		if skipped(e.Name()) || e.IsDir() || len(files)+len(stale) >= maxIndexed {
+			continue
+		}
+		p := path.Join(profileDir, e.Name())
+		if old := ix.files[p]; old != nil && s.fresh(old, look) {
+			files[p] = old
+			continue
+		}
+		stale = append(stale, p)
+	}
+	for p, e := range s.reindex(stale, ix.files) {
+		files[p] = e
+	}
+	ix.files = files
+}
+
+// outsideFile reads a profile file that is not directly in /etc/apparmor.d.
+func (s *System) outsideFile(file string) (*indexed, error) {
+	e := s.index.outside[file]
+	if e == nil || !s.fresh(e, map[string]signature{}) {
+		src, err := s.newReader().source(file)
+		if err == nil {
+			err = src.untrusted
+		}
+		if err != nil {
+			delete(s.index.outside, file)
+			return nil, fmt.Errorf("cannot read profile file %s: %w", file, err)
+		}
+		if e = s.reindex([]string{file}, s.index.outside)[file]; e == nil {
+			return nil, fmt.Errorf("cannot read profile file %s: %w", file, fs.ErrNotExist)
+		}
+		if s.index.outside == nil || len(s.index.outside) > 1000 {
+			s.index.outside = map[string]*indexed{}
+		}
+		s.index.outside[file] = e
+	}
+	return e, nil
+}
+
+// retry is how long a file waits whose names could not be read because the
+// parser could not be run or did not end.
+const retry = time.Minute
+
+// fresh reports whether neither a file nor what it includes changed since it
+// was read.
+func (s *System) fresh(e *indexed, look map[string]signature) bool {
+	var ce *compileError
+	if e.err != nil && (!errors.As(e.err, &ce) || ce.run) && time.Since(e.read) > retry {
+		return false
+	}
+	now := func(p string) signature {
+		sig, ok := look[p]
+		if !ok {
+			var st unix.Stat_t
+			if unix.Stat(s.real(p), &st) == nil {
+				sig = signatureOf(&st)
+			}
+			look[p] = sig
+		}
+		return sig
+	}
+	for _, set := range []map[string]signature{e.deps, e.dirs} {
+		for p, was := range set {
+			sig := now(p)
+			if sig != was {
+				return false
+			}
+			if changed := time.Unix(sig.ctime.Unix()); sig != (signature{}) && e.read.Sub(changed) < racy {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// reindex reads files, and asks the parser for the names of those whose text
+// is not known.
+func (s *System) reindex(files []string, known map[string]*indexed) map[string]*indexed {
+	out := map[string]*indexed{}
+	if len(files) == 0 {
+		return out
+	}
+	r := s.newReader()
+	now := time.Now()
+	var srcs []*source
+	for _, p := range files {
+		src, err := r.source(p)
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) { // gone meanwhile
+				out[p] = &indexed{deps: map[string]signature{p: r.read(p).sig}, read: now, err: fmt.Errorf("cannot read profile file %s: %w", p, err)}
+			}
+			continue
+		}
+		e := &indexed{digest: src.digest, read: now, vars: src.scan.vars, deps: map[string]signature{}, dirs: map[string]signature{}}
+		for dep, c := range src.files {
+			e.deps[dep] = c.sig
+		}
+		for _, d := range src.dirs {
+			var st unix.Stat_t
+			if unix.Stat(s.real(d), &st) == nil {
+				e.dirs[d] = signatureOf(&st)
+			}
+		}
+		out[p] = e
+		s.watchElsewhere(e)
+		if old := known[p]; old != nil && old.digest == src.digest && old.err == nil {
+			e.names = old.names
+			continue
+		}
+		srcs = append(srcs, src)
+	}
+	parts, errs := s.each(context.Background(), srcs, cutNames, "--names")
+	for i, src := range srcs {
+		e := out[src.file]
+		var names []string
+		err := errs[i]
+		if err == nil {
+			names, err = s.namesOf(src, parts[i])
+		}
+		if err != nil {
+			e.err = err
+			names = src.scan.names()
+		}
+		e.names = profilesOf(src, names)
+	}
+	return out
+}
+
+// namesOf reads the parser's names of one file and checks them against what
+// the text says: a line break in a name would look like two names.
+func (s *System) namesOf(src *source, out []byte) ([]string, error) {
+	names, err := parseNames(out)
+	if err != nil {
+		return nil, &compileError{file: src.file, text: err.Error()}
+	}
+	for _, p := range src.scan.profiles {
+		if strings.ContainsAny(p.name, "\n\x00") {
+			return nil, &compileError{file: src.file, where: fmt.Sprintf("%s:%d", p.file, p.line),
+				text: fmt.Sprintf("profile name %q holds a line break or a NUL", p.name)}
+		}
+	}
+	return names, nil
+}
+
+func (t textScan) names() []string {
+	var out []string
+	for _, p := range t.profiles {
+		if checkName(p.name) == nil {
+			out = append(out, p.name)
+		}
+	}
+	return out
+}
+
+// profilesOf joins the names that the parser found with what the text says
+// about them. A name that is put together from variables is found by
+// elimination, where one is left on both sides.
+func profilesOf(src *source, names []string) []attach.Profile {
+	byName := map[string]int{}
+	var unclaimed []int
+	for i, p := range src.scan.profiles {
+		if slices.Contains(names, p.name) {
+			if _, twice := byName[p.name]; !twice {
+				byName[p.name] = i
+			}
+		} else if !p.child {
+			unclaimed = append(unclaimed, i)
+		}
+	}
+	var lost []int
+	out := make([]attach.Profile, 0, len(names))
+	for _, name := range names {
+		p := attach.Profile{Name: name, File: src.file}
+		if i, ok := byName[name]; ok {
+			fill(&p, src.scan.profiles[i], src.file)
+		} else if !strings.Contains(name, "//") {
+			lost = append(lost, len(out))
+		}
+		out = append(out, p)
+	}
+	if len(lost) == 1 && len(unclaimed) == 1 {
+		fill(&out[lost[0]], src.scan.profiles[unclaimed[0]], src.file)
+	}
+	slices.SortStableFunc(out, func(a, b attach.Profile) int { return a.Line - b.Line })
+	return out
+}
+
+// fill adds what the text says. A profile in an included file counts as the
+// including file's, but its line does not.
+func fill(p *attach.Profile, t textProfile, file string) {
+	if t.file == file {
+		p.Line = t.line
+	}
+	p.Attachment, p.Flags, p.Leaves = t.attachment, t.flags, t.leaves
+}

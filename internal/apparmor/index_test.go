@@ -1,0 +1,229 @@
+package apparmor
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestIndexFindsNamesWhateverTheFileIsCalled(t *testing.T) {
+	h := newHost(t)
+	h.profile("usr.local.bin.myagent", "profile myagent /usr/local/bin/myagent {\n  /etc/hosts r,\n  profile helper { /bin/true ix, }\n  ^hat { }\n}\n")
+	h.profile(`it's a "file"`, "profile \"my agent\" flags=(complain, attach_disconnected) { }\n")
+	h.profile("bin.old", "\n/usr/bin/old { /etc/hosts r, }\n")
+	h.profile("broken", "profile broken {\n")
+	h.profile("backup~", "profile hidden { }\n")
+	h.profile("x.dpkg-new", "profile hidden { }\n")
+	h.profile(".x.swp", "profile hidden { }\n")
+	h.profile("README", "profile hidden { }\n")
+	h.write(profileDir+"/abstractions/foo", "profile hidden { }\n")
+	h.profile("var", "@{X}=abc\nprofile name-@{X} { }\n")
+
+	p := h.ByName("myagent")
+	if len(p) != 1 || p[0].File != profileDir+"/usr.local.bin.myagent" || p[0].Line != 1 || p[0].Attachment != "/usr/local/bin/myagent" {
+		t.Errorf("ByName(myagent) = %+v", p)
+	}
+	if p := h.ByName("my agent"); len(p) != 1 || !p[0].HasFlag("complain") || !p[0].HasFlag("attach_disconnected") {
+		t.Errorf("ByName(my agent) = %+v", p)
+	}
+	if p := h.ByName("/usr/bin/old"); len(p) != 1 || p[0].Line != 2 || p[0].Attachment != "/usr/bin/old" {
+		t.Errorf("ByName(/usr/bin/old) = %+v", p)
+	}
+	if p := h.ByName("hidden"); p != nil {
+		t.Errorf("a file that the parser passes over was indexed: %+v", p)
+	}
+	// The parser leaves variables in names alone; what it says counts.
+	if p := h.ByName("name-@{X}"); len(p) != 1 || p[0].Line != 2 {
+		t.Errorf("ByName(name-@{X}) = %+v", p)
+	}
+	if p := h.ByName("myagent//helper"); len(p) != 1 {
+		t.Errorf("ByName(myagent//helper) = %+v", p)
+	}
+	if p, err := h.InFile(profileDir + "/usr.local.bin.myagent"); err != nil || len(p) != 1 || p[0].Name != "myagent" {
+		t.Errorf("InFile = %+v, %v", p, err)
+	}
+	if p, err := h.InFile(profileDir + "/broken"); err != nil || len(p) != 1 {
+		t.Errorf("a file that does not compile must still be found by its text: %+v, %v", p, err)
+	}
+	if _, err := h.InFile(profileDir + "/nope"); err == nil {
+		t.Error("a missing file gave no error")
+	}
+	var all []string
+	for _, p := range h.Profiles() {
+		all = append(all, p.Name)
+	}
+	if got := strings.Join(all, ","); got != "/usr/bin/old,broken,my agent,myagent,name-@{X}" {
+		t.Errorf("Profiles = %s", got)
+	}
+}
+
+func TestIndexFollowsChanges(t *testing.T) {
+	for _, watched := range []bool{false, true} {
+		h := newHost(t)
+		h.profile("a", "profile a { }\n")
+		h.profile("b", "include <tunables/x>\n")
+		h.write(profileDir+"/tunables/x", "profile b1 { }\n")
+		var told <-chan struct{}
+		if watched {
+			told = h.Changes(ctx(t))
+			time.Sleep(50 * time.Millisecond)
+		}
+		if names(h, "a") != "a@a" || names(h, "b1") != "b1@b" {
+			t.Fatalf("%q %q", names(h, "a"), names(h, "b1"))
+		}
+		h.profile("c", "profile a { }\n")
+		if got := names(h, "a"); got != "a@a a@c" {
+			t.Errorf("watched=%v: a duplicate name was not found: %q", watched, got)
+		}
+		h.write(profileDir+"/tunables/x", "profile b2 { }\n")
+		if watched {
+			select {
+			case <-told:
+			case <-time.After(10 * time.Second):
+				t.Fatal("the change was not told")
+			}
+		}
+		if names(h, "b1") != "" || names(h, "b2") != "b2@b" {
+			t.Errorf("watched=%v: an include changed, and the index did not: %q %q", watched, names(h, "b1"), names(h, "b2"))
+		}
+		if err := os.Remove(filepath.Join(h.root, profileDir, "a")); err != nil {
+			t.Fatal(err)
+		}
+		if got := names(h, "a"); got != "a@c" {
+			t.Errorf("watched=%v: a removed file is still there: %q", watched, got)
+		}
+	}
+}
+
+func TestLinksInDisableAndForceComplain(t *testing.T) {
+	h := newHost(t)
+	f := h.profile("usr.bin.x", "profile x { }\n")
+	h.symlink("../usr.bin.x", profileDir+"/disable/usr.bin.x")
+	h.symlink("../usr.bin.x", profileDir+"/force-complain/usr.bin.x")
+	p := h.ByName("x")
+	if len(p) != 1 || p[0].DisabledBy != profileDir+"/disable/usr.bin.x" || p[0].ComplainBy != profileDir+"/force-complain/usr.bin.x" {
+		t.Fatalf("%+v", p)
+	}
+	done, problems := h.Compile(ctx(t), []string{f}, false)
+	if len(done) != 1 || done[0].Profiles[0].DisabledBy == "" || len(problems) > 0 {
+		t.Errorf("%+v %+v", done, problems)
+	}
+}
+
+func TestByExecutable(t *testing.T) {
+	h := newHost(t)
+	h.profile("a", "@{bin}=/usr/bin /usr/sbin\nprofile one @{bin}/{foo,bar*} { }\nprofile two /opt/**/x? { }\n/usr/bin/barista { }\nprofile four /opt/[ab]/y { }\n")
+	h.mkdir("/bin2")
+	h.mkdir("/usr/bin")
+	h.write("/usr/bin/foo", "")
+	h.symlink("foo", "/usr/bin/link")
+	for path, want := range map[string]string{
+		"/usr/bin/foo": "one", "/usr/sbin/bar-x": "one", "/usr/bin/barista": "/usr/bin/barista", "/opt/a/b/x1": "two", "/opt/x1": "", "/opt/a/y": "four",
+		"/opt/c/y": "", "/usr/bin/fo": "", "relative": "", "/usr/bin/link": "one", "/usr/bin/bar/x": "",
+	} {
+		got := ""
+		for _, p := range h.ByExecutable(path) {
+			got += p.Name
+		}
+		if got != want {
+			t.Errorf("ByExecutable(%s) = %q, want %q", path, got, want)
+		}
+	}
+}
+
+func TestFilesElsewhereMustBeRootsAlone(t *testing.T) {
+	h := newHost(t)
+	f := h.write("/opt/agent/profile", "profile agent { }\n")
+	if p, err := h.InFile(f); err != nil || len(p) != 1 {
+		t.Fatalf("%+v %v", p, err)
+	}
+	refused := func(file, why string) {
+		t.Helper()
+		if _, err := h.InFile(file); !errors.Is(err, ErrUntrusted) {
+			t.Errorf("%s: %v", why, err)
+		}
+		if done, problems := h.Compile(ctx(t), []string{file}, false); len(done) > 0 || len(problems) != 1 || problems[0].Code != "profile-file-untrusted" {
+			t.Errorf("%s: compiled: %+v %+v", why, done, problems)
+		}
+	}
+	h.symlink("profile", "/opt/agent/link")
+	refused("/opt/agent/link", "a symbolic link")
+	h.symlink("agent", "/opt/dir")
+	refused("/opt/dir/profile", "a symbolic link on the way")
+	if err := os.Chmod(filepath.Join(h.root, "/opt/agent"), 0o775); err != nil {
+		t.Fatal(err)
+	}
+	refused(f, "a directory that a group can write")
+	if err := os.Chmod(filepath.Join(h.root, "/opt/agent"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(h.root, f), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	refused(f, "a file that everyone can write")
+	// An include counts like the file itself.
+	h.write("/opt/agent/rules", "/etc/hosts r,\n")
+	g := h.profile("g", "profile g {\n  include \"/opt/agent/rules\"\n}\n")
+	if done, problems := h.Compile(ctx(t), []string{g}, false); len(done) != 1 {
+		t.Fatalf("%+v", problems)
+	}
+	if err := os.Chmod(filepath.Join(h.root, "/opt/agent/rules"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if done, problems := h.Compile(ctx(t), []string{g}, false); len(done) > 0 || len(problems) != 1 || problems[0].Code != "profile-file-untrusted" {
+		t.Errorf("an include that everyone can write: %+v %+v", done, problems)
+	}
+}
+
+func TestChangesElsewhereAreTold(t *testing.T) {
+	h := newHost(t)
+	told := h.Changes(ctx(t))
+	time.Sleep(50 * time.Millisecond)
+	f := h.write("/opt/agent/profile", "include \"/opt/rules/r\"\nprofile agent { }\n")
+	h.write("/opt/rules/r", "# none\n")
+	if p, err := h.InFile(f); err != nil || len(p) != 1 {
+		t.Fatal(p, err)
+	}
+	for _, file := range []string{f, "/opt/rules/r"} {
+		h.write(file, "profile other { }\n")
+		select {
+		case <-told:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("a change of %s was not told", file)
+		}
+	}
+	if p, err := h.InFile(f); err != nil || len(p) != 1 || p[0].Name != "other" {
+		t.Error(p, err)
+	}
+	h.write("/opt/rules/unrelated", "x")
+	h.profile("x.dpkg-new", "x")
+	h.profile(".x.swp", "x")
+	select {
+	case <-told:
+		t.Error("a file that nobody asked for was told")
+	case <-time.After(time.Second):
+	}
+}
+
+// One that is disabled, or does not compile, is no rival to one that is loaded.
+func TestOnlyFilesThatAreLoadedAreRivals(t *testing.T) {
+	h := newHost(t)
+	h.profile("good", "profile x { }\n")
+	h.profile("off", "profile x { }\n")
+	h.profile("bad", "profile x { rubbish }\n")
+	h.symlink("../off", profileDir+"/disable/off")
+	if got := names(h, "x"); got != "x@good" {
+		t.Errorf("%q", got)
+	}
+	_ = os.Remove(filepath.Join(h.root, profileDir, "good"))
+	if got := names(h, "x"); got != "x@off" {
+		t.Errorf("%q", got)
+	}
+	_ = os.Remove(filepath.Join(h.root, profileDir, "off"))
+	if got := names(h, "x"); got != "x@bad" {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,259 @@
+package apparmor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// Load makes compiled policies live and reads back whether the kernel has
+// them: see reconcile.AppArmor.
+//
+// The bytes go to the kernel's .replace directly and not through
+// "apparmor_parser --binary --replace": they are exactly the staged ones, no
+// process is started (which costs far more than the load, platform fact 20),
+// each file is taken whole or not at all, and the kernel's answer arrives as
+// it is. Files are independent of each other: what is wrong with one keeps no
+// other from being loaded.
+func (s *System) Load(ctx context.Context, policies []attach.Compiled) (failed map[string]error) {
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	failed = map[string]error{}
+	names := map[string][]string{} // file -> all profiles of it
+	var all []string
+	for _, c := range policies {
+		if err := ctx.Err(); err != nil {
+			failed[c.File] = fmt.Errorf("cannot load %s: %w", c.File, err)
+			continue
+		}
+		elements, err := splitBlob(c.Blob)
+		if err == nil && len(elements) == 0 {
+			err = errors.New("it holds no profile")
+		}
+		for _, e := range elements {
+			if e.ns != "" {
+				err = fmt.Errorf("profile %s names policy namespace %s", clean(e.name), clean(e.ns))
+			}
+			names[c.File] = append(names[c.File], e.name)
+		}
+		if err == nil {
+			err = writePolicy(s.real(filepath.Join(securityDir, ".replace")), c.Blob)
+		}
+		if err != nil {
+			failed[c.File] = fmt.Errorf("cannot load %s: %w", c.File, err)
+			continue
+		}
+		all = append(all, names[c.File]...)
+	}
+	if len(all) == 0 {
+		return failed
+	}
+	live, err := s.live(all)
+	for _, c := range policies {
+		switch {
+		case failed[c.File] != nil:
+		case err != nil:
+			failed[c.File] = fmt.Errorf("cannot tell whether %s is loaded: %w", c.File, err)
+		default:
+			if err := s.settle(c, names[c.File], live); err != nil {
+				failed[c.File] = fmt.Errorf("cannot load %s: %w", c.File, err)
+			}
+		}
+	}
+	return failed
+}
+
+// settle compares what the kernel has with what it was given, and takes away
+// children and hats of an earlier policy: a replacement keeps those that the
+// new policy does not define.
+func (s *System) settle(c attach.Compiled, names []string, live map[string]loaded) error {
+	var errs []error
+	for _, name := range names {
+		have, ok := live[name]
+		want := c.Checksums[name]
+		switch {
+		case !ok:
+			errs = append(errs, fmt.Errorf("the kernel does not have profile %s afterwards", name))
+		case want != "" && have.Checksum != want:
+			errs = append(errs, fmt.Errorf("the kernel has profile %s with checksum %s, and %s was given: somebody else loaded another policy of that name", name, have.Checksum, want))
+		}
+	}
+	errs = append(errs, s.prune(names, live))
+	return errors.Join(errs...)
+}
+
+// prune unloads the children of these profiles that are not among them.
+func (s *System) prune(names []string, live map[string]loaded) error {
+	var errs []error
+	extra := slices.Sorted(maps.Keys(live))
+	slices.Reverse(extra) // children before their parents
+	for _, name := range extra {
+		if !strings.Contains(name, "//") || slices.Contains(names, name) || !wantedBy(names, name) {
+			continue
+		}
+		if err := s.unload(name); err != nil {
+			errs = append(errs, fmt.Errorf("child %s of an earlier policy is still loaded: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Unload removes a profile and its children. It refuses, with ErrInUse, while
+// a task of the host carries one of them: removing it would unconfine the
+// task. A profile that is not loaded is no error.
+func (s *System) Unload(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	return s.unload(name)
+}
+
+func (s *System) unload(name string) error {
+	if name == "" || strings.HasPrefix(name, ":") || strings.ContainsAny(name, "\n\x00") {
+		return fmt.Errorf("cannot unload profile %q: it is no name of a profile", name)
+	}
+	live, err := s.live([]string{name})
+	if err != nil {
+		return fmt.Errorf("cannot unload profile %s: %w", name, err)
+	}
+	if _, ok := live[name]; !ok {
+		return nil
+	}
+	who, err := s.carrier(name)
+	if err != nil {
+		return fmt.Errorf("cannot unload profile %s: whether a task carries it could not be told: %w", name, err)
+	}
+	if who != "" {
+		return fmt.Errorf("cannot unload profile %s: %w: %s", name, ErrInUse, who)
+	}
+	if err := writePolicy(s.real(filepath.Join(securityDir, ".remove")), []byte(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("cannot unload profile %s: %w", name, err)
+	}
+	if live, err = s.live([]string{name}); err != nil {
+		return fmt.Errorf("cannot tell whether profile %s is unloaded: %w", name, err)
+	}
+	if _, ok := live[name]; ok {
+		return fmt.Errorf("cannot unload profile %s: the kernel still has it", name)
+	}
+	return nil
+}
+
+// Saved is policy as it was loaded. It is an alias, so that a consumer can
+// declare the same interface and need not import this package.
+type Saved = interface {
+	Restore(ctx context.Context) error
+}
+
+type saved struct {
+	s     *System
+	names []string
+	was   map[string]attach.LiveProfile
+	blobs map[string][]byte // top profile -> it and its children
+}
+
+// Save keeps what is loaded under these names: the kernel still has the bytes
+// of every profile (raw_data, platform fact 23). A profile that is loaded and
+// whose bytes cannot be had is an error.
+func (s *System) Save(names []string) (Saved, error) {
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	live, err := s.live(names)
+	if err != nil {
+		return nil, err
+	}
+	v := &saved{s: s, names: slices.Clone(names), was: map[string]attach.LiveProfile{}, blobs: map[string][]byte{}}
+	// Several profiles that were loaded in one go share their bytes.
+	raws := map[string][]element{}
+	for _, name := range slices.Sorted(maps.Keys(live)) { // parents before children
+		p := live[name]
+		v.was[name] = p.LiveProfile
+		top, _, _ := strings.Cut(name, "//")
+		raw, err := readAll(filepath.Join(p.dir, "raw_data"), maxPolicy)
+		if err != nil {
+			return nil, fmt.Errorf("cannot keep profile %s as it is loaded now: %w (the kernel gives the bytes of loaded policy with apparmor.export_binary=1)", name, err)
+		}
+		elements, ok := raws[string(raw)]
+		if !ok {
+			if elements, err = splitBlob(raw); err != nil {
+				return nil, fmt.Errorf("cannot keep profile %s as it is loaded now: %w", name, err)
+			}
+			raws[string(raw)] = elements
+		}
+		i := slices.IndexFunc(elements, func(e element) bool { return e.name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("cannot keep profile %s as it is loaded now: the bytes it came in do not hold it", name)
+		}
+		v.blobs[top] = append(v.blobs[top], elements[i].bytes...)
+	}
+	return v, nil
+}
+
+// Restore makes the policy live again as it was, and unloads what was not
+// loaded then, but for profiles that a task carries.
+func (v *saved) Restore(ctx context.Context) error {
+	s := v.s
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	now, err := s.live(v.names)
+	if err != nil {
+		return fmt.Errorf("cannot bring the earlier policy back: %w", err)
+	}
+	var errs []error
+	for _, top := range slices.Sorted(maps.Keys(v.blobs)) {
+		if v.same(top, now) {
+			continue
+		}
+		if err := writePolicy(s.real(filepath.Join(securityDir, ".replace")), v.blobs[top]); err != nil {
+			errs = append(errs, fmt.Errorf("cannot bring profile %s back: %w", top, err))
+		}
+	}
+	if now, err = s.live(v.names); err != nil {
+		return errors.Join(append(errs, fmt.Errorf("cannot tell whether the earlier policy is back: %w", err))...)
+	}
+	gone := slices.Sorted(maps.Keys(now))
+	slices.Reverse(gone)
+	for _, name := range gone {
+		if _, before := v.was[name]; before {
+			continue
+		}
+		if err := s.unload(name); err != nil && !errors.Is(err, ErrInUse) {
+			errs = append(errs, err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(v.was)) {
+		was, have := v.was[name], now[name]
+		if have.Name == "" || have.Checksum != was.Checksum || have.Mode != was.Mode {
+			errs = append(errs, fmt.Errorf("cannot bring profile %s back: the kernel has %s (%s) now, before it was %s (%s)", name, orNothing(have.Checksum), have.Mode, orNothing(was.Checksum), was.Mode))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func orNothing(s string) string {
+	if s == "" {
+		return "nothing"
+	}
+	return s
+}
+
+// same reports whether a profile and its children are as they were.
+func (v *saved) same(top string, now map[string]loaded) bool {
+	for name, was := range v.was {
+		if covers(top, name) && now[name].LiveProfile != was {
+			return false
+		}
+	}
+	return true
+}

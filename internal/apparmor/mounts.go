@@ -1,0 +1,235 @@
+package apparmor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// mount is a line of mountinfo: what of a device is seen where.
+type mount struct {
+	device string // "major:minor"
+	root   string // path on the device
+	point  string // path in the process's view
+}
+
+// maxMounts bounds a process's mountinfo.
+const maxMounts = 16 << 20
+
+// parseMountinfo reads proc_pid_mountinfo(5): mount points are as the process
+// sees them from its own root; space, tab, line break and backslash are octal.
+// A line that does not have the form makes the whole unreadable, since it could
+// be the one that counts.
+func parseMountinfo(data []byte) ([]mount, error) {
+	var out []mount
+	for line := range bytes.Lines(data) {
+		f := bytes.Fields(line)
+		if len(f) < 10 || slices.IndexFunc(f[6:], func(w []byte) bool { return string(w) == "-" }) < 0 {
+			return nil, fmt.Errorf("mountinfo holds the line %q", clean(string(bytes.TrimRight(line, "\n"))))
+		}
+		out = append(out, mount{device: string(f[2]), root: octal(string(f[3])), point: octal(string(f[4]))})
+	}
+	return out, nil
+}
+
+// octal decodes \ooo.
+func octal(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) && s[i+1] <= '3' && isOctal(s[i+1]) && isOctal(s[i+2]) && isOctal(s[i+3]) {
+			b.WriteByte((s[i+1]-'0')<<6 | (s[i+2]-'0')<<3 | (s[i+3] - '0'))
+			i += 3
+			continue
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// locate says where a path really is, as "major:minor path-on-device": on the
+// mount with the longest mount point above it, the last one of several at the
+// same place, since that covers the others. ok is false where none is, as
+// after a chroot(2) into a directory that is no mount point.
+func locate(mounts []mount, p string) (where string, ok bool) {
+	best := -1
+	for i, m := range mounts {
+		if under(m.point, p) && (best < 0 || len(m.point) >= len(mounts[best].point)) {
+			best = i
+		}
+	}
+	if best < 0 {
+		return "", false
+	}
+	m := mounts[best]
+	rest := strings.TrimPrefix(p, strings.TrimSuffix(m.point, "/"))
+	return m.device + " " + path.Join("/", m.root, rest), true
+}
+
+func under(dir, p string) bool {
+	return dir == "/" || p == dir || strings.HasPrefix(p, dir+"/")
+}
+
+// tmpView says which directories a process sees as /tmp and /var/tmp.
+func (s *System) tmpView(pid int) attach.TmpView {
+	file := filepath.Join(procDir, strconv.Itoa(pid), "mountinfo")
+	data, err := readAll(s.real(file), maxMounts)
+	if err != nil {
+		return attach.TmpView{Problem: fmt.Sprintf("cannot read %s: %v", file, bareErrno(err))}
+	}
+	mounts, err := parseMountinfo(data)
+	if err != nil {
+		return attach.TmpView{Problem: fmt.Sprintf("cannot read %s: %v", file, err)}
+	}
+	var v attach.TmpView
+	for _, dir := range []struct {
+		path string
+		to   *string
+	}{{"/tmp", &v.Tmp}, {"/var/tmp", &v.VarTmp}} {
+		if where, ok := locate(mounts, dir.path); ok {
+			*dir.to = where
+			continue
+		}
+		// Its root is no mount point: look at the directory itself.
+		where, err := s.inode(pid, dir.path)
+		if err != nil {
+			v.Problem = fmt.Sprintf("cannot tell where %s of process %d is: %v", dir.path, pid, err)
+			continue
+		}
+		*dir.to = where
+	}
+	return v
+}
+
+// inode identifies a directory that a process sees, for one that has changed
+// its root: where it is the same directory as PID 1's, it gives what PID 1's
+// mountinfo says, else the device and inode.
+func (s *System) inode(pid int, p string) (string, error) {
+	mine, err := s.statIn(pid, p)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return "none", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	if host, err := s.statIn(1, p); err == nil && pid != 1 && host.Dev == mine.Dev && host.Ino == mine.Ino {
+		data, err := readAll(s.real(filepath.Join(procDir, "1", "mountinfo")), maxMounts)
+		if err != nil {
+			return "", err
+		}
+		mounts, err := parseMountinfo(data)
+		if err != nil {
+			return "", err
+		}
+		if where, ok := locate(mounts, p); ok {
+			return where, nil
+		}
+	}
+	return fmt.Sprintf("%d:%d inode %d", unix.Major(mine.Dev), unix.Minor(mine.Dev), mine.Ino), nil
+}
+
+// statIn looks at a path as a process sees it; links inside stay inside.
+func (s *System) statIn(pid int, p string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	root, err := unix.Open(s.real(filepath.Join(procDir, strconv.Itoa(pid), "root")), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return st, err
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat2(root, strings.TrimPrefix(p, "/"), &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return st, err
+	}
+	defer unix.Close(fd)
+	return st, unix.Fstat(fd, &st)
+}
+
+// maxOpen bounds what OpenInTmp lists.
+const maxOpen = 100
+
+// OpenInTmp lists files and sockets in the host's /tmp and /var/tmp that the
+// unit's tasks have open, sorted, at most a hundred. A process that has its own
+// /tmp has none there.
+func (s *System) OpenInTmp(ctx context.Context, u attach.Unit) []string {
+	l := s.newLook()
+	tasks, _ := l.tasks(u)
+	host := s.tmpView(1)
+	found := map[string]bool{}
+	last := 0
+	for _, t := range tasks {
+		if ctx.Err() != nil || len(found) >= maxOpen {
+			break
+		}
+		if t.PID == last || t.PID <= 0 {
+			continue
+		}
+		last = t.PID
+		v := s.tmpView(t.PID)
+		var dirs []string
+		if v.Tmp != "" && v.Tmp == host.Tmp {
+			dirs = append(dirs, "/tmp/")
+		}
+		if v.VarTmp != "" && v.VarTmp == host.VarTmp {
+			dirs = append(dirs, "/var/tmp/")
+		}
+		if len(dirs) > 0 {
+			s.openIn(t.PID, dirs, found)
+		}
+	}
+	out := make([]string, 0, len(found))
+	for p := range found {
+		out = append(out, p)
+	}
+	slices.Sort(out)
+	return out[:min(len(out), maxOpen)]
+}
+
+func (s *System) openIn(pid int, dirs []string, found map[string]bool) {
+	dir := s.real(filepath.Join(procDir, strconv.Itoa(pid)))
+	fds, err := readNames(filepath.Join(dir, "fd"))
+	if err != nil {
+		return
+	}
+	inside := func(p string) bool {
+		return slices.ContainsFunc(dirs, func(d string) bool { return strings.HasPrefix(p, d) })
+	}
+	var sockets []string
+	for _, fd := range fds {
+		to, err := os.Readlink(filepath.Join(dir, "fd", fd))
+		switch {
+		case err != nil:
+		case strings.HasPrefix(to, "socket:["):
+			sockets = append(sockets, strings.TrimSuffix(strings.TrimPrefix(to, "socket:["), "]"))
+		case inside(to) && !strings.HasSuffix(to, " (deleted)"):
+			found[clean(to)] = true
+		}
+	}
+	if len(sockets) == 0 {
+		return
+	}
+	// proc_net(5): Num RefCount Protocol Flags Type St Inode Path.
+	data, err := readAll(filepath.Join(dir, "net", "unix"), 16<<20)
+	if err != nil {
+		return
+	}
+	for line := range bytes.Lines(data) {
+		f := strings.SplitN(strings.Join(strings.Fields(string(line)), " "), " ", 8)
+		if len(f) == 8 && inside(f[7]) && slices.Contains(sockets, f[6]) {
+			found[clean(f[7])] = true
+		}
+	}
+}

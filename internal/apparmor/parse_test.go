@@ -1,0 +1,168 @@
+package apparmor
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+func TestParseNames(t *testing.T) {
+	got, err := parseNames([]byte("a\nb c//d\n/usr/bin/x\n"))
+	if d := cmp.Diff([]string{"a", "b c//d", "/usr/bin/x"}, got); d != "" || err != nil {
+		t.Error(d, err)
+	}
+	for _, bad := range []string{"a\n\nb\n", "a\x00\n", "\xff\n", "a\x1b[2J\n", strings.Repeat("x", 5000) + "\n"} {
+		if got, err := parseNames([]byte(bad)); err == nil {
+			t.Errorf("%q was taken as %q", bad, got)
+		}
+	}
+}
+
+func TestSplitBlobRefusesGarbage(t *testing.T) {
+	h := newHost(t)
+	f := h.profile("a", "profile a /x { /etc/** rw,\n network inet,\n set rlimit nofile <= 10,\n profile b { /x ix, } }\nprofile c { }\n")
+	done, problems := h.Compile(ctx(t), []string{f}, false)
+	if len(done) != 1 {
+		t.Fatal(problems)
+	}
+	blob := done[0].Blob
+	all, err := splitBlob(blob)
+	if err != nil || len(all) != 3 {
+		t.Fatal(all, err)
+	}
+	var joined []byte
+	for _, e := range all {
+		joined = append(joined, e.bytes...)
+	}
+	if again, err := splitBlob(joined); err != nil || len(again) != 3 {
+		t.Error(again, err)
+	}
+	for i := range blob {
+		if got, err := splitBlob(blob[:i]); err == nil && len(got) == 3 {
+			t.Fatalf("%d of %d bytes are taken as the whole", i, len(blob))
+		}
+	}
+}
+
+func FuzzSplitBlob(f *testing.F) {
+	f.Add([]byte("\x04\x08\x00version\x00\x02\x05\x00\x00\x00\x04\x08\x00profile\x00\x07\x05\x02\x00a\x00\x08"))
+	f.Add([]byte("\x04\x08\x00version\x00\x02\x05\x00\x00\x00\x04\x0a\x00namespace\x00\x05\x02\x00n\x00\x04\x08\x00profile\x00\x07\x05\x02\x00a\x00\x0b\x01\x00\x0c\x06\xff\xff\xff\xff\x08"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := splitBlob(b)
+		if err == nil && len(e) == 0 && len(b) > 0 {
+			t.Error("bytes, and neither a profile nor an error")
+		}
+		for _, x := range e {
+			if _, err := splitBlob(x.bytes); err != nil {
+				t.Errorf("a profile does not stand by itself: %v", err)
+			}
+		}
+	})
+}
+
+func FuzzParseNames(f *testing.F) {
+	f.Add([]byte("a\nb//c\n"), "aaunit-1")
+	f.Add([]byte("x\naaunit-1\ny\naaunit-1\n"), "aaunit-1")
+	f.Fuzz(func(t *testing.T, b []byte, m string) {
+		names, err := parseNames(b)
+		if err == nil && len(names) > 0 && strings.Join(names, "\n") != strings.TrimSuffix(string(b), "\n") {
+			t.Errorf("%q became %q", b, names)
+		}
+		_, _ = cutNames(b, []string{m})
+		_, _ = cutBlobs(b, []string{m})
+	})
+}
+
+func FuzzParseMountinfo(f *testing.F) {
+	f.Add([]byte("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n"))
+	f.Add([]byte("1 1 8:1 / /tmp\\040x rw - ext4 /dev/sda1 rw\n2 1 0:30 / /tmp rw shared:1 - tmpfs tmpfs rw\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseMountinfo(b)
+		if err != nil {
+			return
+		}
+		if where, ok := locate(m, "/tmp"); ok && !strings.Contains(where, " /") {
+			t.Errorf("%q", where)
+		}
+	})
+}
+
+func FuzzParseLabel(f *testing.F) {
+	f.Add("a b (enforce)\n")
+	f.Add("unconfined\n")
+	f.Add("x//&unconfined (enforce)")
+	f.Add(":ns://a//b (complain)")
+	f.Fuzz(func(t *testing.T, s string) {
+		l, err := attach.ParseLabel(s)
+		if err != nil {
+			return
+		}
+		if again, err := attach.ParseLabel(l.String()); err == nil && again.String() != l.String() {
+			t.Errorf("%q: %q, then %q", s, l, again)
+		}
+		carries(l, "a")
+	})
+}
+
+func FuzzParseStat(f *testing.F) {
+	f.Add([]byte("12 (a) b) S 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1"))
+	f.Fuzz(func(t *testing.T, b []byte) { parseStat(b) })
+}
+
+func TestLocate(t *testing.T) {
+	const shared = `22 1 8:1 / / rw shared:1 - ext4 /dev/vda rw
+23 22 0:30 / /tmp rw shared:2 - tmpfs tmpfs rw
+`
+	const private = `222 1 8:1 / / rw master:1 - ext4 /dev/vda rw
+223 222 0:30 / /tmp rw master:2 - tmpfs tmpfs rw
+224 223 0:30 /systemd-private-1-x.service-a/tmp /tmp rw master:2 - tmpfs tmpfs rw
+225 222 8:1 /var/tmp/systemd-private-1-x.service-b/tmp /var/tmp rw master:1 - ext4 /dev/vda rw
+226 222 8:1 /od\040d /tmp\040x rw master:1 - ext4 /dev/vda rw
+`
+	for _, c := range []struct{ text, path, want string }{
+		{shared, "/tmp", "0:30 /"},
+		{shared, "/var/tmp", "8:1 /var/tmp"},
+		{private, "/tmp", "0:30 /systemd-private-1-x.service-a/tmp"},
+		{private, "/var/tmp", "8:1 /var/tmp/systemd-private-1-x.service-b/tmp"},
+		{private, "/tmp x/y", "8:1 /od d/y"},
+		{"1 1 8:1 /sub /tmp rw - ext4 x rw\n", "/var/tmp", ""},
+		{"1 1 8:1 /sub /tmpx rw - ext4 x rw\n", "/tmp", ""},
+	} {
+		m, err := parseMountinfo([]byte(c.text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := locate(m, c.path); got != c.want {
+			t.Errorf("%s: %q, want %q", c.path, got, c.want)
+		}
+	}
+	for _, bad := range []string{"x\n", "22 1 8:1 / / rw shared:1 ext4 /dev/vda rw\n"} {
+		if m, err := parseMountinfo([]byte(bad)); err == nil {
+			t.Errorf("%q was taken as %v", bad, m)
+		}
+	}
+}
+
+// Rules that the scan calls leaving are rules to the parser, too.
+func TestLeaveRulesAreRules(t *testing.T) {
+	h := newHost(t)
+	for _, rule := range []string{"/bin/sh Ux,", "Ux /bin/sh,", "owner /bin/sh rPUx -> other,", `"/bin/with space" CUx -> child,`, "unsafe /bin/sh Ux,",
+		"change_profile,", "change_profile unsafe /bin/x -> unconfined,", "owner { /bin/sh Ux, }", "/bin/{a,b}/** rUx,", "audit allow file /bin/x pux,", "/bin/x cux,"} {
+		f := h.profile("p", "profile p {\n  "+rule+"\n}\n")
+		done, problems := h.Compile(ctx(t), []string{f}, false)
+		if len(done) != 1 || len(done[0].Profiles[0].Leaves) != 1 {
+			t.Errorf("%s: %+v %+v", rule, done, problems)
+		}
+	}
+}
+
+func BenchmarkScanText(b *testing.B) {
+	text := "profile p {\n" + strings.Repeat("  owner @{HOME}/{a,b}/** rwk, # comment\n  /usr/bin/x Px -> y,\n", 1000) + "}\n"
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		scanOf(text)
+	}
+}

@@ -1,0 +1,497 @@
+package apparmor
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// errNoParser says that apparmor_parser is not installed.
+var errNoParser = errors.New("apparmor_parser is not installed")
+
+// parserPath finds the parser at its fixed places.
+func (s *System) parserPath() (string, error) {
+	for _, p := range s.opt.Parsers {
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			return p, nil
+		}
+	}
+	return "", fmt.Errorf("%w: looked for %s; install the package apparmor", errNoParser, strings.Join(s.opt.Parsers, " and "))
+}
+
+// output is what one run of the parser printed.
+type output struct {
+	stdout []byte
+	stderr []byte
+	err    error // how it ended, nil for exit status 0
+}
+
+// limited keeps what fits and remembers that there was more.
+type limited struct {
+	buf  bytes.Buffer
+	max  int64
+	over func()
+	cut  bool
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if int64(l.buf.Len()+len(p)) > l.max {
+		if !l.cut {
+			l.cut = true
+			l.over()
+		}
+		return len(p), nil
+	}
+	return l.buf.Write(p)
+}
+
+// parse runs apparmor_parser on copies of files, as a user that nobody is,
+// with bounds on time, memory and output; files says how many, for the time.
+// The error is about running it at all: what the parser itself says is in
+// output.
+func (s *System) parse(ctx context.Context, c *copied, files int, args ...string) (output, error) {
+	path, err := s.parserPath()
+	if err != nil {
+		return output{}, err
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return output{}, ctx.Err()
+	}
+	limit := s.opt.ParserTime + time.Duration(max(0, files-1))*s.opt.ParserTime/8
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+
+	args = append([]string{"--base", c.base(), "--quiet", "--jobs", "1"}, args...)
+	stdout := &limited{max: s.opt.ParserOutput, over: cancel}
+	stderr := &limited{max: 1 << 20, over: cancel}
+	run := func(cred *syscall.Credential) error {
+		cmd := exec.CommandContext(ctx, path, args...)
+		cmd.Dir = c.base()
+		cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+		cmd.Stdout, cmd.Stderr = stdout, stderr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: cred}
+		// The parser forks for each file: the whole group goes.
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+		cmd.WaitDelay = time.Second
+		// Pdeathsig is sent when the thread that started the child ends, so the
+		// thread must stay with us (golang.org/issue/27505).
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := cmd.Start(); err != nil {
+			return &startError{err}
+		}
+		s.bound(cmd.Process.Pid, limit)
+		err := cmd.Wait()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
+		return err
+	}
+	var cred *syscall.Credential
+	if c.id != 0 {
+		cred = &syscall.Credential{Uid: uint32(c.id), Gid: uint32(c.id)}
+	}
+	err = run(cred)
+	var start *startError
+	if cred != nil && errors.As(err, &start) && (errors.Is(start.err, unix.EPERM) || errors.Is(start.err, unix.EINVAL)) {
+		// No CAP_SETUID, or a user namespace without such ids: bounded only.
+		err = run(nil)
+	}
+	out := output{stdout: stdout.buf.Bytes(), stderr: stderr.buf.Bytes(), err: err}
+	switch {
+	case errors.As(err, &start):
+		return out, fmt.Errorf("cannot start %s: %w", path, start.err)
+	case stdout.cut || stderr.cut:
+		return out, fmt.Errorf("%s printed more than %d bytes and was stopped", path, s.opt.ParserOutput)
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return out, fmt.Errorf("%s did not end within %v and was stopped", path, limit)
+	case ctx.Err() != nil:
+		return out, ctx.Err()
+	}
+	return out, nil
+}
+
+// startError is a child that could not be started.
+type startError struct{ err error }
+
+func (e *startError) Error() string { return e.err.Error() }
+
+// bound puts resource limits on the child, right after its start: the instant
+// before is the program loader's. Children it forks inherit them.
+func (s *System) bound(pid int, limit time.Duration) {
+	seconds := uint64(limit/time.Second) + 1
+	set := func(what int, n uint64) {
+		_ = unix.Prlimit(pid, what, &unix.Rlimit{Cur: n, Max: n}, nil)
+	}
+	set(unix.RLIMIT_CPU, seconds)
+	set(unix.RLIMIT_AS, s.opt.ParserMemory)
+	set(unix.RLIMIT_CORE, 0)
+	set(unix.RLIMIT_FSIZE, uint64(s.opt.ParserOutput))
+	set(unix.RLIMIT_NOFILE, 256)
+}
+
+// marker is the name of a profile of our own, empty, that stands between the
+// files given to one run: what the parser prints has nothing else that says
+// where one file's output ends. Nobody can know it beforehand.
+func marker() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails, crypto/rand
+	return "aaunit-" + hex.EncodeToString(b[:])
+}
+
+func markerText(m string) string { return "profile " + m + " { }\n" }
+
+// each runs the parser over many files in one go and gives each file's part of
+// the output; with an error somewhere, or an output in which the parts do not
+// show, the files concerned are run one by one. cut divides an output at the
+// markers.
+func (s *System) each(ctx context.Context, srcs []*source, cut func(out []byte, markers []string) ([][]byte, error), flags ...string) (parts [][]byte, errs []error) {
+	parts, errs = make([][]byte, len(srcs)), make([]error, len(srcs))
+	if len(srcs) == 0 {
+		return parts, errs
+	}
+	c, err := s.copyTree()
+	if err == nil {
+		defer c.remove()
+	}
+	paths := make([]string, len(srcs))
+	for i, src := range srcs {
+		if err == nil {
+			paths[i], errs[i] = c.add(src)
+		} else {
+			errs[i] = err
+		}
+		if errs[i] != nil {
+			errs[i] = fmt.Errorf("cannot compile %s: %w", src.file, errs[i])
+		}
+	}
+	if err != nil {
+		return parts, errs
+	}
+	var which, rest []int
+	for i := range srcs {
+		if errs[i] == nil {
+			which = append(which, i)
+		}
+	}
+	if len(which) == 1 {
+		rest = which
+	} else if len(which) > 1 {
+		var batches []batch
+		size := max(2, (len(which)+cap(s.slots)-1)/cap(s.slots))
+		for chunk := range slices.Chunk(which, size) {
+			b := batch{which: chunk}
+			for _, i := range chunk {
+				m := marker()
+				p, err := c.extra(markerText(m))
+				if err != nil {
+					errs[i] = fmt.Errorf("cannot compile %s: %w", srcs[i].file, err)
+				}
+				b.markers, b.args = append(b.markers, m), append(b.args, paths[i], p)
+			}
+			batches = append(batches, b)
+		}
+		left := make([][]int, len(batches))
+		s.workers(len(batches), func(k int) { left[k] = s.together(ctx, c, batches[k], paths, parts, cut, flags) })
+		rest = slices.Concat(left...)
+	}
+	// A parser that hangs on everything must not be waited for once per file.
+	var stuck atomic.Int32
+	s.workers(len(rest), func(k int) {
+		i := rest[k]
+		if errs[i] != nil {
+			return
+		}
+		if stuck.Load() >= maxStuck {
+			errs[i] = &compileError{file: srcs[i].file, text: "apparmor_parser did not answer for other files before it", run: true}
+			return
+		}
+		parts[i], errs[i] = s.alone(ctx, c, srcs[i], paths[i], flags)
+		var ce *compileError
+		if errors.As(errs[i], &ce) && ce.run {
+			stuck.Add(1)
+		} else {
+			stuck.Store(0)
+		}
+	})
+	return parts, errs
+}
+
+// maxStuck is how many files in a row may bring the parser to its bounds before
+// the others are given up.
+const maxStuck = 3
+
+// workers calls f for 0 to n-1, as many at a time as parsers may run.
+func (s *System) workers(n int, f func(i int)) {
+	var next atomic.Int32
+	var wg sync.WaitGroup
+	for range min(n, cap(s.slots)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// batch is what one run of the parser gets: files, each with a marker behind it.
+type batch struct {
+	which   []int
+	markers []string
+	args    []string
+}
+
+// together runs several files at once. It gives the ones that must be run
+// alone, because something was wrong with their part, or with the whole.
+func (s *System) together(ctx context.Context, c *copied, b batch, paths []string, parts [][]byte, cut func([]byte, []string) ([][]byte, error), flags []string) (rest []int) {
+	out, err := s.parse(ctx, c, len(b.which), append(append([]string{}, flags...), b.args...)...)
+	if err != nil {
+		return b.which
+	}
+	got, err := cut(out.stdout, b.markers)
+	if err != nil {
+		return b.which
+	}
+	for k, i := range b.which {
+		// A part may be empty because the file has no profile or because it
+		// does not compile, and a message does not say surely which file it is
+		// about: a run of its own does.
+		if len(got[k]) == 0 || bytes.Contains(out.stderr, []byte(paths[i])) {
+			rest = append(rest, i)
+			continue
+		}
+		parts[i] = got[k]
+	}
+	return rest
+}
+
+func (s *System) alone(ctx context.Context, c *copied, src *source, path string, flags []string) ([]byte, error) {
+	out, err := s.parse(ctx, c, 1, append(append([]string{}, flags...), path)...)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("cannot compile %s: %w", src.file, ctx.Err())
+		}
+		return nil, &compileError{file: src.file, text: err.Error(), run: true}
+	}
+	said := c.original(string(out.stderr))
+	// Exit 0 is not success (platform fact 21).
+	if out.err != nil || strings.Contains(said, "parser error") {
+		return nil, newCompileError(src, said, out.err)
+	}
+	return out.stdout, nil
+}
+
+// compileError is what the parser has against a file.
+type compileError struct {
+	file  string
+	text  string
+	where string // file:line
+	run   bool   // the parser could not be run, or did not end
+}
+
+func (e *compileError) Error() string {
+	if strings.Contains(e.text, e.file) {
+		return "cannot compile " + e.file + ": " + strings.TrimPrefix(e.text, e.file+": ")
+	}
+	return "cannot compile " + e.file + ": " + e.text
+}
+
+// parserAt finds the place in the parser's message: "AppArmor parser error for
+// FILE in [profile] PLACE at line N: TEXT" (yyerror in parser/parser_misc.c).
+var parserAt = regexp.MustCompile(`in (?:profile )?(/.*?) at line (\d+): (.*)`)
+
+// noise are lines that say nothing about the file.
+var noise = []string{"Cache read/write disabled", "Warning: unable to find a suitable fs", "Ignoring: "}
+
+func newCompileError(src *source, said string, ended error) *compileError {
+	e := &compileError{file: src.file}
+	var lines []string
+	for _, line := range strings.Split(said, "\n") {
+		line = strings.TrimSpace(clean(line))
+		isNoise := line == ""
+		for _, n := range noise {
+			isNoise = isNoise || strings.HasPrefix(line, n)
+		}
+		if isNoise {
+			continue
+		}
+		if m := parserAt.FindStringSubmatch(line); m != nil {
+			e.where = m[1] + ":" + m[2]
+			line = fmt.Sprintf("%s, line %s: %s", m[1], m[2], m[3])
+			if n, err := strconv.Atoi(m[2]); err == nil && namesSocketOptions(src, m[1], n) {
+				line += ". AppArmor cannot express socket options; a network rule names address families and types and nothing of setsockopt(2) (apparmor.d(5), \"Network Rules\"): take the rule out"
+			}
+			lines = append([]string{line}, lines...)
+			continue
+		}
+		if len(lines) < 4 {
+			lines = append(lines, line)
+		}
+	}
+	switch {
+	case len(lines) > 0:
+		e.text = strings.Join(lines, "; ")
+	case ended != nil:
+		e.text = "apparmor_parser ended with " + ended.Error() + " and said nothing"
+	}
+	if len(e.text) > 2000 {
+		e.text = strings.ToValidUTF8(e.text[:2000], "") + "…"
+	}
+	return e
+}
+
+// clean makes text of the parser's fit for a message.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || r < 0x20 && r != '\t' || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+}
+
+// socketOption finds the rule that people write when they want options of a
+// socket: "socket (tcp) options=(…) level=… optname=…".
+var socketOption = regexp.MustCompile(`(?m)^\s*(?:(?:audit|deny|allow|owner)\s+)*(?:socket|setsockopt|getsockopt)\b|\boptname\s*=`)
+
+// namesSocketOptions looks at the lines that the parser points to; a rule may
+// have begun a few lines before.
+func namesSocketOptions(src *source, file string, line int) bool {
+	c := src.files[file]
+	if c == nil {
+		return false
+	}
+	lines := strings.Split(string(c.data), "\n")
+	if line < 1 || line > len(lines) {
+		return false
+	}
+	from := line - 1
+	for from > 0 && line-from < 6 && !strings.HasSuffix(strings.TrimSpace(lines[from-1]), ",") && !strings.HasSuffix(strings.TrimSpace(lines[from-1]), "{") {
+		from--
+	}
+	return socketOption.MatchString(strings.Join(lines[from:line], "\n"))
+}
+
+// parseNames reads what "apparmor_parser -N" prints: one internal name a line,
+// children as "parent//child". Anything that cannot be a name is refused.
+func parseNames(out []byte) ([]string, error) {
+	var names []string
+	for line := range bytes.SplitSeq(bytes.TrimSuffix(out, []byte("\n")), []byte("\n")) {
+		if len(out) == 0 {
+			return nil, nil
+		}
+		if err := checkName(string(line)); err != nil {
+			return nil, err
+		}
+		names = append(names, string(line))
+		if len(names) > maxProfiles {
+			return nil, fmt.Errorf("it names more than %d profiles", maxProfiles)
+		}
+	}
+	return names, nil
+}
+
+// checkName refuses what the kernel or a file of ours could not carry as a
+// profile's name.
+func checkName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("the parser printed an empty name")
+	case len(name) > 4096:
+		return errors.New("the parser printed a name of more than 4096 bytes")
+	case !utf8.ValidString(name):
+		return fmt.Errorf("the parser printed %q, which is not valid UTF-8", name)
+	case strings.ContainsFunc(name, func(r rune) bool { return r < 0x20 || r == 0x7f }):
+		return fmt.Errorf("the parser printed %q, which holds a control character", name)
+	}
+	return nil
+}
+
+// cutNames divides a list of names at the markers.
+func cutNames(out []byte, markers []string) ([][]byte, error) {
+	parts := make([][]byte, len(markers))
+	for i, m := range markers {
+		line := []byte(m + "\n")
+		at := bytes.Index(out, line)
+		if at < 0 || at > 0 && out[at-1] != '\n' {
+			return nil, errors.New("the parser's output is not in the order of the files")
+		}
+		parts[i], out = out[:at], out[at+len(line):]
+	}
+	if len(out) > 0 {
+		return nil, errors.New("the parser printed more than was asked")
+	}
+	return parts, nil
+}
+
+// cutBlobs divides compiled policy at the markers.
+func cutBlobs(out []byte, markers []string) ([][]byte, error) {
+	elements, err := splitBlob(out)
+	if err != nil {
+		return nil, err
+	}
+	parts := make([][]byte, len(markers))
+	i := 0
+	for _, e := range elements {
+		switch {
+		case i == len(markers):
+			return nil, errors.New("the parser printed more than was asked")
+		case e.ns == "" && e.name == markers[i]:
+			i++
+		default:
+			if e.ns != "" {
+				return nil, errors.New("a policy names a namespace") // said when it is run alone
+			}
+			parts[i] = append(parts[i], e.bytes...)
+		}
+	}
+	if i < len(markers) {
+		return nil, errors.New("the parser's output is not in the order of the files")
+	}
+	return parts, nil
+}
+
+// problem makes a reason of what is wrong with a file.
+func problem(file string, err error) attach.Reason {
+	var ce *compileError
+	switch {
+	case errors.Is(err, ErrUntrusted):
+		return attach.Because(attach.ProfileUntrusted, "cannot use %s: %v", file, err).At(file).
+			WithNext("chown root:root " + file + "; chmod 644 " + file)
+	case errors.Is(err, fs.ErrNotExist):
+		return attach.Because(attach.ProfileNotFound, "cannot compile %s: the file does not exist", file).At(file)
+	case errors.As(err, &ce):
+		where := ce.where
+		if where == "" {
+			where = file
+		}
+		r := attach.Because(attach.ProfileBroken, "%v", ce).At(where)
+		if !ce.run {
+			r = r.WithNext("correct the file; apparmor_parser -Q -K " + file + " shows whether it compiles")
+		}
+		return r
+	}
+	return attach.Because(attach.ProfileBroken, "%v", err).At(file)
+}

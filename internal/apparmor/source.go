@@ -1,0 +1,455 @@
+package apparmor
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/safefile"
+)
+
+// Bounds on what is read for one profile.
+const (
+	maxFile    = 1 << 20
+	maxClosure = 16 << 20
+	maxFiles   = 2000
+)
+
+// skipSuffixes are what the parser passes over in directories
+// (ignored_suffixes in libraries/libapparmor/src/private.c), and ".swp".
+var skipSuffixes = []string{".dpkg-new", ".dpkg-old", ".dpkg-dist", ".dpkg-bak", ".dpkg-remove",
+	".pacsave", ".pacnew", ".rpmnew", ".rpmsave", ".orig", ".rej", "~", ".swp"}
+
+// skipped reports whether the parser does not read a file of that name when it
+// is given the directory: editors' and packagers' leftovers.
+func skipped(name string) bool {
+	return name == "" || name[0] == '.' || name == "README" ||
+		slices.ContainsFunc(skipSuffixes, func(suf string) bool { return strings.HasSuffix(name, suf) })
+}
+
+// content is one file as it was read.
+type content struct {
+	data []byte
+	err  error // it could not be read; fs.ErrNotExist: it is not there
+	// untrusted says why the file must not decide about confinement.
+	untrusted error
+	sig       signature
+	// asks are the includes in it, once they were looked for.
+	asks   []token
+	looked bool
+}
+
+func (c *content) includes() []token {
+	if !c.looked {
+		c.looked, c.asks = true, includesOf(string(c.data))
+	}
+	return c.asks
+}
+
+// signature tells a file's versions apart without reading it.
+type signature struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
+	mode         uint32
+}
+
+func signatureOf(st *unix.Stat_t) signature {
+	return signature{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim, st.Mode}
+}
+
+// reader reads each file once, for one pass over many profiles.
+type reader struct {
+	s     *System
+	files map[string]*content
+	lists map[string][]string // directory -> names; nil is no directory
+	dirs  map[string]error    // directory -> why it is not trusted
+}
+
+func (s *System) newReader() *reader {
+	return &reader{s: s, files: map[string]*content{}, lists: map[string][]string{}, dirs: map[string]error{}}
+}
+
+// read reads a profile text. A file behind a symbolic link is read too, since
+// apparmor.service would load it, but is not trusted.
+func (r *reader) read(p string) *content {
+	if c, ok := r.files[p]; ok {
+		return c
+	}
+	c := &content{}
+	r.files[p] = c
+	real := r.s.real(p)
+	var st unix.Stat_t
+	if err := unix.Stat(real, &st); err == nil {
+		c.sig = signatureOf(&st)
+	}
+	f, err := safefile.Read(real, maxFile)
+	switch {
+	case err == nil:
+		c.data = f.Data
+		c.untrusted = r.trust(p, f)
+	case errors.Is(err, fs.ErrNotExist):
+		c.err = err
+	default:
+		c.untrusted = fmt.Errorf("%s: %s: %w", p, bare(err, real), ErrUntrusted)
+		c.data, c.err = readFollowing(real)
+	}
+	return c
+}
+
+// bare takes the "cannot read FILE: " off an error of safefile's, since the
+// file is named already.
+func bare(err error, real string) string {
+	for _, verb := range []string{"cannot read ", "cannot open "} {
+		if rest, ok := strings.CutPrefix(err.Error(), verb+real+": "); ok {
+			return rest
+		}
+	}
+	return err.Error()
+}
+
+func (r *reader) trust(p string, f safefile.File) error {
+	switch {
+	case int(f.UID) != r.s.opt.Owner:
+		return fmt.Errorf("%s belongs to user %d, not to root: %w", p, f.UID, ErrUntrusted)
+	case f.Mode&0o022 != 0:
+		return fmt.Errorf("the mode of %s is %04o: %w", p, f.Mode, ErrUntrusted)
+	}
+	return r.trustDir(path.Dir(p))
+}
+
+// trustDir says who else than root could put files into a directory or into
+// one above it. The walk goes top-down: what a trusted directory holds cannot
+// be exchanged by others.
+func (r *reader) trustDir(dir string) error {
+	if err, ok := r.dirs[dir]; ok {
+		return err
+	}
+	var err error
+	if dir != "/" {
+		err = r.trustDir(path.Dir(dir))
+	}
+	if err == nil && (dir != "/" || r.s.opt.Root == "") {
+		var st unix.Stat_t
+		switch e := unix.Lstat(r.s.real(dir), &st); {
+		case e != nil:
+			err = fmt.Errorf("cannot look at %s: %w", dir, e)
+		case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+			err = fmt.Errorf("%s is a symbolic link: %w", dir, ErrUntrusted)
+		case int(st.Uid) != r.s.opt.Owner:
+			err = fmt.Errorf("directory %s belongs to user %d, not to root: %w", dir, st.Uid, ErrUntrusted)
+		case st.Mode&0o022 != 0:
+			err = fmt.Errorf("the mode of directory %s is %04o: %w", dir, st.Mode&0o7777, ErrUntrusted)
+		}
+	}
+	r.dirs[dir] = err
+	return err
+}
+
+// readFollowing reads a regular file wherever links lead.
+func readFollowing(real string) ([]byte, error) {
+	f, err := os.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, errors.New("it is not a regular file")
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("it is larger than %d bytes", maxFile)
+	}
+	return data, err
+}
+
+// list gives the names in an included directory as the parser takes them, nil
+// where there is no directory.
+func (r *reader) list(dir string) []string {
+	if names, ok := r.lists[dir]; ok {
+		return names
+	}
+	var names []string
+	if st, err := os.Stat(r.s.real(dir)); err == nil && st.IsDir() {
+		names = []string{}
+		entries, _ := os.ReadDir(r.s.real(dir))
+		for _, e := range entries {
+			if skipped(e.Name()) || e.IsDir() {
+				continue
+			}
+			names = append(names, e.Name())
+		}
+	}
+	r.lists[dir] = names
+	return names
+}
+
+// included gives the paths that an include stands for. The parser looks for
+// <path> below its base directory; a path without brackets is taken as it is.
+func (r *reader) included(angle bool, p string) (files []string, dir string) {
+	if p == "" {
+		return nil, ""
+	}
+	full := p
+	if angle || !path.IsAbs(p) {
+		full = path.Join(profileDir, p)
+	}
+	full = path.Clean(full)
+	if names := r.list(full); names != nil {
+		for _, n := range names {
+			files = append(files, path.Join(full, n))
+		}
+		return files, full
+	}
+	return []string{full}, ""
+}
+
+// source is a profile file with everything it includes.
+type source struct {
+	file   string
+	files  map[string]*content
+	dirs   []string // included directories
+	digest string   // SHA-256 over names and contents
+	// untrusted says why it must not be compiled into policy.
+	untrusted error
+	scan      textScan
+}
+
+// source reads a profile file and the closure of what it includes. A missing
+// include is the parser's to complain about.
+func (r *reader) source(file string) (*source, error) {
+	top := r.read(file)
+	if top.err != nil {
+		return nil, top.err
+	}
+	src := &source{file: file, files: map[string]*content{}}
+	total := 0
+	queue := []string{file}
+	for len(queue) > 0 {
+		p := queue[0]
+		queue = queue[1:]
+		if _, seen := src.files[p]; seen {
+			continue
+		}
+		c := r.read(p)
+		src.files[p] = c
+		if c.untrusted != nil && src.untrusted == nil {
+			src.untrusted = c.untrusted
+		}
+		if c.err != nil {
+			continue
+		}
+		if total += len(c.data); total > maxClosure || len(src.files) > maxFiles {
+			return nil, fmt.Errorf("with what it includes it is larger than %d files or %d bytes", maxFiles, maxClosure)
+		}
+		for _, inc := range c.includes() {
+			files, dir := r.included(inc.angle, inc.text)
+			if dir != "" && !slices.Contains(src.dirs, dir) {
+				src.dirs = append(src.dirs, dir)
+				if err := r.trustDir(dir); err != nil && src.untrusted == nil {
+					src.untrusted = err
+				}
+			}
+			queue = append(queue, files...)
+		}
+	}
+	src.digest = digestOf(src.files)
+	src.scan = scanText(textFile{file, string(top.data)}, func(angle bool, p string) []textFile {
+		files, _ := r.included(angle, p)
+		var out []textFile
+		for _, f := range files {
+			if c := src.files[f]; c != nil && c.err == nil {
+				out = append(out, textFile{f, string(c.data)})
+			}
+		}
+		return out
+	})
+	return src, nil
+}
+
+// includesOf lists the files a text asks for, abi files among them.
+func includesOf(text string) []token {
+	var out []token
+	for l := newLexer(text); ; {
+		switch t := l.next(); t.kind {
+		case tokEnd:
+			return out
+		case tokInclude, tokABI:
+			out = append(out, t)
+		}
+	}
+}
+
+func digestOf(files map[string]*content) string {
+	names := make([]string, 0, len(files))
+	for p := range files {
+		names = append(names, p)
+	}
+	sort.Strings(names)
+	h := sha256.New()
+	for _, p := range names {
+		c := files[p]
+		if c.err != nil {
+			fmt.Fprintf(h, "%q missing\n", p)
+			continue
+		}
+		fmt.Fprintf(h, "%q %d\n", p, len(c.data))
+		h.Write(c.data)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// copied is a private copy of profiles and what they include, for a parser
+// that may read nothing else and change nothing.
+type copied struct {
+	dir   string
+	id    int // the user and group that may read it; 0 none
+	names map[string]string
+	n     int
+}
+
+// unusedIDs are user ids that nobody has: systemd's list of the ranges in use
+// ends below (systemd, docs/UIDS-GIDS.md, "Special ... 1879048192…2147483647
+// unused"). A random one for each run keeps other processes' hands off the
+// child: they would need its user id to trace or kill it.
+const unusedIDs = 1_900_000_000
+
+// copyTree makes a private copy directory.
+func (s *System) copyTree() (*copied, error) {
+	if err := os.MkdirAll(s.opt.Scratch, 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make a directory for the parser: %w", err)
+	}
+	var b [3]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(s.opt.Scratch, "compile-")
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a directory for the parser: %w", err)
+	}
+	c := &copied{dir: dir, names: map[string]string{}}
+	if os.Geteuid() == 0 {
+		c.id = unusedIDs + int(b[0])<<16 + int(b[1])<<8 + int(b[2])
+		if err := os.Chown(dir, 0, c.id); err != nil {
+			c.id = 0 // no such ids in this user namespace
+		}
+	}
+	for _, d := range []string{dir, filepath.Join(dir, "root"), c.base(), filepath.Join(dir, "top")} {
+		if err = os.MkdirAll(d, 0o755); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = os.Chmod(dir, 0o750)
+	}
+	if err != nil {
+		c.remove()
+		return nil, fmt.Errorf("cannot make a directory for the parser: %w", err)
+	}
+	return c, nil
+}
+
+func (c *copied) remove() { _ = os.RemoveAll(c.dir) }
+
+// base is the copy's /etc/apparmor.d.
+func (c *copied) base() string { return filepath.Join(c.dir, "root", profileDir) }
+
+// add copies a profile file and what it includes, and gives the path to hand
+// to the parser: one of our own making, whatever the file is called.
+func (c *copied) add(src *source) (string, error) {
+	for p, f := range src.files {
+		if p == src.file || f.err != nil {
+			continue
+		}
+		to := filepath.Join(c.dir, "root", p)
+		if _, done := c.names[to]; done {
+			continue
+		}
+		if err := c.write(to, c.relocate(f.data)); err != nil {
+			return "", err
+		}
+		c.names[to] = p
+	}
+	for _, d := range src.dirs {
+		if err := os.MkdirAll(filepath.Join(c.dir, "root", d), 0o755); err != nil {
+			return "", err
+		}
+	}
+	to := filepath.Join(c.dir, "top", strconv.Itoa(c.n))
+	c.n++
+	c.names[to] = src.file
+	return to, c.write(to, c.relocate(src.files[src.file].data))
+}
+
+// extra adds a file of our own.
+func (c *copied) extra(text string) (string, error) {
+	to := filepath.Join(c.dir, "top", strconv.Itoa(c.n))
+	c.n++
+	return to, c.write(to, []byte(text))
+}
+
+func (c *copied) write(to string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o644)
+}
+
+// relocate makes includes with an absolute path point into the copy. Lines
+// stay where they are.
+func (c *copied) relocate(data []byte) []byte {
+	text := string(data)
+	var b strings.Builder
+	last := 0
+	for _, t := range includesOf(text) {
+		if t.angle || !path.IsAbs(t.text) || t.to <= t.from {
+			continue
+		}
+		b.WriteString(text[last:t.from])
+		b.WriteString(`"` + filepath.Join(c.dir, "root", path.Clean(t.text)) + `"`)
+		last = t.to
+	}
+	if last == 0 {
+		return data
+	}
+	b.WriteString(text[last:])
+	return []byte(b.String())
+}
+
+// original puts the real names back into what the parser says.
+func (c *copied) original(text string) string {
+	if !strings.Contains(text, c.dir) {
+		return text
+	}
+	names := make([]string, 0, len(c.names))
+	for to := range c.names {
+		names = append(names, to)
+	}
+	// Longer ones first: top/1 is the beginning of top/10.
+	sort.Slice(names, func(i, j int) bool {
+		return len(names[i]) > len(names[j]) || len(names[i]) == len(names[j]) && names[i] < names[j]
+	})
+	pairs := make([]string, 0, 2*len(names)+2)
+	for _, to := range names {
+		pairs = append(pairs, to, c.names[to])
+	}
+	pairs = append(pairs, filepath.Join(c.dir, "root"), "", c.dir, "")
+	return strings.NewReplacer(pairs...).Replace(text)
+}

@@ -1,0 +1,127 @@
+// Package apparmor is aaunit's hand on AppArmor: it knows which file defines
+// which profile, compiles, stages and loads policy, reads back what the kernel
+// has, and looks at the labels of a unit's tasks.
+//
+// Everything that is read here is taken to be hostile: profile texts, the
+// parser's output, directory entries, /proc of running services. What decides
+// about confinement is opened without following a symbolic link and only where
+// root alone can write; sizes, times and numbers are bounded.
+package apparmor
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// Places on a host. Options.Root is put before each of them.
+const (
+	profileDir  = "/etc/apparmor.d"
+	parserConf  = "/etc/apparmor/parser.conf"
+	securityDir = "/sys/kernel/security/apparmor"
+	paramDir    = "/sys/module/apparmor/parameters"
+	cgroupDir   = "/sys/fs/cgroup"
+	procDir     = "/proc"
+)
+
+// parallel bounds the parsers that run at the same time: compiling can be dear.
+const parallel = 2
+
+// ErrInUse says that a profile is not unloaded because a task carries it:
+// unloading would unconfine the task (platform fact 26).
+var ErrInUse = errors.New("a task carries the profile")
+
+// ErrUntrusted says that others than root could have written a profile, or a
+// file it includes.
+var ErrUntrusted = errors.New("others than root can change it")
+
+// Options are the awkward parts of the world. The zero value is the host.
+type Options struct {
+	// Root is put before every path but the parser's; "" is the host itself.
+	Root string
+	// Parsers are the absolute paths at which apparmor_parser is looked for;
+	// nil means /usr/sbin and /sbin. $PATH is never asked.
+	Parsers []string
+	// Scratch is where private copies of profiles are put for the parser; it is
+	// made when missing. "" means /run/aaunit, or the directory for temporary
+	// files where the process is not root's.
+	Scratch string
+	// Owner is the user that trusted files must belong to: root.
+	Owner int
+	// ParserTime bounds one run of the parser, for one file; more files get
+	// more. 0 means 30 seconds.
+	ParserTime time.Duration
+	// ParserMemory bounds the address space of the parser. 0 means 1 GiB.
+	ParserMemory uint64
+	// ParserOutput bounds what the parser may print. 0 means 64 MiB.
+	ParserOutput int64
+}
+
+// System is AppArmor on a host. Its methods may be called at the same time.
+type System struct {
+	opt   Options
+	slots chan struct{} // one for each parser that may run
+
+	index indexState
+	built compileCache
+
+	staging  sync.Mutex // one staging namespace at a time
+	swept    bool
+	features struct {
+		sync.Mutex
+		digest string
+	}
+	loading sync.Mutex // Load, Unload and Restore do not mix
+}
+
+// New gives the AppArmor of a host. It touches nothing yet.
+func New(o Options) *System {
+	if o.Parsers == nil {
+		o.Parsers = []string{"/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"}
+	}
+	if o.Scratch == "" {
+		o.Scratch = "/run/aaunit"
+		if os.Geteuid() != 0 {
+			o.Scratch = os.TempDir() // checks on a build machine
+		}
+	}
+	if o.ParserTime <= 0 {
+		o.ParserTime = 30 * time.Second
+	}
+	if o.ParserMemory == 0 {
+		o.ParserMemory = 1 << 30
+	}
+	if o.ParserOutput <= 0 {
+		o.ParserOutput = 64 << 20
+	}
+	return &System{opt: o, slots: make(chan struct{}, min(parallel, max(1, runtime.NumCPU())))}
+}
+
+// real gives the path at which a path of the host really lies.
+func (s *System) real(path string) string {
+	if s.opt.Root == "" {
+		return path
+	}
+	return filepath.Join(s.opt.Root, path)
+}
+
+// covers reports whether label member p is the profile or one of its children
+// or hats.
+func covers(profile, p string) bool {
+	return p == profile || (len(p) > len(profile)+2 && p[:len(profile)] == profile && p[len(profile):len(profile)+2] == "//")
+}
+
+// carries reports whether a member of the label is the profile or a child.
+func carries(l attach.Label, profile string) bool {
+	for _, p := range l.Profiles {
+		if covers(profile, p) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,155 @@
+package attach
+
+import (
+	"maps"
+	"path"
+	"slices"
+	"time"
+)
+
+// Desired is the wish for one unit, with what aaunit remembers of it.
+type Desired struct {
+	Unit string
+	// Attachment is nil where no attachment names the unit (any more).
+	Attachment *Attachment
+	// Profile is the internal name, specifiers expanded.
+	Profile string
+	Record  Record
+}
+
+// Record is what aaunit remembers of a unit between passes and restarts of the
+// daemon.
+type Record struct {
+	Unit       string `json:"unit"`
+	Attachment string `json:"attachment"` // source file
+	Profile    string `json:"profile"`
+	// DropIns are the files aaunit wrote for the unit, path and SHA-256 of the text.
+	DropIns map[string]string `json:"dropIns,omitempty"`
+	// Loaded are the profiles that were not loaded before aaunit loaded them:
+	// only these may a detach unload.
+	Loaded []string `json:"loaded,omitempty"`
+	// Accepted holds the kernel's checksum of each profile that passed the
+	// checks, by name.
+	Accepted map[string]string `json:"accepted,omitempty"`
+	// RestartUnit is the attachment's, for the day when it is withdrawn.
+	RestartUnit bool `json:"restartUnit"`
+	// Attaching is set from the first change until the first good verdict: an
+	// attach that was cut off half-way shows by it.
+	Attaching bool `json:"attaching,omitempty"`
+	// Before is what the unit had before the attach.
+	Before Before `json:"before"`
+	// Proved is the InvocationID of the start that was last seen confined under
+	// Profile. What becomes of such a start when it is confined no more is for
+	// OnViolation= to say; it is not restarted over and over.
+	Proved string `json:"proved,omitempty"`
+	Hold   *Hold  `json:"hold,omitempty"`
+	// Verdict is the last one.
+	Verdict *Verdict `json:"verdict,omitempty"`
+}
+
+// Clone copies the record so that the copies share nothing that changes.
+func (r Record) Clone() Record {
+	r.DropIns = maps.Clone(r.DropIns)
+	r.Loaded = slices.Clone(r.Loaded)
+	r.Accepted = maps.Clone(r.Accepted)
+	return r
+}
+
+// Before is what a failed first attach goes back to.
+type Before struct {
+	Running  bool `json:"running"`
+	Confined bool `json:"confined"` // its tasks already carried the profile
+}
+
+// Hold keeps a failed attach from being tried again and again.
+type Hold struct {
+	// Inputs is a digest of all that the attach depended on; the hold ends when
+	// it changes.
+	Inputs  string    `json:"inputs"`
+	Reasons []Reason  `json:"reasons"`
+	Since   time.Time `json:"since"`
+}
+
+// wantTmp is the PrivateTmp= that the drop-in asks for: the attachment's, or
+// what the unit has by itself where that is more. It never weakens.
+func (d Desired) wantTmp(u Unit) PrivateTmp {
+	own := PrivateTmpNo
+	for _, as := range u.Settings.Assignments {
+		if v, ok := readTmp(as.Value); ok && as.Key == "PrivateTmp" && !ours(as.Path) {
+			own = v
+		}
+	}
+	if d.Attachment == nil || own.rank() > d.Attachment.PrivateTmp.rank() {
+		return own
+	}
+	return d.Attachment.PrivateTmp
+}
+
+// ours reports whether a file has the name of aaunit's drop-in. Whether a
+// record has it does not matter: the units of a pattern share one.
+func ours(file string) bool { return path.Base(file) == DropInName }
+
+// readTmp reads the value of a unit file's PrivateTmp=. What systemd does not
+// understand, the empty string included, it ignores: ok is false.
+func readTmp(value string) (v PrivateTmp, ok bool) {
+	switch value {
+	case "":
+		return "", false
+	case "connected": // systemd 257's other name for "yes"
+		return PrivateTmpYes, true
+	}
+	v, err := oneOf(value, PrivateTmpNo, PrivateTmpYes, PrivateTmpDisconnected, PrivateTmpNo)
+	return v, err == nil
+}
+
+// rank orders PrivateTmp= by how much it separates.
+func (p PrivateTmp) rank() int {
+	switch p {
+	case PrivateTmpYes:
+		return 1
+	case PrivateTmpDisconnected:
+		return 2
+	}
+	return 0
+}
+
+// DropInPath is where the unit's drop-in belongs.
+func (d Desired) DropInPath() string {
+	return DropInPath(d.Attachment.Placement(d.Unit), d.Attachment.Runtime)
+}
+
+// shared reports whether the drop-in lies in a template's or prefix's
+// directory, where it serves every unit of the pattern.
+func (d Desired) shared() bool { return d.Attachment.Placement(d.Unit) != d.Unit }
+
+// DropInText is what it shall say. In a template's or prefix's directory the
+// profile keeps its specifiers, which systemd expands for each unit.
+func (d Desired) DropInText(u Unit) string {
+	a := *d.Attachment
+	a.PrivateTmp = d.wantTmp(u)
+	profile := EscapeSpecifiers(d.Profile)
+	if d.shared() {
+		profile = a.Profile
+		a.PrivateTmp = d.Attachment.PrivateTmp // shared by all units of the pattern
+	}
+	return DropIn(a, profile)
+}
+
+// names are the profiles whose policy belongs to the unit.
+func (d Desired) names() []string {
+	names := []string{d.Profile}
+	for _, p := range d.allowed() {
+		if !slices.Contains(names, p) {
+			names = append(names, p)
+		}
+	}
+	return names
+}
+
+// allowed are the profiles that tasks of the unit may carry besides its own.
+func (d Desired) allowed() []string {
+	if d.Attachment == nil {
+		return nil
+	}
+	return d.Attachment.AllowProfiles
+}

@@ -1,0 +1,62 @@
+package attach
+
+import (
+	"path"
+	"strings"
+)
+
+// DropInName is the name of the one file aaunit writes into a unit's drop-in
+// directory.
+const DropInName = "90-aaunit.conf"
+
+// DropInPath is where the drop-in of a unit, template or prefix belongs. With
+// runtime it ends with the reboot.
+func DropInPath(unit string, runtime bool) string {
+	root := "/etc/systemd/system"
+	if runtime {
+		root = "/run/systemd/system"
+	}
+	return path.Join(root, unit+".d", DropInName)
+}
+
+// Placement gives the unit name whose drop-in directory serves unit under this
+// attachment: a template or prefix directory where the attachment names one,
+// so that the first start of a unit to come is confined too, else the unit's own.
+func (a Attachment) Placement(unit string) string {
+	if m, value := a.closest(unit); m == MatchTemplate || m == MatchPrefix {
+		return value
+	}
+	return unit
+}
+
+// DropIn is the text of the drop-in, for the given profile value as it shall
+// stand after AppArmorProfile= (specifiers live).
+//
+// AssertSecurity= makes a start fail where systemd would skip the profile in
+// silence because AppArmor is off. After= is order only: a requirement would
+// tie the unit to every broken profile on the host.
+func DropIn(a Attachment, profile string) string {
+	var b strings.Builder
+	b.WriteString("# Written by aaunitd; changes are put back.\n")
+	b.WriteString("# Attachment: " + comment(a.Source) + "\n")
+	b.WriteString("# To take it away: aaunitctl detach UNIT, or remove the attachment.\n")
+	b.WriteString("[Unit]\n")
+	b.WriteString("AssertSecurity=apparmor\n")
+	b.WriteString("After=apparmor.service aaunit-policy.service\n")
+	b.WriteString("\n[Service]\n")
+	b.WriteString("AppArmorProfile=" + profile + "\n")
+	if a.PrivateTmp.rank() > 0 {
+		b.WriteString("PrivateTmp=" + string(a.PrivateTmp) + "\n")
+	}
+	return b.String()
+}
+
+// comment keeps a file name from ending the comment line it stands in.
+func comment(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 || r == 0x7f || r == '\\' {
+			return '?'
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,101 @@
+package attach
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestDropInText(t *testing.T) {
+	d, o := healthy()
+	const want = `# Written by aaunitd; changes are put back.
+# Attachment: /etc/aaunit/attachments.d/myagent.conf
+# To take it away: aaunitctl detach UNIT, or remove the attachment.
+[Unit]
+AssertSecurity=apparmor
+After=apparmor.service aaunit-policy.service
+
+[Service]
+AppArmorProfile=myagent
+PrivateTmp=yes
+`
+	if got := d.DropInText(o.Unit); got != want {
+		t.Errorf("got:\n%s", got)
+	}
+
+	d.Profile = "100% mine"
+	if got := d.DropInText(o.Unit); !strings.Contains(got, "\nAppArmorProfile=100%% mine\n") {
+		t.Errorf("a percent sign of the name must not be a specifier:\n%s", got)
+	}
+	d.Attachment.PrivateTmp = PrivateTmpNo
+	o.Unit.Settings.Assignments = nil
+	if got := d.DropInText(o.Unit); strings.Contains(got, "PrivateTmp") {
+		t.Errorf("PrivateTmp=no asks for nothing:\n%s", got)
+	}
+	for _, bad := range []PrivateTmp{"", "yes\nUser=root"} {
+		d.Attachment.PrivateTmp = bad
+		if got := d.DropInText(o.Unit); strings.Contains(got, "PrivateTmp") || strings.Contains(got, "User=") {
+			t.Errorf("PrivateTmp %q got into the text:\n%s", bad, got)
+		}
+	}
+}
+
+// In a pattern's directory, systemd expands the specifiers for each unit.
+func TestDropInTextOfPattern(t *testing.T) {
+	d, o := healthy()
+	d.Unit, d.Profile = "agent@a.service", "agent-a"
+	d.Attachment.Units, d.Attachment.Profile = []string{"agent@.service"}, "agent-%i"
+	o.Unit.ID = d.Unit
+	if got := d.DropInText(o.Unit); !strings.Contains(got, "\nAppArmorProfile=agent-%i\n") {
+		t.Errorf("got:\n%s", got)
+	}
+	if got := d.DropInPath(); got != "/etc/systemd/system/agent@.service.d/90-aaunit.conf" {
+		t.Errorf("got %s", got)
+	}
+	// A glob has no directory of its own: each unit gets its drop-in.
+	d.Attachment.Units = []string{"agent@*.service"}
+	if got := d.DropInText(o.Unit); !strings.Contains(got, "\nAppArmorProfile=agent-a\n") {
+		t.Errorf("got:\n%s", got)
+	}
+}
+
+// The name of the attachment file comes from whoever made the file.
+func TestDropInSourceStaysInItsComment(t *testing.T) {
+	d, o := healthy()
+	want := strings.Count(d.DropInText(o.Unit), "\n")
+	for _, source := range []string{"x\nUser=root", "x\\", "x\r\nUser=root", "x\x00", "\xff\n"} {
+		d.Attachment.Source = source
+		got := d.DropInText(o.Unit)
+		if strings.Count(got, "\n") != want || strings.Contains(got, "\\\n") || strings.ContainsAny(got, "\x00\r") {
+			t.Errorf("source %q:\n%q", source, got)
+		}
+	}
+}
+
+func TestPrivateTmpIsNeverWeakened(t *testing.T) {
+	const vendor = "/usr/lib/systemd/system/myagent.service"
+	for _, tt := range []struct {
+		name  string
+		asked PrivateTmp
+		lines []string // of the unit file
+		want  PrivateTmp
+	}{
+		{"nothing there", PrivateTmpYes, nil, PrivateTmpYes},
+		{"less there", PrivateTmpYes, []string{"PrivateTmp=no"}, PrivateTmpYes},
+		{"more there", PrivateTmpYes, []string{"PrivateTmp=disconnected"}, PrivateTmpDisconnected},
+		{"not asked for, there", PrivateTmpNo, []string{"PrivateTmp=true"}, PrivateTmpYes},
+		{"not asked for, there by its new name", PrivateTmpNo, []string{"PrivateTmp=connected"}, PrivateTmpYes},
+		{"not asked for, not there", PrivateTmpNo, nil, PrivateTmpNo},
+		{"the last line wins", PrivateTmpNo, []string{"PrivateTmp=yes", "PrivateTmp=no"}, PrivateTmpNo},
+		{"systemd ignores an empty value", PrivateTmpYes, []string{"PrivateTmp=disconnected", "PrivateTmp="}, PrivateTmpDisconnected},
+		{"and one it does not know", PrivateTmpYes, []string{"PrivateTmp=disconnected", "PrivateTmp=perhaps"}, PrivateTmpDisconnected},
+	} {
+		d, o := healthy()
+		d.Attachment.PrivateTmp = tt.asked
+		// What an earlier drop-in of ours says is not the unit's own wish.
+		o.Unit.Settings.Assignments = []Assignment{{"PrivateTmp", "disconnected", "/etc/systemd/system/" + unitName + ".d/90-aaunit.conf", 3}}
+		earlier(&o, vendor, tt.lines...)
+		if got := d.wantTmp(o.Unit); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}

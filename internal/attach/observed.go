@@ -1,0 +1,301 @@
+package attach
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// Tri is an answer that may be missing. Its zero value is "could not tell".
+type Tri int8
+
+// The three answers.
+const (
+	CouldNotTell Tri = iota
+	Yes
+	No
+)
+
+// TriOf makes an answer of a boolean that was really read.
+func TriOf(b bool) Tri {
+	if b {
+		return Yes
+	}
+	return No
+}
+
+func (t Tri) String() string {
+	switch t {
+	case Yes:
+		return "yes"
+	case No:
+		return "no"
+	}
+	return "unknown"
+}
+
+// MarshalText makes a Tri read as "yes", "no" or "unknown" in JSON.
+func (t Tri) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText is the inverse; anything unexpected is "could not tell".
+func (t *Tri) UnmarshalText(b []byte) error {
+	switch string(b) {
+	case "yes":
+		*t = Yes
+	case "no":
+		*t = No
+	default:
+		*t = CouldNotTell
+	}
+	return nil
+}
+
+// Host is the state of AppArmor on the machine.
+type Host struct {
+	// Enabled is what systemd looks at: /sys/module/apparmor/parameters/enabled.
+	Enabled Tri `json:"enabled"`
+	// GlobalMode is /sys/module/apparmor/parameters/mode ("" = could not be
+	// read). "complain" there permits everything while every label still reads
+	// "(enforce)".
+	GlobalMode Mode `json:"globalMode"`
+	// BootService says whether apparmor.service will load /etc/apparmor.d at boot.
+	BootService Tri `json:"bootService"`
+	// Problem says why something of the above could not be read.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Unit is a systemd unit as systemd sees it, with the settings in effect.
+type Unit struct {
+	ID            string   `json:"id"`    // canonical name
+	Names         []string `json:"names"` // with aliases
+	LoadState     string   `json:"loadState"`
+	LoadError     string   `json:"loadError,omitempty"`
+	ActiveState   string   `json:"activeState"`
+	SubState      string   `json:"subState"`
+	Result        string   `json:"result,omitempty"`
+	UnitFileState string   `json:"unitFileState"`
+	FragmentPath  string   `json:"fragmentPath,omitempty"`
+	DropIns       []string `json:"dropIns,omitempty"` // paths, in the order in which they are applied
+	Transient     bool     `json:"transient,omitempty"`
+	NeedReload    bool     `json:"needReload,omitempty"`
+	RefuseStop    bool     `json:"refuseStop,omitempty"`  // RefuseManualStop=
+	RefuseStart   bool     `json:"refuseStart,omitempty"` // RefuseManualStart=
+
+	InvocationID string `json:"invocationID,omitempty"` // 32 hexadecimal digits; "" never started
+	Type         string `json:"type"`                   // simple, notify, oneshot, …
+	MainPID      int    `json:"mainPID,omitempty"`
+	ControlPID   int    `json:"controlPID,omitempty"`
+	ControlGroup string `json:"controlGroup,omitempty"`
+	NRestarts    uint32 `json:"nRestarts"`
+	// ExecMainStatus is the exit status of the main process when it ended.
+	ExecMainCode   int `json:"execMainCode,omitempty"` // CLD_EXITED = 1, CLD_KILLED = 2, …
+	ExecMainStatus int `json:"execMainStatus,omitempty"`
+
+	Settings Settings `json:"settings"`
+
+	// RestartsWith lists the active units that a restart of this one stops or
+	// restarts too (Requires=, BindsTo=, PartOf= of others on it), without itself.
+	RestartsWith []string `json:"restartsWith,omitempty"`
+}
+
+// Settings are the effective settings that decide about confinement.
+type Settings struct {
+	Profile       string     `json:"profile"`       // AppArmorProfile= without its "-"
+	IgnoreMissing bool       `json:"ignoreMissing"` // its "-"
+	PrivateTmp    PrivateTmp `json:"privateTmp"`    // yes, disconnected or no
+	// AssertAppArmor: AssertSecurity=apparmor is in effect, neither negated nor
+	// one of several alternatives.
+	AssertAppArmor       bool          `json:"assertAppArmor"`
+	Exec                 []ExecCommand `json:"exec,omitempty"`
+	PermissionsStartOnly bool          `json:"permissionsStartOnly,omitempty"`
+	DefaultDependencies  bool          `json:"defaultDependencies"`
+	NoNewPrivileges      bool          `json:"noNewPrivileges,omitempty"`
+	Delegate             bool          `json:"delegate,omitempty"`
+	User                 string        `json:"user,omitempty"`
+	PAMName              string        `json:"pamName,omitempty"`
+	RootDirectory        string        `json:"rootDirectory,omitempty"` // RootDirectory= or RootImage=
+	After                []string      `json:"after,omitempty"`
+	// Assignments lists who set AppArmorProfile=, PrivateTmp=,
+	// AssertSecurity= and PermissionsStartOnly=, in the order in which systemd
+	// applies them: the last one of a key wins.
+	Assignments []Assignment `json:"assignments,omitempty"`
+}
+
+// Assignment is one line of a unit file or drop-in.
+type Assignment struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+	Path  string `json:"path"`
+	Line  int    `json:"line"`
+}
+
+// Winner gives the assignment of key that is in effect, or nil.
+func (s Settings) Winner(key string) *Assignment {
+	for i := len(s.Assignments) - 1; i >= 0; i-- {
+		if s.Assignments[i].Key == key {
+			return &s.Assignments[i]
+		}
+	}
+	return nil
+}
+
+// ExecCommand is one line of ExecStart= and its like.
+type ExecCommand struct {
+	Property      string   `json:"property"` // ExecStart, ExecStartPre, …
+	Path          string   `json:"path"`
+	Argv          []string `json:"argv"`
+	Privileged    bool     `json:"privileged,omitempty"`    // "+": no profile at all
+	IgnoreFailure bool     `json:"ignoreFailure,omitempty"` // "-"
+	PID           int      `json:"pid,omitempty"`           // of its last run; 0 none
+}
+
+// Active reports whether the unit has, or is about to have, running tasks.
+func (u Unit) Active() bool {
+	switch u.ActiveState {
+	case "active", "reloading", "activating", "deactivating", "refreshing":
+		return true
+	}
+	return false
+}
+
+// Found reports whether systemd knows a unit file of that name.
+func (u Unit) Found() bool { return u.LoadState != "not-found" && u.LoadState != "" }
+
+// Profile is one profile as its text declares it.
+type Profile struct {
+	Name string `json:"name"` // internal name
+	File string `json:"file"` // path below /etc/apparmor.d, or any other
+	Line int    `json:"line"`
+	// Attachment is the path (a pattern of AppArmor's) it attaches to by
+	// itself, "" none.
+	Attachment string   `json:"attachment,omitempty"`
+	Flags      []string `json:"flags,omitempty"`
+	// Leaves lists the rules that let a child leave the profile.
+	Leaves []Leave `json:"leaves,omitempty"`
+	// DisabledBy and ComplainBy are the links in disable/ and force-complain/
+	// that stand for its file, "" none.
+	DisabledBy string `json:"disabledBy,omitempty"`
+	ComplainBy string `json:"complainBy,omitempty"`
+}
+
+// HasFlag reports whether the profile's text carries the flag.
+func (p Profile) HasFlag(f string) bool { return slices.Contains(p.Flags, f) }
+
+// Leave is a rule that lets a program leave the profile, such as "/bin/sh Ux,".
+type Leave struct {
+	Rule string `json:"rule"`
+	Line int    `json:"line,omitempty"` // in the text with its includes flattened; 0 unknown
+}
+
+// Compiled is a profile file as compiled, not loaded.
+type Compiled struct {
+	File     string    `json:"file"`
+	Source   string    `json:"source"` // SHA-256 of the file and all it includes
+	Profiles []Profile `json:"profiles"`
+	Complain bool      `json:"complain,omitempty"` // compiled with every profile in complain mode
+	Blob     []byte    `json:"-"`
+	// Checksums are the kernel's own, per profile ("name", "name//child"), as
+	// read from the staging namespace; nil where it has none to give.
+	Checksums map[string]string `json:"checksums,omitempty"`
+	// NotStaged says why Checksums is nil.
+	NotStaged string `json:"notStaged,omitempty"`
+}
+
+// LiveProfile is a profile as the kernel has it.
+type LiveProfile struct {
+	Name     string `json:"name"`
+	Mode     Mode   `json:"mode"`
+	Checksum string `json:"checksum,omitempty"` // "sha256:…" or "sha1:…"; "" the kernel does not tell
+}
+
+// Policy is what was found about the profiles of one unit: the one it shall
+// run under and those that AllowProfiles= adds.
+type Policy struct {
+	// Candidates are the profiles of each name in the index; more than one is
+	// a duplicate name, none is a name that no file defines.
+	Candidates map[string][]Profile `json:"candidates,omitempty"`
+	// Compiled holds the files that define them, each once.
+	Compiled []Compiled `json:"compiled,omitempty"`
+	// Problems says which file does not compile or may not be used, and why.
+	Problems []Reason `json:"problems,omitempty"`
+	// Live holds the profiles, their children and hats, as loaded now; a name
+	// that is missing is not loaded.
+	Live map[string]LiveProfile `json:"live,omitempty"`
+	// LiveError says why Live could not be read.
+	LiveError string `json:"liveError,omitempty"`
+}
+
+// Scan is one look at all tasks of a unit.
+type Scan struct {
+	// Before and After are the InvocationID around the look.
+	Before string `json:"before"`
+	After  string `json:"after"`
+	// Stable: the set of tasks was the same in two looks in a row.
+	Stable bool   `json:"stable"`
+	Tasks  []Task `json:"tasks"`
+	// Tmp holds, for each process, where /tmp and /var/tmp really are.
+	Tmp map[int]TmpView `json:"tmp,omitempty"`
+	// HostTmp is PID 1's.
+	HostTmp TmpView `json:"hostTmp"`
+	// Problem says why the scan as a whole could not be made.
+	Problem string    `json:"problem,omitempty"`
+	At      time.Time `json:"at"`
+}
+
+// Task is one thread.
+type Task struct {
+	PID   int    `json:"pid"`
+	TID   int    `json:"tid"`
+	Comm  string `json:"comm"`
+	Exe   string `json:"exe,omitempty"`
+	Label Label  `json:"label"`
+	// Problem says why the label could not be read; a task that was gone
+	// before it could be read is not in the list at all.
+	Problem string `json:"problem,omitempty"`
+	// Manager: its executable is systemd's own, running as root: the
+	// (sd-pam) that PAMName= leaves behind, never the service's program.
+	Manager bool `json:"manager,omitempty"`
+}
+
+// TmpView says which directories a process sees as /tmp and /var/tmp, as
+// device and path on that device. An empty string is "could not tell".
+type TmpView struct {
+	Tmp     string `json:"tmp"`
+	VarTmp  string `json:"varTmp"`
+	Problem string `json:"problem,omitempty"`
+}
+
+// Observed is everything Diff and Judge look at.
+type Observed struct {
+	Host   Host
+	Unit   Unit
+	Policy Policy
+	Scan   *Scan // nil: not looked at
+	DropIn DropInState
+	// JustStarted: systemd said that the unit started, and this look followed.
+	JustStarted bool
+}
+
+// DropInState is what lies at the place where aaunit's drop-in belongs.
+type DropInState struct {
+	Exists bool
+	// Ours: the state record says that aaunit wrote a file there.
+	Ours    bool
+	Content string
+	Problem string // why it could not be read
+}
+
+// processes counts the processes among tasks.
+func (s Scan) processes() int {
+	seen := map[int]bool{}
+	for _, t := range s.Tasks {
+		seen[t.PID] = true
+	}
+	return len(seen)
+}
+
+// commBase is the name of the program a command line runs, for comparing with
+// well-known tools.
+func (c ExecCommand) commBase() string {
+	return c.Path[strings.LastIndexByte(c.Path, '/')+1:]
+}

@@ -1,0 +1,591 @@
+package attach
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+)
+
+// ActionKind is a step of a plan.
+type ActionKind string
+
+// In the order in which a pass takes them.
+const (
+	LoadPolicy ActionKind = "load-policy"
+	// UnloadChild removes a child profile or hat that the text no longer has.
+	// Loading the text anew does not: the kernel hands the children of the
+	// replaced profile on to the new one (__replace_profile in its policy.c),
+	// where change_hat and change_profile still find them.
+	UnloadChild  ActionKind = "unload-child"
+	WriteDropIn  ActionKind = "write-drop-in"
+	RemoveDropIn ActionKind = "remove-drop-in"
+	Reload       ActionKind = "daemon-reload"
+	Restart      ActionKind = "restart"
+	UnloadPolicy ActionKind = "unload-policy"
+)
+
+// Action is one step, with why it is taken.
+type Action struct {
+	Kind   ActionKind `json:"kind"`
+	Target string     `json:"target"` // a file, a unit or a profile
+	Reason Reason     `json:"reason"`
+}
+
+// Plan leads a unit from what was observed to what was declared. A plan without
+// actions, refusals and pending reasons means: nothing to do.
+type Plan struct {
+	Unit    string   `json:"unit"`
+	Profile string   `json:"profile,omitempty"`
+	Actions []Action `json:"actions"`
+	// Refusals say why nothing is done at all.
+	Refusals []Reason `json:"refusals,omitempty"`
+	// Warnings are ways around the profile that stay open, and what does not
+	// survive a reboot.
+	Warnings []Reason `json:"warnings,omitempty"`
+	// Pending says what is left to a person or to the next start.
+	Pending []Reason `json:"pending,omitempty"`
+	// RestartsWith lists the units that the restart takes along.
+	RestartsWith []string `json:"restartsWith,omitempty"`
+	// TmpFiles lists files in the host's /tmp and /var/tmp that the unit has
+	// open and will not see in a private /tmp.
+	TmpFiles []string `json:"tmpFiles,omitempty"`
+}
+
+// Has reports whether the plan holds an action of that kind.
+func (p Plan) Has(k ActionKind) bool {
+	return slices.ContainsFunc(p.Actions, func(a Action) bool { return a.Kind == k })
+}
+
+func (p *Plan) add(k ActionKind, target string, r Reason) {
+	p.Actions = append(p.Actions, Action{Kind: k, Target: target, Reason: r})
+}
+
+// Diff compares the wish with the world. It never plans a step for a unit that
+// something speaks against: a refusal leaves everything as it is.
+func Diff(d Desired, o Observed) Plan {
+	if d.Attachment == nil {
+		return diffDetach(d, o)
+	}
+	p := Plan{Unit: d.Unit, Profile: d.Profile, Actions: []Action{}}
+	p.Refusals, p.Warnings = Obstacles(d, o)
+	if d.Record.Hold != nil {
+		p.Pending = append(p.Pending, append([]Reason{because(Held, "the attach of %s failed and is held", d.Unit)}, d.Record.Hold.Reasons...)...)
+		return p
+	}
+	if len(p.Refusals) > 0 {
+		return p
+	}
+
+	report := d.Attachment.OnProfileChange == ChangeReport && d.accepted(o.Policy)
+	for _, c := range o.Policy.Compiled {
+		why := needsLoading(c, o.Policy)
+		switch {
+		case why == nil:
+		case why.Code == PolicyChanged && report:
+			p.Pending = append(p.Pending, *why)
+		default:
+			p.add(LoadPolicy, c.File, *why)
+		}
+	}
+	for _, c := range o.Policy.Compiled {
+		for _, name := range strays(c, o.Policy) {
+			why := because(PolicyChanged, "the kernel has %s, which %s does not define", name, c.File).at(c.File)
+			if report {
+				p.Pending = append(p.Pending, why)
+			} else {
+				p.add(UnloadChild, name, why)
+			}
+		}
+	}
+
+	file, text := d.DropInPath(), d.DropInText(o.Unit)
+	switch {
+	case !o.DropIn.Exists:
+		p.add(WriteDropIn, file, because(DropInMissing, "%s does not exist", file))
+	case o.DropIn.Content != text:
+		p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the attachment asks for", file))
+	}
+	for _, old := range sortedKeys(d.Record.DropIns) {
+		if old != file {
+			p.add(RemoveDropIn, old, because(DropInStale, "%s is from an earlier attachment", old))
+		}
+	}
+	switch {
+	case p.Has(WriteDropIn) || p.Has(RemoveDropIn):
+		p.add(Reload, d.Unit, because(ReloadNeeded, "its drop-in changes"))
+	case o.Unit.NeedReload || len(Effective(d, o.Unit)) > 0:
+		// Nobody overrides the drop-in: that would have been a refusal.
+		p.add(Reload, d.Unit, because(ReloadNeeded, "systemd has not read the unit's files since they changed"))
+	}
+
+	if why := lacks(d, o); why != nil {
+		left := why.Code != TmpShared && d.Record.ProvedAs(o.Unit.InvocationID, d.Profile)
+		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
+	}
+	return p
+}
+
+// ProvedAs reports whether this start of the unit was seen confined by the
+// profile before.
+func (r Record) ProvedAs(invocation, profile string) bool {
+	return invocation != "" && r.Proved == invocation && r.Profile == profile
+}
+
+// planRestart adds the restart, or says why it is left to the next start.
+func planRestart(p *Plan, u Unit, wanted bool, why Reason) {
+	pending := because(RestartPending, "%s takes effect at the next start of %s", cmp.Or(p.Profile, "the change"), u.ID)
+	switch guard := Protected(u); {
+	case guard != nil:
+		p.Pending = append(p.Pending, *guard, pending)
+	case !wanted:
+		p.Pending = append(p.Pending, pending.next("systemctl restart "+u.ID))
+	default:
+		p.add(Restart, u.ID, because(RestartNeeded, "%s", why.Detail))
+		p.RestartsWith = u.RestartsWith
+	}
+}
+
+// accepted reports whether what the kernel runs is what was accepted before.
+func (d Desired) accepted(p Policy) bool { return len(judgePolicy(d, p)) == 0 }
+
+// needsLoading says why a compiled file must be loaded, or nil.
+func needsLoading(c Compiled, p Policy) *Reason {
+	for _, name := range sortedKeys(c.Checksums) {
+		live, ok := p.Live[name]
+		if !ok {
+			return ptr(because(ProfileNotLoaded, "profile %s is not loaded", name).at(c.File))
+		}
+		if live.Checksum != c.Checksums[name] {
+			return ptr(because(PolicyChanged, "what the kernel runs as %s is not what %s says", name, c.File).at(c.File))
+		}
+	}
+	return nil
+}
+
+// strays lists the children and hats that the kernel has below the profiles of
+// a compiled file and the file does not define, each without its own children.
+// The kernel makes "null" children by itself, to learn in complain mode.
+func strays(c Compiled, p Policy) []string {
+	var out []string
+	for _, name := range sortedKeys(p.Live) {
+		_, known := c.Checksums[name]
+		if known || strings.Contains(name, "//null-") || slices.ContainsFunc(out, func(s string) bool { return covers(s, name) }) {
+			continue
+		}
+		if slices.ContainsFunc(sortedKeys(c.Checksums), func(own string) bool { return covers(own, name) }) {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// lacks says what the running tasks do not have yet and a restart would give
+// them, or nil. What could not be read gives no cause for a restart, and
+// neither does a task that left a service which was started under the profile:
+// it would leave again, and the service be restarted for ever. That is a
+// violation, for the verdict and OnViolation=. So the main process decides; in
+// a service without one, it takes that no task carries the profile.
+func lacks(d Desired, o Observed) *Reason {
+	if o.Scan == nil {
+		return nil
+	}
+	tasks := o.Scan.Tasks
+	if main := slices.DeleteFunc(slices.Clone(tasks), func(t Task) bool { return t.PID != o.Unit.MainPID }); len(main) > 0 {
+		tasks = main
+	}
+	startedSo := false
+	var why *Reason
+	for _, t := range tasks {
+		c, ok := judgeTask(d, o.Unit, t)
+		switch {
+		case !ok, c == TaskStacked, c == TaskComplain:
+			startedSo = true
+		case why == nil && (c == TaskUnconfined || c == TaskOther):
+			why = ptr(taskGroup{code: c, first: t}.reason(d, o))
+		}
+	}
+	if why != nil && !startedSo {
+		return why
+	}
+	if seen, why := judgeTmp(d.wantTmp(o.Unit), *o.Scan, tasks); seen == No && len(why) > 0 {
+		return &why[0]
+	}
+	return nil
+}
+
+func diffDetach(d Desired, o Observed) Plan {
+	p := Plan{Unit: d.Unit, Profile: d.Record.Profile, Actions: []Action{}}
+	gone := because(Detached, "no attachment names %s", d.Unit)
+	for _, file := range sortedKeys(d.Record.DropIns) {
+		p.add(RemoveDropIn, file, gone)
+	}
+	if p.Has(RemoveDropIn) {
+		p.add(Reload, d.Unit, gone)
+	}
+	// Only a task that carries the profile has something to lose by a restart;
+	// one that would get the same profile from the unit's own files has not.
+	if o.Unit.Found() && o.Scan != nil && ownProfile(o.Unit) != d.Record.Profile &&
+		slices.ContainsFunc(o.Scan.Tasks, func(t Task) bool { return t.Label.Fits(d.Record.Profile, nil) != FitOther }) {
+		planRestart(&p, o.Unit, d.Record.RestartUnit, gone)
+	}
+	for _, name := range d.Record.Loaded {
+		p.add(UnloadPolicy, name, gone)
+	}
+	return p
+}
+
+// ownProfile is the AppArmorProfile= that the unit has without our drop-ins.
+func ownProfile(u Unit) string {
+	own := ""
+	for _, a := range u.Settings.Assignments {
+		if a.Key == "AppArmorProfile" && !ours(a.Path) {
+			own = profileOf(a.Value, u.ID)
+		}
+	}
+	return own
+}
+
+// profileOf is the name that an AppArmorProfile= value stands for.
+func profileOf(value, unit string) string {
+	value = strings.TrimPrefix(value, "-")
+	if name, err := ExpandSpecifiers(value, unit); err == nil {
+		return name
+	}
+	return value
+}
+
+// Obstacles finds everything that speaks against attaching (refusals) and every
+// way around the profile that stays open (warnings), before anything is
+// touched.
+func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
+	refuse := func(r ...Reason) { refusals = append(refusals, r...) }
+	warn := func(r ...Reason) { warnings = append(warnings, r...) }
+
+	if d.Attachment == nil {
+		return []Reason{because(Detached, "no attachment names %s", d.Unit)}, nil
+	}
+	refuse(judgeHost(o.Host)...)
+	if why := UnfitUnit(o.Unit, d.Unit); why != nil {
+		refuse(*why)
+		return refusals, warnings // nothing more can be said about it
+	}
+	if err := CheckProfileName(d.Profile); err != nil {
+		refuse(because(ProfileNameBad, "profile name %q: %v", d.Profile, err))
+	}
+	if name, err := d.Attachment.ProfileFor(d.Unit); d.shared() && (err != nil || name != d.Profile) {
+		// The drop-in of a pattern holds the value with its specifiers.
+		refuse(because(ProfileNameBad, "profile %s is not what %q gives for %s", d.Profile, d.Attachment.Profile, d.Unit))
+	}
+	for _, name := range d.names() {
+		r, w := ProfileObstacles(d, o, name)
+		refuse(r...)
+		warn(w...)
+	}
+	if d.accepted(o.Policy) {
+		// A text gone bad must not shake what runs.
+		warn(o.Policy.Problems...)
+	} else {
+		refuse(o.Policy.Problems...)
+	}
+	refuse(notStaged(d, o.Policy)...)
+	if o.Policy.LiveError != "" {
+		refuse(because(PolicyUnreadable, "the loaded policy could not be read: %s", o.Policy.LiveError))
+	}
+	switch o.Host.BootService {
+	case No:
+		warn(because(BootServiceMissing, "apparmor.service is not enabled").next("systemctl enable apparmor.service"))
+	case CouldNotTell:
+		warn(because(BootServiceMissing, "whether apparmor.service is enabled could not be read").next("systemctl is-enabled apparmor.service"))
+	}
+
+	r, w := commandObstacles(o.Unit)
+	refuse(r...)
+	warn(w...)
+
+	switch {
+	case o.DropIn.Problem != "":
+		refuse(because(DropInUnreadable, "%s", o.DropIn.Problem).at(d.DropInPath()))
+	case o.DropIn.Exists && !o.DropIn.Ours && o.DropIn.Content != d.DropInText(o.Unit):
+		refuse(because(DropInForeign, "%s exists and aaunit did not write it", d.DropInPath()).
+			at(d.DropInPath()).next("remove or rename it"))
+	}
+	refuse(overrides(d, o.Unit)...)
+	if own := d.wantTmp(o.Unit); d.shared() && d.Attachment.PrivateTmp != PrivateTmpNo && own != d.Attachment.PrivateTmp {
+		refuse(because(PrivateTmpOverridden, "%s has PrivateTmp=%s by itself, and the drop-in of the whole pattern would weaken it", d.Unit, own).
+			at(d.DropInPath()).next("say PrivateTmp=" + string(own) + " in " + d.Attachment.Source))
+	}
+	return refusals, warnings
+}
+
+// notStaged finds profiles whose checksum is not known beforehand, so that
+// nobody could say afterwards whether the kernel runs them.
+func notStaged(d Desired, p Policy) []Reason {
+	var out []Reason
+	for _, c := range p.Compiled {
+		if len(c.Checksums) == 0 || slices.Contains(slices.Collect(maps.Values(c.Checksums)), "") {
+			out = append(out, because(ProfileNotStaged, "the policy of %s could not be staged: %s", c.File, orUnsaid(c.NotStaged)).at(c.File))
+		}
+	}
+	if len(out) > 0 || len(p.Problems) > 0 || d.accepted(p) {
+		return out
+	}
+	for _, name := range d.names() {
+		if cands := p.Candidates[name]; len(cands) > 0 && !slices.ContainsFunc(p.Compiled, func(c Compiled) bool { return c.Checksums[name] != "" }) {
+			out = append(out, because(ProfileNotStaged, "%s gave no policy for profile %s", cands[0].File, name).at(cands[0].File))
+		}
+	}
+	return out
+}
+
+// overrides finds files that systemd reads after our drop-in, or instead of it,
+// and that take away what it sets.
+func overrides(d Desired, u Unit) []Reason {
+	file := d.DropInPath()
+	for _, other := range u.DropIns {
+		// What systemd read a while ago may be gone; after a reload it shows.
+		if _, ourOld := d.Record.DropIns[other]; !u.NeedReload && !ourOld && ours(other) && other != file && outranks(other, file, u.ID) {
+			return []Reason{because(DirectiveOverridden, "%s has the name of aaunit's drop-in and comes before it, so systemd reads it instead", other).
+				at(other).next("remove or rename it")}
+		}
+	}
+	var out []Reason
+	last := map[string]*Reason{} // by key: what the file read last does to ours
+	for _, a := range u.Settings.Assignments {
+		if !readAfter(a.Path, file) {
+			continue
+		}
+		bad := func(c Code, format string, args ...any) *Reason {
+			return ptr(because(c, format, args...).at(fmt.Sprintf("%s:%d", a.Path, a.Line)).
+				next(fmt.Sprintf("take the %s= line out of %s", a.Key, a.Path)))
+		}
+		switch a.Key {
+		case "AppArmorProfile":
+			switch {
+			case a.Value == "":
+				last[a.Key] = bad(DirectiveOverridden, "%s resets AppArmorProfile=", a.Path)
+			case a.Value[0] == '-':
+				last[a.Key] = bad(IgnorePrefix, "%s sets AppArmorProfile=%s", a.Path, a.Value)
+			case profileOf(a.Value, u.ID) != d.Profile:
+				last[a.Key] = bad(DirectiveOverridden, "%s sets AppArmorProfile=%s", a.Path, a.Value)
+			default:
+				delete(last, a.Key)
+			}
+		case "AssertSecurity":
+			// Assertions add up; only an empty one takes the others away.
+			switch a.Value {
+			case "":
+				last[a.Key] = bad(AssertionOverridden, "%s resets AssertSecurity=", a.Path)
+			case "apparmor":
+				delete(last, a.Key)
+			}
+		case "PrivateTmp":
+			v, ok := readTmp(a.Value)
+			switch {
+			case ok && v.rank() < d.Attachment.PrivateTmp.rank():
+				last[a.Key] = bad(PrivateTmpOverridden, "%s sets PrivateTmp=%s", a.Path, a.Value)
+			case ok:
+				delete(last, a.Key)
+			}
+		}
+	}
+	for _, key := range sortedKeys(last) {
+		out = append(out, *last[key])
+	}
+	return out
+}
+
+// readAfter reports whether systemd applies the drop-in file a after file b.
+// Drop-ins of all directories, service.d and the prefixes' included, are
+// applied in the order of their file names; unit files come before them all
+// (systemd.unit(5)). Of two with the same name one is not read: outranks.
+func readAfter(a, b string) bool {
+	return strings.HasSuffix(path.Dir(a), ".d") && path.Base(a) > path.Base(b)
+}
+
+// unitDirs are the directories that systemd reads units from, the first one
+// first (systemd.unit(5), "System Unit Search Path").
+var unitDirs = []string{
+	"/etc/systemd/system.control", "/run/systemd/system.control", "/run/systemd/transient", "/run/systemd/generator.early",
+	"/etc/systemd/system", "/etc/systemd/system.attached", "/run/systemd/system", "/run/systemd/system.attached",
+	"/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/run/systemd/generator.late",
+}
+
+// outranks reports whether, of two drop-ins with the same name, systemd reads a
+// and not b: the one from the earlier unit directory, and within it the one
+// that names the unit most closely; those for all services (service.d) come
+// last wherever they are. Seen with systemd-analyze verify of systemd 252.
+func outranks(a, b, unit string) bool {
+	rank := func(file string) []int {
+		dir := path.Dir(file)
+		value := strings.TrimSuffix(path.Base(dir), ".d")
+		all, root := 0, slices.Index(unitDirs, path.Dir(dir))
+		if value == "service" {
+			all = 1
+		}
+		if root < 0 {
+			root = len(unitDirs)
+		}
+		return []int{all, root, -int(matchOne(value, unit)), -len(value)}
+	}
+	return slices.Compare(rank(a), rank(b)) < 0
+}
+
+// earlyTargets come after apparmor.service and systemd-tmpfiles-setup.service,
+// which the drop-in's ordering and PrivateTmp= need. local-fs.target comes
+// before both.
+var earlyTargets = []string{"sysinit.target", "basic.target"}
+
+// UnfitUnit says why a unit cannot be attached at all, or nil. asked is the
+// name that was asked for.
+func UnfitUnit(u Unit, asked string) *Reason {
+	switch {
+	case IsTemplate(asked):
+		return ptr(because(UnitTemplate, "%s is a template", asked).next("name an instance, such as " + strings.Replace(asked, "@", "@NAME", 1)))
+	case !strings.HasSuffix(asked, ".service"):
+		return ptr(because(UnitNoService, "%s is a %s, not a service", asked, strings.TrimPrefix(path.Ext(asked), ".")))
+	case strings.Contains(u.FragmentPath, "/systemd/user/"):
+		return ptr(because(UnitOfUser, "%s is a unit of the user manager", asked).at(u.FragmentPath))
+	case u.LoadState == "masked", strings.HasPrefix(u.UnitFileState, "masked"):
+		return ptr(because(UnitMasked, "%s is masked", asked).at(u.FragmentPath).next("systemctl unmask " + asked))
+	case !u.Found():
+		return ptr(because(UnitNotFound, "systemd knows no unit %s", asked).next("systemctl list-unit-files --type=service"))
+	case u.LoadState != "loaded":
+		return ptr(because(UnitBad, "systemd cannot load %s: %s", asked, cmp.Or(u.LoadError, u.LoadState)).at(u.FragmentPath).next("systemd-analyze verify " + asked))
+	case u.Transient || strings.HasPrefix(u.FragmentPath, "/run/systemd/transient/"):
+		return ptr(because(UnitTransient, "%s was made by systemd-run and has no file", asked))
+	case !u.Settings.DefaultDependencies && !slices.ContainsFunc(earlyTargets, func(t string) bool { return slices.Contains(u.Settings.After, t) }):
+		return ptr(because(UnitEarly, "%s has DefaultDependencies=no and is not ordered after sysinit.target", asked).at(u.FragmentPath))
+	}
+	return nil
+}
+
+// ProfileObstacles looks at one of the unit's profiles.
+func ProfileObstacles(d Desired, o Observed, name string) (refusals, warnings []Reason) {
+	cands := o.Policy.Candidates[name]
+	switch {
+	case len(cands) == 0 && len(o.Policy.Problems) == 0:
+		refusals = append(refusals, because(ProfileNotFound, "no file under /etc/apparmor.d defines a profile %s", name).next("apparmor_parser -N FILE prints the names in a file"))
+	case len(cands) > 1:
+		var files []string
+		for _, c := range cands {
+			files = append(files, fmt.Sprintf("%s:%d", c.File, c.Line))
+		}
+		refusals = append(refusals, because(ProfileDuplicate, "profile %s is defined in %s", name, strings.Join(files, " and ")).at(files[0]))
+	}
+	for _, p := range cands {
+		where := fmt.Sprintf("%s:%d", p.File, p.Line)
+		complain := d.Attachment.Mode == WishComplain
+		if p.DisabledBy != "" {
+			refusals = append(refusals, because(ProfileDisabled, "%s disables %s at every boot", p.DisabledBy, p.File).at(p.DisabledBy).next("rm "+p.DisabledBy))
+		}
+		switch { // a link makes the flags moot
+		case p.ComplainBy != "" && !complain:
+			refusals = append(refusals, because(ProfileComplain, "%s puts %s into complain mode at every boot", p.ComplainBy, p.File).at(p.ComplainBy).next("rm "+p.ComplainBy))
+		default:
+			refusals = append(refusals, flagObstacles(p, complain)...)
+		}
+		if path.Dir(p.File) != "/etc/apparmor.d" {
+			warnings = append(warnings, because(ProfileNotAtBoot, "%s is not directly in /etc/apparmor.d", p.File).at(where).next("install -m 644 "+p.File+" /etc/apparmor.d/"))
+		}
+		for _, l := range p.Leaves {
+			warnings = append(warnings, because(ChildLeaves, "profile %s has the rule %q", name, l.Rule).at(p.File))
+		}
+	}
+	for _, c := range o.Policy.Compiled {
+		for _, p := range c.Profiles {
+			if p.Name != name && covers(name, p.Name) {
+				refusals = append(refusals, flagObstacles(p, d.Attachment.Mode == WishComplain)...)
+			}
+		}
+	}
+	return refusals, warnings
+}
+
+// flagObstacles finds flags with which a profile, or a child of one, does not
+// confine.
+func flagObstacles(p Profile, complain bool) (out []Reason) {
+	where := fmt.Sprintf("%s:%d", p.File, p.Line)
+	if p.HasFlag("complain") && !complain {
+		out = append(out, because(ProfileComplain, "profile %s has flags=(complain)", p.Name).at(where).next("aa-enforce "+p.File))
+	}
+	if p.HasFlag("unconfined") {
+		out = append(out, because(ProfileUnconfined, "profile %s has flags=(unconfined)", p.Name).at(where))
+	}
+	if p.HasFlag("default_allow") {
+		out = append(out, because(ProfileDefaultOpen, "profile %s has flags=(default_allow)", p.Name).at(where))
+	}
+	return out
+}
+
+// commandObstacles looks for command lines that go around the profile.
+func commandObstacles(u Unit) (refusals, warnings []Reason) {
+	for _, c := range u.Settings.Exec {
+		line := c.Property + "="
+		switch {
+		case c.Privileged && c.Property == "ExecStart":
+			refusals = append(refusals, because(ExecPrivileged, "%s+%s starts the service without the profile", line, c.Path).at(u.FragmentPath).next("take the + off the line"))
+		case c.Privileged:
+			warnings = append(warnings, because(ExecPrivileged, "%s+%s runs without the profile", line, c.Path).at(u.FragmentPath))
+		}
+		if aaExec(c) {
+			refusals = append(refusals, because(AAExec, "%s%s", line, strings.Join(c.Argv, " ")).at(u.FragmentPath).next("take aa-exec out of the line; AppArmorProfile= does its work"))
+		}
+	}
+	if u.Settings.PermissionsStartOnly {
+		where := u.FragmentPath
+		if w := u.Settings.Winner("PermissionsStartOnly"); w != nil {
+			where = fmt.Sprintf("%s:%d", w.Path, w.Line)
+		}
+		warnings = append(warnings, because(PermissionsStartOnly, "PermissionsStartOnly=yes takes the profile off every command but ExecStart=").at(where))
+	}
+	return refusals, warnings
+}
+
+// wrappers run a program that their arguments name.
+var wrappers = []string{
+	"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "busybox", "env", "nice", "ionice", "chrt", "taskset", "numactl", "nohup",
+	"timeout", "stdbuf", "setsid", "setpriv", "prlimit", "unshare", "nsenter", "chroot", "sudo", "su", "runuser", "flock", "exec",
+}
+
+// aaExec reports whether a command line runs aa-exec, by itself or through a
+// shell, env or the like. To any other program it is a word like another.
+func aaExec(c ExecCommand) bool {
+	if c.commBase() == "aa-exec" {
+		return true
+	}
+	return slices.Contains(wrappers, c.commBase()) && slices.ContainsFunc(c.Argv, func(arg string) bool {
+		return slices.ContainsFunc(strings.FieldsFunc(arg, func(r rune) bool { return strings.ContainsRune(" \t\n;&|()`$\"'", r) }),
+			func(w string) bool { return path.Base(w) == "aa-exec" })
+	})
+}
+
+// guarded are units whose restart takes the system or the session with it.
+var guarded = []string{
+	"dbus.service", "dbus-broker.service", "systemd-logind.service", "display-manager.service",
+	"gdm.service", "gdm3.service", "sddm.service", "lightdm.service", "lxdm.service", "xdm.service", "greetd.service",
+	"systemd-journald.service", "systemd-udevd.service", "aaunitd.service", "polkit.service",
+}
+
+// Protected says why a unit must not be restarted by aaunit, or nil.
+func Protected(u Unit) *Reason {
+	isGuarded := func(name string) bool {
+		return slices.Contains(guarded, name) || strings.HasPrefix(name, "user@") || strings.HasPrefix(name, "getty@") || strings.HasPrefix(name, "serial-getty@")
+	}
+	for _, name := range append([]string{u.ID}, u.Names...) {
+		if isGuarded(name) {
+			return ptr(because(UnitProtected, "restarting %s takes the system or the session with it", name))
+		}
+	}
+	if i := slices.IndexFunc(u.RestartsWith, isGuarded); i >= 0 {
+		return ptr(because(UnitProtected, "restarting %s would restart %s, and with it the system or the session", u.ID, u.RestartsWith[i]))
+	}
+	if u.RefuseStop || u.RefuseStart {
+		return ptr(because(UnitProtected, "%s refuses to be stopped or started by hand", u.ID))
+	}
+	return nil
+}

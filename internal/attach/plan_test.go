@@ -1,0 +1,189 @@
+package attach
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+)
+
+func kinds(p Plan) []string {
+	var out []string
+	for _, a := range p.Actions {
+		out = append(out, fmt.Sprintf("%s %s", a.Kind, a.Target))
+	}
+	return out
+}
+
+func TestDiff(t *testing.T) {
+	const (
+		file = "/etc/systemd/system/myagent.service.d/90-aaunit.conf"
+		text = "/etc/apparmor.d/usr.local.bin.myagent"
+	)
+	fresh := func(d *Desired, o *Observed) {
+		d.Record = Record{}
+		o.DropIn = DropInState{}
+		o.Policy.Live = nil
+		o.Unit.DropIns = nil
+		o.Unit.Settings.Profile, o.Unit.Settings.AssertAppArmor, o.Unit.Settings.PrivateTmp, o.Unit.Settings.Assignments = "", false, PrivateTmpNo, nil
+		for i := range o.Scan.Tasks {
+			o.Scan.Tasks[i].Label = label("unconfined")
+		}
+		o.Scan.Tmp = map[int]TmpView{100: o.Scan.HostTmp, 102: o.Scan.HostTmp}
+	}
+	for _, tt := range []struct {
+		name    string
+		change  func(d *Desired, o *Observed)
+		want    []string
+		pending []Code
+	}{
+		{"nothing to do", func(*Desired, *Observed) {}, nil, nil},
+		{"first attach", fresh, []string{"load-policy " + text, "write-drop-in " + file, "daemon-reload " + unitName, "restart " + unitName}, nil},
+		{"first attach of a stopped unit", func(d *Desired, o *Observed) {
+			fresh(d, o)
+			o.Scan, o.Unit.ActiveState, o.Unit.MainPID = nil, "inactive", 0
+		}, []string{"load-policy " + text, "write-drop-in " + file, "daemon-reload " + unitName}, nil},
+		{"first attach without a restart", func(d *Desired, o *Observed) {
+			fresh(d, o)
+			d.Attachment.RestartUnit = false
+		}, []string{"load-policy " + text, "write-drop-in " + file, "daemon-reload " + unitName}, []Code{RestartPending}},
+		{"first attach of a unit that must not be restarted", func(d *Desired, o *Observed) {
+			fresh(d, o)
+			o.Unit.RestartsWith = []string{"dbus.service"}
+		}, []string{"load-policy " + text, "write-drop-in " + file, "daemon-reload " + unitName}, []Code{UnitProtected, RestartPending}},
+		{"held", func(d *Desired, o *Observed) {
+			fresh(d, o)
+			d.Record.Hold = &Hold{Reasons: []Reason{because(AttachFailed, "x")}}
+		}, nil, []Code{Held, AttachFailed}},
+
+		{"text changed and not loaded", func(_ *Desired, o *Observed) {
+			o.Policy.Compiled[0].Checksums["myagent"] = "sha256:cc"
+		}, []string{"load-policy " + text}, nil},
+		{"text changed, to be reported", func(d *Desired, o *Observed) {
+			d.Attachment.OnProfileChange = ChangeReport
+			o.Policy.Compiled[0].Checksums["myagent"] = "sha256:cc"
+		}, nil, []Code{PolicyChanged}},
+		{"somebody loaded another text, changes are to be reported", func(d *Desired, o *Observed) {
+			d.Attachment.OnProfileChange = ChangeReport
+			o.Policy.Live["myagent"] = LiveProfile{"myagent", ModeEnforce, "sha256:cc"}
+		}, []string{"load-policy " + text}, nil},
+		{"unloaded", func(_ *Desired, o *Observed) { o.Policy.Live = nil }, []string{"load-policy " + text}, nil},
+		{"a new child", func(_ *Desired, o *Observed) {
+			o.Policy.Compiled[0].Checksums["myagent//new"] = "sha256:cc"
+		}, []string{"load-policy " + text}, nil},
+		{"a child left over from an older text", func(_ *Desired, o *Observed) {
+			for _, n := range []string{"myagent//old", "myagent//old//sub", "myagent//null-/bin/x", "myagentx", "myagentx//old"} {
+				o.Policy.Live[n] = LiveProfile{n, ModeEnforce, "sha256:cc"}
+			}
+		}, []string{"unload-child myagent//old"}, nil},
+		{"a child left over, to be reported", func(d *Desired, o *Observed) {
+			d.Attachment.OnProfileChange = ChangeReport
+			delete(o.Policy.Compiled[0].Checksums, "myagent//helper")
+		}, nil, []Code{PolicyChanged}},
+
+		{"drop-in removed by hand", func(_ *Desired, o *Observed) { o.DropIn = DropInState{} }, []string{"write-drop-in " + file, "daemon-reload " + unitName}, nil},
+		{"drop-in edited by hand", func(_ *Desired, o *Observed) { o.DropIn.Content += "\n" }, []string{"write-drop-in " + file, "daemon-reload " + unitName}, nil},
+		{"drop-in of another place", func(d *Desired, _ *Observed) {
+			d.Record.DropIns["/run/systemd/system/myagent.service.d/90-aaunit.conf"] = "x"
+		}, []string{"remove-drop-in /run/systemd/system/myagent.service.d/90-aaunit.conf", "daemon-reload " + unitName}, nil},
+		{"killed between the write and the reload", func(_ *Desired, o *Observed) {
+			o.Unit.NeedReload = true
+		}, []string{"daemon-reload " + unitName}, nil},
+		{"killed there, and systemd did not notice the new directory", func(_ *Desired, o *Observed) {
+			o.Unit.Settings.Profile, o.Unit.Settings.Assignments = "vendors", nil
+			earlier(o, o.Unit.FragmentPath, "AppArmorProfile=vendors")
+		}, []string{"daemon-reload " + unitName}, nil},
+
+		{"started before the attach", func(_ *Desired, o *Observed) {
+			for i := range o.Scan.Tasks {
+				o.Scan.Tasks[i].Label = label("unconfined")
+			}
+		}, []string{"restart " + unitName}, nil},
+		{"runs under the former profile", func(d *Desired, o *Observed) {
+			d.Record.Verdict = &Verdict{Profile: "former", Answer: Confined, InvocationID: o.Scan.Before}
+			for i := range o.Scan.Tasks {
+				o.Scan.Tasks[i].Label = label("former (enforce)")
+			}
+		}, []string{"restart " + unitName}, nil},
+		{"started before PrivateTmp=", func(_ *Desired, o *Observed) {
+			o.Scan.Tmp = map[int]TmpView{100: o.Scan.HostTmp, 102: o.Scan.HostTmp}
+		}, []string{"restart " + unitName}, nil},
+		{"no main process, nobody carries the profile", func(_ *Desired, o *Observed) {
+			o.Unit.MainPID = 0
+			for i := range o.Scan.Tasks {
+				o.Scan.Tasks[i].Label = label("unconfined")
+			}
+		}, []string{"restart " + unitName}, nil},
+		// Violations: a restart would bring them back, again and again.
+		{"a child escaped", func(_ *Desired, o *Observed) { o.Scan.Tasks[2].Label = label("unconfined") }, nil, nil},
+		{"a child escaped, no main process", func(_ *Desired, o *Observed) {
+			o.Unit.MainPID = 0
+			o.Scan.Tasks[2].Label = label("unconfined")
+		}, nil, nil},
+		{"a child sees the host's /tmp", func(_ *Desired, o *Observed) { o.Scan.Tmp[102] = o.Scan.HostTmp }, nil, nil},
+		{"tasks in complain mode", func(_ *Desired, o *Observed) { o.Scan.Tasks[0].Label = label("myagent (complain)") }, nil, nil},
+		// What could not be read.
+		{"labels unread", func(_ *Desired, o *Observed) {
+			for i := range o.Scan.Tasks {
+				o.Scan.Tasks[i].Problem = "EPERM"
+			}
+		}, nil, nil},
+		{"one thread unread, the others unconfined", func(_ *Desired, o *Observed) {
+			o.Scan.Tasks[0].Label, o.Scan.Tasks[1].Problem, o.Scan.Tasks[2].Label = label("unconfined"), "ESRCH", label("unconfined")
+		}, []string{"restart " + unitName}, nil},
+		{"systemd before the exec", func(_ *Desired, o *Observed) {
+			o.Scan.Tasks = o.Scan.Tasks[:1]
+			o.Scan.Tasks[0].Label, o.Scan.Tasks[0].Manager = label("unconfined"), true
+		}, nil, nil},
+		{"/tmp unread", func(_ *Desired, o *Observed) { o.Scan.Tmp = nil }, nil, nil},
+		{"scan failed", func(_ *Desired, o *Observed) { o.Scan = &Scan{Problem: "EIO"} }, nil, nil},
+		{"policy unread", func(_ *Desired, o *Observed) { o.Policy.LiveError = "EIO" }, nil, nil},
+
+		{"detached", func(d *Desired, _ *Observed) {
+			d.Attachment, d.Record.Loaded = nil, []string{"myagent"}
+		}, []string{"remove-drop-in " + file, "daemon-reload " + unitName, "restart " + unitName, "unload-policy myagent"}, nil},
+		{"detached, loaded by others", func(d *Desired, _ *Observed) { d.Attachment = nil }, []string{"remove-drop-in " + file, "daemon-reload " + unitName, "restart " + unitName}, nil},
+		{"detached, has the same profile by itself", func(d *Desired, o *Observed) {
+			d.Attachment = nil
+			earlier(o, o.Unit.FragmentPath, "AppArmorProfile=%p")
+		}, []string{"remove-drop-in " + file, "daemon-reload " + unitName}, nil},
+		{"detached while stopped", func(d *Desired, o *Observed) {
+			d.Attachment, o.Scan = nil, nil
+		}, []string{"remove-drop-in " + file, "daemon-reload " + unitName}, nil},
+		{"detached, no restart wanted", func(d *Desired, _ *Observed) {
+			d.Attachment, d.Record.RestartUnit = nil, false
+		}, []string{"remove-drop-in " + file, "daemon-reload " + unitName}, []Code{RestartPending}},
+		{"detached and gone", func(d *Desired, o *Observed) {
+			d.Attachment, o.Unit, o.Scan = nil, Unit{LoadState: "not-found"}, nil
+		}, []string{"remove-drop-in " + file, "daemon-reload " + unitName}, nil},
+		{"never attached", func(d *Desired, _ *Observed) { d.Attachment, d.Record = nil, Record{} }, nil, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d, o := healthy()
+			tt.change(&d, &o)
+			p := Diff(d, o)
+			if got := kinds(p); !slices.Equal(got, tt.want) {
+				t.Errorf("got  %q\nwant %q", got, tt.want)
+			}
+			wantCodes(t, "pending", p.Pending, tt.pending...)
+			for _, a := range p.Actions {
+				if a.Reason.Code == "" || a.Reason.Detail == "" {
+					t.Errorf("%s has no reason", a.Kind)
+				}
+			}
+			if p.Actions == nil {
+				t.Error("a plan in JSON says [] and not null")
+			}
+		})
+	}
+}
+
+func TestPlanSaysWhatARestartTakesAlong(t *testing.T) {
+	d, o := healthy()
+	o.Unit.RestartsWith = []string{"worker.service"}
+	for i := range o.Scan.Tasks {
+		o.Scan.Tasks[i].Label = label("unconfined")
+	}
+	if p := Diff(d, o); !slices.Equal(p.RestartsWith, o.Unit.RestartsWith) {
+		t.Errorf("got %q", p.RestartsWith)
+	}
+}

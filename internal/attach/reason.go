@@ -1,0 +1,291 @@
+package attach
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Code names a reason. The set is closed: messages, metrics, reports and
+// "aaunitctl explain" speak through it.
+type Code string
+
+// Reason is one "because" of a plan or a verdict.
+type Reason struct {
+	Code Code `json:"code"`
+	// Detail is one sentence about this case: which task, which file.
+	Detail string `json:"detail"`
+	// Where is the file and line, where there is one.
+	Where string `json:"where,omitempty"`
+	// Next is the next step to take, "" where the explanation says it.
+	Next string `json:"next,omitempty"`
+}
+
+func (r Reason) String() string {
+	s := r.Detail
+	if s == "" {
+		s = r.Code.Title()
+	}
+	if r.Where != "" {
+		s += " (" + r.Where + ")"
+	}
+	return s
+}
+
+// Title is the reason's name for people.
+func (c Code) Title() string { return c.entry().Title }
+
+// Explanation is for someone who meets the reason for the first time.
+func (c Code) Explanation() string { return c.entry().Explanation }
+
+// Bearing says what the reason, when it is part of a verdict, makes of it.
+func (c Code) Bearing() Answer { return c.entry().Bearing }
+
+func (c Code) entry() Entry {
+	if e, ok := catalogue[c]; ok {
+		return e
+	}
+	// A code from a newer daemon: never better than "could not tell".
+	return Entry{Code: c, Title: string(c), Explanation: "This reason is not known to this version.", Bearing: Unknown}
+}
+
+// Entry is what is known about a Code.
+type Entry struct {
+	Code        Code   `json:"code"`
+	Title       string `json:"title"`
+	Explanation string `json:"explanation"`
+	Bearing     Answer `json:"bearing"`
+}
+
+// Catalogue lists every code, in the order of this file.
+func Catalogue() []Entry {
+	out := make([]Entry, len(entries))
+	copy(out, entries)
+	return out
+}
+
+// AppArmor on this host.
+const (
+	AppArmorOff        Code = "apparmor-off"
+	AppArmorUnknown    Code = "apparmor-unknown"
+	GlobalComplain     Code = "global-complain"
+	BootServiceMissing Code = "boot-service-disabled"
+)
+
+// The unit.
+const (
+	UnitNotFound     Code = "unit-not-found"
+	UnitMasked       Code = "unit-masked"
+	UnitBad          Code = "unit-bad"
+	UnitTransient    Code = "unit-transient"
+	UnitNoService    Code = "unit-not-a-service"
+	UnitTemplate     Code = "unit-template"
+	UnitAlias        Code = "unit-alias"
+	UnitOfUser       Code = "unit-of-user-manager"
+	UnitEarly        Code = "unit-too-early"
+	UnitProtected    Code = "unit-protected"
+	UnitFailedBefore Code = "unit-failed-before"
+)
+
+// The profile.
+const (
+	ProfileNotFound    Code = "profile-not-found"
+	ProfileAmbiguous   Code = "profile-ambiguous"
+	ProfileCorrected   Code = "profile-name-corrected"
+	ProfileNameBad     Code = "profile-name-bad"
+	ProfileBroken      Code = "profile-does-not-compile"
+	ProfileUntrusted   Code = "profile-file-untrusted"
+	ProfileDuplicate   Code = "profile-duplicate-name"
+	ProfileDisabled    Code = "profile-disabled"
+	ProfileComplain    Code = "profile-complain"
+	ProfileUnconfined  Code = "profile-unconfined"
+	ProfileDefaultOpen Code = "profile-default-allow"
+	ProfileNotAtBoot   Code = "profile-not-at-boot"
+	ProfileNotLoaded   Code = "profile-not-loaded"
+	ProfileNotStaged   Code = "profile-not-staged"
+	PolicyChanged      Code = "policy-changed"
+	PolicyDiffers      Code = "policy-differs"
+	PolicyUnreadable   Code = "policy-unreadable"
+	PolicyNotAccepted  Code = "policy-not-accepted"
+	ChildLeaves        Code = "child-leaves"
+)
+
+// Ways around the profile in the unit's settings.
+const (
+	IgnorePrefix         Code = "directive-ignores-missing"
+	ExecPrivileged       Code = "exec-privileged"
+	PermissionsStartOnly Code = "permissions-start-only"
+	AAExec               Code = "aa-exec"
+	DirectiveOverridden  Code = "directive-overridden"
+	AssertionOverridden  Code = "assertion-overridden"
+	PrivateTmpOverridden Code = "private-tmp-overridden"
+)
+
+// Our drop-in and the steps of a plan.
+const (
+	DropInMissing    Code = "drop-in-missing"
+	DropInDiffers    Code = "drop-in-differs"
+	DropInForeign    Code = "drop-in-foreign"
+	DropInUnreadable Code = "drop-in-unreadable"
+	DropInStale      Code = "drop-in-stale"
+	ReloadNeeded     Code = "reload-needed"
+	RestartNeeded    Code = "restart-needed"
+	RestartPending   Code = "restart-pending"
+	RestartDrags     Code = "restart-drags-along"
+	Detached         Code = "detached"
+	AttachFailed     Code = "attach-failed"
+	Held             Code = "held"
+	RivalAttachments Code = "rival-attachments"
+	DeclaredInFile   Code = "declared-in-file"
+	NotAttached      Code = "not-attached"
+	UnloadSkipped    Code = "profile-stays-loaded"
+	AttachmentBad    Code = "attachment-bad"
+)
+
+// What a look at the tasks found.
+const (
+	TaskUnconfined   Code = "task-unconfined"
+	TaskOther        Code = "task-other-profile"
+	TaskComplain     Code = "task-complain"
+	TaskStacked      Code = "task-stacked"
+	TaskUnreadable   Code = "task-unreadable"
+	TmpShared        Code = "tmp-shared"
+	TmpUnreadable    Code = "tmp-unreadable"
+	NotRunning       Code = "not-running"
+	EndedBeforeSeen  Code = "ended-before-seen"
+	RestartedMeanwhl Code = "restarted-meanwhile"
+	TasksUnstable    Code = "tasks-unstable"
+	ScanFailed       Code = "scan-failed"
+	SystemdUnheard   Code = "systemd-unheard"
+)
+
+var entries = []Entry{
+	{AppArmorOff, "AppArmor is off",
+		"The kernel runs without AppArmor, so no profile confines anything, and systemd skips AppArmorProfile= without a word. Start the kernel with apparmor=1 security=apparmor (or lsm=…,apparmor) and reboot.", NotConfined},
+	{AppArmorUnknown, "AppArmor's state could not be read",
+		"Whether AppArmor is on, or in which global mode, could not be read from the kernel. Nothing can be said about confinement until it can.", Unknown},
+	{GlobalComplain, "AppArmor's global mode is complain",
+		"/sys/module/apparmor/parameters/mode reads complain: the kernel permits everything and only logs, while every label still reads (enforce). Write enforce there, or take apparmor.mode=complain off the kernel command line.", NotConfined},
+	{BootServiceMissing, "apparmor.service will not run at boot",
+		"Profiles are loaded at boot by apparmor.service, which is not enabled here. After a reboot the profile is missing and the unit does not start. Run: systemctl enable apparmor.service", Confined},
+
+	{UnitNotFound, "No such unit", "systemd knows no unit file of that name. systemctl list-unit-files shows the ones that exist.", Unknown},
+	{UnitMasked, "The unit is masked", "A masked unit cannot start, and a drop-in does not change that. Run systemctl unmask first.", Unknown},
+	{UnitBad, "systemd cannot load the unit", "The unit file has an error, so systemd refuses to start it. systemd-analyze verify shows the line.", Unknown},
+	{UnitTransient, "The unit is transient", "A unit made by systemd-run has no file and is gone when it ends; give it -p AppArmorProfile=NAME when it is made, or write a unit file.", Unknown},
+	{UnitNoService, "Not a service", "AppArmorProfile= takes effect in services. A timer, path or socket starts a service: attach to that one.", Unknown},
+	{UnitTemplate, "A template", "A template never runs by itself. Name an instance (agent@a.service), or attach to all of them with an attachment file that says Unit=agent@.service.", Unknown},
+	{UnitAlias, "An alias", "The name is an alias of another unit; the drop-in belongs to the unit's own name.", Confined},
+	{UnitOfUser, "A unit of a user manager", "AppArmorProfile= does not work for units of systemd --user: the user manager may not change the profile. Make it a system service with User=.", NotConfined},
+	{UnitEarly, "The unit starts too early in boot", "With DefaultDependencies=no the unit may start before AppArmor's profiles are loaded and /tmp is set up; ordering it after them makes a cycle.", Unknown},
+	{UnitProtected, "A restart would take the system or the session with it", "Restarting this unit, or what hangs on it, breaks running sessions. The attachment takes effect at the next start, usually the next boot.", Confined},
+	{UnitFailedBefore, "The unit had failed before", "The unit is in state failed, so nothing was restarted; whether it works under the profile shows at its next start.", Confined},
+
+	{ProfileNotFound, "No such profile", "No file under /etc/apparmor.d defines a profile of that name. apparmor_parser -N FILE prints the names in a file.", Unknown},
+	{ProfileAmbiguous, "More than one profile could be meant", "The name fits several profiles. Say which one with --profile NAME.", Unknown},
+	{ProfileCorrected, "A name was corrected", "AppArmorProfile= wants the profile's internal name, the word after \"profile\" in its text, not the name of the file that holds it.", Confined},
+	{ProfileNameBad, "The profile's name cannot be used", "systemd would read the name as something else. Rename the profile: profile NAME /path { … }", Unknown},
+	{ProfileBroken, "The profile does not compile", "apparmor_parser refuses the text, so it cannot be loaded. What is loaded now stays as it is.", Unknown},
+	{ProfileUntrusted, "Others than root can write the profile", "A profile that somebody else can change confines nobody. The file, the files it includes and their directories must belong to root and be writable by root alone.", Unknown},
+	{ProfileDuplicate, "Two files define the profile", "The file that is loaded last wins, which is an accident of the boot. Rename or remove one of them.", Unknown},
+	{ProfileDisabled, "The profile is disabled", "A link in /etc/apparmor.d/disable makes apparmor.service skip the file, so after a reboot the profile is missing. Run: aa-enforce FILE, or remove the link.", Unknown},
+	{ProfileComplain, "The profile is in complain mode", "In complain mode AppArmor logs what the profile does not allow, and allows it. Run: aa-enforce FILE, or attach with --complain if that is what you want.", NotConfined},
+	{ProfileUnconfined, "The profile does not confine", "flags=(unconfined) gives tasks a name but takes nothing from them.", NotConfined},
+	{ProfileDefaultOpen, "The profile allows everything by default", "flags=(default_allow) allows what no rule mentions: an allow-list turned into a deny-list.", NotConfined},
+	{ProfileNotAtBoot, "The profile is not loaded at boot", "apparmor.service loads what lies directly in /etc/apparmor.d. A profile elsewhere is missing after a reboot, and the unit will not start. Move or copy it to /etc/apparmor.d.", Confined},
+	{ProfileNotLoaded, "The profile is not loaded", "The kernel has no profile of that name.", NotConfined},
+	{ProfileNotStaged, "The kernel could not check the policy beforehand", "The compiled policy could not be loaded into a policy namespace to read its checksum, so what runs cannot be compared with what was checked.", Unknown},
+	{PolicyChanged, "The profile's text changed and is not loaded", "What the file says now and what the kernel runs differ.", Confined},
+	{PolicyDiffers, "The kernel runs another policy than the accepted one", "The kernel's checksum of the loaded profile is not the one that was checked and accepted: somebody loaded another text under the same name.", NotConfined},
+	{PolicyUnreadable, "The loaded policy could not be read", "The kernel's list of loaded profiles, or a profile's checksum, could not be read.", Unknown},
+	{PolicyNotAccepted, "No policy was accepted yet", "No compiled policy of this profile has passed the checks, so there is nothing to compare the loaded one with.", Unknown},
+	{ChildLeaves, "The profile lets children leave it", "A rule with Ux, PUx, CUx or change_profile to unconfined starts programs without the profile. Use ix (inherit), Cx (child) or Px (another profile) instead.", Confined},
+
+	{IgnorePrefix, "The directive ignores a missing profile", "AppArmorProfile=-NAME starts the service unconfined when the profile is not loaded, and systemd logs nothing.", NotConfined},
+	{ExecPrivileged, "A command line begins with +", "systemd starts a command line with + as root and without the profile. What it leaves running is not confined.", NotConfined},
+	{PermissionsStartOnly, "PermissionsStartOnly= is set", "It takes the profile off every command but ExecStart=. Replace it with a ! or + on the lines that need it.", NotConfined},
+	{AAExec, "aa-exec in a command line", "aa-exec changes the profile by itself; from inside the profile that AppArmorProfile= has put on already it may not, and the start fails. Use one of the two: take aa-exec out of the line.", NotConfined},
+	{DirectiveOverridden, "Another file overrides the profile", "A later drop-in sets AppArmorProfile= again, or resets it. The last one wins.", NotConfined},
+	{AssertionOverridden, "Another file takes the assertion away", "A later drop-in resets or changes AssertSecurity=apparmor, so the unit would start unconfined where AppArmor is off.", NotConfined},
+	{PrivateTmpOverridden, "Another file takes the private /tmp away", "A later drop-in sets PrivateTmp= to less than the attachment asks for.", NotConfined},
+
+	{DropInMissing, "The drop-in is not there", "aaunit tells systemd about the profile with a drop-in file.", NotConfined},
+	{DropInDiffers, "The drop-in is not as it should be", "The file is one of aaunit's and its text is not what the attachment asks for.", NotConfined},
+	{DropInForeign, "A file that is not aaunit's is in the way", "A file with the name of aaunit's drop-in exists and aaunit did not write it. Remove or rename it.", Unknown},
+	{DropInUnreadable, "The drop-in could not be read or written", "What lies at the place of aaunit's drop-in could not be read safely, or nothing could be written there.", Unknown},
+	{DropInStale, "An old drop-in is left over", "A drop-in that aaunit wrote for an earlier attachment of the unit.", Confined},
+	{ReloadNeeded, "systemd must read its files again", "systemd keeps unit files in memory until systemctl daemon-reload.", Confined},
+	{RestartNeeded, "The unit must be restarted", "A running task keeps the label it has; only a new start puts the profile on.", Confined},
+	{RestartPending, "A restart is pending", "The attachment is in place, and the running tasks do not carry it yet: it takes effect at the unit's next start.", NotConfined},
+	{RestartDrags, "A restart takes other units along", "Units that require this one, are bound to it or part of it are stopped or restarted with it.", Confined},
+	{Detached, "The attachment was withdrawn", "No attachment names the unit any more.", NotConfined},
+	{AttachFailed, "The unit did not come up confined and healthy", "After the restart the unit failed, restarted by itself or was not confined.", NotConfined},
+	{Held, "Held after a failed attach", "The attach failed and was undone. It is not tried again until the unit, the profile or the attachment changes, or someone asks.", NotConfined},
+	{RivalAttachments, "Two attachments name the unit", "They name it equally closely, so which one was meant cannot be told. Remove the unit from one of them.", Unknown},
+	{DeclaredInFile, "Declared in a file", "An attachment file that a person or a configuration tool wrote names the unit. What a file declares is changed in that file.", Confined},
+	{NotAttached, "Not attached", "No attachment names the unit, so aaunit neither confines nor watches it.", NotConfined},
+	{UnloadSkipped, "The profile stays loaded", "Removing a profile takes it off every task that carries it, so a profile in use is never unloaded.", Confined},
+	{AttachmentBad, "The attachment file has an error", "The file is not used until it is corrected; what was attached by its last good version stays as it is.", Unknown},
+
+	{TaskUnconfined, "A task is not confined", "At least one task of the unit runs without any profile.", NotConfined},
+	{TaskOther, "A task runs under another profile", "At least one task of the unit carries a profile that the attachment does not name: a child profile of another name (Px) or a transition of its own. If that is meant, list it in AllowProfiles=.", NotConfined},
+	{TaskComplain, "A task's profile does not enforce", "The task carries the profile in a mode that permits what the profile does not allow.", NotConfined},
+	{TaskStacked, "Stacked with unconfined", "The label is the profile and \"unconfined\" side by side, as happens with User= where unprivileged unconfined programs are restricted. The profile confines the task in full.", Confined},
+	{TaskUnreadable, "A task's label could not be read", "The kernel did not let the label be read.", Unknown},
+	{TmpShared, "/tmp is the host's", "The process sees the host's /tmp or /var/tmp, where every user can leave files and links. PrivateTmp= was asked for.", NotConfined},
+	{TmpUnreadable, "/tmp could not be looked at", "The mounts of the process or of PID 1 could not be read.", Unknown},
+	{NotRunning, "Not running", "The unit has no task, so there is nothing to look at.", Unknown},
+	{EndedBeforeSeen, "Ended before it was seen", "The unit started and had no task left when it was looked at. A short oneshot is gone before anyone can look.", Unknown},
+	{RestartedMeanwhl, "Restarted while being looked at", "The unit's InvocationID changed during the look, so what was seen belongs to no one start.", Unknown},
+	{TasksUnstable, "The tasks would not hold still", "Tasks came and went so fast that no two looks saw the same set.", Unknown},
+	{ScanFailed, "The tasks could not be looked at", "The unit's control group or /proc could not be read.", Unknown},
+	{SystemdUnheard, "systemd did not answer", "The unit's state could not be read over D-Bus.", Unknown},
+}
+
+var catalogue = func() map[Code]Entry {
+	m := make(map[Code]Entry, len(entries))
+	for _, e := range entries {
+		m[e.Code] = e
+	}
+	return m
+}()
+
+func because(c Code, format string, args ...any) Reason {
+	return Reason{Code: c, Detail: printable(fmt.Sprintf(format, args...))}
+}
+
+func (r Reason) at(where string) Reason  { r.Where = printable(where); return r }
+func (r Reason) next(step string) Reason { r.Next = printable(step); return r }
+
+// printable makes one line of text that a terminal, the journal and D-Bus take
+// as it stands. Names of programs and files come from anybody: they can hold
+// escape sequences, line breaks, and bytes that are no UTF-8, for which the bus
+// would close the daemon's connection.
+func printable(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		case r == '\n', r == '\t', r == '\r':
+			b.WriteByte(' ')
+		case unicode.IsControl(r), unicode.Is(unicode.Cf, r), r == '\u2028', r == '\u2029':
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+		s = s[size:]
+	}
+	return b.String()
+}
+
+// Because makes a reason outside this package.
+func Because(c Code, format string, args ...any) Reason { return because(c, format, args...) }
+
+// At adds the place, as "file:line".
+func (r Reason) At(where string) Reason { return r.at(where) }
+
+// WithNext adds the next step to take.
+func (r Reason) WithNext(step string) Reason { return r.next(step) }

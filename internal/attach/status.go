@@ -1,0 +1,148 @@
+package attach
+
+import (
+	"slices"
+	"time"
+)
+
+// Request asks for an attach or detach of units, by a person.
+type Request struct {
+	Units     []string `json:"units"` // names and globs
+	Profile   string   `json:"profile,omitempty"`
+	Runtime   bool     `json:"runtime,omitempty"`
+	Complain  bool     `json:"complain,omitempty"`
+	NoRestart bool     `json:"noRestart,omitempty"`
+	DryRun    bool     `json:"dryRun,omitempty"`
+	// Trusted: the caller is root and may name any file. Set by the D-Bus
+	// service from the caller's credentials, never by the caller.
+	Trusted bool `json:"-"`
+}
+
+// Step is a stage of an operation that people see.
+type Step string
+
+// In the order in which they come.
+const (
+	StepResolve Step = "profile"
+	StepPolicy  Step = "policy"
+	StepDropIn  Step = "drop-in"
+	StepRestart Step = "restarted"
+	StepVerdict Step = "verdict"
+	StepUndo    Step = "undone"
+)
+
+// State of a step.
+type State string
+
+// The states.
+const (
+	Running State = "running"
+	Done    State = "done"
+	Failed  State = "failed"
+	Skipped State = "skipped"
+	Warned  State = "warning"
+)
+
+// Event is one line of progress.
+type Event struct {
+	Unit  string `json:"unit"`
+	Step  Step   `json:"step"`
+	State State  `json:"state"`
+	Text  string `json:"text"`
+	// Reason is set where the step failed or warns.
+	Reason *Reason `json:"reason,omitempty"`
+}
+
+// Outcome is how an operation ended for one unit.
+type Outcome struct {
+	Unit    string `json:"unit"`
+	Profile string `json:"profile,omitempty"`
+	File    string `json:"file,omitempty"` // the profile's
+	// Exit is what the command line ends with for this unit.
+	Exit    Exit     `json:"exit"`
+	Changed bool     `json:"changed"`
+	Undone  bool     `json:"undone,omitempty"`
+	Reasons []Reason `json:"reasons,omitempty"` // refusals or failures
+	Notes   []Reason `json:"notes,omitempty"`   // warnings and what is pending
+	Plan    *Plan    `json:"plan,omitempty"`
+	Verdict *Verdict `json:"verdict,omitempty"`
+	Events  []Event  `json:"events,omitempty"`
+}
+
+// Exit is an exit status of aaunitctl.
+type Exit int
+
+// The exit statuses; see aaunitctl(1).
+const (
+	ExitOK          Exit = 0
+	ExitFailed      Exit = 1
+	ExitUsage       Exit = 2
+	ExitNotConfined Exit = 3
+	ExitNoUnit      Exit = 4
+	ExitUnknown     Exit = 5
+)
+
+// ExitOf gives the exit status of a verdict.
+func ExitOf(v *Verdict) Exit {
+	switch {
+	case v == nil:
+		return ExitUnknown
+	case v.Answer == Confined:
+		return ExitOK
+	case v.Answer == NotConfined:
+		return ExitNotConfined
+	}
+	return ExitUnknown
+}
+
+// WorstExit combines the exit statuses of several units: a failure beats not
+// confined, which beats no such unit, unknown and success.
+func WorstExit(exits ...Exit) Exit {
+	order := []Exit{ExitOK, ExitUnknown, ExitNoUnit, ExitNotConfined, ExitFailed, ExitUsage}
+	worst := 0
+	for _, e := range exits {
+		i := slices.Index(order, e)
+		if i < 0 {
+			i = slices.Index(order, ExitFailed) // no status of ours: never success
+		}
+		worst = max(worst, i)
+	}
+	return order[worst]
+}
+
+// Status is what is known of one attached unit.
+type Status struct {
+	Unit        string   `json:"unit"`
+	Profile     string   `json:"profile"`
+	ProfileFile string   `json:"profileFile,omitempty"`
+	Attachment  string   `json:"attachment"` // file
+	DropIn      string   `json:"dropIn,omitempty"`
+	ActiveState string   `json:"activeState"`
+	Verdict     *Verdict `json:"verdict,omitempty"`
+	Held        *Hold    `json:"held,omitempty"`
+	// Refused says why the attachment could not be made.
+	Refused []Reason `json:"refused,omitempty"`
+	Notes   []Reason `json:"notes,omitempty"`
+	// Busy: a pass is at work on the unit.
+	Busy bool `json:"busy,omitempty"`
+}
+
+// Report is what is known of the host and its attached units, as of a time.
+type Report struct {
+	Version string `json:"version"`
+	Host    Host   `json:"host"`
+	// Problems are attachment files that are not in use.
+	Problems []Reason `json:"problems,omitempty"`
+	Units    []Status `json:"units"`
+	// Missing are names that were asked for and that no attachment names.
+	Missing []Missing `json:"missing,omitempty"`
+	// Recheck is the interval of the slow re-check, in nanoseconds.
+	Recheck time.Duration `json:"recheck"`
+	At      time.Time     `json:"at"`
+}
+
+// Missing is a unit that was asked for and is not attached.
+type Missing struct {
+	Unit   string `json:"unit"`
+	Reason Reason `json:"reason"`
+}

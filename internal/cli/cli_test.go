@@ -1,0 +1,701 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/api"
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+var now = time.Date(2025, 6, 1, 12, 0, 0, 0, time.UTC)
+
+// fakeDaemon answers what a test gives it.
+type fakeDaemon struct {
+	outcomes []attach.Outcome
+	report   attach.Report
+	profiles []attach.Profile
+	err      error
+	request  attach.Request
+	names    []string
+	did      string
+	wait     chan struct{} // Attach waits for it or for its context
+}
+
+func (d *fakeDaemon) Attach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	d.did, d.request = "attach", r
+	for _, o := range d.outcomes {
+		for _, e := range o.Events {
+			progress(e)
+		}
+	}
+	if d.wait != nil {
+		select {
+		case <-d.wait:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", api.ErrUnderWay, ctx.Err())
+		}
+	}
+	return d.outcomes, d.err
+}
+
+func (d *fakeDaemon) Detach(_ context.Context, r attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
+	d.did, d.request = "detach", r
+	return d.outcomes, d.err
+}
+
+func (d *fakeDaemon) StartAttach(_ context.Context, r attach.Request) (string, error) {
+	d.did, d.request = "start attach", r
+	return "/org/aaunit1/operation/7", d.err
+}
+
+func (d *fakeDaemon) StartDetach(_ context.Context, r attach.Request) (string, error) {
+	d.did, d.request = "start detach", r
+	return "/org/aaunit1/operation/8", d.err
+}
+
+func (d *fakeDaemon) Plan(_ context.Context, r attach.Request) ([]attach.Outcome, error) {
+	d.did, d.request = "plan", r
+	return d.outcomes, d.err
+}
+
+func (d *fakeDaemon) Verify(_ context.Context, units []string) (attach.Report, error) {
+	d.did, d.names = "verify", units
+	return d.report, d.err
+}
+
+func (d *fakeDaemon) Status(_ context.Context, units []string) (attach.Report, error) {
+	d.did, d.names = "status", units
+	return d.report, d.err
+}
+
+func (d *fakeDaemon) Profiles(context.Context) ([]attach.Profile, error) {
+	d.did = "profiles"
+	return d.profiles, d.err
+}
+
+func (d *fakeDaemon) Check(_ context.Context, args []string) ([]attach.Outcome, error) {
+	d.did, d.names = "check", args
+	return d.outcomes, d.err
+}
+
+func (d *fakeDaemon) Close() error { return nil }
+
+// scene is a machine with a terminal.
+type scene struct {
+	World
+	out, err bytes.Buffer
+	daemon   *fakeDaemon
+	env      map[string]string
+	dialed   string
+}
+
+func newScene() *scene {
+	s := &scene{daemon: &fakeDaemon{report: attach.Report{Host: hostOn, At: now}}, env: map[string]string{"LANG": "en_US.UTF-8"}}
+	s.World = World{
+		Stdout: &s.out, Stderr: &s.err,
+		Columns: func() int { return 80 },
+		Getenv:  func(k string) string { return s.env[k] },
+		Root:    true,
+		Now:     func() time.Time { return now },
+		Dial: func(_ context.Context, interactive, start bool) (Daemon, error) {
+			s.dialed = fmt.Sprintf("interactive=%v start=%v", interactive, start)
+			return s.daemon, nil
+		},
+		Services: func(context.Context) ([]string, error) {
+			return []string{"myagent.service", "other.service", "my bad\x1b.service"}, nil
+		},
+		ReadFile: func(string) ([]byte, error) { return []byte("Y\n"), nil },
+		Exists:   func(string) bool { return false },
+		Version:  "1.2.3",
+	}
+	return s
+}
+
+func (s *scene) run(args ...string) attach.Exit {
+	s.out.Reset()
+	s.err.Reset()
+	return Run(context.Background(), args, s.World)
+}
+
+// golden compares with testdata/NAME.golden; -update writes it.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("%s (-want +got):\n%s", file, d)
+	}
+}
+
+var hostOn = attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce, BootService: attach.Yes}
+
+func confined(unit string) *attach.Verdict {
+	return &attach.Verdict{Unit: unit, InvocationID: "00112233445566778899aabbccddeeff", Profile: "myagent", Answer: attach.Confined,
+		Tasks: 3, Processes: 2, PrivateTmp: attach.Yes, At: now.Add(-12 * time.Second)}
+}
+
+func event(step attach.Step, state attach.State, text string, r ...attach.Reason) attach.Event {
+	e := attach.Event{Unit: "myagent.service", Step: step, State: state, Text: text}
+	if len(r) > 0 {
+		e.Reason = &r[0]
+	}
+	return e
+}
+
+func attached() attach.Outcome {
+	return attach.Outcome{
+		Unit: "myagent.service", Profile: "myagent", File: "/etc/apparmor.d/usr.local.bin.myagent", Changed: true,
+		Verdict: confined("myagent.service"),
+		Events: []attach.Event{
+			event(attach.StepResolve, attach.Done, "profile myagent attaches to /usr/local/bin/myagent"),
+			event(attach.StepPolicy, attach.Running, "compiling"),
+			event(attach.StepPolicy, attach.Done, "loaded, enforce; the kernel runs what was checked (sha256 9f2c41d0…)"),
+			event(attach.StepDropIn, attach.Done, "/etc/systemd/system/myagent.service.d/90-aaunit.conf"),
+			event(attach.StepDropIn, attach.Running, "daemon-reload"),
+			event(attach.StepRestart, attach.Done, "active after 0.4 s, stayed healthy for 5 s"),
+			event(attach.StepVerdict, attach.Done, "3 tasks in 2 processes, private /tmp"),
+		},
+	}
+}
+
+func undone() attach.Outcome {
+	failed := attach.Because(attach.AttachFailed, "myagent.service failed 0.2 s after the restart: status=1/FAILURE").
+		WithNext("journalctl -u myagent.service")
+	task := attach.Because(attach.TaskUnconfined, "/usr/bin/sh (PID 4711) and 2 more is unconfined").
+		At(`/etc/apparmor.d/usr.local.bin.myagent, rule "/bin/sh Ux"`)
+	return attach.Outcome{
+		Unit: "myagent.service", Profile: "myagent", File: "/etc/apparmor.d/usr.local.bin.myagent", Exit: attach.ExitFailed, Undone: true,
+		Events: []attach.Event{
+			event(attach.StepResolve, attach.Warned, "usr.local.bin.myagent is a file name; its profile is called myagent",
+				attach.Because(attach.ProfileCorrected, "usr.local.bin.myagent is a file name; its profile is called myagent")),
+			event(attach.StepPolicy, attach.Done, "loaded, enforce; the kernel runs what was checked (sha256 9f2c41d0…)"),
+			event(attach.StepDropIn, attach.Done, "/etc/systemd/system/myagent.service.d/90-aaunit.conf"),
+			event(attach.StepRestart, attach.Failed, "the job failed", failed),
+			event(attach.StepUndo, attach.Done, "the drop-in is gone, the profile unloaded, the unit runs as before"),
+		},
+		Verdict: &attach.Verdict{Unit: "myagent.service", Profile: "myagent", Answer: attach.NotConfined, Tasks: 3, Processes: 3,
+			Reasons: []attach.Reason{task}, At: now},
+		Reasons: []attach.Reason{failed},
+		Notes:   []attach.Reason{attach.Because(attach.ChildLeaves, `profile myagent has the rule "/bin/sh Ux"`).At("/etc/apparmor.d/usr.local.bin.myagent")},
+	}
+}
+
+func refused() attach.Outcome {
+	return attach.Outcome{
+		Unit: "web.service", Exit: attach.ExitFailed,
+		Reasons: []attach.Reason{
+			attach.Because(attach.ExecPrivileged, "ExecStart=+/usr/bin/web starts the service without the profile").At("/usr/lib/systemd/system/web.service").WithNext("take the + off the line"),
+			attach.Because(attach.ProfileBroken, "AppArmor parser error for /etc/apparmor.d/web in profile web at line 7: syntax error, unexpected TOK_END_OF_RULE\nthe line reads:\n  network inet stream\x1b[31m,").At("/etc/apparmor.d/web:7"),
+		},
+	}
+}
+
+func planned() attach.Outcome {
+	return attach.Outcome{
+		Unit: "myagent.service", Profile: "myagent", File: "/etc/apparmor.d/usr.local.bin.myagent",
+		Plan: &attach.Plan{
+			Unit: "myagent.service", Profile: "myagent",
+			Actions: []attach.Action{
+				{Kind: attach.LoadPolicy, Target: "/etc/apparmor.d/usr.local.bin.myagent", Reason: attach.Because(attach.ProfileNotLoaded, "profile myagent is not loaded")},
+				{Kind: attach.WriteDropIn, Target: "/etc/systemd/system/myagent.service.d/90-aaunit.conf", Reason: attach.Because(attach.DropInMissing, "/etc/systemd/system/myagent.service.d/90-aaunit.conf does not exist")},
+				{Kind: attach.Reload, Target: "myagent.service", Reason: attach.Because(attach.ReloadNeeded, "its drop-in changes")},
+				{Kind: attach.Restart, Target: "myagent.service", Reason: attach.Because(attach.RestartNeeded, "/usr/local/bin/myagent (PID 12) is unconfined")},
+			},
+			Warnings:     []attach.Reason{attach.Because(attach.BootServiceMissing, "apparmor.service is not enabled").WithNext("systemctl enable apparmor.service")},
+			RestartsWith: []string{"front.service", "proxy.service"},
+			TmpFiles:     []string{"/tmp/agent.sock", "/tmp/ein\nzwei"},
+		},
+	}
+}
+
+func mixedReport() attach.Report {
+	st := func(unit string, v *attach.Verdict) attach.Status {
+		return attach.Status{Unit: unit, Profile: "myagent", ProfileFile: "/etc/apparmor.d/myagent", Attachment: "/etc/aaunit/attachments.d/agents.conf",
+			DropIn: "/etc/systemd/system/" + unit + ".d/90-aaunit.conf", ActiveState: "active", Verdict: v}
+	}
+	bad := confined("b.service")
+	bad.Answer, bad.PrivateTmp = attach.NotConfined, attach.No
+	bad.Reasons = []attach.Reason{
+		attach.Because(attach.TaskUnconfined, "/usr/bin/sh (PID 4711) is unconfined").At(`/etc/apparmor.d/myagent, rule "/bin/sh Ux"`),
+		attach.Because(attach.TmpShared, "PID 4711 sees the host's /tmp or /var/tmp"),
+		attach.Because(attach.TaskStacked, "/usr/bin/b (PID 4700) runs as myagent//&unconfined (enforce)"),
+	}
+	held := st("c.service", nil)
+	held.ActiveState = "failed"
+	held.Held = &attach.Hold{Since: now.Add(-3 * time.Hour), Reasons: []attach.Reason{attach.Because(attach.AttachFailed, "c.service failed after the restart").WithNext("aaunitctl attach c.service")}}
+	stopped := st("d.service", &attach.Verdict{Unit: "d.service", Answer: attach.Unknown, Reasons: []attach.Reason{attach.Because(attach.NotRunning, "d.service is inactive")}, At: now.Add(-50 * time.Hour)})
+	stopped.ActiveState = "inactive"
+	stopped.Busy = true
+	return attach.Report{
+		Version: "1.2.3", Host: hostOn, At: now,
+		Problems: []attach.Reason{attach.Because(attach.AttachmentBad, `unknown key "Porfile"`).At("/etc/aaunit/attachments.d/web.conf:3")},
+		Units:    []attach.Status{st("a.service", confined("a.service")), st("b.service", bad), held, stopped},
+		Missing: []attach.Missing{
+			{Unit: "nope.service", Reason: attach.Because(attach.UnitNotFound, "systemd knows no unit nope.service").WithNext("systemctl list-unit-files --type=service")},
+			{Unit: "ssh.service", Reason: attach.Because(attach.Detached, "no attachment names ssh.service")},
+		},
+	}
+}
+
+func TestOutput(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		set  func(*scene)
+		args []string
+		exit attach.Exit
+	}{
+		{"attach", func(s *scene) { s.daemon.outcomes = []attach.Outcome{attached()} }, []string{"attach", "myagent"}, 0},
+		{"attach-ascii", func(s *scene) { s.daemon.outcomes = []attach.Outcome{attached(), undone()}; s.env["LC_ALL"] = "C" }, []string{"attach", "myagent"}, 1},
+		{"attach-colour", func(s *scene) { s.daemon.outcomes = []attach.Outcome{attached(), undone()}; s.StdoutTTY = true }, []string{"attach", "myagent"}, 1},
+		{"attach-several", func(s *scene) { s.daemon.outcomes = []attach.Outcome{attached(), undone(), refused()} }, []string{"attach", "myagent", "web"}, 1},
+		{"attach-json", func(s *scene) { s.daemon.outcomes = []attach.Outcome{refused()} }, []string{"attach", "web", "--json"}, 1},
+		{"attach-nothing", func(s *scene) { s.daemon.outcomes = []attach.Outcome{{Unit: "a.service", Profile: "a"}} }, []string{"attach", "a"}, 0},
+		{"attach-bare", func(s *scene) {
+			s.daemon.outcomes = []attach.Outcome{{Unit: "a.service", Profile: "a", Exit: attach.ExitUnknown, Undone: true, Verdict: &attach.Verdict{Answer: attach.Unknown,
+				Reasons: []attach.Reason{attach.Because(attach.EndedBeforeSeen, "a.service started and had no task left when it was looked at")}}}}
+		}, []string{"attach", "a"}, 5},
+		{"no-wait", func(*scene) {}, []string{"attach", "a", "--no-wait"}, 0},
+		{"plan", func(s *scene) {
+			nothing := attach.Outcome{Unit: "done.service", Profile: "done", Plan: &attach.Plan{}}
+			no := attach.Outcome{Unit: "ssh.socket", Exit: attach.ExitFailed, Plan: &attach.Plan{Refusals: []attach.Reason{attach.Because(attach.UnitNoService, "ssh.socket is a socket, not a service")}}}
+			s.daemon.outcomes = []attach.Outcome{planned(), nothing, no, refused()}
+		}, []string{"plan", "myagent"}, 1},
+		{"check", func(s *scene) {
+			s.daemon.outcomes = []attach.Outcome{
+				{Unit: "good.service", Profile: "good", File: "/etc/apparmor.d/good"}, refused(),
+				{Unit: "/etc/apparmor.d/x", Notes: []attach.Reason{attach.Because(attach.ProfileNotAtBoot, "/etc/apparmor.d/sub/x is not directly in /etc/apparmor.d")}},
+			}
+		}, []string{"check", "good", "web", "/etc/apparmor.d/x"}, 1},
+		{"status", func(s *scene) { s.daemon.report = mixedReport() }, []string{"status"}, 1},
+		{"status-public", func(s *scene) {
+			s.daemon.report = mixedReport()
+			s.daemon.report.Units = s.daemon.report.Units[1:2]
+			for i, r := range s.daemon.report.Units[0].Verdict.Reasons {
+				s.daemon.report.Units[0].Verdict.Reasons[i] = attach.Reason{Code: r.Code, Detail: r.Code.Title()}
+			}
+			s.daemon.report.Missing, s.daemon.report.Problems = nil, nil
+			s.Root = false
+		}, []string{"status", "b"}, 3},
+		{"status-none", func(*scene) {}, []string{"status"}, 0},
+		{"status-off", func(s *scene) { s.daemon.report.Host = attach.Host{Enabled: attach.No} }, []string{"status"}, 3},
+		{"status-unreadable", func(s *scene) {
+			s.daemon.report.Host = attach.Host{Problem: "open /sys/module/apparmor/parameters/enabled: permission denied"}
+		}, []string{"status"}, 5},
+		{"status-complain", func(s *scene) {
+			s.daemon.report.Host = attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeComplain, BootService: attach.No}
+		}, []string{"status"}, 3},
+		{"status-json", func(s *scene) { s.daemon.report = mixedReport() }, []string{"status", "--json"}, 1},
+		{"verify", func(s *scene) {
+			s.daemon.report = mixedReport()
+			s.daemon.report.Units, s.daemon.report.Missing, s.daemon.report.Problems = s.daemon.report.Units[:1], nil, nil
+		}, []string{"verify", "--all"}, 0},
+		{"list", func(s *scene) {
+			s.daemon.report = mixedReport()
+			s.daemon.report.Problems = nil
+			wide := confined("x")
+			s.daemon.report.Units = append(s.daemon.report.Units,
+				attach.Status{Unit: "agent@\u6771\u4eac.service", Profile: "日本語 e\u0301", Attachment: "x", ActiveState: "active", Verdict: wide},
+				attach.Status{Unit: "evil\x1b]0;pwn\a\u202e.service", Profile: "two\nlines \x9b31m", Attachment: "x", ActiveState: "active", Verdict: wide})
+		}, []string{"list"}, 3},
+		{"list-profiles", func(s *scene) {
+			s.daemon.profiles = []attach.Profile{
+				{Name: "myagent", File: "/etc/apparmor.d/usr.local.bin.myagent", Line: 4, Attachment: "/usr/local/bin/myagent"},
+				{Name: "My Agent", File: "/etc/apparmor.d/spaces", Line: 12, Flags: []string{"complain", "attach_disconnected"}, DisabledBy: "/etc/apparmor.d/disable/spaces"},
+			}
+		}, []string{"list", "--profiles"}, 0},
+		{"explain-unit", func(s *scene) { s.daemon.report = mixedReport() }, []string{"explain", "a", "b", "c", "d", "nope", "ssh"}, 3},
+		{"explain-refused", func(s *scene) {
+			s.daemon.report.Units = []attach.Status{{Unit: "web.service", Profile: "web", Attachment: "x", Refused: refused().Reasons}}
+			s.StdoutTTY = true
+			s.env["NO_COLOR"] = "1"
+		}, []string{"explain", "web"}, 3},
+		{"explain-code", func(*scene) {}, []string{"explain", "aa-exec", "restart-drags-along"}, 0},
+		{"explain-json", func(s *scene) {
+			s.daemon.report = mixedReport()
+			s.daemon.report.Units, s.daemon.report.Missing = s.daemon.report.Units[1:2], nil
+		}, []string{"explain", "b", "--json"}, 3},
+		{"help", func(*scene) {}, []string{"--help"}, 0},
+		{"help-attach", func(*scene) {}, []string{"attach", "--help"}, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newScene()
+			tc.set(s)
+			if exit := s.run(tc.args...); exit != tc.exit {
+				t.Errorf("exit status %d, want %d; stderr %q", exit, tc.exit, s.err.String())
+			}
+			golden(t, tc.name, s.out.String())
+			if s.err.Len() > 0 {
+				t.Errorf("on stderr: %q", s.err.String())
+			}
+			for _, r := range s.out.String() {
+				if (r < 0x20 && r != '\n' && !(r == 0x1b && s.StdoutTTY)) || (r >= 0x7f && r < 0xa0) || r == '\u202e' {
+					t.Errorf("the output holds %U", r)
+				}
+				if r > 0x7e && s.env["LC_ALL"] == "C" {
+					t.Errorf("the output holds %q in a locale without it", r)
+				}
+			}
+		})
+	}
+}
+
+func TestExplainListsEveryCode(t *testing.T) {
+	s := newScene()
+	if exit := s.run("explain"); exit != 0 || s.dialed != "" {
+		t.Errorf("exit status %d, dialed %q", exit, s.dialed)
+	}
+	for _, e := range attach.Catalogue() {
+		if !strings.Contains(s.out.String(), "\n"+string(e.Code)+" ") || !strings.Contains(s.out.String(), e.Title+"\n") {
+			t.Errorf("%s is not listed", e.Code)
+		}
+	}
+}
+
+func TestErrors(t *testing.T) {
+	dial := func(err error) func(*scene) {
+		return func(s *scene) { s.Dial = func(context.Context, bool, bool) (Daemon, error) { return nil, err } }
+	}
+	for _, tc := range []struct {
+		name string
+		set  func(*scene)
+		args []string
+		exit attach.Exit
+		kind string
+		want string // in the message
+	}{
+		{"no command", nil, nil, 2, "usage", "name a command"},
+		{"unknown command", nil, []string{"atach"}, 2, "usage", "did you mean attach or detach?"},
+		{"unknown flag", nil, []string{"attach", "--frob"}, 2, "usage", "--frob"},
+		{"unknown global flag", nil, []string{"--frob"}, 2, "usage", "--frob"},
+		{"no unit", nil, []string{"attach"}, 2, "usage", "name at least one unit"},
+		{"empty unit", nil, []string{"status", ""}, 2, "usage", "empty"},
+		{"wait and no-wait", nil, []string{"attach", "a", "--wait", "--no-wait"}, 2, "usage", "do not go together"},
+		{"dry-run and no-wait", nil, []string{"detach", "a", "--dry-run", "--no-wait"}, 2, "usage", "do not go together"},
+		{"all and names", nil, []string{"verify", "a", "--all"}, 2, "usage", "--all"},
+		{"unknown shell", nil, []string{"completion", "tcsh"}, 2, "usage", "tcsh"},
+		{"arguments to list", nil, []string{"list", "a"}, 2, "usage", ""},
+		{"no bus", dial(fmt.Errorf("%w: dial failed", api.ErrNoBus)), []string{"list"}, 1, "no-bus", "cannot reach the system bus"},
+		{"no daemon", dial(fmt.Errorf("%w: it is not installed", api.ErrNoDaemon)), []string{"status"}, 1, "no-daemon", "not installed"},
+		{"denied", func(s *scene) { s.daemon.err = fmt.Errorf("%w: run it as root", api.ErrDenied) }, []string{"attach", "a"}, 1, "denied", "run it as root"},
+		{"bad arguments", func(s *scene) { s.daemon.err = fmt.Errorf("%w: too many", api.ErrBad) }, []string{"attach", "a"}, 2, "usage", "too many"},
+		{"daemon gone", func(s *scene) { s.daemon.err = fmt.Errorf("%w: oh", api.ErrGone) }, []string{"verify"}, 1, "daemon-ended", "ended"},
+		{"nothing matches", nil, []string{"attach", "x*"}, 4, "no-unit", "no unit matches"},
+		{"several lines", func(s *scene) { s.daemon.err = errors.New("one\n\x1b[31mtwo") }, []string{"plan", "a"}, 1, "failed", "one\n\x1b[31mtwo"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := newScene()
+			if tc.set != nil {
+				tc.set(s)
+			}
+			if exit := s.run(append(tc.args, "--json")...); exit != tc.exit {
+				t.Errorf("exit status %d, want %d", exit, tc.exit)
+			}
+			if !strings.HasPrefix(s.err.String(), "aaunitctl: ") || strings.ContainsRune(s.err.String(), 0x1b) {
+				t.Errorf("stderr: %q", s.err.String())
+			}
+			if tc.exit == 2 != strings.Contains(s.err.String(), "--help") {
+				t.Errorf("stderr: %q", s.err.String())
+			}
+			var doc map[string]problem
+			err := json.Unmarshal(s.out.Bytes(), &doc)
+			switch got := doc["error"]; {
+			case tc.name == "unknown flag" || tc.name == "unknown global flag":
+				// --json comes after what could not be understood.
+			case err != nil:
+				t.Errorf("stdout: %q: %v", s.out.String(), err)
+			case got.Kind != tc.kind || got.Exit != tc.exit || !strings.Contains(got.Message, tc.want):
+				t.Errorf("error %+v", got)
+			}
+		})
+	}
+}
+
+func TestStatusWithoutADaemon(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		file []byte
+		err  error
+		exit attach.Exit
+		want string
+	}{
+		{"off", []byte("N\n"), nil, 3, "AppArmor is off"},
+		{"no module", nil, fs.ErrNotExist, 3, "AppArmor is off"},
+		{"on", []byte("Y\n"), nil, 1, ""},
+		{"unreadable", nil, fs.ErrPermission, 1, ""},
+	} {
+		for _, cmd := range []string{"status", "verify"} {
+			t.Run(tc.name+" "+cmd, func(t *testing.T) {
+				s := newScene()
+				s.Dial = func(context.Context, bool, bool) (Daemon, error) { return nil, api.ErrNoDaemon }
+				s.ReadFile = func(string) ([]byte, error) { return tc.file, tc.err }
+				if exit := s.run(cmd); exit != tc.exit {
+					t.Errorf("exit status %d, want %d", exit, tc.exit)
+				}
+				if !strings.Contains(s.out.String(), tc.want) {
+					t.Errorf("stdout: %q", s.out.String())
+				}
+				if (s.err.Len() > 0) != (tc.exit == 1) {
+					t.Errorf("stderr: %q", s.err.String())
+				}
+			})
+		}
+	}
+}
+
+func TestExitStatuses(t *testing.T) {
+	report := func(codes ...attach.Status) attach.Report { return attach.Report{Host: hostOn, Units: codes} }
+	unknown := attach.Status{Unit: "u", Verdict: &attach.Verdict{Answer: attach.Unknown}}
+	none := attach.Status{Unit: "u"}
+	zero := attach.Status{Unit: "u", Verdict: &attach.Verdict{}}
+	good := attach.Status{Unit: "u", Verdict: confined("u")}
+	held := good
+	held.Held = &attach.Hold{}
+	for name, tc := range map[string]struct {
+		r     attach.Report
+		named bool
+		want  attach.Exit
+	}{
+		"confined":               {report(good), false, 0},
+		"unknown":                {report(good, unknown), false, 5},
+		"no verdict":             {report(none), false, 5},
+		"the zero verdict":       {report(zero), false, 5},
+		"held":                   {report(held), false, 3},
+		"not attached":           {attach.Report{Host: hostOn, Missing: []attach.Missing{{Reason: attach.Reason{Code: attach.Detached}}}}, true, 3},
+		"no such unit":           {attach.Report{Host: hostOn, Missing: []attach.Missing{{Reason: attach.Reason{Code: attach.UnitNotFound}}}}, true, 4},
+		"nothing known of host":  {attach.Report{}, false, 5},
+		"off":                    {attach.Report{Host: attach.Host{Enabled: attach.No}}, false, 3},
+		"bad file":               {attach.Report{Host: hostOn, Problems: []attach.Reason{{}}}, false, 1},
+		"bad file, another unit": {attach.Report{Host: hostOn, Problems: []attach.Reason{{}}, Units: []attach.Status{good}}, true, 0},
+	} {
+		if got := reportExit(tc.r, tc.named); got != tc.want {
+			t.Errorf("%s: %d, want %d", name, got, tc.want)
+		}
+	}
+	for _, e := range []attach.Exit{-1, 6, 99} {
+		if got := exits(attach.ExitOK, e); got != attach.ExitFailed {
+			t.Errorf("status %d of a newer daemon: %d", e, got)
+		}
+	}
+}
+
+func TestRequests(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		did  string
+		want attach.Request
+	}{
+		{[]string{"attach", "a", "b*", "--profile", "p", "--runtime", "--complain", "--no-restart"}, "attach",
+			attach.Request{Units: []string{"a", "b*"}, Profile: "p", Runtime: true, Complain: true, NoRestart: true}},
+		{[]string{"attach", "a", "-p", "a//b"}, "attach", attach.Request{Units: []string{"a"}, Profile: "a//b"}},
+		{[]string{"attach", "a", "-p", "/x/y"}, "attach", attach.Request{Units: []string{"a"}, Profile: "/x/y"}},
+		{[]string{"attach", "a", "--dry-run"}, "plan", attach.Request{Units: []string{"a"}, DryRun: true}},
+		{[]string{"attach", "a", "--wait=true"}, "attach", attach.Request{Units: []string{"a"}}},
+		{[]string{"attach", "a", "--no-wait"}, "start attach", attach.Request{Units: []string{"a"}}},
+		{[]string{"attach", "a", "--wait=false"}, "start attach", attach.Request{Units: []string{"a"}}},
+		{[]string{"detach", "a", "--no-restart"}, "detach", attach.Request{Units: []string{"a"}, NoRestart: true}},
+		{[]string{"detach", "a", "--dry-run"}, "detach", attach.Request{Units: []string{"a"}, DryRun: true}},
+		{[]string{"detach", "a", "--no-wait"}, "start detach", attach.Request{Units: []string{"a"}}},
+		{[]string{"plan", "a", "--profile", "p"}, "plan", attach.Request{Units: []string{"a"}, Profile: "p"}},
+	} {
+		s := newScene()
+		s.daemon.outcomes = []attach.Outcome{{Unit: "a.service"}}
+		if exit := s.run(tc.args...); exit != 0 {
+			t.Errorf("%q: exit status %d, %s", tc.args, exit, s.err.String())
+		}
+		if d := cmp.Diff(tc.want, s.daemon.request); d != "" || s.daemon.did != tc.did {
+			t.Errorf("%q did %s, want %s (-want +got):\n%s", tc.args, s.daemon.did, tc.did, d)
+		}
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newScene()
+	s.Exists = func(name string) bool { return name == "sub/there" }
+	s.daemon.outcomes = []attach.Outcome{{Unit: "a.service"}}
+	s.run("check", "a", "./x", "../y", "sub/there", "sub/not", "/z")
+	want := []string{"a", filepath.Join(wd, "x"), filepath.Join(wd, "../y"), filepath.Join(wd, "sub/there"), "sub/not", "/z"}
+	if d := cmp.Diff(want, s.daemon.names); d != "" {
+		t.Errorf("check (-want +got):\n%s", d)
+	}
+}
+
+func TestPasswordsAreAskedOnTerminalsOnly(t *testing.T) {
+	for _, tc := range []struct {
+		root, tty bool
+		want      string
+	}{
+		{false, true, "interactive=true start=true"},
+		{false, false, "interactive=false start=true"},
+		{true, true, "interactive=false start=true"},
+	} {
+		s := newScene()
+		s.Root, s.StderrTTY = tc.root, tc.tty
+		s.run("list")
+		if s.dialed != tc.want {
+			t.Errorf("%+v: %s", tc, s.dialed)
+		}
+	}
+}
+
+func TestInterrupt(t *testing.T) {
+	s := newScene()
+	s.daemon.wait = make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if exit := Run(ctx, []string{"attach", "a"}, s.World); exit != 1 {
+		t.Errorf("exit status %d", exit)
+	}
+	if want := "aaunitctl: interrupted: aaunitd goes on with the work; aaunitctl status shows how it ends\n"; s.err.String() != want {
+		t.Errorf("stderr: %q", s.err.String())
+	}
+}
+
+func TestProgressLine(t *testing.T) {
+	s := newScene()
+	s.StderrTTY = true
+	s.Columns = func() int { return 40 }
+	s.env["NO_COLOR"] = "1"
+	o := attached()
+	o.Events[1].Text = "\x1b[2Jcompiling a profile with a rather long name"
+	s.daemon.outcomes = []attach.Outcome{o}
+	if exit := s.run("attach", "a"); exit != 0 {
+		t.Fatal(exit)
+	}
+	got := s.err.String()
+	if !strings.HasPrefix(got, "\r\x1b[K") || !strings.HasSuffix(got, "\r\x1b[K") {
+		t.Errorf("the line does not go away: %q", got)
+	}
+	for _, l := range strings.Split(got, "\r\x1b[K") {
+		if width(l) > 39 || strings.ContainsAny(l, "\x1b\n") {
+			t.Errorf("line %q of %d columns", l, width(l))
+		}
+	}
+	if s.env["TERM"] = "dumb"; s.run("attach", "a") != 0 || s.err.Len() != 0 {
+		t.Errorf("on a dumb terminal: %q", s.err.String())
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	complete := func(s *scene, args ...string) []string {
+		s.run(append([]string{"__complete"}, args...)...)
+		lines := strings.Split(strings.TrimSpace(s.out.String()), "\n")
+		var out []string
+		for _, l := range lines {
+			if !strings.HasPrefix(l, ":") {
+				name, _, _ := strings.Cut(l, "\t")
+				out = append(out, name)
+			}
+		}
+		return out
+	}
+	s := newScene()
+	s.daemon.report = mixedReport()
+	s.daemon.profiles = []attach.Profile{{Name: "agent"}, {Name: "two words"}, {Name: "other"}}
+	for _, tc := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"attach", ""}, []string{"myagent.service", "other.service"}},
+		{[]string{"attach", "my"}, []string{"myagent.service"}},
+		{[]string{"attach", "other.service", ""}, []string{"myagent.service"}},
+		{[]string{"attach", "--profile", "a"}, []string{"agent"}},
+		{[]string{"detach", ""}, []string{"a.service", "b.service", "c.service", "d.service"}},
+		{[]string{"status", "b"}, []string{"b.service"}},
+		{[]string{"verify", "c"}, []string{"c.service"}},
+		{[]string{"explain", "b"}, []string{"b.service", "boot-service-disabled"}},
+		{[]string{"check", "o"}, []string{"other.service"}},
+		{[]string{"completion", ""}, []string{"bash", "zsh", "fish"}},
+	} {
+		got := complete(s, tc.args...)
+		if d := cmp.Diff(tc.want, got); d != "" {
+			t.Errorf("%q (-want +got):\n%s", tc.args, d)
+		}
+	}
+	if !strings.Contains(s.dialed, "interactive=false start=false") {
+		t.Errorf("completion dialed %s", s.dialed)
+	}
+	s.Dial = func(context.Context, bool, bool) (Daemon, error) { return nil, api.ErrNoDaemon }
+	s.Services = func(context.Context) ([]string, error) { return nil, api.ErrNoBus }
+	for _, args := range [][]string{{"attach", ""}, {"detach", ""}, {"attach", "--profile", ""}} {
+		if got := complete(s, args...); len(slices.DeleteFunc(got, func(s string) bool { return s == "" })) != 0 {
+			t.Errorf("%q without a bus: %q", args, got)
+		}
+		if strings.Contains(s.err.String(), "cannot") {
+			t.Errorf("%q without a bus says %q", args, s.err.String())
+		}
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		s := newScene()
+		if s.run("completion", shell) != 0 || !strings.Contains(s.out.String(), "aaunitctl") {
+			t.Errorf("completion %s: %s", shell, s.err.String())
+		}
+	}
+}
+
+func TestTextForTerminals(t *testing.T) {
+	for _, tc := range []struct {
+		in, fancy, ascii string
+	}{
+		{"plain", "plain", "plain"},
+		{"a\x1b[31mb", `a\x1b[31mb`, `a\x1b[31mb`},
+		{"a\u009b31mb", `a\u009b31mb`, `a\u009b31mb`},
+		{"a\xffb", `a\xffb`, `a\xffb`},
+		{"a\nb\tc\r", `a\nb c\x0d`, `a\nb c\x0d`},
+		{"\u202eabc", `\u202eabc`, `\u202eabc`},
+		{"9f2c…", "9f2c…", "9f2c..."},
+		{"日本", "日本", `\u65e5\u672c`},
+		{"\U0001f600", "\U0001f600", `\U0001f600`},
+	} {
+		if got := (style{unicode: true}).text(tc.in); got != tc.fancy {
+			t.Errorf("%q: %q, want %q", tc.in, got, tc.fancy)
+		}
+		if got := (style{}).text(tc.in); got != tc.ascii {
+			t.Errorf("%q in ASCII: %q, want %q", tc.in, got, tc.ascii)
+		}
+	}
+	for in, want := range map[string]int{"abc": 3, "日本": 4, "e\u0301": 1, "": 0, "ｗ": 2} {
+		if got := width(in); got != want {
+			t.Errorf("width of %q: %d, want %d", in, got, want)
+		}
+	}
+}
+
+func FuzzText(f *testing.F) {
+	f.Add("a\x1b[31m\u202e日本\xff")
+	f.Fuzz(func(t *testing.T, in string) {
+		for _, s := range []style{{}, {unicode: true}} {
+			for _, r := range s.text(in) {
+				if r < 0x20 || r >= 0x7f && r < 0xa0 || r >= 0x202a && r <= 0x202e || !s.unicode && r > 0x7e {
+					t.Errorf("%q gives %U", in, r)
+				}
+			}
+		}
+	})
+}

@@ -1,0 +1,84 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"unicode"
+	"unicode/utf16"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// The JSON documents. A command prints one of them, and their fields only ever
+// grow:
+//
+//	status, list, verify   attach.Report
+//	attach, detach, plan,
+//	check                  {"outcomes": [attach.Outcome]}
+//	  with --no-wait       {"operation": "/org/aaunit1/operation/1"}
+//	list --profiles        {"profiles": [attach.Profile]}
+//	explain UNIT           {"units": [explained], "missing": [attach.Missing]}
+//	explain CODE           {"codes": [attach.Entry]}
+//	version                {"version": "1.0"}
+//	an error               {"error": {"message", "kind", "exit"}}
+type (
+	outcomesDoc struct {
+		Outcomes []attach.Outcome `json:"outcomes"`
+	}
+	operationDoc struct {
+		Operation string `json:"operation"`
+	}
+	profilesDoc struct {
+		Profiles []attach.Profile `json:"profiles"`
+	}
+	codesDoc struct {
+		Codes []attach.Entry `json:"codes"`
+	}
+	explainDoc struct {
+		Units   []explained      `json:"units"`
+		Missing []attach.Missing `json:"missing,omitempty"`
+		Codes   []attach.Entry   `json:"codes,omitempty"`
+	}
+)
+
+// explained is a unit with its reasons spelled out.
+type explained struct {
+	Unit    string            `json:"unit"`
+	Profile string            `json:"profile"`
+	Answer  attach.Answer     `json:"answer"`
+	Reasons []explainedReason `json:"reasons"`
+}
+
+type explainedReason struct {
+	attach.Reason
+	Title       string        `json:"title"`
+	Explanation string        `json:"explanation"`
+	Bearing     attach.Answer `json:"bearing"`
+}
+
+// printJSON prints a document so that it can be looked at on a terminal too:
+// what a terminal might obey is escaped, as JSON allows.
+func (a *app) printJSON(v any) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		return fmt.Errorf("cannot write JSON: %w", err)
+	}
+	var out bytes.Buffer
+	for _, r := range b.String() {
+		switch {
+		case r == '\n' || unicode.IsPrint(r):
+			out.WriteRune(r)
+		case r > 0xffff:
+			hi, lo := utf16.EncodeRune(r)
+			fmt.Fprintf(&out, `\u%04x\u%04x`, hi, lo)
+		default:
+			fmt.Fprintf(&out, `\u%04x`, r)
+		}
+	}
+	_, err := a.Stdout.Write(out.Bytes())
+	return err
+}

@@ -1,0 +1,251 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/spf13/cobra"
+)
+
+// operateFlags are those of attach and detach.
+type operateFlags struct {
+	profile   string
+	runtime   bool
+	complain  bool
+	noRestart bool
+	dryRun    bool
+	wait      bool
+	noWait    bool
+}
+
+func (f *operateFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.noRestart, "no-restart", false, "do not restart the unit; the change takes effect at its next start")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "only say what would be done")
+	cmd.Flags().BoolVar(&f.wait, "wait", true, "wait for the end and print the verdict")
+	cmd.Flags().BoolVar(&f.noWait, "no-wait", false, "return when the work has begun")
+}
+
+// settle makes one answer of --wait and --no-wait.
+func (f *operateFlags) settle(cmd *cobra.Command) error {
+	switch {
+	case f.noWait && f.wait && cmd.Flags().Changed("wait"):
+		return usage("--wait and --no-wait do not go together")
+	case f.noWait && f.dryRun:
+		return usage("--dry-run and --no-wait do not go together")
+	}
+	f.noWait = f.noWait || !f.wait
+	return nil
+}
+
+func (a *app) request(f operateFlags, units []string) attach.Request {
+	return attach.Request{
+		Units: units, Profile: a.absolute(f.profile),
+		Runtime: f.runtime, Complain: f.complain, NoRestart: f.noRestart, DryRun: f.dryRun,
+	}
+}
+
+// absolute makes an absolute path of a relative one: the daemon does not know
+// where we are. A profile's name may hold slashes too, so what is not there and
+// does not begin like a path is a name.
+func (a *app) absolute(s string) string {
+	if !strings.Contains(s, "/") || filepath.IsAbs(s) {
+		return s
+	}
+	if !strings.HasPrefix(s, "./") && !strings.HasPrefix(s, "../") && !a.Exists(s) {
+		return s
+	}
+	if abs, err := filepath.Abs(s); err == nil {
+		return abs
+	}
+	return s
+}
+
+// unitArgs takes at least one name, none of them empty.
+func unitArgs(least int) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) < least {
+			return fmt.Errorf("name at least one unit")
+		}
+		for _, arg := range args {
+			if arg == "" {
+				return fmt.Errorf("a unit's name is empty")
+			}
+		}
+		return nil
+	}
+}
+
+func (a *app) attachCommand() *cobra.Command {
+	var f operateFlags
+	cmd := &cobra.Command{
+		Use:   "attach UNIT...",
+		Short: "Run units under an AppArmor profile, and prove it",
+		Long: `Load the profile, write the drop-in, restart the unit if it runs, and look at
+every task of it. A unit that does not come up confined and healthy goes back to
+what it was before.
+
+PROFILE may be the profile's internal name, a file name in /etc/apparmor.d, or a
+path. Without it the profile is the one that the unit names already, or that
+attaches to its executable, or that is called like it.`,
+		Example: `  aaunitctl attach myagent
+  aaunitctl attach 'agent-*.service' --profile agent --dry-run`,
+		Args:              unitArgs(1),
+		ValidArgsFunction: a.completeServices,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.settle(cmd); err != nil {
+				return err
+			}
+			r, ctx := a.request(f, args), cmd.Context()
+			return a.with(ctx, func(d Daemon) error {
+				switch {
+				case f.dryRun:
+					out, err := d.Plan(ctx, r)
+					return a.printed(out, err, (*printer).plan)
+				case f.noWait:
+					return a.started(d.StartAttach(ctx, r))
+				}
+				return a.operate(ctx, d.Attach, r)
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&f.profile, "profile", "p", "", "the `PROFILE`: a name, a file in /etc/apparmor.d, or a path")
+	cmd.Flags().BoolVar(&f.runtime, "runtime", false, "until the next boot only")
+	cmd.Flags().BoolVar(&f.complain, "complain", false, "in complain mode: log, and allow")
+	f.add(cmd)
+	a.completeFlag(cmd, "profile")
+	return cmd
+}
+
+func (a *app) detachCommand() *cobra.Command {
+	var f operateFlags
+	cmd := &cobra.Command{
+		Use:   "detach UNIT...",
+		Short: "Take back what attach did",
+		Long: `Remove the drop-in and restart the unit if it runs. A profile that was loaded by
+the attach is unloaded, unless a task on this machine carries it.`,
+		Args:              unitArgs(1),
+		ValidArgsFunction: a.completeAttached,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.settle(cmd); err != nil {
+				return err
+			}
+			r, ctx := a.request(f, args), cmd.Context()
+			return a.with(ctx, func(d Daemon) error {
+				switch {
+				case f.dryRun:
+					out, err := d.Detach(ctx, r, nil)
+					return a.printed(out, err, (*printer).plan)
+				case f.noWait:
+					return a.started(d.StartDetach(ctx, r))
+				}
+				return a.operate(ctx, d.Detach, r)
+			})
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func (a *app) planCommand() *cobra.Command {
+	var profile string
+	cmd := &cobra.Command{
+		Use:   "plan UNIT...",
+		Short: "Say what attach would do, and what a restart takes along",
+		Long: `Say what attach would do: each step with its reason, everything that speaks
+against it, the units that a restart takes along, and the files that the unit
+has open in /tmp and would not see in a private one. Nothing is changed.`,
+		Args:              unitArgs(1),
+		ValidArgsFunction: a.completeServices,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.with(cmd.Context(), func(d Daemon) error {
+				out, err := d.Plan(cmd.Context(), attach.Request{Units: args, Profile: a.absolute(profile)})
+				return a.printed(out, err, (*printer).plan)
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&profile, "profile", "p", "", "the `PROFILE`: a name, a file in /etc/apparmor.d, or a path")
+	a.completeFlag(cmd, "profile")
+	return cmd
+}
+
+func (a *app) checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check [UNIT|FILE]...",
+		Short: "Look for ways around a profile, without changing anything",
+		Long: `Look for every way in which a unit could run without its profile, and for what
+is wrong in a profile file. Without arguments: all attached units. Nothing is
+changed, loaded or restarted.`,
+		Args:              unitArgs(0),
+		ValidArgsFunction: a.completeChecks,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			names := make([]string, len(args))
+			for i, arg := range args {
+				names[i] = a.absolute(arg)
+			}
+			return a.with(cmd.Context(), func(d Daemon) error {
+				out, err := d.Check(cmd.Context(), names)
+				if err == nil && len(out) == 0 && len(args) == 0 && !a.json {
+					a.printer().line("No unit is attached.")
+					return nil
+				}
+				return a.printed(out, err, (*printer).check)
+			})
+		},
+	}
+}
+
+// operate runs an operation to its end, with its progress on the terminal.
+func (a *app) operate(ctx context.Context, run func(context.Context, attach.Request, func(attach.Event)) ([]attach.Outcome, error), r attach.Request) error {
+	p := a.startProgress()
+	out, err := run(ctx, r, p.event)
+	p.stop()
+	return a.printed(out, err, (*printer).outcome)
+}
+
+// printed prints outcomes, those that came with an error too.
+func (a *app) printed(out []attach.Outcome, err error, show func(*printer, attach.Outcome)) error {
+	if err != nil && len(out) == 0 {
+		return err
+	}
+	if len(out) == 0 {
+		// A glob that matches nothing is no success.
+		if a.json {
+			return fmt.Errorf("%w", errNothing)
+		}
+		return fmt.Errorf("%w; systemctl list-unit-files --type=service shows the ones that exist", errNothing)
+	}
+	var codes []attach.Exit
+	p := a.printer()
+	for i, o := range out {
+		codes = append(codes, o.Exit)
+		if a.json {
+			continue
+		}
+		if i > 0 {
+			p.line("")
+		}
+		show(p, o)
+	}
+	a.exit = exits(codes...)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(outcomesDoc{out})
+	}
+	return nil
+}
+
+func (a *app) started(operation string, err error) error {
+	switch {
+	case err != nil:
+		return err
+	case a.json:
+		return a.printJSON(operationDoc{operation})
+	}
+	a.printer().line("aaunitd has begun; aaunitctl status shows how it ends.")
+	return nil
+}

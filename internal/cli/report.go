@@ -1,0 +1,388 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/api"
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/spf13/cobra"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status [UNIT]...",
+		Short: "Show what is known of AppArmor and of attached units",
+		Long: `Show what is known: the last verdict of each attached unit, from the last time it
+was looked at. aaunitctl verify looks again.`,
+		Args:              unitArgs(0),
+		ValidArgsFunction: a.completeAttached,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.report(cmd.Context(), args, Daemon.Status)
+		},
+	}
+}
+
+func (a *app) verifyCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "verify [UNIT]...",
+		Short: "Look at attached units now, and say whether they are confined",
+		Long: `Look again, now, at every task of attached units, at the policy the kernel runs
+and at the settings in effect. Without arguments: all attached units.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if all && len(args) > 0 {
+				return errors.New("--all and names of units do not go together")
+			}
+			return unitArgs(0)(cmd, args)
+		},
+		ValidArgsFunction: a.completeAttached,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.report(cmd.Context(), args, func(d Daemon, ctx context.Context, units []string) (attach.Report, error) {
+				p := a.startProgress()
+				defer p.stop()
+				p.say("looking")
+				return d.Verify(ctx, units)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "all attached units (the default)")
+	return cmd
+}
+
+// report prints the state of the host and of units.
+func (a *app) report(ctx context.Context, args []string, ask func(Daemon, context.Context, []string) (attach.Report, error)) error {
+	var r attach.Report
+	alone := false
+	if err := a.with(ctx, func(d Daemon) (err error) {
+		r, err = ask(d, ctx, args)
+		return err
+	}); err != nil {
+		// Where AppArmor is off that is the answer, daemon or not.
+		h := a.hostAlone()
+		if h.Enabled != attach.No || errors.Is(err, context.Canceled) {
+			return err
+		}
+		r, alone = attach.Report{Host: h, At: a.Now()}, true
+	}
+	if r.Units == nil {
+		r.Units = []attach.Status{}
+	}
+	a.exit = reportExit(r, len(args) > 0)
+	if a.json {
+		return a.printJSON(r)
+	}
+	p := a.printer()
+	p.host(r.Host)
+	if alone {
+		return nil
+	}
+	for _, bad := range r.Problems {
+		p.line("")
+		p.reason(markBad, bad)
+	}
+	for _, s := range r.Units {
+		p.line("")
+		p.status(s)
+	}
+	for _, m := range r.Missing {
+		p.line("")
+		p.missing(m)
+	}
+	if len(r.Units) == 0 && len(r.Missing) == 0 {
+		hint := ""
+		if code, _ := hostExit(r.Host); code == attach.ExitOK {
+			hint = " aaunitctl attach UNIT attaches one."
+		}
+		p.line("No unit is attached.%s", hint)
+	}
+	if len(r.Units) > 1 {
+		p.line("")
+		p.summary(r.Units)
+	}
+	a.hint(p)
+	return nil
+}
+
+// hint tells a user why there are so few details.
+func (a *app) hint(p *printer) {
+	if p.hidden && !a.Root {
+		p.line("")
+		p.line("The details are for root.")
+	}
+}
+
+// reportExit gives the exit status of a report. Attachment files that are not
+// in use are a failure of the whole, not of units that were asked for by name.
+func reportExit(r attach.Report, named bool) attach.Exit {
+	host, _ := hostExit(r.Host)
+	codes := []attach.Exit{host}
+	for _, s := range r.Units {
+		codes = append(codes, attach.ExitOf(s.Verdict))
+		if s.Held != nil || len(s.Refused) > 0 {
+			codes = append(codes, attach.ExitNotConfined)
+		}
+	}
+	for _, m := range r.Missing {
+		if m.Reason.Code == attach.UnitNotFound {
+			codes = append(codes, attach.ExitNoUnit)
+		} else {
+			codes = append(codes, attach.ExitNotConfined)
+		}
+	}
+	if len(r.Problems) > 0 && !named {
+		codes = append(codes, attach.ExitFailed)
+	}
+	return exits(codes...)
+}
+
+func (a *app) listCommand() *cobra.Command {
+	var profiles bool
+	cmd := &cobra.Command{
+		Use:               "list",
+		Short:             "List attached units, or profiles, one on a line",
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			if profiles {
+				return a.with(ctx, func(d Daemon) error { return a.listProfiles(ctx, d) })
+			}
+			return a.with(ctx, func(d Daemon) error {
+				r, err := d.Status(ctx, nil)
+				if err != nil {
+					return err
+				}
+				if r.Units == nil {
+					r.Units = []attach.Status{}
+				}
+				a.exit = reportExit(r, false)
+				if a.json {
+					return a.printJSON(r)
+				}
+				p := a.printer()
+				if code, _ := hostExit(r.Host); code != attach.ExitOK {
+					p.host(r.Host)
+				}
+				for _, bad := range r.Problems {
+					p.reason(markBad, bad)
+				}
+				if len(r.Units) == 0 {
+					p.line("No unit is attached.")
+					return nil
+				}
+				p.list(r.Units)
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&profiles, "profiles", false, "list the profiles under /etc/apparmor.d instead")
+	return cmd
+}
+
+func (a *app) listProfiles(ctx context.Context, d Daemon) error {
+	list, err := d.Profiles(ctx)
+	switch {
+	case err != nil:
+		return err
+	case list == nil:
+		list = []attach.Profile{}
+	}
+	switch {
+	case a.json:
+		return a.printJSON(profilesDoc{list})
+	case len(list) == 0:
+		a.printer().line("No profile was found under /etc/apparmor.d.")
+	default:
+		a.printer().profiles(list)
+	}
+	return nil
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "explain [UNIT|CODE]...",
+		Short: "Explain a verdict, or a reason's code, in plain words",
+		Long: `Explain the verdict of an attached unit, with each of its reasons and the next
+step to take. With a reason's code (the word in brackets): what it means.
+Without arguments: list all codes.`,
+		Example: `  aaunitctl explain myagent
+  aaunitctl explain task-unconfined`,
+		Args:              unitArgs(0),
+		ValidArgsFunction: a.completeExplain,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				if a.json {
+					return a.printJSON(codesDoc{attach.Catalogue()})
+				}
+				a.printer().codes()
+				return nil
+			}
+			return a.explain(cmd.Context(), args)
+		},
+	}
+}
+
+func (a *app) explain(ctx context.Context, args []string) error {
+	var codes []attach.Entry
+	var units []string
+	for _, arg := range args {
+		i := slices.IndexFunc(attach.Catalogue(), func(e attach.Entry) bool { return string(e.Code) == arg })
+		if i >= 0 {
+			codes = append(codes, attach.Catalogue()[i])
+		} else {
+			units = append(units, arg)
+		}
+	}
+	var r attach.Report
+	if len(units) > 0 {
+		err := a.with(ctx, func(d Daemon) (err error) {
+			r, err = d.Status(ctx, units)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		a.exit = reportExit(r, true)
+	}
+	if a.json {
+		return a.printJSON(explainAll(r, codes))
+	}
+	p := a.printer()
+	if len(units) > 0 {
+		if code, _ := hostExit(r.Host); code != attach.ExitOK {
+			p.host(r.Host)
+			p.line("")
+		}
+	}
+	gap := func(n int) {
+		if n > 0 {
+			p.line("")
+		}
+	}
+	n := 0
+	for _, e := range codes {
+		gap(n)
+		p.explainCode(e.Code)
+		n++
+	}
+	for _, s := range r.Units {
+		gap(n)
+		p.explainUnit(s)
+		n++
+	}
+	for _, m := range r.Missing {
+		gap(n)
+		p.missing(m)
+		n++
+	}
+	a.hint(p)
+	return nil
+}
+
+func explainAll(r attach.Report, codes []attach.Entry) explainDoc {
+	doc := explainDoc{Units: []explained{}, Missing: r.Missing, Codes: codes}
+	for _, s := range r.Units {
+		v := verdictOf(s)
+		e := explained{Unit: s.Unit, Profile: s.Profile, Answer: v.Answer, Reasons: []explainedReason{}}
+		reasons := slices.Concat(s.Refused, v.Reasons)
+		if s.Held != nil {
+			reasons = append(reasons, s.Held.Reasons...)
+		}
+		for _, reason := range append(reasons, s.Notes...) {
+			c := reason.Code
+			e.Reasons = append(e.Reasons, explainedReason{reason, c.Title(), c.Explanation(), c.Bearing()})
+		}
+		doc.Units = append(doc.Units, e)
+	}
+	return doc
+}
+
+// Completion never starts the daemon, never asks for a password and says
+// nothing when it fails.
+
+type completer = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective)
+
+// offer gives the candidates that fit and were not named yet. A name that a
+// shell could take for something else is left out.
+func offer(candidates, named []string, begun string) []string {
+	var out []string
+	for _, c := range candidates {
+		if strings.HasPrefix(c, begun) && !slices.Contains(named, c) && (style{unicode: true}).text(c) == c && !strings.ContainsAny(c, " \t") {
+			out = append(out, c)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (a *app) ask(cmd *cobra.Command, f func(Daemon) []string) []string {
+	d, err := a.Dial(cmd.Context(), false, false)
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	return f(d)
+}
+
+func (a *app) attached(cmd *cobra.Command) []string {
+	return a.ask(cmd, func(d Daemon) (names []string) {
+		r, err := d.Status(cmd.Context(), nil)
+		if err != nil {
+			return nil
+		}
+		for _, s := range r.Units {
+			names = append(names, s.Unit)
+		}
+		return names
+	})
+}
+
+func (a *app) completeAttached(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+	return offer(a.attached(cmd), args, begun), cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) completeExplain(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+	names := a.attached(cmd)
+	for _, e := range attach.Catalogue() {
+		names = append(names, string(e.Code))
+	}
+	return offer(names, args, begun), cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) completeServices(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+	names, err := a.Services(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return offer(names, args, begun), cobra.ShellCompDirectiveNoFileComp
+}
+
+func (a *app) completeChecks(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+	names, _ := a.completeServices(cmd, args, begun)
+	return names, cobra.ShellCompDirectiveDefault // and files
+}
+
+func (a *app) completeFlag(cmd *cobra.Command, flag string) {
+	var f completer = func(cmd *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
+		names := a.ask(cmd, func(d Daemon) (names []string) {
+			list, err := d.Profiles(cmd.Context())
+			if err != nil {
+				return nil
+			}
+			for _, p := range list {
+				names = append(names, p.Name)
+			}
+			return names
+		})
+		return offer(names, nil, begun), cobra.ShellCompDirectiveDefault
+	}
+	if err := cmd.RegisterFlagCompletionFunc(flag, f); err != nil {
+		panic(err) // the flag is not there: a mistake in this file
+	}
+}
+
+// *api.Client is what Main dials.
+var _ Daemon = (*api.Client)(nil)

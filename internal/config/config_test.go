@@ -1,0 +1,298 @@
+package config
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+func TestParse(t *testing.T) {
+	a, problems := Parse("/etc/x.conf", []byte(`# a comment
+[Attachment]
+Unit=a.service \
+; a comment inside a continued line
+     b@.service
+Unit=agent-.service
+Profile=my agent
+X-Note=kept for others
+AllowProfiles="the helper" other
+PrivateTmp=true
+RestartUnit=off
+SettleSec=2min
+[X-Other]
+Anything=goes
+`))
+	if len(problems) != 0 {
+		t.Fatal(problems)
+	}
+	want := attach.NewAttachment()
+	want.Source, want.Line = "/etc/x.conf", 2
+	want.Units = []string{"a.service", "b@.service", "agent-.service"}
+	want.Profile = "my agent"
+	want.AllowProfiles = []string{"the helper", "other"}
+	want.RestartUnit = false
+	want.Settle = 2 * time.Minute
+	if diff := cmp.Diff(want, a); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestParseNamesEveryProblemWithItsLine(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"unknown key", "[Attachment]\nUnit=a.service\nProfil=x\n", `x.conf: line 3: Profil=: unknown key "Profil"`},
+		{"doubled section", "[Attachment]\nUnit=a.service\nProfile=x\n\n[Attachment]\nUnit=b.service\n", "line 5: a second [Attachment] section"},
+		{"unknown section", "[Attachmen]\nUnit=a.service\n", "line 1: unknown section [Attachmen]"},
+		{"no section", "Unit=a.service\n", "line 1: Unit= stands before any section"},
+		{"empty", "", "line 1: it has no [Attachment] section"},
+		{"no unit", "\n[Attachment]\nProfile=x\n", "line 2: Unit= is missing"},
+		{"bad UTF-8", "[Attachment]\nUnit=a.service\nProfile=\xff\n", "line 3: it is not valid UTF-8"},
+		{"NUL", "[Attachment]\nUnit=a.service\x00\n", "it holds a NUL byte"},
+		{"open header", "[Attachment\n", "has no closing bracket"},
+		{"no equals sign", "[Attachment]\nUnit a.service\n", "line 2: \"Unit a.service\" is neither a section nor KEY=VALUE"},
+		{"not a service", "[Attachment]\nUnit=a.timer\nProfile=x\n", "line 2: Unit=: cannot use unit \"a.timer\""},
+		{"path as unit", "[Attachment]\nUnit=../a.service\nProfile=x\n", "line 2: Unit=: cannot use unit"},
+		{"ignored profile", "[Attachment]\nUnit=a.service\nProfile=-x\n", `it begins with "-"`},
+		{"stacked profile", "[Attachment]\nUnit=a.service\nProfile=&x\n", `it begins with "&"`},
+		{"bad value", "[Attachment]\nUnit=a.service\nProfile=x\nMode=off\n", `line 4: Mode=: cannot read "off": use one of enforce, complain`},
+		{"bad span", "[Attachment]\nUnit=a.service\nProfile=x\nSettleSec=1h\n", "line 4: SettleSec=: cannot use time span"},
+		{"relative file", "[Attachment]\nUnit=a.service\nProfile=x\nProfileFile=../x\n", "give its absolute path"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, problems := Parse("/etc/x.conf", []byte(c.text))
+			if len(problems) == 0 {
+				t.Fatal("no problem was found")
+			}
+			var all []string
+			for _, p := range problems {
+				if p.Code != attach.AttachmentBad || !strings.HasPrefix(p.Where, "/etc/x.conf:") {
+					t.Errorf("problem without its place: %+v", p)
+				}
+				all = append(all, p.Detail)
+			}
+			if !strings.Contains(strings.Join(all, "\n"), c.want) {
+				t.Errorf("got %q, want %q in it", all, c.want)
+			}
+		})
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testFiles(t *testing.T) (*Files, string) {
+	root := t.TempDir()
+	return &Files{Dirs: Dirs{root + "/etc", root + "/run", root + "/usr"}, Log: slog.New(slog.DiscardHandler), Owner: uint32(os.Getuid())}, root
+}
+
+func good(unit string) string { return "[Attachment]\nUnit=" + unit + "\nProfile=p\n" }
+
+func TestLayersMaskAndOneBadFileLeavesTheOthers(t *testing.T) {
+	f, root := testFiles(t)
+	write(t, root+"/usr/a.conf", good("vendor-a.service"))
+	write(t, root+"/usr/b.conf", good("vendor-b.service"))
+	write(t, root+"/usr/c.conf", good("vendor-c.service"))
+	write(t, root+"/run/a.conf", good("run-a.service"))
+	write(t, root+"/etc/a.conf", good("etc-a.service"))
+	write(t, root+"/etc/bad.conf", "[Attachment]\nnonsense\n")
+	write(t, root+"/etc/ignored.txt", "nonsense")
+	write(t, root+"/etc/.hidden.conf", "nonsense")
+	if err := os.Symlink("/dev/null", root+"/etc/b.conf"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(root+"/usr/c.conf", root+"/etc/link.conf"); err != nil {
+		t.Fatal(err)
+	}
+	d := f.Read()
+	var units []string
+	for _, a := range d.Attachments {
+		units = append(units, a.Units...)
+	}
+	if diff := cmp.Diff([]string{"etc-a.service", "vendor-c.service"}, units); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]bool{root + "/etc/bad.conf": true, root + "/etc/link.conf": true}, d.Broken); diff != "" {
+		t.Errorf("broken files (-want +got):\n%s", diff)
+	}
+}
+
+func TestFilesThatOthersCanWriteAreNotUsed(t *testing.T) {
+	f, root := testFiles(t)
+	write(t, root+"/etc/a.conf", good("a.service"))
+	write(t, root+"/etc/b.conf", good("b.service"))
+	write(t, root+"/etc/c.conf", good("c.service"))
+	if err := os.Chmod(root+"/etc/a.conf", 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(root+"/etc/b.conf", 0o620); err != nil {
+		t.Fatal(err)
+	}
+	d := f.Read()
+	if len(d.Attachments) != 1 || len(d.Problems) != 2 || len(d.Broken) != 2 {
+		t.Fatalf("%+v", d)
+	}
+	other := *f
+	other.Owner++
+	if d := other.Read(); len(d.Attachments) != 0 || !d.Broken[root+"/etc/c.conf"] {
+		t.Fatalf("another user's files were used: %+v", d)
+	}
+	if err := os.Chmod(root+"/etc", 0o777); err != nil {
+		t.Fatal(err)
+	}
+	d = f.Read()
+	if len(d.Attachments) != 0 || !d.Broken[root+"/etc/c.conf"] {
+		t.Fatalf("a directory that all can write was used: %+v", d)
+	}
+}
+
+func TestWriteKeepsOffOtherPeoplesFiles(t *testing.T) {
+	f, root := testFiles(t)
+	a := attach.NewAttachment()
+	a.Units, a.Profile = []string{"a.service"}, "p"
+	write(t, root+"/etc/a.service.conf", good("a.service"))
+	if _, _, err := f.Write("a.service", a); err == nil || !strings.Contains(err.Error(), "aaunitctl did not write it") {
+		t.Fatalf("a file that a person wrote was overwritten: %v", err)
+	}
+	a.Units = []string{"b.service"}
+	a.RestartUnit, a.AllowProfiles, a.Settle = false, []string{"x y"}, 0
+	file, restore, err := f.Write("b.service", a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, problems := Parse(file, must(os.ReadFile(file)))
+	a.Source, a.Line, a.Manual = file, 2, true
+	if diff := cmp.Diff(a, got); diff != "" || len(problems) > 0 {
+		t.Errorf("what was written reads back as (-want +got):\n%s%v", diff, problems)
+	}
+	a.Runtime = true
+	if _, _, err := f.Write("b.service", a); err == nil || !strings.Contains(err.Error(), "would mask it") {
+		t.Errorf("an attachment for this boot was written where it has no effect: %v", err)
+	}
+	if err := restore(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(file); !os.IsNotExist(err) {
+		t.Error("restore left the new file")
+	}
+}
+
+func must(b []byte, err error) []byte {
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func TestChangesMergeABurst(t *testing.T) {
+	f, root := testFiles(t)
+	for _, d := range f.Dirs {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ch := f.Changes(ctx)
+	for i := range 50 {
+		write(t, filepath.Join(root, "etc", strings.Repeat("a", i+1)+".conf"), good("a.service"))
+	}
+	select {
+	case <-ch:
+	case <-time.After(10 * time.Second):
+		t.Fatal("no change was told")
+	}
+	write(t, root+"/etc/.a.conf.swp", "x")
+	// A directory that goes and comes back is still watched.
+	if err := os.RemoveAll(root + "/etc"); err != nil {
+		t.Fatal(err)
+	}
+	<-ch
+	write(t, root+"/etc/late.conf", good("a.service"))
+	for deadline := time.After(10 * time.Second); ; {
+		select {
+		case <-ch:
+		case <-deadline:
+			t.Fatal("the new directory is not watched")
+		}
+		if len(f.Read().Attachments) == 1 {
+			break
+		}
+	}
+	cancel()
+	for range ch {
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(good("a.service")))
+	f.Add([]byte("[Attachment]\nUnit=a.service \\\n b.service\nProfile=%p\nAllowProfiles=\"a b\" c\nSettleSec=5min\n"))
+	f.Add([]byte("[Attachment]\n[Attachment]\n\\"))
+	f.Add([]byte("\ufeff[Attachment]\r\nUnit=a.service\r\nProfile=x\r\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		a, problems := Parse("/x.conf", data)
+		if len(problems) > 0 {
+			return
+		}
+		// Whatever is accepted reads back the same after it is written.
+		a.Manual = true
+		b, problems := Parse("/x.conf", []byte(Format(a)))
+		a.Line, b.Line = 0, 0
+		if diff := cmp.Diff(a, b); diff != "" || len(problems) > 0 {
+			t.Errorf("(-first +again):\n%s%v", diff, problems)
+		}
+	})
+}
+
+// What a directory that may not be used masks or replaces stays so: the files
+// below it must not come up in its place.
+func TestABrokenDirectoryStillMasks(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		spoil func(etc string) error
+		want  []string
+	}{
+		{"others may write it", func(etc string) error { return os.Chmod(etc, 0o777) }, []string{"vendor-c.service"}},
+		{"it cannot be listed", func(etc string) error { return os.Rename(etc, etc+".away") }, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, root := testFiles(t)
+			write(t, root+"/usr/a.conf", good("vendor-a.service"))
+			write(t, root+"/usr/b.conf", good("vendor-b.service"))
+			write(t, root+"/usr/c.conf", good("vendor-c.service"))
+			write(t, root+"/etc/a.conf", good("etc-a.service"))
+			if err := os.Symlink("/dev/null", root+"/etc/b.conf"); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.spoil(root + "/etc"); err != nil {
+				t.Fatal(err)
+			}
+			if c.want == nil {
+				write(t, root+"/etc", "no directory")
+			}
+			d := f.Read()
+			var got []string
+			for _, a := range d.Attachments {
+				got = append(got, a.Units...)
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			if c.want == nil && !d.Broken[root+"/usr/c.conf"] {
+				t.Error("what it may mask is not known, and c.conf is withdrawn")
+			}
+		})
+	}
+}

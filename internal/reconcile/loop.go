@@ -1,0 +1,504 @@
+// Package reconcile is the loop that makes declared attachments true and keeps
+// them so: triggers fill one queue of unit names; a pass observes the units,
+// asks the core for a plan, carries the plans out together, looks again, and
+// publishes a verdict. It does nothing by itself: every side effect goes
+// through the interfaces in ports.go, and every decision is the core's
+// (internal/attach).
+//
+// Read it in this order: loop.go (what triggers what), pass.go (one pass, step
+// by step), undo.go (the way back), manager.go (what people ask for).
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/journal"
+)
+
+// burst is how long the loop waits after a first trigger, so that a
+// burst of files or signals costs one pass.
+const burst = 50 * time.Millisecond
+
+// DefaultRecheck is the interval of the slow re-check: whatever no signal told
+// is found by then.
+const DefaultRecheck = 10 * time.Minute
+
+// Options are the parts of a Loop.
+type Options struct {
+	Systemd     Systemd
+	AppArmor    AppArmor
+	Attachments Attachments
+	Store       Store
+	Log         *slog.Logger
+	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
+	Recheck time.Duration
+	Version string
+}
+
+// Loop is the daemon's work. Make one with New, then Run it.
+type Loop struct {
+	systemd     Systemd
+	apparmor    AppArmor
+	attachments Attachments
+	store       Store
+	log         *slog.Logger
+	recheck     time.Duration
+	version     string
+
+	queue *queue
+	// asked hands operations that people ask for to the one goroutine that
+	// changes things.
+	asked chan func(context.Context)
+	// pings are answered by Run itself.
+	pings chan struct{}
+
+	// declaring keeps what was read earlier from overtaking what was read later.
+	declaring sync.Mutex
+
+	// keeping keeps a record on disk from being older than the one in memory: it
+	// is held across a change of records and its Save. It comes before mu.
+	keeping sync.Mutex
+
+	mu       sync.Mutex
+	declared attach.Declared
+	targets  map[string]attach.Attachment // by unit; what applies to it
+	rivals   map[string][]attach.Attachment
+	alias    map[string]string // name as declared -> canonical
+	records  map[string]attach.Record
+	statuses map[string]attach.Status
+	problems []attach.Reason // of records
+	boot     attach.Tri      // apparmor.service is enabled
+	bootRead bool
+	subs     map[int]func(attach.Status)
+	nextSub  int
+}
+
+// New prepares a loop; nothing is touched before Run.
+func New(o Options) *Loop {
+	if o.Recheck == 0 {
+		o.Recheck = DefaultRecheck
+	}
+	return &Loop{
+		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store,
+		log: o.Log, recheck: o.Recheck, version: o.Version,
+		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
+		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
+		records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, subs: map[int]func(attach.Status){},
+	}
+}
+
+// Run works until ctx ends, and calls ready once what was kept is read and
+// every signal is listened to. A step that has begun when ctx ends is finished
+// or cut off; the next start converges either way.
+func (l *Loop) Run(ctx context.Context, ready func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	records, problems := l.store.Load()
+	l.mu.Lock()
+	for _, r := range records {
+		l.records[r.Unit] = r
+	}
+	l.problems = problems
+	l.mu.Unlock()
+	for _, p := range problems {
+		l.log.Warn(p.Detail)
+	}
+
+	units := l.systemd.Follow(ctx, l.wants)
+	files := l.attachments.Changes(ctx)
+	policy := l.apparmor.Changes(ctx)
+	l.queue.add(inputChanged, l.declare(ctx)...)
+	ready()
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { l.change(ctx) })
+	tick := time.NewTicker(l.recheck)
+	defer tick.Stop()
+	slots := make(chan struct{}, parallel)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev, ok := <-units:
+			if !ok {
+				units = nil
+				continue
+			}
+			l.heard(ctx, ev)
+		case _, ok := <-files:
+			if !ok {
+				files = nil
+				continue
+			}
+			l.queue.add(inputChanged, l.declare(ctx)...)
+		case _, ok := <-policy:
+			if !ok {
+				policy = nil
+				continue
+			}
+			l.queue.add(inputChanged, l.everything()...)
+		case <-l.pings:
+		case <-tick.C:
+			l.forgetHost()
+			l.declare(ctx)
+			l.queue.add(inputChanged, l.everything()...)
+		case <-l.queue.looks:
+			// Looks run beside a pass, so that a pass that waits for a unit to
+			// settle holds up no other unit's verdict.
+			for u, why := range l.queue.takeLooks() {
+				wg.Go(func() {
+					slots <- struct{}{} // not before: Run must go on
+					defer func() { <-slots }()
+					defer l.queue.release([]string{u})
+					l.look(ctx, u, why&started != 0)
+				})
+			}
+		}
+	}
+}
+
+// Ping returns when the loop takes its next turn, or with ctx's error. It is
+// what the service manager's watchdog should hang on.
+func (l *Loop) Ping(ctx context.Context) error {
+	select {
+	case l.pings <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// change is the one goroutine that changes anything: passes over what is due,
+// and what people ask for, one after the other.
+func (l *Loop) change(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case op := <-l.asked:
+			op(ctx)
+			continue
+		case <-l.queue.plans:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(burst):
+		}
+		if due, begun := l.queue.takePlans(); len(due) > 0 {
+			begun = slices.DeleteFunc(begun, func(u string) bool { return !l.settled(u) })
+			out := l.pass(ctx, due, nil)
+			l.queue.release(due)
+			// A start under what was in place already gets its own look, for
+			// OnViolation=; one that the pass came to as well is of that pass.
+			l.queue.add(started, slices.DeleteFunc(begun, func(u string) bool { return out[u] == nil || out[u].Changed })...)
+		}
+	}
+}
+
+// settled reports whether what the unit is attached to is in place.
+func (l *Loop) settled(unit string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.records[unit]
+	return len(r.DropIns) > 0 && !r.Attaching
+}
+
+// heard sorts one of systemd's signals into the queue.
+func (l *Loop) heard(ctx context.Context, ev attach.UnitEvent) {
+	switch ev.Kind {
+	case attach.UnitStarted, attach.UnitEnded:
+		if l.target(ev.Unit) == nil {
+			// A new unit of a pattern: it needs a plan, not only a look.
+			l.queue.add(inputChanged, l.declare(ctx)...)
+		}
+		if ev.Kind == attach.UnitStarted {
+			l.queue.add(started, ev.Unit)
+		} else {
+			l.queue.add(ended, ev.Unit)
+		}
+	case attach.UnitsReloaded:
+		l.forgetHost()
+		l.declare(ctx)
+		l.queue.add(inputChanged, l.everything()...)
+	case attach.BusLost:
+		l.log.Warn("lost the connection to systemd", journal.FieldMessageID, string(journal.MsgBusLost))
+	case attach.BusBack:
+		l.log.Info("connected to systemd again", journal.FieldMessageID, string(journal.MsgBusBack))
+		l.forgetHost()
+		l.declare(ctx)
+		l.queue.add(inputChanged, l.everything()...)
+	}
+}
+
+// wants says which units' signals matter. It is asked for every signal, so it
+// asks nobody.
+func (l *Loop) wants(unit string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.targets[unit]; ok {
+		return true
+	}
+	if _, ok := l.records[unit]; ok {
+		return true
+	}
+	chosen, rivals := attach.Select(l.declared.Attachments, unit)
+	return chosen != nil || len(rivals) > 0
+}
+
+// declare reads the attachment files again and works out which attachment
+// applies to which unit. It returns the units for which that changed.
+func (l *Loop) declare(ctx context.Context) []string {
+	l.declaring.Lock()
+	defer l.declaring.Unlock()
+	d := l.attachments.Read()
+	names := l.expand(ctx, d.Attachments)
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range d.Problems {
+		if !slices.ContainsFunc(l.declared.Problems, func(q attach.Reason) bool { return q == p }) {
+			l.log.Error(p.Detail, journal.FieldMessageID, string(journal.MsgAttachmentBad), journal.FieldFile, p.Where)
+		}
+	}
+	// What was attached and still is named stays a target, whether systemd
+	// lists it at the moment or not: an instance that was stopped is listed
+	// nowhere, and systemd may not answer.
+	for unit := range l.targets {
+		names = append(names, unit)
+	}
+	for unit := range l.records {
+		names = append(names, unit)
+	}
+	targets, rivals := map[string]attach.Attachment{}, map[string][]attach.Attachment{}
+	for _, unit := range names {
+		if c, ok := l.alias[unit]; ok {
+			unit = c
+		}
+		chosen, many := attach.Select(d.Attachments, unit)
+		if chosen == nil && len(many) == 0 {
+			// The attachment names an alias of the unit.
+			for name, canonical := range l.alias {
+				if canonical == unit && chosen == nil && len(many) == 0 {
+					chosen, many = attach.Select(d.Attachments, name)
+				}
+			}
+		}
+		if len(many) > 0 {
+			rivals[unit] = many
+		}
+		if chosen != nil {
+			targets[unit] = *chosen
+		}
+	}
+	// What a file attached stays as it is while the file is broken, and while
+	// two attachments contradict each other; a pattern that names the unit too
+	// does not take its place.
+	for unit, old := range l.targets {
+		now, has := targets[unit]
+		_, contested := rivals[unit]
+		if has && broken(d, old.Source) && now.Matches(unit) < old.Matches(unit) || !has && (contested || broken(d, old.Source)) {
+			targets[unit] = old
+		}
+	}
+	for unit, r := range l.records {
+		now, has := targets[unit]
+		if _, known := l.targets[unit]; has && !known && now.Matches(unit) < attach.MatchName && now.Source != r.Attachment && broken(d, r.Attachment) {
+			delete(targets, unit) // the pass says that it is frozen
+		}
+	}
+	var changed []string
+	for unit, a := range targets {
+		if old, ok := l.targets[unit]; !ok || !sameAttachment(old, a) {
+			changed = append(changed, unit)
+		}
+	}
+	for unit := range l.targets {
+		if _, ok := targets[unit]; !ok {
+			changed = append(changed, unit)
+		}
+	}
+	for unit := range rivals {
+		changed = append(changed, unit)
+	}
+	for unit := range l.records {
+		if _, ok := targets[unit]; !ok && !slices.Contains(changed, unit) {
+			changed = append(changed, unit)
+		}
+	}
+	l.declared, l.targets, l.rivals = d, targets, rivals
+	slices.Sort(changed)
+	return changed
+}
+
+func sameAttachment(a, b attach.Attachment) bool {
+	a.Line, b.Line = 0, 0
+	return fmt.Sprintf("%#v", a) == fmt.Sprintf("%#v", b)
+}
+
+// broken reports whether the file that declared an attachment, or the
+// directory it lies in, cannot be used at present.
+func broken(d attach.Declared, source string) bool {
+	for path := range d.Broken {
+		if path == source || path == filepath.Dir(source) || filepath.Base(path) == filepath.Base(source) {
+			return true
+		}
+	}
+	return false
+}
+
+// expand lists the units that the attachments name, patterns included.
+func (l *Loop) expand(ctx context.Context, all []attach.Attachment) []string {
+	var out []string
+	for _, a := range all {
+		for _, u := range a.Units {
+			glob := u
+			switch {
+			case attach.IsGlob(u):
+			case attach.IsTemplate(u):
+				glob = strings.Replace(u, "@.", "@*.", 1)
+			case attach.IsPrefix(u):
+				glob = strings.TrimSuffix(u, ".service") + "*.service"
+			default:
+				out = append(out, u)
+				continue
+			}
+			found, err := l.systemd.Expand(ctx, glob)
+			if err != nil {
+				l.log.Warn("cannot list units", "pattern", u, "err", err)
+			}
+			for _, f := range found {
+				if !attach.IsTemplate(f) {
+					out = append(out, f)
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// everything lists all units that are attached or remembered, and those whose
+// status is shown: of what was withdrawn it must go.
+func (l *Loop) everything() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []string
+	for u := range l.targets {
+		out = append(out, u)
+	}
+	for u := range l.rivals {
+		out = append(out, u)
+	}
+	for u := range l.records {
+		out = append(out, u)
+	}
+	for u := range l.statuses {
+		out = append(out, u)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// target is the attachment that applies to a unit, or nil.
+func (l *Loop) target(unit string) *attach.Attachment {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a, ok := l.targets[unit]; ok {
+		return &a
+	}
+	return nil
+}
+
+// desired puts together what is wished for a unit and what is remembered.
+func (l *Loop) desired(unit string) (attach.Desired, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := attach.Desired{Unit: unit, Record: l.records[unit].Clone()}
+	a, ok := l.targets[unit]
+	if !ok {
+		return d, nil
+	}
+	d.Attachment = &a
+	var err error
+	d.Profile, err = a.ProfileFor(unit)
+	return d, err
+}
+
+func (l *Loop) forgetHost() {
+	l.mu.Lock()
+	l.bootRead = false
+	l.mu.Unlock()
+}
+
+// look gives the verdict on a unit that started, whoever started it, or brings
+// up to date what is known of one that ended.
+func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
+	d, err := l.desired(unit)
+	if err != nil || d.Attachment == nil {
+		return
+	}
+	v, o := l.judge(ctx, d, justStarted)
+	l.learnAlias(unit, o.Unit)
+	l.stopViolator(ctx, d, &o, v)
+	l.conclude(d, o, v)
+}
+
+// stopViolator carries out OnViolation=stop: on a start that is not confined,
+// and on one that was confined and is no more. A start from before the
+// attachment, which waits for its restart, is not stopped, and neither is what
+// an undo brought back or a unit that complains because it shall.
+func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, o *attach.Observed, v attach.Verdict) {
+	if v.Answer != attach.NotConfined || d.Attachment.OnViolation != attach.ViolationStop || !o.Unit.Active() {
+		return
+	}
+	if !o.JustStarted && !d.Record.ProvedAs(v.InvocationID, d.Profile) {
+		return
+	}
+	if undone := d.Record.Hold != nil && d.Attachment.OnFailedAttach == attach.FailedUndo; undone || complainsAsWished(d, v) {
+		return
+	}
+	if only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) {
+		l.queue.add(inputChanged|started, d.Unit)
+		return
+	}
+	l.log.Error("stopping "+d.Unit+", which is not confined: "+v.Reasons[0].String(), journal.FieldMessageID, string(journal.MsgStopped),
+		journal.FieldUnit, d.Unit, journal.FieldObjectUnit, d.Unit, journal.FieldProfile, d.Profile, journal.FieldReason, string(v.Reasons[0].Code))
+	if err := l.systemd.Stop(ctx, d.Unit); err != nil {
+		l.log.Error("cannot stop a unit that is not confined", journal.FieldUnit, d.Unit, "err", err)
+	}
+	if u, err := l.systemd.Observe(ctx, d.Unit); err == nil {
+		o.Unit = u
+	}
+}
+
+// wouldAccept reports whether the kernel runs what the profile's file says and
+// only the pass that accepts it has not come yet: a person, or a package, has
+// loaded a new text and restarted the unit at once.
+func (l *Loop) wouldAccept(ctx context.Context, d attach.Desired) bool {
+	o, err := l.observe(ctx, d, full)
+	if err != nil {
+		return false
+	}
+	p := attach.Diff(d, o)
+	return len(p.Refusals)+len(p.Pending) == 0 && len(o.Policy.Problems) == 0 && !p.Has(attach.LoadPolicy) && !p.Has(attach.UnloadChild)
+}
+
+// learnAlias remembers under which name systemd really knows a unit.
+func (l *Loop) learnAlias(asked string, u attach.Unit) {
+	if u.ID == "" || u.ID == asked || !slices.Contains(u.Names, asked) {
+		return
+	}
+	l.mu.Lock()
+	l.alias[asked] = u.ID
+	l.mu.Unlock()
+}

@@ -1,0 +1,548 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// answer is the published verdict of a unit.
+func answer(l *Loop, unit string) string {
+	r := l.Status([]string{unit})
+	if len(r.Units) != 1 || r.Units[0].Verdict == nil {
+		return "none"
+	}
+	return r.Units[0].Verdict.Answer.String()
+}
+
+func attachUnits(t *testing.T, l *Loop, r attach.Request) []attach.Outcome {
+	t.Helper()
+	out, err := l.Attach(context.Background(), r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func codes(rs []attach.Reason) []attach.Code {
+	var out []attach.Code
+	for _, r := range rs {
+		out = append(out, r.Code)
+	}
+	return out
+}
+
+const dropIn = "/etc/systemd/system/a.service.d/90-aaunit.conf"
+
+func TestAttachAtTheCommandLineIsProvedAndKept(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.run(t, func(l *Loop) {
+		var steps []string
+		out, err := l.Attach(context.Background(), attach.Request{Units: []string{"a"}}, func(e attach.Event) {
+			steps = append(steps, string(e.Step)+" "+string(e.State))
+		})
+		if err != nil || len(out) != 1 || out[0].Exit != attach.ExitOK || out[0].Verdict.Answer != attach.Confined {
+			t.Fatalf("%v %+v", err, out)
+		}
+		want := []string{"policy running", "policy done", "drop-in done", "drop-in running", "restarted running", "restarted done", "verdict done"}
+		if !slices.Equal(steps, want) {
+			t.Errorf("steps %q", steps)
+		}
+		if w.units["a.service"].label != "a (enforce)" || !w.units["a.service"].tmp {
+			t.Errorf("the unit runs as %+v", w.units["a.service"])
+		}
+		rest()
+		if n := w.calls["restart"]; n != 1 {
+			t.Errorf("restarted %d times: %q", n, w.trace)
+		}
+	})
+	// A new daemon finds nothing to do.
+	before := len(w.trace)
+	w.run(t, func(l *Loop) {
+		if got := answer(l, "a"); got != "confined" {
+			t.Errorf("after a restart of the daemon: %s", got)
+		}
+	})
+	if extra := w.trace[before:]; len(extra) != 0 {
+		t.Errorf("a new daemon did %q", extra)
+	}
+}
+
+func TestManyUnitsCostOneLoadOneReload(t *testing.T) {
+	w := newWorld()
+	for i := range 20 {
+		w.declareUnit(fmt.Sprintf("/etc/aaunit/attachments.d/%02d.conf", i), w.addUnit(fmt.Sprintf("u%02d.service", i)).name, nil)
+	}
+	w.run(t, func(l *Loop) {
+		for i := range 20 {
+			if got := answer(l, fmt.Sprintf("u%02d", i)); got != "confined" {
+				t.Errorf("u%02d is %s", i, got)
+			}
+		}
+	})
+	if w.calls["load"] != 1 || w.calls["reload"] != 1 || w.calls["restart"] != 20 {
+		t.Errorf("calls %v", w.calls)
+	}
+}
+
+func TestAFailedFirstAttachIsUndone(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service").breaks["a"] = true
+	w.addUnit("b.service")
+	w.run(t, func(l *Loop) {
+		out := attachUnits(t, l, attach.Request{Units: []string{"a", "b"}})
+		if out[0].Exit != attach.ExitFailed || !out[0].Undone || out[1].Exit != attach.ExitOK {
+			t.Fatalf("%+v", out)
+		}
+		rest()
+		a := w.units["a.service"]
+		if !a.running || a.label != "unconfined" || w.disk[dropIn] != "" || w.read[dropIn] != "" {
+			t.Errorf("not undone: %+v, drop-in %q", a, w.disk[dropIn])
+		}
+		if _, loaded := w.kernel["a"]; loaded {
+			t.Error("the profile stays loaded")
+		}
+		if len(w.att) != 1 || len(w.records) != 1 {
+			t.Errorf("the attachment was not withdrawn: %v %v", w.att, w.records)
+		}
+		if got := answer(l, "b"); got != "confined" {
+			t.Errorf("b is %s", got)
+		}
+	})
+	// One reload for the attach and one for the undo, for both units together.
+	if w.calls["reload"] != 2 {
+		t.Errorf("calls %v", w.calls)
+	}
+}
+
+func TestADeclaredAttachThatFailsIsHeldUntilAnInputChanges(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		u.breaks["a"], u.crashLoop = !crash, crash
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", nil)
+		w.run(t, func(l *Loop) {
+			r := l.Status([]string{"a"})
+			if len(r.Units) != 1 || r.Units[0].Held == nil || r.Units[0].Verdict.Answer != attach.NotConfined {
+				t.Fatalf("%+v", r)
+			}
+			if !u.running || u.label != "unconfined" {
+				t.Errorf("%+v", u)
+			}
+			w.tellFiles()
+			l.queue.add(inputChanged|started, "a.service")
+			rest()
+		})
+		restarts := w.calls["restart"]
+		w.run(t, func(l *Loop) { // the hold survives the daemon
+			if w.calls["restart"] != restarts || l.Status(nil).Units[0].Held == nil {
+				t.Errorf("tried again: %q", w.trace)
+			}
+			w.mu.Lock()
+			w.files["a"] = "2"
+			u.breaks["a"], u.crashLoop = false, false
+			w.mu.Unlock()
+			l.queue.add(inputChanged, "a.service")
+			rest()
+			if got := answer(l, "a"); got != "confined" || l.Status(nil).Units[0].Held != nil {
+				t.Errorf("after the profile changed: %s", got)
+			}
+		})
+	}
+}
+
+func TestOnFailedAttach(t *testing.T) {
+	for _, c := range []struct {
+		on              attach.OnFailedAttach
+		running, dropIn bool
+	}{{attach.FailedUndo, true, false}, {attach.FailedStop, false, true}, {attach.FailedKeep, false, true}} {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		u.breaks["a"] = true
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) { a.OnFailedAttach = c.on })
+		w.run(t, func(l *Loop) {
+			rest()
+			if _, has := w.disk[dropIn]; u.running != c.running || has != c.dropIn || u.label == "unconfined" && !c.running && u.running {
+				t.Errorf("%s: running %v, drop-in %v", c.on, u.running, has)
+			}
+			if w.calls["restart"]+w.calls["start"] > 2 {
+				t.Errorf("%s: %q", c.on, w.trace)
+			}
+		})
+	}
+}
+
+func TestAConfinedUnitIsNeverStartedUnconfinedByAnUndo(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.files["b"] = "1"
+	u.breaks["b"] = true
+	file := "/etc/aaunit/attachments.d/a.conf"
+	w.declareUnit(file, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		if got := answer(l, "a"); got != "confined" {
+			t.Fatal(got)
+		}
+		w.mu.Lock()
+		w.onCall = func(string) {
+			if u.running && u.label == "unconfined" {
+				t.Error("the unit ran unconfined")
+			}
+		}
+		w.mu.Unlock()
+		w.declareUnit(file, "a.service", func(a *attach.Attachment) { a.Profile = "b" })
+		rest()
+		if !u.running || u.label != "a (enforce)" || !strings.Contains(w.disk[dropIn], "AppArmorProfile=a\n") {
+			t.Errorf("%+v %q", u, w.disk[dropIn])
+		}
+		if r := l.Status(nil).Units[0]; r.Held == nil {
+			t.Errorf("not held: %+v", r)
+		}
+	})
+}
+
+func TestDetachTakesBackExactlyWhatAttachDid(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.addUnit("b.service")
+	w.kernel["b"] = "1" // was loaded before
+	w.run(t, func(l *Loop) {
+		attachUnits(t, l, attach.Request{Units: []string{"a", "b"}})
+		out, err := l.Detach(context.Background(), attach.Request{Units: []string{"a", "b"}}, nil)
+		if err != nil || out[0].Exit != attach.ExitOK || out[1].Exit != attach.ExitOK {
+			t.Fatalf("%v %+v", err, out)
+		}
+		if u.label != "unconfined" || !u.running || len(w.disk) != 0 || len(w.records) != 0 || len(w.att) != 0 {
+			t.Errorf("%+v %v %v", u, w.disk, w.records)
+		}
+		if _, a := w.kernel["a"]; a {
+			t.Error("a stays loaded, though attach loaded it")
+		}
+		if _, b := w.kernel["b"]; !b {
+			t.Error("b was unloaded, though it was loaded before")
+		}
+		if r := l.Status(nil); len(r.Units) != 0 {
+			t.Errorf("%+v", r)
+		}
+		// Again: nothing to do, and no error.
+		out, _ = l.Detach(context.Background(), attach.Request{Units: []string{"a", "gone"}}, nil)
+		if out[0].Exit != attach.ExitOK || out[0].Changed || out[1].Exit != attach.ExitNoUnit {
+			t.Errorf("%+v", out)
+		}
+	})
+}
+
+func TestDetachWithoutRestartKeepsTheLoadedProfile(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.run(t, func(l *Loop) {
+		attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		out, _ := l.Detach(context.Background(), attach.Request{Units: []string{"a"}, NoRestart: true}, nil)
+		if _, loaded := w.kernel["a"]; !loaded || u.label != "a (enforce)" || len(w.disk) != 0 {
+			t.Errorf("%+v %v", u, w.kernel)
+		}
+		if !slices.Contains(codes(out[0].Notes), attach.UnloadSkipped) {
+			t.Errorf("not said: %+v", out[0].Notes)
+		}
+	})
+}
+
+func TestARemovedFileDetachesAndABrokenOneDoesNot(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	file := "/etc/aaunit/attachments.d/a.conf"
+	w.declareUnit(file, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.broken[file] = true
+		w.mu.Unlock()
+		w.tellFiles()
+		rest()
+		if u.label != "a (enforce)" || w.disk[dropIn] == "" {
+			t.Fatalf("a broken file took the attachment away: %+v", u)
+		}
+	})
+	w.run(t, func(l *Loop) { // also for a daemon that never saw it whole
+		if u.label != "a (enforce)" || w.disk[dropIn] == "" {
+			t.Fatalf("a broken file took the attachment away: %+v", u)
+		}
+		if r := l.Status(nil); len(r.Problems) == 0 {
+			t.Error("the broken file is not reported")
+		}
+		w.mu.Lock()
+		w.broken = map[string]bool{}
+		w.mu.Unlock()
+		w.undeclare(file)
+		rest()
+		if u.label != "unconfined" || w.disk[dropIn] != "" {
+			t.Errorf("not detached: %+v", u)
+		}
+	})
+}
+
+func TestRivalAttachmentsChangeNothing(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", nil)
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/b.conf", "a.service", func(a *attach.Attachment) { a.Profile = "other" })
+		rest()
+		if u.label != "a (enforce)" || w.calls["restart"] != 1 {
+			t.Errorf("%+v %q", u, w.trace)
+		}
+	})
+}
+
+func TestVerdictAfterEveryStart(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", nil)
+	w.run(t, func(l *Loop) {
+		first := l.Status(nil).Units[0].Verdict
+		w.mu.Lock()
+		if err := w.begin(u); err != nil {
+			t.Error(err)
+		}
+		w.mu.Unlock()
+		synctest.Wait()
+		second := l.Status(nil).Units[0].Verdict
+		if second.Answer != attach.Confined || second.InvocationID == first.InvocationID {
+			t.Errorf("%+v", second)
+		}
+		// The first looks come before systemd has executed the program.
+		w.mu.Lock()
+		w.begin(u)
+		u.forked = 5
+		w.mu.Unlock()
+		rest()
+		if got := answer(l, "a"); got != "confined" {
+			t.Errorf("a slow start: %s", got)
+		}
+		// A person takes the profile off behind our back.
+		w.mu.Lock()
+		w.begin(u)
+		u.label = "unconfined"
+		w.mu.Unlock()
+		synctest.Wait()
+		if got := answer(l, "a"); got != "not-confined" {
+			t.Errorf("unconfined task: %s", got)
+		}
+	})
+}
+
+func TestOnViolationStopStopsOnlyWhatItMay(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.drags = []string{"dbus.service"} // must not be restarted: the attachment waits
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop })
+	w.run(t, func(l *Loop) {
+		if !u.running || u.start != 1 {
+			t.Fatalf("a start from before the attachment was touched: %q", w.trace)
+		}
+		if r := l.Status(nil).Units[0]; !slices.Contains(codes(r.Notes), attach.RestartPending) || r.Verdict.Answer != attach.NotConfined {
+			t.Errorf("%+v", r)
+		}
+		w.mu.Lock()
+		w.begin(u)
+		u.label = "unconfined"
+		w.mu.Unlock()
+		synctest.Wait()
+		if u.running {
+			t.Error("a start that is not confined was not stopped")
+		}
+	})
+}
+
+// A start that was confined and is no more is reported, not restarted at every
+// trigger.
+func TestLostConfinementIsNoRestartLoop(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", nil)
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		u.label = "other (enforce)"
+		w.mu.Unlock()
+		for range 3 {
+			l.queue.add(inputChanged, "a.service")
+			rest()
+		}
+		if w.calls["restart"] != 1 || answer(l, "a") != "not-confined" {
+			t.Errorf("%q %s", w.trace, answer(l, "a"))
+		}
+	})
+}
+
+func TestRefusedAttachTouchesNothing(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.addUnit("b.service")
+	w.bad["a"] = true
+	delete(w.files, "b")
+	w.run(t, func(l *Loop) {
+		out := attachUnits(t, l, attach.Request{Units: []string{"a", "b", "none", "t@"}})
+		for i, want := range []attach.Code{attach.ProfileBroken, attach.ProfileNotFound, attach.UnitNotFound, attach.UnitTemplate} {
+			if got := codes(out[i].Reasons); !slices.Contains(got, want) || out[i].Exit == attach.ExitOK {
+				t.Errorf("%s: %v, exit %d; want %s", out[i].Unit, got, out[i].Exit, want)
+			}
+		}
+		if out[2].Exit != attach.ExitNoUnit {
+			t.Errorf("exit %d", out[2].Exit)
+		}
+	})
+	if len(w.trace) != 0 || len(w.att) != 0 || len(w.records) != 0 {
+		t.Errorf("%q %v", w.trace, w.att)
+	}
+}
+
+// What cannot be put on record is not written: it would not be known as ours.
+func TestNoRecordNoDropIn(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.diskFull = true
+	w.run(t, func(l *Loop) {
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		if out[0].Exit != attach.ExitFailed || !strings.Contains(out[0].Reasons[0].Detail, "no space left") {
+			t.Errorf("%+v", out)
+		}
+		rest()
+		if len(w.disk) != 0 || u.start != 1 || len(w.att) != 0 {
+			t.Errorf("%v %+v %v", w.disk, u, w.att)
+		}
+	})
+}
+
+func TestPlanChangesNothingAndTellsWhatARestartCosts(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service").drags = []string{"web.service"}
+	w.run(t, func(l *Loop) {
+		out, err := l.Plan(context.Background(), attach.Request{Units: []string{"a"}})
+		if err != nil || out[0].Plan == nil {
+			t.Fatalf("%v %+v", err, out)
+		}
+		p := out[0].Plan
+		if !p.Has(attach.LoadPolicy) || !p.Has(attach.WriteDropIn) || !p.Has(attach.Reload) || !p.Has(attach.Restart) ||
+			!slices.Equal(p.RestartsWith, []string{"web.service"}) || !slices.Equal(p.TmpFiles, []string{"/tmp/socket"}) {
+			t.Errorf("%+v", p)
+		}
+	})
+	if len(w.trace) != 0 {
+		t.Errorf("%q", w.trace)
+	}
+}
+
+func TestAnAliasLeadsToTheUnit(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.aliases["alias.service"] = "a.service"
+	w.declareUnit("/etc/aaunit/attachments.d/x.conf", "alias.service", func(a *attach.Attachment) { a.Profile = "a" })
+	w.run(t, func(l *Loop) {
+		rest()
+		if _, ok := w.disk[dropIn]; !ok || answer(l, "a") != "confined" {
+			t.Errorf("%v %s", w.disk, answer(l, "a"))
+		}
+	})
+	before := len(w.trace)
+	w.run(t, func(l *Loop) { // a new daemon has not heard of the alias
+		if extra := w.trace[before:]; len(extra) != 0 || answer(l, "a") != "confined" {
+			t.Errorf("a new daemon did %q, %s", extra, answer(l, "a"))
+		}
+	})
+}
+
+func TestAPatternReachesUnitsToCome(t *testing.T) {
+	w := newWorld()
+	w.addUnit("w@1.service")
+	w.files["w"] = "1"
+	w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "%p" })
+	w.run(t, func(l *Loop) {
+		rest()
+		if _, ok := w.disk["/etc/systemd/system/w@.service.d/90-aaunit.conf"]; !ok || answer(l, "w@1") != "confined" {
+			t.Fatalf("%v %s", w.disk, answer(l, "w@1"))
+		}
+		w.mu.Lock()
+		u := w.addUnit("w@2.service")
+		u.running = false
+		w.begin(u)
+		w.mu.Unlock()
+		rest()
+		if u.label != "w (enforce)" || answer(l, "w@2") != "confined" {
+			t.Errorf("%+v %s", u, answer(l, "w@2"))
+		}
+		// The verdict on its next start, too, knows what was accepted.
+		w.mu.Lock()
+		w.begin(u)
+		w.mu.Unlock()
+		synctest.Wait()
+		if got := answer(l, "w@2"); got != "confined" {
+			t.Errorf("the second start is %s", got)
+		}
+		// A list that systemd does not give takes nothing away.
+		w.mu.Lock()
+		w.unlisted = true
+		w.mu.Unlock()
+		w.tellFiles()
+		l.queue.add(inputChanged, l.declare(t.Context())...)
+		rest()
+		if answer(l, "w@1") != "confined" || w.disk["/etc/systemd/system/w@.service.d/90-aaunit.conf"] == "" {
+			t.Errorf("an unanswered question detached: %s %q", answer(l, "w@1"), w.trace)
+		}
+		w.mu.Lock()
+		w.unlisted = false
+		w.mu.Unlock()
+		// One of the pattern that cannot live under the profile stays down; the
+		// others keep theirs.
+		w.mu.Lock()
+		bad := w.addUnit("w@3.service")
+		bad.breaks["w"] = true
+		w.mu.Unlock()
+		l.queue.add(inputChanged, l.declare(t.Context())...)
+		rest()
+		if bad.running || w.disk["/etc/systemd/system/w@.service.d/90-aaunit.conf"] == "" || answer(l, "w@1") != "confined" {
+			t.Errorf("%+v %v %s", bad, w.disk, answer(l, "w@1"))
+		}
+		if r := l.Status([]string{"w@3"}).Units; len(r) != 1 || r[0].Held == nil {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// TestKilledAtAnyStep kills the daemon before each call that changes something,
+// and starts a new one: it must end in the declared state, and a unit that was
+// confined must at no time run unconfined.
+func TestKilledAtAnyStep(t *testing.T) {
+	count := func() int {
+		w := newWorld()
+		w.addUnit("a.service")
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", nil)
+		w.run(t, func(*Loop) {})
+		return len(w.trace)
+	}()
+	if count < 4 {
+		t.Fatalf("only %d steps", count)
+	}
+	for kill := range count {
+		t.Run(fmt.Sprint(kill), func(t *testing.T) {
+			w := newWorld()
+			u := w.addUnit("a.service")
+			w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", nil)
+			w.killAt = kill + 1
+			w.run(t, func(*Loop) {})
+			if !w.dead || len(w.trace) != kill {
+				t.Fatalf("not killed before step %d: %q", kill, w.trace)
+			}
+			w.dead, w.killAt = false, 0
+			w.run(t, func(l *Loop) {
+				if got := answer(l, "a"); got != "confined" || u.label != "a (enforce)" {
+					t.Errorf("after a kill before step %d: %s, %+v, %q", kill, got, u, w.trace)
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,555 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// operation is a pass that somebody asked for.
+type operation struct {
+	progress func(attach.Event) // from several goroutines; never nil
+	// withdraw takes back an attachment that the operation made, by unit.
+	withdraw map[string]func() error
+}
+
+// newOperation makes progress safe to call from the goroutines of a pass.
+func newOperation(progress func(attach.Event)) *operation {
+	var mu sync.Mutex
+	return &operation{withdraw: map[string]func() error{}, progress: func(e attach.Event) {
+		if progress == nil {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		progress(e)
+	}}
+}
+
+func (op *operation) withdrawal(unit string) func() error {
+	if op == nil {
+		return nil
+	}
+	return op.withdraw[unit]
+}
+
+// globMatch matches as systemctl does, which completes a pattern's type.
+func globMatch(pattern, unit string) bool {
+	for _, p := range []string{pattern, pattern + ".service"} {
+		if ok, err := attach.MatchUnit(p, unit); err == nil && ok {
+			return true
+		}
+	}
+	return false
+}
+
+// do runs work on the goroutine that changes things. When ctx ends first the
+// work goes on all the same.
+func (l *Loop) do(ctx context.Context, work func(context.Context) []attach.Outcome) ([]attach.Outcome, error) {
+	done := make(chan []attach.Outcome, 1)
+	select {
+	case l.asked <- func(run context.Context) { done <- work(run) }:
+	case <-ctx.Done():
+		return nil, fmt.Errorf("cannot begin: %w", context.Cause(ctx))
+	}
+	select {
+	case out := <-done:
+		return out, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the work goes on; cannot wait for it: %w", context.Cause(ctx))
+	}
+}
+
+// Attach attaches units to a profile, at a person's request.
+func (l *Loop) Attach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	if r.DryRun {
+		return l.Plan(ctx, r)
+	}
+	return l.do(ctx, func(ctx context.Context) []attach.Outcome {
+		op := newOperation(progress)
+		prepared := l.prepare(ctx, r)
+		var units []string
+		for _, p := range prepared {
+			p.tell(op.progress)
+			if p.refused() {
+				continue
+			}
+			if p.write {
+				file, restore, err := l.attachments.Write(p.unit, *p.d.Attachment)
+				if err != nil {
+					p.refuse(attach.Because(attach.DeclaredInFile, "%v", err))
+					p.tell(op.progress)
+					continue
+				}
+				p.d.Attachment.Source = file
+				op.withdraw[p.unit] = restore
+			}
+			units = append(units, p.unit)
+		}
+		l.declare(ctx)
+		ran := l.passFor(ctx, units, op)
+		return collect(prepared, ran)
+	})
+}
+
+// Plan says what Attach would do, and changes nothing.
+func (l *Loop) Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error) {
+	prepared := l.prepare(ctx, r)
+	each(len(prepared), func(i int) {
+		p := prepared[i]
+		if p.refused() || p.out.Plan == nil {
+			return
+		}
+		if p.out.Plan.Has(attach.Restart) && p.o.Unit.Settings.PrivateTmp == attach.PrivateTmpNo && p.d.Attachment.PrivateTmp != attach.PrivateTmpNo {
+			p.out.Plan.TmpFiles = l.apparmor.OpenInTmp(ctx, p.o.Unit)
+		}
+		p.out.Notes = append(p.out.Notes, p.out.Plan.Warnings...)
+		p.out.Notes = append(p.out.Notes, p.out.Plan.Pending...)
+	})
+	return collect(prepared, nil), nil
+}
+
+// Detach withdraws attachments that were made at the command line.
+func (l *Loop) Detach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	if r.DryRun {
+		return l.detachPlan(ctx, r), nil
+	}
+	return l.do(ctx, func(ctx context.Context) []attach.Outcome {
+		op := newOperation(progress)
+		var units []string
+		prepared := l.prepareDetach(ctx, r)
+		for _, p := range prepared {
+			if p.refused() || !p.write {
+				p.tell(op.progress)
+				continue
+			}
+			if err := l.attachments.Remove(p.d.Attachment.Source); err != nil {
+				p.refuse(attach.Because(attach.AttachmentBad, "%v", err))
+				p.tell(op.progress)
+				continue
+			}
+			if r.NoRestart && p.d.Record.Unit != "" {
+				p.d.Record.RestartUnit = false
+				l.remember(p.d.Record)
+			}
+			units = append(units, p.unit)
+		}
+		l.declare(ctx)
+		return collect(prepared, l.passFor(ctx, units, op))
+	})
+}
+
+// passFor runs a pass over units that may be looked at at this moment: it
+// waits until they are free.
+func (l *Loop) passFor(ctx context.Context, units []string, op *operation) map[string]*attach.Outcome {
+	if len(units) == 0 {
+		return nil
+	}
+	var mine []string
+	for rest := units; len(rest) > 0; {
+		var taken []string
+		taken, rest = l.queue.claim(rest)
+		mine = append(mine, taken...)
+		if len(rest) == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			l.queue.release(mine)
+			return notBegun(units)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	defer l.queue.release(mine)
+	return l.pass(ctx, units, op)
+}
+
+// notBegun says of units that the daemon ended before it came to them.
+func notBegun(units []string) map[string]*attach.Outcome {
+	out := map[string]*attach.Outcome{}
+	for _, u := range units {
+		out[u] = &attach.Outcome{Unit: u, Exit: attach.ExitUnknown}
+	}
+	return out
+}
+
+// prepared is one unit of a request.
+type prepared struct {
+	asked string
+	unit  string
+	d     attach.Desired
+	o     attach.Observed
+	out   attach.Outcome
+	write bool // the attachment is to be written, or removed
+}
+
+func (p *prepared) refused() bool { return len(p.out.Reasons) > 0 }
+
+func (p *prepared) refuse(reasons ...attach.Reason) {
+	p.out.Reasons = append(p.out.Reasons, reasons...)
+	p.out.Exit = attach.ExitFailed
+	for _, r := range reasons {
+		if r.Code == attach.UnitNotFound {
+			p.out.Exit = attach.ExitNoUnit
+		}
+	}
+}
+
+// tell hands on what the preparation found out.
+func (p *prepared) tell(progress func(attach.Event)) {
+	for _, e := range p.out.Events {
+		progress(e)
+	}
+	for _, r := range p.out.Reasons {
+		progress(attach.Event{Unit: p.unit, Step: attach.StepResolve, State: attach.Failed, Text: r.String(), Reason: &r})
+	}
+}
+
+// collect puts outcomes into the order in which the units were asked for.
+func collect(all []*prepared, ran map[string]*attach.Outcome) []attach.Outcome {
+	out := make([]attach.Outcome, 0, len(all))
+	for _, p := range all {
+		o := p.out
+		if r := ran[p.unit]; r != nil && !p.refused() {
+			events := append(slices.Clone(p.out.Events), r.Events...)
+			notes := append(slices.Clone(p.out.Notes), r.Notes...)
+			o = *r
+			o.Events, o.Notes = events, notes
+			if o.Profile == "" {
+				o.Profile = p.out.Profile
+			}
+			if o.File == "" {
+				o.File = p.out.File
+			}
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// prepare finds the units and their profiles, and asks the core what speaks
+// against the attach; nothing is changed.
+func (l *Loop) prepare(ctx context.Context, r attach.Request) []*prepared {
+	all := l.units(ctx, r.Units)
+	each(len(all), func(i int) {
+		p := all[i]
+		if p.refused() {
+			return
+		}
+		l.prepareUnit(ctx, p, r)
+	})
+	return unique(all)
+}
+
+func unique(all []*prepared) []*prepared {
+	seen := map[string]bool{}
+	return slices.DeleteFunc(all, func(p *prepared) bool {
+		dup := seen[p.unit]
+		seen[p.unit] = true
+		return dup
+	})
+}
+
+// units completes names and expands globs.
+func (l *Loop) units(ctx context.Context, words []string) []*prepared {
+	var all []*prepared
+	for _, w := range words {
+		if !attach.IsGlob(w) {
+			name, err := attach.UnitName(w)
+			p := &prepared{asked: w, unit: name, out: attach.Outcome{Unit: name}}
+			if err != nil {
+				p.unit, p.out.Unit = w, w
+				p.refuse(attach.Because(attach.UnitNotFound, "%v", err))
+			}
+			all = append(all, p)
+			continue
+		}
+		glob := w
+		if !strings.HasSuffix(glob, ".service") {
+			glob += ".service"
+		}
+		found, err := l.systemd.Expand(ctx, glob)
+		found = slices.DeleteFunc(found, attach.IsTemplate)
+		if err != nil || len(found) == 0 {
+			p := &prepared{asked: w, unit: w, out: attach.Outcome{Unit: w}}
+			if err != nil {
+				p.refuse(attach.Because(attach.SystemdUnheard, "cannot list units: %v", err))
+			} else {
+				p.refuse(attach.Because(attach.UnitNotFound, "no service matches %s", w))
+			}
+			all = append(all, p)
+		}
+		for _, f := range found {
+			all = append(all, &prepared{asked: w, unit: f, out: attach.Outcome{Unit: f}})
+		}
+	}
+	return all
+}
+
+func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
+	if attach.IsTemplate(p.unit) {
+		p.refuse(*attach.UnfitUnit(attach.Unit{}, p.unit))
+		return
+	}
+	u, err := l.systemd.Observe(ctx, p.unit)
+	if err != nil {
+		p.refuse(attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", p.unit, err))
+		return
+	}
+	if why := attach.UnfitUnit(u, p.unit); why != nil {
+		if why.Code == attach.UnitNotFound && l.systemd.UserUnit(p.unit) {
+			why = &attach.Reason{Code: attach.UnitOfUser, Detail: fmt.Sprintf("%s is a unit of the user manager, where AppArmorProfile= does not work", p.unit)}
+		}
+		p.refuse(*why)
+		return
+	}
+	if u.ID != p.unit {
+		p.out.Notes = append(p.out.Notes, attach.Because(attach.UnitAlias, "%s is an alias of %s", p.unit, u.ID))
+		l.learnAlias(p.unit, u)
+		p.unit, p.out.Unit = u.ID, u.ID
+	}
+	if !l.chooseProfile(p, u, r) {
+		return
+	}
+	p.d.Unit = p.unit
+	l.mu.Lock()
+	p.d.Record = l.records[p.unit].Clone()
+	l.mu.Unlock()
+	p.d.Record.Hold = nil
+	o, err := l.observe(ctx, p.d, full)
+	if err != nil {
+		p.refuse(attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", p.unit, err))
+		return
+	}
+	p.o = o
+	plan := attach.Diff(p.d, o)
+	p.out.Plan = &plan
+	if len(plan.Refusals) > 0 {
+		p.refuse(plan.Refusals...)
+	}
+}
+
+// chooseProfile finds the profile and puts the attachment together: the one
+// that is declared already where it says the same, else a new one.
+func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool {
+	l.mu.Lock()
+	declared, rivals := attach.Select(l.declared.Attachments, p.unit)
+	l.mu.Unlock()
+	if len(rivals) > 0 {
+		p.refuse(attach.Because(attach.RivalAttachments, "%s is named by %s and %s", p.unit, rivals[0].Source, rivals[1].Source))
+		return false
+	}
+	if filepath.IsAbs(r.Profile) && !r.Trusted && filepath.Dir(filepath.Clean(r.Profile)) != "/etc/apparmor.d" && len(l.apparmor.ByName(r.Profile)) == 0 {
+		p.refuse(attach.Because(attach.ProfileUntrusted, "only root may name a file outside /etc/apparmor.d").
+			WithNext("install the profile in /etc/apparmor.d, or run as root"))
+		return false
+	}
+	// What is attached already, by whoever, answers a request without a profile.
+	if declared != nil && r.Profile == "" && !declared.Manual {
+		a := *declared
+		p.d.Attachment = &a
+		name, err := a.ProfileFor(p.unit)
+		if err != nil {
+			p.refuse(attach.Because(attach.ProfileNameBad, "%v", err).At(a.Source))
+			return false
+		}
+		p.d.Profile, p.out.Profile = name, name
+		return true
+	}
+	choice, why := attach.Resolve(r.Profile, u, l.apparmor)
+	if why != nil {
+		p.refuse(*why)
+		return false
+	}
+	p.d.Profile, p.out.Profile, p.out.File = choice.Profile.Name, choice.Profile.Name, choice.Profile.File
+	if choice.Corrected {
+		p.out.Events = append(p.out.Events, attach.Event{Unit: p.unit, Step: attach.StepResolve, State: attach.Warned, Text: choice.Why.Detail, Reason: &choice.Why})
+	}
+	if declared != nil && !declared.Manual {
+		if name, err := declared.ProfileFor(p.unit); err != nil || name != choice.Profile.Name {
+			p.refuse(attach.Because(attach.DeclaredInFile, "%s attaches %s to profile %s", declared.Source, p.unit, name).
+				At(declared.Source).WithNext("edit " + declared.Source))
+			return false
+		}
+		a := *declared
+		p.d.Attachment = &a
+		return true
+	}
+	a := attach.NewAttachment()
+	if declared != nil {
+		a = *declared
+	}
+	a.Manual, a.Runtime = true, r.Runtime
+	a.Units, a.Profile = []string{p.unit}, attach.EscapeSpecifiers(choice.Profile.Name)
+	a.RestartUnit = !r.NoRestart
+	a.Mode = attach.WishEnforce
+	if r.Complain {
+		a.Mode = attach.WishComplain
+	}
+	a.ProfileFile = ""
+	if filepath.Dir(choice.Profile.File) != "/etc/apparmor.d" {
+		a.ProfileFile = choice.Profile.File
+	}
+	a.Source = "aaunitctl attach"
+	if declared != nil {
+		a.Source = declared.Source
+	}
+	p.d.Attachment, p.write = &a, true
+	return true
+}
+
+// prepareDetach finds what is to be taken back.
+func (l *Loop) prepareDetach(ctx context.Context, r attach.Request) []*prepared {
+	var all []*prepared
+	for _, w := range r.Units {
+		if attach.IsGlob(w) {
+			hit := false
+			for _, unit := range l.everything() {
+				if globMatch(w, unit) {
+					hit = true
+					all = append(all, &prepared{asked: w, unit: unit, out: attach.Outcome{Unit: unit}})
+				}
+			}
+			if !hit {
+				p := &prepared{asked: w, unit: w, out: attach.Outcome{Unit: w}}
+				p.out.Notes = append(p.out.Notes, attach.Because(attach.NotAttached, "no attached unit matches %s", w))
+				all = append(all, p)
+			}
+			continue
+		}
+		all = append(all, l.units(ctx, []string{w})...)
+	}
+	for _, p := range all {
+		if p.refused() || attach.IsGlob(p.unit) {
+			continue
+		}
+		l.mu.Lock()
+		if c, ok := l.alias[p.unit]; ok {
+			p.unit, p.out.Unit = c, c
+		}
+		a, attached := l.targets[p.unit]
+		p.d.Record = l.records[p.unit].Clone()
+		remembered := p.d.Record.Unit != ""
+		l.mu.Unlock()
+		switch {
+		case attached && a.Manual:
+			p.d.Attachment, p.write = &a, true
+			p.out.Profile, _ = a.ProfileFor(p.unit)
+		case attached:
+			p.refuse(attach.Because(attach.DeclaredInFile, "%s is attached by %s", p.unit, a.Source).At(a.Source).
+				WithNext("remove " + a.Source + ", or take the unit out of it"))
+		case remembered:
+			// Its attachment is gone already; the queue has it.
+			p.out.Notes = append(p.out.Notes, attach.Because(attach.Detached, "the attachment of %s is withdrawn already", p.unit))
+		default:
+			u, err := l.systemd.Observe(ctx, p.unit)
+			switch {
+			case err != nil:
+				p.refuse(attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", p.unit, err))
+			case !u.Found():
+				p.refuse(attach.Because(attach.UnitNotFound, "systemd knows no unit %s", p.unit))
+			default:
+				p.out.Notes = append(p.out.Notes, attach.Because(attach.NotAttached, "%s is not attached", p.unit))
+			}
+		}
+	}
+	return unique(all)
+}
+
+func (l *Loop) detachPlan(ctx context.Context, r attach.Request) []attach.Outcome {
+	all := l.prepareDetach(ctx, r)
+	for _, p := range all {
+		if p.refused() || !p.write {
+			continue
+		}
+		if r.NoRestart {
+			p.d.Record.RestartUnit = false
+		}
+		d := attach.Desired{Unit: p.unit, Record: p.d.Record}
+		o, err := l.observe(ctx, d, quick)
+		if err != nil {
+			p.refuse(attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", p.unit, err))
+			continue
+		}
+		plan := attach.Diff(d, o)
+		p.out.Plan = &plan
+	}
+	return collect(all, nil)
+}
+
+// Verify looks again, now, at attached units.
+func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error) {
+	r := l.Status(units)
+	each(len(r.Units), func(i int) {
+		unit := r.Units[i].Unit
+		d, err := l.desired(unit)
+		if err != nil || d.Attachment == nil {
+			return
+		}
+		v, o := l.judge(ctx, d, false)
+		l.conclude(d, o, v)
+	})
+	return l.Status(units), nil
+}
+
+// Profiles lists the profiles under /etc/apparmor.d.
+func (l *Loop) Profiles() []attach.Profile { return l.apparmor.Profiles() }
+
+// Check says what is in profile files, and what speaks against attaching
+// units, and changes nothing. An argument with a slash is a file.
+func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach.Outcome, error) {
+	var out []attach.Outcome
+	for _, arg := range args {
+		if !strings.Contains(arg, "/") {
+			found, err := l.Plan(ctx, attach.Request{Units: []string{arg}, Trusted: trusted})
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, found...)
+			continue
+		}
+		out = append(out, l.checkFile(ctx, arg, trusted))
+	}
+	return out, nil
+}
+
+func (l *Loop) checkFile(ctx context.Context, file string, trusted bool) attach.Outcome {
+	o := attach.Outcome{Unit: file, File: file}
+	bad := func(r attach.Reason) attach.Outcome {
+		o.Reasons, o.Exit = append(o.Reasons, r), attach.ExitFailed
+		return o
+	}
+	if !filepath.IsAbs(file) || (!trusted && filepath.Dir(filepath.Clean(file)) != "/etc/apparmor.d") {
+		return bad(attach.Because(attach.ProfileUntrusted, "only root may name a file outside /etc/apparmor.d, and by its absolute path"))
+	}
+	profiles, err := l.apparmor.InFile(file)
+	if err != nil {
+		return bad(attach.Because(attach.ProfileBroken, "%v", err).At(file))
+	}
+	_, problems := l.apparmor.Compile(ctx, []string{file}, false)
+	for _, p := range problems {
+		o = bad(p)
+	}
+	var names []string
+	for _, p := range profiles {
+		names = append(names, p.Name)
+		d := attach.Desired{Unit: file, Profile: p.Name, Attachment: &attach.Attachment{Profile: p.Name, Mode: attach.WishEnforce}}
+		all := l.apparmor.ByName(p.Name)
+		if !slices.ContainsFunc(all, func(q attach.Profile) bool { return q.File == p.File }) {
+			all = append(all, p)
+		}
+		refusals, warnings := attach.ProfileObstacles(d, attach.Observed{Policy: attach.Policy{Candidates: map[string][]attach.Profile{p.Name: all}}}, p.Name)
+		for _, r := range refusals {
+			o = bad(r)
+		}
+		o.Notes = append(o.Notes, warnings...)
+	}
+	o.Profile = strings.Join(names, ", ")
+	return o
+}

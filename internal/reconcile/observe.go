@@ -1,0 +1,216 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// parallel bounds how many units are observed or restarted at once.
+const parallel = 8
+
+// depth says how much of a unit is looked at.
+type depth int
+
+const (
+	// quick is for a verdict: settings, loaded policy, tasks.
+	quick depth = iota
+	// full also compiles the profile's file, for a plan.
+	full
+)
+
+// observe gathers everything about one unit. An error means that systemd could
+// not be asked; whatever else could not be read is in the result.
+func (l *Loop) observe(ctx context.Context, d attach.Desired, how depth) (attach.Observed, error) {
+	u, err := l.systemd.Observe(ctx, d.Unit)
+	if err != nil {
+		return attach.Observed{}, err
+	}
+	o := attach.Observed{Unit: u, Host: l.host(ctx)}
+	if d.Attachment != nil {
+		o.DropIn = l.readDropIn(d)
+		o.Policy = l.policy(ctx, d, how)
+	}
+	if u.Active() {
+		s := l.scan(ctx, u)
+		o.Scan = &s
+	}
+	return o, nil
+}
+
+func (l *Loop) host(ctx context.Context) attach.Host {
+	h := l.apparmor.Host()
+	l.mu.Lock()
+	boot, read := l.boot, l.bootRead
+	l.mu.Unlock()
+	if !read {
+		boot = l.bootService(ctx)
+		l.mu.Lock()
+		l.boot, l.bootRead = boot, boot != attach.CouldNotTell
+		l.mu.Unlock()
+	}
+	h.BootService = boot
+	return h
+}
+
+// bootService says whether systemd will start apparmor.service at boot; it can
+// change only together with a reload of systemd's files.
+func (l *Loop) bootService(ctx context.Context) attach.Tri {
+	u, err := l.systemd.Observe(ctx, "apparmor.service")
+	switch {
+	case err != nil:
+		return attach.CouldNotTell
+	case !u.Found():
+		return attach.No
+	}
+	return attach.TriOf(slices.Contains([]string{"enabled", "static", "linked", "generated"}, u.UnitFileState))
+}
+
+func (l *Loop) readDropIn(d attach.Desired) attach.DropInState {
+	path := d.DropInPath()
+	text, exists, err := l.systemd.ReadDropIn(path)
+	if err != nil {
+		return attach.DropInState{Exists: true, Problem: err.Error()}
+	}
+	return attach.DropInState{Exists: exists, Content: text, Ours: l.wrote(path)}
+}
+
+// wrote reports whether a record of any unit says that aaunit wrote the file;
+// units of one pattern share one.
+func (l *Loop) wrote(path string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.records {
+		if _, ok := r.DropIns[path]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.Policy {
+	names := append([]string{d.Profile}, d.Attachment.AllowProfiles...)
+	p := attach.Policy{Candidates: map[string][]attach.Profile{}}
+	var files []string
+	for i, name := range names {
+		found := l.apparmor.ByName(name)
+		if file := d.Attachment.ProfileFile; i == 0 && file != "" {
+			inFile, err := l.apparmor.InFile(file)
+			if err != nil {
+				p.Problems = append(p.Problems, attach.Because(attach.ProfileNotFound, "cannot read profile file %s: %v", file, err).At(file))
+			}
+			for _, c := range inFile {
+				if c.Name == name && !slices.ContainsFunc(found, func(f attach.Profile) bool { return f.File == c.File }) {
+					found = append(found, c)
+				}
+			}
+		}
+		p.Candidates[name] = found
+		for _, c := range found {
+			if !slices.Contains(files, c.File) {
+				files = append(files, c.File)
+			}
+		}
+	}
+	if how == full && len(files) > 0 {
+		var problems []attach.Reason
+		p.Compiled, problems = l.apparmor.Compile(ctx, files, d.Attachment.Mode == attach.WishComplain)
+		p.Problems = append(p.Problems, problems...)
+	}
+	// A file may define more profiles than the unit's: what is not read here
+	// would look as if it were not loaded, and be loaded at every pass.
+	for _, c := range p.Compiled {
+		names = append(names, sortedNames(c)...)
+	}
+	for name := range d.Record.Accepted {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	live, err := l.apparmor.Live(slices.Compact(names))
+	if err != nil {
+		p.LiveError = err.Error()
+	}
+	p.Live = live
+	return p
+}
+
+// scan looks at the tasks, with the InvocationID read before and after.
+func (l *Loop) scan(ctx context.Context, u attach.Unit) attach.Scan {
+	s := l.apparmor.Scan(ctx, u)
+	s.Before = u.InvocationID
+	after, err := l.systemd.Invocation(ctx, u.ID)
+	if err != nil {
+		s.Problem = fmt.Sprintf("systemd did not tell the InvocationID after the look: %v", err)
+	}
+	s.After = after
+	return s
+}
+
+// passing bounds how long a look is repeated for what passes by itself.
+const passing = 30 * time.Second
+
+// judge looks quickly and gives the verdict. What systemd does not answer is
+// unknown. While all that keeps it from an answer is something that passes (a
+// program that systemd has forked and not executed yet, a restart during the
+// look) it looks again, for at most 30 s.
+func (l *Loop) judge(ctx context.Context, d attach.Desired, justStarted bool) (attach.Verdict, attach.Observed) {
+	pause := 50 * time.Millisecond
+	for begun := time.Now(); ; {
+		v, o := l.judgeOnce(ctx, d, justStarted)
+		if v.Answer != attach.Unknown || !passes(v) || time.Since(begun) > passing {
+			return v, o
+		}
+		select {
+		case <-ctx.Done():
+			return v, o
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+// passes reports whether everything that speaks for "unknown" passes by itself.
+func passes(v attach.Verdict) bool {
+	for _, r := range v.Reasons {
+		if r.Code.Bearing() == attach.Unknown && r.Code != attach.TasksUnstable && r.Code != attach.RestartedMeanwhl {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *Loop) judgeOnce(ctx context.Context, d attach.Desired, justStarted bool) (attach.Verdict, attach.Observed) {
+	o, err := l.observe(ctx, d, quick)
+	if err != nil {
+		return unheard(d, err), attach.Observed{Unit: attach.Unit{ID: d.Unit}}
+	}
+	o.JustStarted = justStarted
+	v := attach.Judge(d, o)
+	if v.At.IsZero() {
+		v.At = time.Now()
+	}
+	return v, o
+}
+
+func unheard(d attach.Desired, err error) attach.Verdict {
+	return attach.Verdict{Unit: d.Unit, Profile: d.Profile, Answer: attach.Unknown, At: time.Now(),
+		Reasons: []attach.Reason{attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", d.Unit, err)}}
+}
+
+// each calls f for every index below n, at most parallel at a time.
+func each(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, parallel)
+	for i := range n {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			f(i)
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,850 @@
+package reconcile
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/journal"
+)
+
+// job is one unit's way through a pass.
+type job struct {
+	d    attach.Desired
+	o    attach.Observed // when the plan was made; the unit's settings as of the last reload
+	seen attach.Observed // at the last verdict
+	plan attach.Plan
+	// files holds the text of each drop-in that was changed, as it was before;
+	// nil where there was none.
+	files map[string]*string
+	out   *attach.Outcome
+	tell  func(attach.Event)
+	// fresh: the unit was not attached before this pass, so that a failure
+	// goes back to how it was.
+	fresh bool
+	// before is the record as it was, for the way back.
+	before attach.Record
+	// failed says why the attach failed; empty while it has not.
+	failed    []attach.Reason
+	restarted bool
+	took      time.Duration // of the restart
+	verdict   attach.Verdict
+	// stuck: the drop-in serves other units and cannot be taken back.
+	stuck bool
+	over  bool // nothing more is to be done for the unit in this pass
+}
+
+// pass brings units to what is declared, all of them together:
+//
+//  1. observe every unit and ask the core for its plan
+//  2. load the policies of all plans in one call
+//  3. write and remove drop-ins
+//  4. one daemon-reload
+//  5. read the effective settings back: a file of somebody else may win
+//  6. restart what must be restarted, and wait until it has settled
+//  7. look, and give the verdict
+//  8. undo what failed (undo.go), also together, with one more daemon-reload
+//  9. unload what a withdrawn attachment had loaded
+//
+// A failure in one unit never stops the others. Before each step that changes
+// something, the unit's record says so: a daemon that is killed in between
+// converges at its next start.
+func (l *Loop) pass(ctx context.Context, units []string, op *operation) map[string]*attach.Outcome {
+	jobs := l.plan(ctx, units, op)
+	saved := l.loadPolicies(ctx, jobs)
+	l.writeDropIns(jobs)
+	l.reload(ctx, jobs)
+	l.restart(ctx, jobs)
+	l.verdicts(ctx, jobs)
+	l.undo(ctx, jobs, saved, op)
+	l.finishDetached(ctx, jobs)
+	if ctx.Err() != nil {
+		cutOff(jobs)
+	}
+
+	out := map[string]*attach.Outcome{}
+	for _, j := range jobs {
+		out[j.d.Unit] = j.out
+	}
+	return out
+}
+
+// cutOff says of every unit that was still on its way when the daemon was told
+// to end that nobody knows how it is.
+func cutOff(jobs []*job) {
+	for _, j := range jobs {
+		if j.out.Exit == attach.ExitOK && j.out.Verdict == nil {
+			j.out.Exit = attach.ExitUnknown
+		}
+	}
+}
+
+// event tells one line of progress.
+func (j *job) event(step attach.Step, state attach.State, format string, args ...any) {
+	e := attach.Event{Unit: j.d.Unit, Step: step, State: state, Text: fmt.Sprintf(format, args...)}
+	if state != attach.Running {
+		j.out.Events = append(j.out.Events, e)
+	}
+	if j.tell != nil {
+		j.tell(e)
+	}
+}
+
+// fail ends the unit's way with reasons; undo sees to the rest.
+func (j *job) fail(step attach.Step, reasons ...attach.Reason) {
+	if len(reasons) == 0 {
+		reasons = []attach.Reason{attach.Because(attach.AttachFailed, "%s failed", j.d.Unit)}
+	}
+	j.failed = append(j.failed, reasons...)
+	j.event(step, attach.Failed, "%s", reasons[0])
+}
+
+// alive reports whether the unit still has a way to go.
+func (j *job) alive() bool { return !j.over && len(j.failed) == 0 }
+
+// held reports whether the unit stays as the undo left it: nothing is written,
+// and nothing is recorded as written.
+func (j *job) held() bool { return j.d.Attachment != nil && j.d.Record.Hold != nil }
+
+// plan is step 1.
+func (l *Loop) plan(ctx context.Context, units []string, op *operation) []*job {
+	jobs := make([]*job, len(units))
+	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op) })
+	// An alias leads to a unit that may be in the list already.
+	seen := map[string]bool{}
+	return slices.DeleteFunc(jobs, func(j *job) bool {
+		dup := seen[j.d.Unit]
+		seen[j.d.Unit] = true
+		return dup
+	})
+}
+
+func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
+	j := &job{out: &attach.Outcome{Unit: unit}}
+	if op != nil {
+		j.tell = op.progress
+	}
+	var err error
+	j.d, err = l.desired(unit)
+	j.out.Profile = j.d.Profile
+	if err != nil {
+		l.refuse(j, attach.Because(attach.ProfileNameBad, "%v", err).At(j.d.Attachment.Source))
+		return j
+	}
+	if j.d.Attachment == nil {
+		if j.d.Record.Unit == "" && !l.contested(unit) {
+			j.over = true // detached already, or never attached
+			l.unpublish(unit)
+			return j
+		}
+		if frozen := l.frozen(unit, j.d.Record); frozen != nil {
+			l.refuse(j, *frozen)
+			return j
+		}
+	}
+	j.o, err = l.observe(ctx, j.d, full)
+	if err != nil {
+		v := unheard(j.d, err)
+		j.out.Verdict = &v
+		l.conclude(j.d, j.o, v)
+		l.refuse(j, v.Reasons...)
+		return j
+	}
+	if id := j.o.Unit.ID; id != "" && id != unit && slices.Contains(j.o.Unit.Names, unit) {
+		l.learnAlias(unit, j.o.Unit)
+		l.declare(ctx)
+		l.unpublish(unit)
+		j = l.planUnit(ctx, id, op)
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.UnitAlias, "%s is an alias of %s", unit, id))
+		return j
+	}
+	if j.d.Attachment == nil && l.declaredAs(j.o.Unit) {
+		// Not withdrawn: the attachment names an alias of the unit.
+		l.declare(ctx)
+		if l.target(unit) != nil || l.contested(unit) {
+			return l.planUnit(ctx, unit, op)
+		}
+	}
+	if a := j.d.Attachment; a != nil && !j.o.Unit.Found() && a.Matches(unit) < attach.MatchName {
+		// A unit that only a pattern named is gone: so is what it had from it.
+		l.drop(unit)
+		j.d.Attachment = nil
+	}
+	ended := false
+	if h := j.d.Record.Hold; h != nil && j.d.Attachment != nil && (op != nil || h.Inputs != inputs(j)) {
+		j.d.Record.Hold, ended = nil, true // an input changed, or somebody asks
+	}
+	j.fresh = len(j.d.Record.DropIns) == 0 || j.d.Record.Attaching || j.d.Record.Proved == "" && free(j.o)
+	j.before = j.d.Record.Clone()
+	j.files = map[string]*string{}
+	if j.fresh {
+		for path := range j.d.Record.DropIns {
+			j.files[path] = nil // also what an attach wrote that was cut off
+		}
+	}
+	j.plan = attach.Diff(j.d, j.o)
+	j.out.Notes = append(j.out.Notes, j.plan.Warnings...)
+	j.out.Notes = append(j.out.Notes, j.plan.Pending...)
+	if j.d.Attachment != nil {
+		l.describe(j)
+	}
+	if len(j.plan.Refusals) > 0 {
+		// The truth about the unit is told all the same.
+		v := attach.Judge(j.d, j.o)
+		if v.At.IsZero() {
+			v.At = time.Now()
+		}
+		j.out.Verdict = &v
+		l.conclude(j.d, j.o, v)
+		l.refuse(j, j.plan.Refusals...)
+		return j
+	}
+	if ended {
+		// Not before: what could not be compiled for a moment ends no hold.
+		l.remember(j.d.Record)
+	}
+	if j.d.Attachment != nil && len(j.plan.Actions) > 0 && j.fresh && !j.d.Record.Attaching {
+		r := &j.d.Record
+		r.Unit, r.Attachment, r.Profile = unit, j.d.Attachment.Source, j.d.Profile
+		r.Before = attach.Before{Running: j.o.Unit.Active(), Confined: carries(j.d, j.o)}
+		r.Attaching = true
+	}
+	return j
+}
+
+// carries reports whether the unit runs and all its tasks are under the
+// profile already.
+func carries(d attach.Desired, o attach.Observed) bool {
+	if o.Scan == nil || len(o.Scan.Tasks) == 0 {
+		return false
+	}
+	for _, t := range o.Scan.Tasks {
+		if !t.Manager && (t.Problem != "" || t.Label.Fits(d.Profile, d.Attachment.AllowProfiles) == attach.FitOther) {
+			return false
+		}
+	}
+	return true
+}
+
+// free reports whether the unit runs and all its tasks are unconfined: an
+// attach that waited for its restart has not confined it yet.
+func free(o attach.Observed) bool {
+	return o.Scan != nil && o.Scan.Problem == "" && len(o.Scan.Tasks) > 0 &&
+		!slices.ContainsFunc(o.Scan.Tasks, func(t attach.Task) bool { return t.Problem != "" || !t.Label.IsUnconfined() })
+}
+
+// declaredAs learns by which of its aliases an attachment names a unit; it
+// reports whether there is one, known before (to a job beside this one, which
+// plans the alias) or not.
+func (l *Loop) declaredAs(u attach.Unit) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, name := range u.Names {
+		chosen, rivals := attach.Select(l.declared.Attachments, name)
+		if name != u.ID && (chosen != nil || len(rivals) > 0) {
+			l.alias[name] = u.ID
+			return true
+		}
+	}
+	return false
+}
+
+// drop takes a unit off the targets.
+func (l *Loop) drop(unit string) {
+	l.mu.Lock()
+	delete(l.targets, unit)
+	l.mu.Unlock()
+}
+
+func (l *Loop) contested(unit string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.rivals[unit]) > 0
+}
+
+// frozen says why a unit without an attachment keeps what an earlier one gave
+// it, or nil.
+func (l *Loop) frozen(unit string, r attach.Record) *attach.Reason {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if rivals := l.rivals[unit]; len(rivals) > 0 {
+		var files []string
+		for _, a := range rivals {
+			files = append(files, a.Source)
+		}
+		why := attach.Because(attach.RivalAttachments, "%s is named by %s", unit, strings.Join(files, " and ")).At(files[0])
+		return &why
+	}
+	if r.Attachment != "" && broken(l.declared, r.Attachment) {
+		why := attach.Because(attach.AttachmentBad, "%s cannot be read at present; %s stays as it is", r.Attachment, unit).At(r.Attachment)
+		return &why
+	}
+	return nil
+}
+
+// describe fills what an outcome and a status say about the profile's file.
+func (l *Loop) describe(j *job) {
+	file := j.d.Attachment.ProfileFile
+	if c := j.o.Policy.Candidates[j.d.Profile]; len(c) > 0 {
+		file = c[0].File
+	}
+	j.out.File = file
+	l.publish(j.d.Unit, func(s *attach.Status) {
+		s.Profile, s.ProfileFile, s.ActiveState = j.d.Profile, file, j.o.Unit.ActiveState
+		s.Refused, s.Notes = nil, j.out.Notes
+	})
+}
+
+// refuse ends a unit's way before anything was changed.
+func (l *Loop) refuse(j *job, reasons ...attach.Reason) {
+	j.over = true
+	j.out.Reasons = reasons
+	j.out.Exit = attach.ExitFailed
+	if slices.ContainsFunc(reasons, func(r attach.Reason) bool { return r.Code == attach.UnitNotFound }) {
+		j.out.Exit = attach.ExitNoUnit
+	}
+	l.mu.Lock()
+	told := reasonsEqual(l.statuses[j.d.Unit].Refused, reasons)
+	l.mu.Unlock()
+	l.publish(j.d.Unit, func(s *attach.Status) { s.Refused, s.Profile = reasons, j.d.Profile })
+	if !told {
+		l.log.Error("cannot attach "+j.d.Unit+": "+reasons[0].String(), journal.FieldMessageID, string(journal.MsgAttachRefused),
+			journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldReason, string(reasons[0].Code))
+	}
+	j.event(attach.StepPolicy, attach.Failed, "%s", reasons[0])
+}
+
+func reasonsEqual(a, b []attach.Reason) bool { return slices.Equal(a, b) }
+
+// inputs digests everything a failed attach depended on; a hold ends when it
+// changes.
+func inputs(j *job) string {
+	in := struct {
+		Attachment attach.Attachment
+		Sources    []string
+		Problems   []attach.Reason
+		Exec       []attach.ExecCommand
+		Assigned   []attach.Assignment
+		Fragment   string
+	}{Attachment: *j.d.Attachment, Problems: j.o.Policy.Problems, Fragment: j.o.Unit.FragmentPath}
+	in.Attachment.Line = 0
+	for _, c := range j.o.Policy.Compiled {
+		in.Sources = append(in.Sources, c.Source)
+	}
+	for _, c := range j.o.Unit.Settings.Exec {
+		c.PID = 0
+		in.Exec = append(in.Exec, c)
+	}
+	for _, a := range j.o.Unit.Settings.Assignments {
+		if !strings.HasSuffix(a.Path, "/"+attach.DropInName) {
+			in.Assigned = append(in.Assigned, a)
+		}
+	}
+	b, err := json.Marshal(in)
+	if err != nil {
+		return "" // differs from every digest: the hold ends
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+// loadPolicies is step 2. It returns how to bring back what was loaded before,
+// by file.
+func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
+	saved := map[string]Saved{}
+	var load []attach.Compiled
+	for _, j := range jobs {
+		if !j.alive() || j.d.Attachment == nil {
+			continue
+		}
+		for _, c := range j.o.Policy.Compiled {
+			if !slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Kind == attach.LoadPolicy && a.Target == c.File }) {
+				continue
+			}
+			if _, done := saved[c.File]; done {
+				continue
+			}
+			names := sortedNames(c)
+			s, err := l.apparmor.Save(names)
+			if err != nil {
+				l.log.Warn("cannot keep the loaded policy; an undo cannot bring it back", "file", c.File, "err", err)
+			}
+			saved[c.File] = s
+			load = append(load, c)
+		}
+	}
+	for _, j := range jobs {
+		if j.alive() && j.plan.Has(attach.LoadPolicy) {
+			for _, c := range j.o.Policy.Compiled {
+				for _, name := range sortedNames(c) {
+					if _, live := j.o.Policy.Live[name]; !live && !strings.Contains(name, "//") && !slices.Contains(j.d.Record.Loaded, name) {
+						j.d.Record.Loaded = append(j.d.Record.Loaded, name)
+					}
+				}
+			}
+			l.remember(j.d.Record)
+			j.event(attach.StepPolicy, attach.Running, "loading")
+		}
+	}
+	failed := map[string]error{}
+	if len(load) > 0 {
+		failed = l.apparmor.Load(ctx, load)
+	}
+	for _, j := range jobs {
+		if !j.alive() || j.d.Attachment == nil {
+			continue
+		}
+		accepted := map[string]string{}
+		for _, c := range j.o.Policy.Compiled {
+			if err := failed[c.File]; err != nil {
+				j.fail(attach.StepPolicy, attach.Because(attach.ProfileNotLoaded, "cannot load %s: %v", c.File, err).At(c.File))
+				continue
+			}
+			for name, sum := range c.Checksums {
+				accepted[name] = sum
+			}
+		}
+		if !j.alive() || j.held() {
+			continue
+		}
+		reported := slices.ContainsFunc(j.plan.Pending, func(r attach.Reason) bool { return r.Code == attach.PolicyChanged })
+		if len(accepted) > 0 && len(j.o.Policy.Problems) == 0 && !reported {
+			j.d.Record.Accepted = accepted
+		}
+		j.out.Changed = j.out.Changed || j.plan.Has(attach.LoadPolicy)
+		j.event(attach.StepPolicy, attach.Done, "%s, %s; the kernel runs what was checked (%s)",
+			map[bool]string{true: "loaded", false: "already loaded"}[j.plan.Has(attach.LoadPolicy)], j.d.Attachment.Mode, shortSum(j.d.Record.Accepted[j.d.Profile]))
+	}
+	l.unloadChildren(ctx, jobs)
+	return saved
+}
+
+// unloadChildren removes what the texts no longer define: the kernel hands a
+// replaced profile's children on to the new one.
+func (l *Loop) unloadChildren(ctx context.Context, jobs []*job) {
+	done := map[string]bool{}
+	for _, j := range jobs {
+		for _, a := range j.plan.Actions {
+			if !j.alive() || a.Kind != attach.UnloadChild || done[a.Target] {
+				continue
+			}
+			done[a.Target] = true
+			if err := l.apparmor.Unload(ctx, a.Target); err != nil {
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
+			}
+		}
+	}
+}
+
+func shortSum(sum string) string {
+	kind, hex, ok := strings.Cut(sum, ":")
+	if !ok {
+		return "checksum unknown"
+	}
+	return kind + " " + hex[:min(8, len(hex))] + "…"
+}
+
+func sortedNames(c attach.Compiled) []string {
+	var out []string
+	for name := range c.Checksums {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// writeDropIns is step 3. The record is written first: after a crash the file
+// is known as ours.
+func (l *Loop) writeDropIns(jobs []*job) {
+	for _, j := range jobs {
+		if !j.alive() || j.held() {
+			continue
+		}
+		healed := len(j.d.Record.DropIns) > 0 && !j.fresh
+		for _, a := range j.plan.Actions {
+			var changed bool
+			var err error
+			if a.Kind == attach.WriteDropIn || a.Kind == attach.RemoveDropIn {
+				j.files[a.Target] = nil
+				if text, exists, err := l.systemd.ReadDropIn(a.Target); err == nil && exists {
+					j.files[a.Target] = &text
+				}
+			}
+			switch a.Kind {
+			case attach.WriteDropIn:
+				// A file that is not on record would not be known as ours.
+				if err = l.recordDropIn(j); err == nil {
+					changed, err = l.systemd.WriteDropIn(a.Target, j.d.DropInText(j.o.Unit))
+				}
+				if err == nil && changed && healed {
+					l.log.Warn("put back the drop-in of "+j.d.Unit+": "+a.Reason.String(), journal.FieldMessageID, string(journal.MsgDropInHealed),
+						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, a.Target)
+				}
+			case attach.RemoveDropIn:
+				if l.sharedDropIn(j.d.Unit, a.Target) {
+					l.disown(j, a.Target)
+					delete(j.files, a.Target)
+					continue
+				}
+				changed, err = l.systemd.RemoveDropIn(a.Target)
+				if err == nil {
+					l.disown(j, a.Target)
+				}
+			default:
+				continue
+			}
+			j.out.Changed = j.out.Changed || changed
+			if err != nil {
+				j.fail(attach.StepDropIn, attach.Because(attach.DropInUnreadable, "%v", err).At(a.Target))
+				break
+			}
+		}
+		if !j.alive() {
+			continue
+		}
+		if j.d.Attachment != nil && !j.plan.Has(attach.WriteDropIn) {
+			if err := l.recordDropIn(j); err != nil {
+				l.log.Error("cannot keep the record of a unit", journal.FieldUnit, j.d.Unit, "err", err)
+			}
+		}
+		if j.d.Attachment != nil {
+			j.event(attach.StepDropIn, attach.Done, "%s", j.d.DropInPath())
+		} else if j.plan.Has(attach.RemoveDropIn) {
+			j.event(attach.StepDropIn, attach.Done, "removed")
+		}
+	}
+}
+
+// recordDropIn remembers that the unit's drop-in is aaunit's: before it is
+// written, and for every unit that one in a pattern's directory serves.
+func (l *Loop) recordDropIn(j *job) error {
+	path := j.d.DropInPath()
+	digest := sha256.Sum256([]byte(j.d.DropInText(j.o.Unit)))
+	sum := hex.EncodeToString(digest[:])
+	r := &j.d.Record
+	if r.DropIns[path] == sum {
+		return nil
+	}
+	if r.DropIns == nil {
+		r.DropIns = map[string]string{}
+	}
+	r.DropIns[path] = sum
+	if r.Profile != j.d.Profile {
+		r.Proved = ""
+	}
+	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
+	return l.keep(*r)
+}
+
+// disown takes a drop-in off the unit's record, so that the last of several
+// units that share one and are all withdrawn in this pass finds that nobody
+// needs it. On disk the record keeps it until systemd has read its files again.
+func (l *Loop) disown(j *job, path string) {
+	delete(j.d.Record.DropIns, path)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r, ok := l.records[j.d.Unit]; ok {
+		r = r.Clone()
+		delete(r.DropIns, path)
+		l.records[j.d.Unit] = r
+	}
+}
+
+// sharedDropIn reports whether another unit of the same pattern needs the file,
+// or is held to what it has from it.
+func (l *Loop) sharedDropIn(unit, path string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for other, r := range l.records {
+		if _, has := r.DropIns[path]; has && other != unit {
+			return true
+		}
+	}
+	for other, a := range l.targets {
+		if other != unit && attach.DropInPath(a.Placement(other), a.Runtime) == path {
+			return true
+		}
+	}
+	return false
+}
+
+// reload is steps 4 and 5: one daemon-reload for all, then the effective
+// settings of each unit are read back.
+func (l *Loop) reload(ctx context.Context, jobs []*job) {
+	var need []*job
+	for _, j := range jobs {
+		if j.alive() && j.plan.Has(attach.Reload) {
+			need = append(need, j)
+			j.event(attach.StepDropIn, attach.Running, "daemon-reload")
+		}
+	}
+	if len(need) == 0 {
+		return
+	}
+	if err := l.systemd.Reload(ctx); err != nil {
+		l.log.Error("systemd did not read its files again", "err", err)
+		for _, j := range need {
+			if j.d.Attachment == nil {
+				j.d.Record.DropIns = j.before.DropIns // still in effect: the next trigger goes on
+			}
+			j.fail(attach.StepDropIn, attach.Because(attach.ReloadNeeded, "systemd did not read its files again: %v", err))
+		}
+		return
+	}
+	l.forgetHost()
+	each(len(need), func(i int) {
+		j := need[i]
+		u, err := l.systemd.Observe(ctx, j.d.Unit)
+		if err != nil {
+			j.fail(attach.StepDropIn, attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", j.d.Unit, err))
+			return
+		}
+		j.o.Unit = u
+		if j.d.Attachment == nil {
+			return
+		}
+		if bad := attach.Effective(j.d, u); len(bad) > 0 {
+			j.fail(attach.StepDropIn, bad...)
+		}
+	})
+}
+
+// restart is step 6.
+func (l *Loop) restart(ctx context.Context, jobs []*job) {
+	var need []*job
+	for _, j := range jobs {
+		if j.alive() && j.diedMeanwhile() {
+			j.restarted = true
+			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s failed while an attach was cut off%s", j.d.Unit, exitText(j.o.Unit)).
+				WithNext("journalctl -u "+j.d.Unit))
+		}
+		if j.alive() && j.plan.Has(attach.Restart) {
+			need = append(need, j)
+		}
+	}
+	slots := make(chan struct{}, parallel)
+	eachAll(need, func(j *job) {
+		j.event(attach.StepRestart, attach.Running, "restarting")
+		slots <- struct{}{}
+		begun := time.Now()
+		err := l.systemd.TryRestart(ctx, j.d.Unit)
+		<-slots
+		j.took = time.Since(begun)
+		j.restarted, j.out.Changed = true, true
+		if err != nil {
+			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%v", err).WithNext("journalctl -u "+j.d.Unit))
+			return
+		}
+		if j.d.Attachment == nil {
+			j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
+			return
+		}
+		l.settle(ctx, j)
+	})
+}
+
+// diedMeanwhile reports whether an attach was cut off between the restart that
+// failed and its undo.
+func (j *job) diedMeanwhile() bool {
+	return j.d.Attachment != nil && j.before.Attaching && j.before.Before.Running && j.o.Unit.ActiveState == "failed"
+}
+
+// settle waits until the unit has stayed the same start for SettleSec.
+func (l *Loop) settle(ctx context.Context, j *job) {
+	first, err := l.systemd.Observe(ctx, j.d.Unit)
+	if err != nil {
+		j.fail(attach.StepRestart, unheard(j.d, err).Reasons...)
+		return
+	}
+	// What is not confined from the start needs no waiting for.
+	if v, o := l.judge(ctx, j.d, true); v.Answer == attach.NotConfined && o.Unit.Active() && !only(v, attach.TaskComplain) {
+		j.verdict, j.seen = v, o
+		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
+		return
+	}
+	span := j.d.Attachment.Settle
+	interval := max(span/10, 100*time.Millisecond)
+	for deadline := time.Now().Add(span); ; {
+		u, err := l.systemd.Observe(ctx, j.d.Unit)
+		if err != nil {
+			j.fail(attach.StepRestart, unheard(j.d, err).Reasons...)
+			return
+		}
+		if why := unhealthy(first, u); why != "" {
+			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s", why).WithNext("journalctl -u "+j.d.Unit))
+			return
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			j.over = true // the next start goes on from here
+			return
+		case <-time.After(min(interval, left)):
+		}
+	}
+	if span == 0 {
+		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
+		return
+	}
+	j.event(attach.StepRestart, attach.Done, "active after %s, stayed healthy for %s", seconds(j.took), seconds(span))
+}
+
+// unhealthy compares a unit with how it was right after its restart.
+func unhealthy(first, now attach.Unit) string {
+	switch {
+	case now.ActiveState == "failed":
+		return now.ID + " failed" + exitText(now)
+	case now.NRestarts != 0 || now.SubState == "auto-restart":
+		// systemd counts from 0 again when a job starts a unit.
+		return now.ID + " ended and was restarted by systemd" + exitText(now)
+	case now.InvocationID != first.InvocationID:
+		return fmt.Sprintf("%s was started anew", now.ID)
+	case now.Type != "oneshot" && first.Active() && !now.Active() && now.Result != "success":
+		return now.ID + " ended" + exitText(now)
+	case first.MainPID != 0 && now.MainPID != 0 && now.MainPID != first.MainPID:
+		return fmt.Sprintf("the main process of %s changed", now.ID)
+	}
+	return ""
+}
+
+// exitText says how the main process ended, where systemd still knows: it
+// forgets when it starts the next one.
+func exitText(u attach.Unit) string {
+	switch u.ExecMainCode {
+	case 1:
+		if u.ExecMainStatus == 231 {
+			return ": status 231/APPARMOR, which says that systemd could not put the profile on, or that the program ended with 231"
+		}
+		return fmt.Sprintf(": exit status %d", u.ExecMainStatus)
+	case 2, 3:
+		return fmt.Sprintf(": killed by signal %d", u.ExecMainStatus)
+	}
+	if u.Result != "" && u.Result != "success" {
+		return ": result " + u.Result
+	}
+	return ""
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.3g s", d.Seconds()) }
+
+// only reports whether every reason that speaks against the verdict is code.
+func only(v attach.Verdict, code attach.Code) bool {
+	for _, r := range v.Reasons {
+		if r.Code.Bearing() != attach.Confined && r.Code != code {
+			return false
+		}
+	}
+	return true
+}
+
+// complainsAsWished reports whether all that speaks against the verdict is the
+// complain mode that the attachment asks for.
+func complainsAsWished(d attach.Desired, v attach.Verdict) bool {
+	return d.Attachment.Mode == attach.WishComplain && only(v, attach.TaskComplain)
+}
+
+// verdicts is step 7.
+func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
+	each(len(jobs), func(i int) {
+		j := jobs[i]
+		if j.d.Attachment == nil || !j.alive() {
+			return
+		}
+		if j.verdict.Unit == "" {
+			j.verdict, j.seen = l.judge(ctx, j.d, j.plan.Has(attach.Restart))
+		}
+		v := j.verdict
+		j.out.Verdict = &v
+		j.out.Exit = attach.ExitOf(&v)
+		if ctx.Err() != nil && v.Answer == attach.Unknown {
+			return // nobody was asked; the next start goes on
+		}
+		switch {
+		case v.Answer == attach.Confined:
+			j.event(attach.StepVerdict, attach.Done, "%s", VerdictText(v))
+		case v.Answer == attach.NotConfined && j.plan.Has(attach.Restart) && !complainsAsWished(j.d, v):
+			j.fail(attach.StepVerdict, v.Reasons...)
+		default:
+			j.event(attach.StepVerdict, attach.Warned, "%s", VerdictText(v))
+		}
+		if j.alive() {
+			if r := &j.d.Record; len(r.DropIns) > 0 && r.Hold == nil {
+				r.Unit, r.Attachment, r.Profile, r.RestartUnit = j.d.Unit, j.d.Attachment.Source, j.d.Profile, j.d.Attachment.RestartUnit
+				if r.Attaching && v.Answer == attach.Confined {
+					l.log.Info(j.d.Unit+" is attached to profile "+j.d.Profile, journal.FieldMessageID, string(journal.MsgAttached),
+						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
+				}
+				r.Attaching = false
+				l.remember(*r)
+			}
+			l.stopViolator(ctx, j.d, &j.seen, v)
+			l.conclude(j.d, j.seen, v)
+			l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = j.out.Notes })
+		}
+	})
+}
+
+// VerdictText puts a verdict into one line.
+func VerdictText(v attach.Verdict) string {
+	s := fmt.Sprintf("%s in %s", count(v.Tasks, "task", "tasks"), count(v.Processes, "process", "processes"))
+	switch {
+	case v.Answer == attach.Confined && v.PrivateTmp == attach.Yes:
+		return s + ", private /tmp"
+	case v.Answer == attach.Confined:
+		return s
+	case len(v.Reasons) > 0:
+		return v.Reasons[0].String()
+	}
+	return v.Answer.String()
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// remember is keep where nothing hangs on the record being on disk: the next
+// pass finds out again what it says.
+func (l *Loop) remember(r attach.Record) {
+	if r.Unit == "" {
+		return
+	}
+	if err := l.keep(r); err != nil {
+		l.log.Error("cannot keep the record of a unit", journal.FieldUnit, r.Unit, "err", err)
+	}
+}
+
+// keep keeps a record, in memory and on disk.
+func (l *Loop) keep(r attach.Record) error {
+	l.keeping.Lock()
+	defer l.keeping.Unlock()
+	l.mu.Lock()
+	if old := l.records[r.Unit]; old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
+		r.Verdict = old.Verdict
+	}
+	l.records[r.Unit] = r.Clone()
+	l.mu.Unlock()
+	return l.store.Save(r)
+}
+
+func (l *Loop) forget(unit string) {
+	l.keeping.Lock()
+	defer l.keeping.Unlock()
+	l.mu.Lock()
+	delete(l.records, unit)
+	l.mu.Unlock()
+	if err := l.store.Delete(unit); err != nil {
+		l.log.Error("cannot remove the record of a unit", journal.FieldUnit, unit, "err", err)
+	}
+}

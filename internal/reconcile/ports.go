@@ -1,0 +1,117 @@
+package reconcile
+
+import (
+	"context"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// Systemd is what the loop needs of systemd. Implementations retry nothing but
+// a lost connection, and say so through Follow.
+type Systemd interface {
+	// Observe reads a unit and its effective settings. A name that systemd
+	// does not know is no error: LoadState says so. An alias gives the unit it
+	// stands for.
+	Observe(ctx context.Context, unit string) (attach.Unit, error)
+	// Invocation reads the unit's InvocationID alone.
+	Invocation(ctx context.Context, unit string) (string, error)
+	// Expand lists the services that match a glob, loaded or with a unit file.
+	// Templates are listed as such.
+	Expand(ctx context.Context, glob string) ([]string, error)
+
+	// UserUnit reports whether a unit file of that name exists for user
+	// managers.
+	UserUnit(unit string) bool
+
+	// ReadDropIn reads a drop-in without following links. exists is false, and
+	// err nil, only where there is certainly nothing.
+	ReadDropIn(path string) (text string, exists bool, err error)
+	// WriteDropIn writes one atomically and only when it differs; it says
+	// whether anything changed.
+	WriteDropIn(path, text string) (changed bool, err error)
+	// RemoveDropIn removes one and its directory when that is empty then.
+	RemoveDropIn(path string) (changed bool, err error)
+
+	// Reload is daemon-reload; it returns when systemd has finished.
+	Reload(ctx context.Context) error
+	// TryRestart restarts a running unit; one that is not running stays so. It
+	// waits for the job; any result but "done" and "skipped" is an error.
+	TryRestart(ctx context.Context, unit string) error
+	// Start clears a failed state first and waits for the job.
+	Start(ctx context.Context, unit string) error
+	// Stop waits for the job.
+	Stop(ctx context.Context, unit string) error
+
+	// Follow sends what happens to units that wants accepts, until ctx ends.
+	// wants must be quick and may be asked at any time.
+	Follow(ctx context.Context, wants func(unit string) bool) <-chan attach.UnitEvent
+}
+
+// AppArmor is what the loop needs of AppArmor.
+type AppArmor interface {
+	attach.Index
+	// Profiles lists every profile that a file directly in /etc/apparmor.d
+	// defines.
+	Profiles() []attach.Profile
+
+	// Host reads the kernel's state; BootService is left to the caller.
+	Host() attach.Host
+	// Compile compiles each file in a bounded child and stages the result;
+	// what it cannot compile it names in problems. Results are kept while the
+	// file, what it includes, the parser and the kernel stay the same.
+	Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason)
+	// Load makes compiled policies live: all in one call, one by one where
+	// that fails. failed holds an error for each file whose profiles the kernel
+	// does not have afterwards, as read back from the kernel.
+	Load(ctx context.Context, policies []attach.Compiled) (failed map[string]error)
+	// Live reads the named profiles, their children and hats.
+	Live(names []string) (map[string]attach.LiveProfile, error)
+	// Save keeps what is loaded under these names, so that Restore can bring it
+	// back; a name that is not loaded is unloaded by Restore, unless a task
+	// carries it.
+	Save(names []string) (Saved, error)
+	// Unload removes a profile and its children. It refuses while a task of
+	// the host carries one of them.
+	Unload(ctx context.Context, name string) error
+
+	// Scan looks at all tasks of the unit: of its control groups, and its main
+	// and control process. Before and After are left to the caller.
+	Scan(ctx context.Context, u attach.Unit) attach.Scan
+	// OpenInTmp lists files in the host's /tmp and /var/tmp that the unit's
+	// tasks have open; at most a hundred.
+	OpenInTmp(ctx context.Context, u attach.Unit) []string
+
+	// Changes tells, merged, that profile files or what is loaded changed.
+	Changes(ctx context.Context) <-chan struct{}
+}
+
+// Saved is a policy as it was. It is an alias, so that an adapter can return it
+// without importing this package.
+type Saved = interface {
+	// Restore makes it live again.
+	Restore(ctx context.Context) error
+}
+
+// Attachments is where wishes are kept.
+type Attachments interface {
+	// Read reads all attachment files. It never fails as a whole.
+	Read() attach.Declared
+	// Write stores a manual attachment and gives the file; an existing manual
+	// one of the same unit is replaced. restore puts back what was there.
+	Write(unit string, a attach.Attachment) (file string, restore func() error, err error)
+	// Remove takes a manual attachment away.
+	Remove(file string) error
+	// Changes tells, merged, that files came, went or changed.
+	Changes(ctx context.Context) <-chan struct{}
+}
+
+// Store keeps records across restarts of the daemon.
+type Store interface {
+	// Load reads all records; one that cannot be read is set aside and named
+	// in problems.
+	Load() (records []attach.Record, problems []attach.Reason)
+	// Save writes a record so that a crash leaves the old or the new one.
+	Save(attach.Record) error
+	// Delete removes a record.
+	Delete(unit string) error
+}

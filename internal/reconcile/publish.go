@@ -1,0 +1,220 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/journal"
+)
+
+// conclude records a verdict and tells everybody who listens. A look that began
+// before a later one ended, or before the unit was detached, says nothing.
+func (l *Loop) conclude(d attach.Desired, o attach.Observed, v attach.Verdict) {
+	old, current := l.keepVerdict(d, v)
+	if !current {
+		return
+	}
+	l.publish(d.Unit, func(s *attach.Status) {
+		s.Profile = d.Profile
+		s.ActiveState = o.Unit.ActiveState
+		s.Verdict = &v
+	})
+	// That a unit is not running is no news about its confinement.
+	gone := v.Answer == attach.Unknown && v.Tasks == 0 && !o.JustStarted
+	if !gone && (old == nil || old.Answer != v.Answer || old.InvocationID != v.InvocationID) {
+		l.sayVerdict(v)
+	}
+}
+
+// keepVerdict puts a verdict on the unit's record. It gives back the one before,
+// and whether the new one is of any interest.
+func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verdict, current bool) {
+	l.keeping.Lock()
+	defer l.keeping.Unlock()
+	l.mu.Lock()
+	r, remembered := l.records[d.Unit]
+	_, attached := l.targets[d.Unit]
+	shown := l.statuses[d.Unit].Verdict
+	if !remembered && !attached || shown != nil && v.At.Before(shown.At) {
+		l.mu.Unlock()
+		return nil, false
+	}
+	if old = r.Verdict; old == nil {
+		old = shown
+	}
+	// A unit that ended keeps the verdict on the start that was seen.
+	ended := old != nil && old.Answer != attach.Unknown && v.Tasks == 0 && old.InvocationID == v.InvocationID
+	if remembered && !ended {
+		r.Verdict = &v
+		if v.Answer == attach.Confined && r.Profile == d.Profile {
+			r.Proved = v.InvocationID
+		}
+		l.records[d.Unit] = r
+	}
+	l.mu.Unlock()
+	if remembered {
+		if err := l.store.Save(r); err != nil {
+			l.log.Error("cannot keep the record of a unit", journal.FieldUnit, d.Unit, "err", err)
+		}
+	}
+	return old, true
+}
+
+func (l *Loop) sayVerdict(v attach.Verdict) {
+	id, level := journal.MsgConfined, slog.LevelInfo
+	switch v.Answer {
+	case attach.NotConfined:
+		id, level = journal.MsgNotConfined, slog.LevelWarn
+	case attach.Unknown:
+		id = journal.MsgUnknown
+	}
+	attrs := []any{journal.FieldMessageID, string(id), journal.FieldUnit, v.Unit, journal.FieldObjectUnit, v.Unit,
+		journal.FieldProfile, v.Profile, journal.FieldVerdict, v.Answer.String(), journal.FieldInvocation, v.InvocationID}
+	text := v.Unit + " is " + v.Answer.String()
+	if len(v.Reasons) > 0 && v.Answer != attach.Confined {
+		attrs = append(attrs, journal.FieldReason, string(v.Reasons[0].Code))
+		text += ": " + v.Reasons[0].String()
+	}
+	l.log.Log(context.Background(), level, text, attrs...)
+}
+
+// publish changes the status of a unit and hands it to the subscribers.
+func (l *Loop) publish(unit string, change func(*attach.Status)) {
+	l.mu.Lock()
+	s := l.statuses[unit]
+	s.Unit = unit
+	if a, ok := l.targets[unit]; ok {
+		s.Attachment = a.Source
+		if s.ProfileFile == "" {
+			s.ProfileFile = a.ProfileFile
+		}
+	} else if rs := l.rivals[unit]; len(rs) > 0 {
+		s.Attachment = rs[0].Source
+	} else if r, ok := l.records[unit]; ok {
+		s.Attachment = r.Attachment
+	}
+	r := l.records[unit]
+	s.Held = r.Hold
+	s.DropIn = ""
+	for path := range r.DropIns {
+		s.DropIn = max(s.DropIn, path)
+	}
+	s.Busy = false
+	change(&s)
+	l.statuses[unit] = s
+	subs := l.subscribers()
+	l.mu.Unlock()
+	for _, f := range subs {
+		f(s)
+	}
+}
+
+// unpublish takes a unit off the list.
+func (l *Loop) unpublish(unit string) {
+	l.mu.Lock()
+	_, known := l.statuses[unit]
+	delete(l.statuses, unit)
+	subs := l.subscribers()
+	l.mu.Unlock()
+	if !known {
+		return
+	}
+	for _, f := range subs {
+		f(attach.Status{Unit: unit})
+	}
+}
+
+func (l *Loop) subscribers() []func(attach.Status) {
+	out := make([]func(attach.Status), 0, len(l.subs))
+	for _, f := range l.subs {
+		out = append(out, f)
+	}
+	return out
+}
+
+// Subscribe calls f with every status that is published until ctx ends; one
+// without an Attachment is of a unit that is attached no more. f must be quick.
+func (l *Loop) Subscribe(ctx context.Context, f func(attach.Status)) {
+	l.mu.Lock()
+	id := l.nextSub
+	l.nextSub++
+	l.subs[id] = f
+	l.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		l.mu.Lock()
+		delete(l.subs, id)
+		l.mu.Unlock()
+	})
+}
+
+// Status answers from what is known. Names and globs select units, none
+// selects all. Only about a name that no attachment names is systemd asked,
+// whether there is such a unit.
+func (l *Loop) Status(units []string) attach.Report {
+	r, missing := l.known(units)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for _, name := range missing {
+		why := attach.Because(attach.NotAttached, "no attachment names %s", name).WithNext("aaunitctl attach " + name)
+		full, err := attach.UnitName(name)
+		if err != nil {
+			why = attach.Because(attach.UnitNotFound, "%v", err)
+		} else if u, err := l.systemd.Observe(ctx, full); err == nil && !u.Found() {
+			why = attach.Because(attach.UnitNotFound, "systemd knows no unit %s", full)
+		}
+		r.Missing = append(r.Missing, attach.Missing{Unit: name, Reason: why})
+	}
+	return r
+}
+
+func (l *Loop) known(units []string) (r attach.Report, missing []string) {
+	host := l.apparmor.Host()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	host.BootService = l.boot
+	r = attach.Report{Version: l.version, Host: host, Recheck: l.recheck, At: time.Now(), Units: []attach.Status{}}
+	r.Problems = append(slices.Clone(l.problems), l.declared.Problems...)
+	used := make([]bool, len(units))
+	for unit, s := range l.statuses {
+		if l.selected(unit, units, used) {
+			s.Busy = l.queue.isBusy(unit)
+			r.Units = append(r.Units, s)
+		}
+	}
+	// Attached, and no pass has come to it yet.
+	for unit, a := range l.targets {
+		if _, known := l.statuses[unit]; !known && l.selected(unit, units, used) {
+			p, _ := a.ProfileFor(unit)
+			r.Units = append(r.Units, attach.Status{Unit: unit, Profile: p, Attachment: a.Source, Busy: true})
+		}
+	}
+	slices.SortFunc(r.Units, func(a, b attach.Status) int { return strings.Compare(a.Unit, b.Unit) })
+	for i, name := range units {
+		if !used[i] {
+			missing = append(missing, name)
+		}
+	}
+	return r, missing
+}
+
+// selected reports whether a unit is asked for, and marks by which word.
+func (l *Loop) selected(unit string, words []string, used []bool) bool {
+	hit := len(words) == 0
+	for i, w := range words {
+		name := w
+		if n, err := attach.UnitName(w); err == nil && !attach.IsGlob(w) {
+			name = n
+		}
+		if c, ok := l.alias[name]; ok {
+			name = c
+		}
+		if name == unit || (attach.IsGlob(w) && globMatch(w, unit)) {
+			used[i], hit = true, true
+		}
+	}
+	return hit
+}

@@ -1,0 +1,124 @@
+package reconcile
+
+import (
+	"maps"
+	"slices"
+	"sync"
+)
+
+// cause says why a unit is in the queue; causes of one unit are merged.
+type cause uint8
+
+const (
+	// inputChanged: attachment, unit file, profile or loaded policy may have
+	// changed; the unit needs a plan.
+	inputChanged cause = 1 << iota
+	// started: the unit was started; it needs a look and a verdict.
+	started
+	// ended: the unit has no tasks any more; what is known of it is brought up
+	// to date.
+	ended
+)
+
+// queue holds units that need work. Triggers merge: however often a unit is
+// added before it is taken, it is taken once. A unit that is being worked on
+// is not handed out a second time; what is added meanwhile waits until it is
+// released.
+type queue struct {
+	mu   sync.Mutex
+	due  map[string]cause
+	busy map[string]bool
+	// One slot each: there may be something to take.
+	plans, looks chan struct{}
+}
+
+func newQueue() *queue {
+	return &queue{due: map[string]cause{}, busy: map[string]bool{}, plans: make(chan struct{}, 1), looks: make(chan struct{}, 1)}
+}
+
+func (q *queue) add(c cause, units ...string) {
+	if len(units) == 0 {
+		return
+	}
+	q.mu.Lock()
+	for _, u := range units {
+		q.due[u] |= c
+	}
+	q.mu.Unlock()
+	q.signal()
+}
+
+func (q *queue) signal() {
+	for _, c := range []chan struct{}{q.plans, q.looks} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// takePlans takes every unit that needs a plan, sorted, and marks them busy. It
+// says which of them started, too.
+func (q *queue) takePlans() (units, begun []string) {
+	due := q.take(func(c cause) bool { return c&inputChanged != 0 })
+	for u, c := range due {
+		if c&started != 0 {
+			begun = append(begun, u)
+		}
+	}
+	return slices.Sorted(maps.Keys(due)), begun
+}
+
+// takeLooks takes every unit that needs no more than a look, with the causes.
+func (q *queue) takeLooks() map[string]cause {
+	return q.take(func(c cause) bool { return c&inputChanged == 0 })
+}
+
+func (q *queue) take(ok func(cause) bool) map[string]cause {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := map[string]cause{}
+	for u, c := range q.due {
+		if !q.busy[u] && ok(c) {
+			out[u] = c
+			delete(q.due, u)
+			q.busy[u] = true
+		}
+	}
+	return out
+}
+
+// claim marks units busy for an operation that was asked for, which makes the
+// plan that they may be due for. It reports those that are busy already.
+func (q *queue) claim(units []string) (taken, others []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, u := range units {
+		if q.busy[u] {
+			others = append(others, u)
+			continue
+		}
+		q.busy[u] = true
+		// A start that nobody has looked at is still to be looked at.
+		if q.due[u] &^= inputChanged; q.due[u] == 0 {
+			delete(q.due, u)
+		}
+		taken = append(taken, u)
+	}
+	return taken, others
+}
+
+func (q *queue) release(units []string) {
+	q.mu.Lock()
+	for _, u := range units {
+		delete(q.busy, u)
+	}
+	q.mu.Unlock()
+	q.signal()
+}
+
+func (q *queue) isBusy(unit string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.busy[unit]
+}

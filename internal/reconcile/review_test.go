@@ -1,0 +1,500 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+const fileA = "/etc/aaunit/attachments.d/a.conf"
+
+// An attach that fails again, after its hold ended, goes back to the same state
+// as the first time: the held unit owns no drop-in.
+func TestASecondFailedAttachIsUndoneLikeTheFirst(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.breaks["a"] = true
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		l.queue.add(inputChanged, "a.service")
+		rest()
+		if r := w.records["a.service"]; len(r.DropIns) != 0 {
+			t.Errorf("a held unit is on record with %v", r.DropIns)
+		}
+		w.mu.Lock()
+		w.files["a"] = "2"
+		w.mu.Unlock()
+		l.queue.add(inputChanged, "a.service")
+		rest()
+		if !u.running || u.label != "unconfined" || w.disk[dropIn] != "" || l.Status(nil).Units[0].Held == nil {
+			t.Errorf("not undone: %+v %q", u, w.trace)
+		}
+	})
+}
+
+func TestWithdrawingAPatternRemovesTheFileOfAllItsUnits(t *testing.T) {
+	w := newWorld()
+	w.files["w"] = "1"
+	w.addUnit("w@1.service")
+	w.addUnit("w@2.service")
+	file := "/etc/aaunit/attachments.d/w.conf"
+	w.declareUnit(file, "w@.service", func(a *attach.Attachment) { a.Profile = "%p" })
+	w.run(t, func(l *Loop) {
+		if len(w.disk) != 1 || answer(l, "w@2") != "confined" {
+			t.Fatal(w.disk)
+		}
+		w.undeclare(file)
+		rest()
+		if len(w.disk) != 0 || len(w.records) != 0 || w.units["w@1.service"].label != "unconfined" {
+			t.Errorf("left over: %v %v", w.disk, w.records)
+		}
+		if _, loaded := w.kernel["w"]; loaded {
+			t.Error("the profile stays loaded")
+		}
+	})
+}
+
+func TestADetachWithoutAReloadGoesOnLater(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.deaf = true
+		w.mu.Unlock()
+		w.undeclare(fileA)
+		rest()
+		if _, kept := w.records["a.service"]; !kept || w.kernel["a"] == "" {
+			t.Fatalf("forgotten while systemd has the profile in effect: %q", w.trace)
+		}
+		w.mu.Lock()
+		w.deaf = false
+		w.mu.Unlock()
+		w.tellFiles()
+		rest()
+		if len(w.records) != 0 || len(w.read) != 0 || u.label != "unconfined" || w.kernel["a"] != "" {
+			t.Errorf("not detached: %+v %q", u, w.trace)
+		}
+	})
+}
+
+// A restart that failed because the daemon was told to end is no failed attach.
+func TestADaemonThatEndsHoldsAndWithdrawsNothing(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	synctest.Test(t, func(t *testing.T) {
+		w.events, w.changed = make(chan attach.UnitEvent, 1000), make(chan struct{}, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		w.onCall = func(call string) {
+			if call == "restart a.service" {
+				cancel()
+			}
+		}
+		l := w.loop()
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = l.Run(ctx, func() {}) })
+		out, err := l.Attach(t.Context(), attach.Request{Units: []string{"a"}}, nil)
+		wg.Wait()
+		if err != nil || out[0].Exit == attach.ExitOK || out[0].Undone {
+			t.Errorf("%v %+v", err, out)
+		}
+		if r := w.records["a.service"]; len(w.att) != 1 || r.Hold != nil || !r.Attaching {
+			t.Errorf("%v %+v", w.att, r)
+		}
+	})
+	w.onCall = nil
+	w.run(t, func(l *Loop) {
+		if got := answer(l, "a"); got != "confined" || u.label != "a (enforce)" {
+			t.Errorf("%s %+v", got, u)
+		}
+	})
+}
+
+// One that ends while a unit settles does not know how it is.
+func TestADaemonThatEndsWhileAUnitSettlesTellsNoSuccess(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	synctest.Test(t, func(t *testing.T) {
+		w.events, w.changed = make(chan attach.UnitEvent, 1000), make(chan struct{}, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		l := w.loop()
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = l.Run(ctx, func() {}) })
+		time.AfterFunc(time.Second, cancel)
+		out, err := l.Attach(t.Context(), attach.Request{Units: []string{"a"}}, nil)
+		wg.Wait()
+		if err != nil || out[0].Exit != attach.ExitUnknown {
+			t.Errorf("%v %+v", err, out)
+		}
+	})
+}
+
+// Killed before any step of an attach that fails, and of its undo, the next
+// daemon brings the unit back to where it was.
+func TestAFailingAttachKilledAtAnyStepIsUndone(t *testing.T) {
+	for kill := 1; ; kill++ {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		u.breaks["a"] = true
+		w.declareUnit(fileA, "a.service", nil)
+		w.killAt = kill
+		w.run(t, func(*Loop) {})
+		if !w.dead {
+			break
+		}
+		w.dead, w.killAt = false, 0
+		w.run(t, func(l *Loop) {
+			if !u.running || u.label != "unconfined" || w.disk[dropIn] != "" || w.read[dropIn] != "" || l.Status(nil).Units[0].Held == nil {
+				t.Errorf("after a kill before step %d: %+v, drop-in %q, %q", kill, u, w.disk[dropIn], w.trace)
+			}
+		})
+	}
+}
+
+// An attach that waited for a restart has confined nothing yet: when the
+// restart fails, the unit runs on as it did.
+func TestAFailedRestartThatWasPendingGoesBackToUnconfined(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.breaks["a"] = true
+	w.run(t, func(l *Loop) {
+		attachUnits(t, l, attach.Request{Units: []string{"a"}, NoRestart: true})
+		rest()
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		rest()
+		if !out[0].Undone || !u.running || u.label != "unconfined" || w.disk[dropIn] == "" || len(w.att) != 1 {
+			t.Errorf("%+v %+v %v %q", out, u, w.att, w.trace)
+		}
+	})
+}
+
+// A text that does not compile for a moment ends no hold: the same text must
+// not be tried again.
+func TestARefusalEndsNoHold(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.breaks["a"] = true
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		restarts := w.calls["restart"]
+		for _, bad := range []bool{true, false} {
+			w.mu.Lock()
+			w.bad["a"] = bad
+			w.mu.Unlock()
+			l.queue.add(inputChanged, "a.service")
+			rest()
+		}
+		if w.calls["restart"] != restarts || l.Status(nil).Units[0].Held == nil {
+			t.Errorf("tried again: %q", w.trace)
+		}
+	})
+}
+
+// What an undo brought back is held and reported; OnViolation=stop does not
+// take it down again.
+func TestOnViolationStopLeavesWhatAnUndoBroughtBack(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.files["b"] = "1"
+	u.breaks["b"] = true
+	stop := func(profile string) func(*attach.Attachment) {
+		return func(a *attach.Attachment) { a.OnViolation, a.Profile = attach.ViolationStop, profile }
+	}
+	w.declareUnit(fileA, "a.service", stop("b"))
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.begin(u)
+		w.mu.Unlock()
+		rest()
+		if !u.running || u.label != "unconfined" || answer(l, "a") != "not-confined" {
+			t.Fatalf("%+v %q", u, w.trace)
+		}
+		w.declareUnit(fileA, "a.service", stop("a"))
+		rest()
+		w.declareUnit(fileA, "a.service", stop("b"))
+		rest()
+		w.mu.Lock()
+		w.begin(u)
+		w.mu.Unlock()
+		rest()
+		if !u.running || u.label != "a (enforce)" || l.Status(nil).Units[0].Held == nil {
+			t.Errorf("%+v %q", u, w.trace)
+		}
+	})
+}
+
+func TestOnViolationStopLeavesAUnitThatShallComplain(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit(fileA, "a.service", func(a *attach.Attachment) {
+		a.OnViolation, a.Mode = attach.ViolationStop, attach.WishComplain
+	})
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.begin(u)
+		u.label = "a (complain)"
+		w.mu.Unlock()
+		rest()
+		if !u.running || answer(l, "a") != "not-confined" {
+			t.Errorf("%+v %s", u, answer(l, "a"))
+		}
+	})
+}
+
+// Debian's usr.sbin.cupsd, for one, defines two profiles.
+func TestAFileWithTwoProfilesIsLoadedOnce(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.also = map[string]string{"a": "other"}
+	w.kernel["other"] = "1" // was loaded before
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		for range 2 {
+			l.queue.add(inputChanged, "a.service")
+			rest()
+		}
+		if w.calls["load"] != 1 || answer(l, "a") != "confined" {
+			t.Errorf("%s %q", answer(l, "a"), w.trace)
+		}
+		l.queue.add(started, "a.service")
+		rest()
+		if got := answer(l, "a"); got != "confined" {
+			t.Errorf("at a look: %s", got)
+		}
+		w.undeclare(fileA)
+		rest()
+		if _, loaded := w.kernel["other"]; !loaded {
+			t.Error("a profile that was loaded before was unloaded")
+		}
+	})
+}
+
+// A typing error in the file that names a unit does not hand the unit over to a
+// pattern, before or after a restart of the daemon.
+func TestABrokenFileHandsNoUnitToAPattern(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.files["generic"] = "1"
+	w.declareUnit(fileA, "a.service", nil)
+	w.declareUnit("/etc/aaunit/attachments.d/z.conf", "*.service", func(a *attach.Attachment) { a.Profile = "generic" })
+	for range 2 {
+		w.run(t, func(l *Loop) {
+			w.mu.Lock()
+			w.broken[fileA] = true
+			w.mu.Unlock()
+			w.tellFiles()
+			rest()
+			if u.label != "a (enforce)" || w.calls["restart"] != 1 {
+				t.Errorf("%+v %q", u, w.trace)
+			}
+		})
+	}
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.broken = map[string]bool{}
+		w.mu.Unlock()
+		w.undeclare(fileA)
+		rest()
+		if u.label != "generic (enforce)" {
+			t.Errorf("after the file is gone: %+v", u)
+		}
+	})
+}
+
+func TestARefusedAttachmentThatIsWithdrawnIsShownNoMore(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.bad["a"] = true
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		if r := l.Status(nil); len(r.Units) != 1 || len(r.Units[0].Refused) == 0 {
+			t.Fatalf("%+v", r)
+		}
+		w.undeclare(fileA)
+		rest()
+		if r := l.Status(nil); len(r.Units) != 0 {
+			t.Errorf("still shown: %+v", r.Units)
+		}
+	})
+}
+
+// However many looks wait, the watchdog hears the loop.
+func TestSlowLooksDoNotStopTheLoop(t *testing.T) {
+	w := newWorld()
+	for i := range 2 * parallel {
+		u := w.addUnit(fmt.Sprintf("u%02d.service", i))
+		w.declareUnit(u.name+".conf", u.name, nil)
+	}
+	w.run(t, func(l *Loop) {
+		for name, u := range w.units {
+			w.mu.Lock()
+			u.forked = 1000
+			w.mu.Unlock()
+			l.queue.add(started, name)
+		}
+		synctest.Wait()
+		begun := time.Now()
+		if err := l.Ping(context.Background()); err != nil || time.Since(begun) > 0 {
+			t.Errorf("%v after %v", err, time.Since(begun))
+		}
+		rest()
+	})
+}
+
+// "aaunitctl verify" looks beside a pass: what it saw earlier, or of a unit that
+// is detached by now, is not shown as current.
+func TestAVerdictThatComesTooLateIsNotShown(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		d, err := l.desired("a.service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, o := l.judge(context.Background(), d, false)
+		late := v
+		late.Answer, late.At = attach.NotConfined, v.At.Add(-time.Hour)
+		l.conclude(d, o, late)
+		if got := answer(l, "a"); got != "confined" || w.records["a.service"].Verdict.Answer != attach.Confined {
+			t.Errorf("a look of an hour ago is shown: %s", got)
+		}
+		w.undeclare(fileA)
+		rest()
+		l.conclude(d, o, v)
+		if r := l.Status(nil); len(r.Units) != 0 {
+			t.Errorf("a detached unit is shown: %+v", r.Units)
+		}
+	})
+}
+
+// "systemctl daemon-reload; systemctl restart" is one burst: the start in it is
+// judged as a start all the same.
+func TestOnViolationStopSeesAStartThatComesWithAReload(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.drags = []string{"dbus.service"} // aaunit does not restart it
+	w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop })
+	w.run(t, func(l *Loop) {
+		if !u.running {
+			t.Fatal("a start from before the attachment was stopped")
+		}
+		w.mu.Lock()
+		w.events <- attach.UnitEvent{Kind: attach.BusBack}
+		w.mu.Unlock()
+		rest()
+		if !u.running {
+			t.Fatal("it was stopped because the bus came back")
+		}
+		w.mu.Lock()
+		w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+		w.begin(u)
+		u.label = "unconfined"
+		w.mu.Unlock()
+		rest()
+		if u.running {
+			t.Error("a start that is not confined was not stopped")
+		}
+	})
+}
+
+// Two units that share a profile and both fail leave it to each other no more.
+func TestTwoFailedUnitsOfOneProfileUnloadIt(t *testing.T) {
+	w := newWorld()
+	w.files["p"] = "1"
+	w.addUnit("a.service").breaks["p"] = true
+	w.addUnit("b.service").breaks["p"] = true
+	w.run(t, func(l *Loop) {
+		out := attachUnits(t, l, attach.Request{Units: []string{"a", "b"}, Profile: "p"})
+		rest()
+		if _, loaded := w.kernel["p"]; loaded || !out[0].Undone || !out[1].Undone || len(w.records) != 0 || len(w.disk) != 0 {
+			t.Errorf("%+v %v %v %q", out, w.kernel, w.records, w.trace)
+		}
+	})
+}
+
+// "apparmor_parser -r FILE; systemctl restart UNIT": the look at the start may
+// come before the pass that accepts the new text.
+func TestOnViolationStopWaitsForANewTextToBeAccepted(t *testing.T) {
+	for _, c := range []struct {
+		text    string
+		running bool
+	}{{"2", true}, {"1", false}} {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop })
+		w.run(t, func(l *Loop) {
+			w.mu.Lock()
+			w.files["a"], w.kernel["a"] = c.text, "2"
+			w.begin(u)
+			w.mu.Unlock()
+			rest()
+			if u.running != c.running || c.running && answer(l, "a") != "confined" {
+				t.Errorf("the file says %s: running %v, %s", c.text, u.running, answer(l, "a"))
+			}
+		})
+	}
+}
+
+// A drop-in that somebody removed, and that a failed pass put back, stays.
+func TestAnUndoDoesNotRemoveWhatConfinedTheUnit(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		delete(w.disk, dropIn)
+		w.deaf = true
+		w.mu.Unlock()
+		l.queue.add(inputChanged, "a.service")
+		rest()
+		if w.disk[dropIn] == "" || u.label != "a (enforce)" || len(w.records["a.service"].DropIns) != 1 {
+			t.Errorf("%v %+v %q", w.disk, u, w.trace)
+		}
+	})
+}
+
+// A profile that another attached unit may change to is not unloaded.
+func TestADetachLeavesAProfileThatAnotherUnitAllows(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.addUnit("b.service")
+	w.declareUnit(fileA, "a.service", nil)
+	w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) { a.AllowProfiles = []string{"a"} })
+	w.run(t, func(l *Loop) {
+		w.undeclare(fileA)
+		rest()
+		if _, loaded := w.kernel["a"]; !loaded || answer(l, "b") != "confined" || w.calls["unload"] != 0 {
+			t.Errorf("%v %s %q", w.kernel, answer(l, "b"), w.trace)
+		}
+		w.undeclare("/etc/aaunit/attachments.d/b.conf")
+		rest()
+		if len(w.kernel) != 0 || len(w.records) != 0 {
+			t.Errorf("left over: %v", w.kernel)
+		}
+	})
+}
+
+// The unit and its alias are planned side by side: when the alias is learned
+// first, the unit must not read as withdrawn.
+func TestAnAliasLearnedMeanwhileDetachesNothing(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.aliases["alias.service"] = "a.service"
+	w.declareUnit("/etc/aaunit/attachments.d/x.conf", "alias.service", func(a *attach.Attachment) { a.Profile = "a" })
+	w.run(t, func(l *Loop) {
+		rest()
+		before := len(w.trace)
+		l.drop("a.service") // as before declare() has heard of the alias
+		l.queue.add(inputChanged, "a.service")
+		rest()
+		if extra := w.trace[before:]; len(extra) != 0 || answer(l, "a") != "confined" {
+			t.Errorf("%q, %s", extra, answer(l, "a"))
+		}
+	})
+}

@@ -1,0 +1,353 @@
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/journal"
+)
+
+// undo is step 8: the way back for every unit that failed. It never takes away
+// confinement that was there before:
+//
+//  1. the drop-ins are as they were before the pass
+//  2. one daemon-reload
+//  3. a unit that ran under the profile before gets back the policy it had
+//  4. a unit that ran before is started again, also after systemd gave up on
+//     it; one that was confined before and does not come up so stays down
+//  5. of a unit that was not confined before, the loaded policy is taken back,
+//     once no task carries it any more
+//  6. an attachment made at the command line is withdrawn; one declared in a
+//     file is held until an input changes or someone asks
+//
+// OnFailedAttach=stop stops the unit instead, keep leaves it as it is; both
+// are held.
+//
+// When the daemon is told to end, what failed may have failed for that alone:
+// nothing is held or withdrawn then, and the next start goes on from the record.
+func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op *operation) {
+	var back []*job
+	for _, j := range jobs {
+		if len(j.failed) == 0 || j.over || j.d.Attachment == nil {
+			continue
+		}
+		j.out.Reasons = j.failed
+		j.out.Exit = attach.ExitFailed
+		switch {
+		case ctx.Err() != nil:
+			continue
+		case j.restarted && j.d.Attachment.OnFailedAttach == attach.FailedStop:
+			j.event(attach.StepUndo, attach.Running, "stopping")
+			text := "stopped, as OnFailedAttach=stop asks for"
+			if err := l.systemd.Stop(ctx, j.d.Unit); err != nil {
+				text = fmt.Sprintf("cannot stop %s: %v", j.d.Unit, err)
+			}
+			j.event(attach.StepUndo, attach.Done, "%s", text)
+			l.hold(ctx, j)
+		case j.restarted && j.d.Attachment.OnFailedAttach == attach.FailedKeep:
+			j.event(attach.StepUndo, attach.Skipped, "left as it is, as OnFailedAttach=keep asks for")
+			l.hold(ctx, j)
+		default:
+			back = append(back, j)
+		}
+	}
+	if len(back) == 0 {
+		return
+	}
+	if l.putBackDropIns(back) {
+		if err := l.systemd.Reload(ctx); err != nil {
+			l.log.Error("systemd did not read its files again during an undo", "err", err)
+		}
+	}
+	eachAll(back, func(j *job) { l.putBackUnit(ctx, j, back, saved) })
+	if ctx.Err() != nil {
+		return
+	}
+	for _, j := range back {
+		l.settleUndo(ctx, j, op)
+	}
+}
+
+// putBackDropIns is step 1; it reports whether systemd must read its files again.
+func (l *Loop) putBackDropIns(back []*job) (reload bool) {
+	for _, j := range back {
+		j.event(attach.StepUndo, attach.Running, "taking back")
+		for path, text := range j.files {
+			var changed bool
+			var err error
+			if j.fresh && l.neededByOthers(j, back, path) {
+				j.stuck = true
+				delete(j.d.Record.DropIns, path)
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s serves other units too, so %s cannot go back to running without the profile; it stays down", path, j.d.Unit).At(path))
+				continue
+			}
+			if _, lost := j.before.DropIns[path]; text == nil && lost && !j.fresh && j.before.Profile == j.d.Profile {
+				continue // somebody had taken it away: what confines the unit stays
+			}
+			if text != nil && !j.fresh {
+				changed, err = l.systemd.WriteDropIn(path, *text)
+			} else {
+				changed, err = l.systemd.RemoveDropIn(path)
+			}
+			if err != nil {
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.DropInUnreadable, "%v", err).At(path))
+				l.log.Error("cannot put a drop-in back", journal.FieldUnit, j.d.Unit, "err", err)
+				continue
+			}
+			if text == nil || j.fresh {
+				delete(j.d.Record.DropIns, path)
+			}
+			reload = reload || changed
+		}
+	}
+	return reload
+}
+
+// neededByOthers reports whether a unit whose attach did not fail is confined
+// by the file: a template's or prefix's, which serves several.
+func (l *Loop) neededByOthers(j *job, back []*job, path string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for other, r := range l.records {
+		_, has := r.DropIns[path]
+		if has && other != j.d.Unit && !slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other }) {
+			return true
+		}
+	}
+	return false
+}
+
+// putBackUnit is steps 3 to 5.
+func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[string]Saved) {
+	if j.stuck {
+		if err := l.systemd.Stop(ctx, j.d.Unit); err != nil {
+			l.log.Error("cannot stop a unit that does not come up confined", journal.FieldUnit, j.d.Unit, "err", err)
+		}
+		return
+	}
+	wasConfined := !j.fresh || j.d.Record.Before.Confined
+	if wasConfined {
+		l.putBackPolicy(ctx, j, back, saved)
+	}
+	running := j.d.Record.Before.Running || (!j.fresh && j.restarted)
+	if j.restarted && running {
+		if err := l.startAgain(ctx, j.d.Unit); err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
+				WithNext("journalctl -u "+j.d.Unit))
+		}
+		if wasConfined {
+			l.stopUnlessCarried(ctx, j)
+		}
+	}
+	if !wasConfined {
+		l.putBackPolicy(ctx, j, back, saved)
+	}
+}
+
+// stopUnlessCarried sees to it that a unit that was confined before is not left
+// running without the profile it had.
+func (l *Loop) stopUnlessCarried(ctx context.Context, j *job) {
+	former := attach.Desired{Unit: j.d.Unit, Profile: cmp.Or(j.before.Profile, j.d.Profile), Attachment: j.d.Attachment, Record: j.before}
+	o, err := l.observe(ctx, former, quick)
+	if err == nil && (!o.Unit.Active() || carries(former, o)) {
+		return
+	}
+	if err := l.systemd.Stop(ctx, j.d.Unit); err != nil {
+		l.log.Error("cannot stop a unit that does not come up confined again", journal.FieldUnit, j.d.Unit, "err", err)
+	}
+	j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s was confined before and does not come up so again; it stays down", j.d.Unit).
+		WithNext("journalctl -u "+j.d.Unit))
+}
+
+// startAgain brings a unit up without the profile, or with its former one:
+// what still runs under the failed one is restarted, what ended is started.
+func (l *Loop) startAgain(ctx context.Context, unit string) error {
+	u, err := l.systemd.Observe(ctx, unit)
+	if err != nil {
+		return err
+	}
+	if u.ActiveState == "active" || u.ActiveState == "reloading" {
+		return l.systemd.TryRestart(ctx, unit)
+	}
+	// Whatever systemd is still trying belongs to the failed start.
+	if u.Active() {
+		if err := l.systemd.Stop(ctx, unit); err != nil {
+			return err
+		}
+	}
+	return l.systemd.Start(ctx, unit)
+}
+
+func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map[string]Saved) {
+	for _, c := range j.o.Policy.Compiled {
+		s := saved[c.File]
+		if s == nil || l.loadedForOthers(j.d.Unit, back, c) {
+			continue
+		}
+		if err := s.Restore(ctx); err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "the policy that was loaded from %s stays: %v", c.File, err).At(c.File))
+			continue
+		}
+		j.d.Record.Loaded = j.before.Loaded
+	}
+}
+
+// loadedForOthers reports whether another attached unit that did not fail runs
+// under a profile of the file.
+func (l *Loop) loadedForOthers(unit string, back []*job, c attach.Compiled) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for other, r := range l.records {
+		if _, ours := c.Checksums[r.Profile]; ours && other != unit && len(r.DropIns) > 0 && r.Hold == nil &&
+			!slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other && !b.stuck }) {
+			return true
+		}
+	}
+	return false
+}
+
+// settleUndo is step 6, and says what the unit is now.
+func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
+	j.out.Undone = true
+	u, err := l.systemd.Observe(ctx, j.d.Unit)
+	state := u.ActiveState
+	if err != nil {
+		state = "in a state that systemd did not tell"
+	}
+	text := fmt.Sprintf("%s is %s, as it was before the attach", j.d.Unit, state)
+	if !j.restarted {
+		text = fmt.Sprintf("%s was not touched; what had been changed for it was taken back", j.d.Unit)
+	}
+	j.event(attach.StepUndo, attach.Done, "%s", text)
+	l.log.Error("attach of "+j.d.Unit+" failed and was undone: "+j.failed[0].String(), journal.FieldMessageID, string(journal.MsgAttachUndone),
+		journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldReason, string(j.failed[0].Code))
+	if withdraw := op.withdrawal(j.d.Unit); withdraw != nil {
+		if err := withdraw(); err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachmentBad, "the attachment could not be withdrawn: %v", err).At(j.d.Attachment.Source))
+			l.hold(ctx, j)
+			return
+		}
+		l.declare(ctx)
+		switch {
+		case l.target(j.d.Unit) != nil:
+		case len(j.d.Record.DropIns) > 0:
+			l.remember(j.d.Record) // one could not be removed: the next trigger goes on
+			return
+		default:
+			l.forget(j.d.Unit)
+			l.unpublish(j.d.Unit)
+			return
+		}
+		l.remember(j.before)
+		l.queue.add(inputChanged, j.d.Unit)
+		return
+	}
+	if !j.fresh {
+		// Back under the former attachment's terms, but not tried again.
+		r := j.before
+		r.Hold = j.d.Record.Hold
+		j.d.Record = r
+	}
+	l.hold(ctx, j)
+}
+
+// hold keeps the attach from being tried again, and tells the truth about the
+// unit as it is now.
+func (l *Loop) hold(ctx context.Context, j *job) {
+	r := &j.d.Record
+	if r.Profile != j.d.Profile {
+		r.Proved = "" // under the former profile
+	}
+	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
+	r.RestartUnit = j.d.Attachment.RestartUnit
+	r.Attaching = false
+	r.Hold = &attach.Hold{Inputs: inputs(j), Reasons: j.failed, Since: time.Now()}
+	l.remember(*r)
+	v, o := l.judge(ctx, j.d, false)
+	j.out.Verdict = &v
+	l.conclude(j.d, o, v)
+	l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = j.out.Notes })
+}
+
+// finishDetached is step 9.
+func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
+	for _, j := range jobs {
+		if j.d.Attachment != nil || j.over {
+			continue
+		}
+		if len(j.failed) > 0 {
+			j.out.Reasons, j.out.Exit = j.failed, attach.ExitFailed
+		}
+		if len(j.d.Record.DropIns) > 0 {
+			// Not all was taken back: the record stays, and the next trigger
+			// goes on.
+			l.remember(j.d.Record)
+			continue
+		}
+		if ctx.Err() != nil {
+			continue // the record stays, and the next start goes on
+		}
+		for _, a := range j.plan.Actions {
+			if a.Kind != attach.UnloadPolicy {
+				continue
+			}
+			if other := l.handOver(j.d.Unit, a.Target); other != "" {
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s is attached to %s too", other, a.Target))
+				continue
+			}
+			if err := l.apparmor.Unload(ctx, a.Target); err != nil {
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
+				j.event(attach.StepPolicy, attach.Skipped, "profile %s stays loaded: %v", a.Target, err)
+				continue
+			}
+			j.out.Changed = true
+			j.event(attach.StepPolicy, attach.Done, "profile %s unloaded", a.Target)
+		}
+		l.forget(j.d.Unit)
+		l.unpublish(j.d.Unit)
+		l.log.Info(j.d.Unit+" is detached", journal.FieldMessageID, string(journal.MsgDetached), journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit)
+	}
+}
+
+// handOver finds another unit that is attached to the profile, or whose policy
+// it belongs to (AllowProfiles=, the same file), and leaves it the duty to unload it one day.
+func (l *Loop) handOver(unit, profile string) string {
+	l.mu.Lock()
+	var heir *attach.Record
+	for other, r := range l.records {
+		_, accepted := r.Accepted[profile]
+		if other != unit && (accepted || r.Profile == profile || strings.HasPrefix(r.Profile, profile+"//")) && len(r.DropIns) > 0 {
+			r = r.Clone()
+			if !slices.Contains(r.Loaded, profile) {
+				r.Loaded = append(r.Loaded, profile)
+			}
+			heir = &r
+			break
+		}
+	}
+	l.mu.Unlock()
+	if heir == nil {
+		return ""
+	}
+	l.remember(*heir)
+	return heir.Unit
+}
+
+// eachAll calls f for every job at once and waits.
+func eachAll(jobs []*job, f func(*job)) {
+	done := make(chan struct{})
+	for _, j := range jobs {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			f(j)
+		}()
+	}
+	for range jobs {
+		<-done
+	}
+}

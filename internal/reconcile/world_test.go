@@ -1,0 +1,595 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// world is a small machine: systemd, AppArmor, attachment files and records,
+// in memory. It counts the calls that are dear. Everything is also tested for
+// real in test/vm.
+type world struct {
+	mu      sync.Mutex
+	units   map[string]*unit
+	aliases map[string]string
+	disk    map[string]string // drop-ins
+	read    map[string]string // drop-ins as of the last daemon-reload
+	files   map[string]string // profile -> version of its text
+	bad     map[string]bool   // profile whose text does not compile
+	kernel  map[string]string // profile -> version that is loaded
+	att     map[string]attach.Attachment
+	broken  map[string]bool
+	records map[string]attach.Record
+	calls   map[string]int
+	trace   []string
+
+	events  chan attach.UnitEvent
+	changed chan struct{}
+	// onCall is told each call before it takes effect.
+	onCall func(call string)
+	// killAt is the number of the call before which the daemon is killed; from
+	// then on, nothing it calls has any effect.
+	killAt int
+	// unlisted: systemd does not list units.
+	unlisted bool
+	diskFull bool // records cannot be saved
+	dead     bool
+	// also: profile -> another one that its file defines.
+	also map[string]string
+	// deaf: systemd does not reload.
+	deaf bool
+}
+
+var errDead = errors.New("the daemon was killed")
+
+func (w *world) lock() (unlock func()) {
+	w.mu.Lock()
+	return w.mu.Unlock
+}
+
+type unit struct {
+	name      string
+	running   bool
+	failed    bool
+	oneshot   bool
+	start     int    // counts starts
+	label     string // of its task
+	tmp       bool   // private
+	own       string // its own AppArmorProfile=
+	breaks    map[string]bool
+	restarts  uint32
+	drags     []string
+	forked    int  // so many looks see systemd on its way to the program
+	crashLoop bool // dies under any profile, and systemd starts it again
+}
+
+func newWorld() *world {
+	return &world{
+		units: map[string]*unit{}, aliases: map[string]string{}, disk: map[string]string{}, read: map[string]string{},
+		files: map[string]string{}, bad: map[string]bool{}, kernel: map[string]string{}, att: map[string]attach.Attachment{},
+		broken: map[string]bool{}, records: map[string]attach.Record{}, calls: map[string]int{},
+		events: make(chan attach.UnitEvent, 1000), changed: make(chan struct{}, 1),
+	}
+}
+
+func (w *world) call(format string, args ...any) error {
+	c := fmt.Sprintf(format, args...)
+	if w.dead = w.dead || w.killAt > 0 && len(w.trace) == w.killAt-1; w.dead {
+		return errDead
+	}
+	w.calls[strings.Fields(c)[0]]++
+	w.trace = append(w.trace, c)
+	if f := w.onCall; f != nil {
+		f(c)
+	}
+	return nil
+}
+
+// addUnit adds a running, unconfined unit and a profile of the same name.
+func (w *world) addUnit(name string) *unit {
+	u := &unit{name: name, running: true, start: 1, label: "unconfined", breaks: map[string]bool{}}
+	w.units[name] = u
+	w.files[strings.TrimSuffix(name, ".service")] = "1"
+	return u
+}
+
+func (w *world) declareUnit(file, unit string, change func(*attach.Attachment)) {
+	w.mu.Lock()
+	a := attach.NewAttachment()
+	a.Source, a.Line = file, 1
+	a.Units, a.Profile = []string{unit}, strings.TrimSuffix(unit, ".service")
+	if change != nil {
+		change(&a)
+	}
+	w.att[file] = a
+	w.mu.Unlock()
+	w.tellFiles()
+}
+
+func (w *world) undeclare(file string) {
+	w.mu.Lock()
+	delete(w.att, file)
+	w.mu.Unlock()
+	w.tellFiles()
+}
+
+func (w *world) tellFiles() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// setting is the last value of a key in the drop-ins that systemd has read.
+func (w *world) setting(unit, key string) (value string, at []attach.Assignment) {
+	for _, p := range slices.Sorted(maps.Keys(w.read)) {
+		dir := path.Base(path.Dir(p))
+		place := strings.TrimSuffix(dir, ".d")
+		if place != unit && !(attach.IsTemplate(place) && attach.TemplateOf(unit) == place) {
+			continue
+		}
+		for i, l := range strings.Split(w.read[p], "\n") {
+			if v, ok := strings.CutPrefix(l, key+"="); ok {
+				value = v
+				at = append(at, attach.Assignment{Key: key, Value: v, Path: p, Line: i + 1})
+			}
+		}
+	}
+	return value, at
+}
+
+func (w *world) Observe(_ context.Context, name string) (attach.Unit, error) {
+	defer w.lock()()
+	if w.dead {
+		return attach.Unit{}, errDead
+	}
+	return w.observe(name)
+}
+
+func (w *world) observe(name string) (attach.Unit, error) {
+	if c, ok := w.aliases[name]; ok {
+		name = c
+	}
+	if name == "apparmor.service" {
+		return attach.Unit{ID: name, LoadState: "loaded", UnitFileState: "enabled"}, nil
+	}
+	f, ok := w.units[name]
+	if !ok {
+		return attach.Unit{ID: name, Names: []string{name}, LoadState: "not-found", ActiveState: "inactive"}, nil
+	}
+	u := attach.Unit{ID: name, Names: []string{name}, LoadState: "loaded", ActiveState: "inactive", SubState: "dead", Type: "simple",
+		FragmentPath: "/etc/systemd/system/" + name, UnitFileState: "enabled", NRestarts: f.restarts, RestartsWith: f.drags}
+	for alias, of := range w.aliases {
+		if of == name {
+			u.Names = append(u.Names, alias)
+		}
+	}
+	if f.start > 0 {
+		u.InvocationID = fmt.Sprintf("%s-%d", name, f.start)
+	}
+	switch {
+	case f.running:
+		u.ActiveState, u.SubState, u.MainPID = "active", "running", 1000+f.start
+	case f.failed:
+		u.ActiveState, u.SubState, u.Result = "failed", "failed", "exit-code"
+	}
+	s := &u.Settings
+	s.DefaultDependencies = true
+	s.PrivateTmp = attach.PrivateTmpNo
+	s.Profile = f.own
+	if v, at := w.setting(name, "AppArmorProfile"); len(at) > 0 {
+		s.Profile, _ = attach.ExpandSpecifiers(v, name)
+		s.Assignments = append(s.Assignments, at...)
+	}
+	if v, at := w.setting(name, "PrivateTmp"); v != "" {
+		s.PrivateTmp = attach.PrivateTmp(v)
+		s.Assignments = append(s.Assignments, at...)
+	}
+	if v, at := w.setting(name, "AssertSecurity"); v == "apparmor" {
+		s.AssertAppArmor = true
+		s.Assignments = append(s.Assignments, at...)
+	}
+	return u, nil
+}
+
+func (w *world) Invocation(ctx context.Context, name string) (string, error) {
+	u, err := w.Observe(ctx, name)
+	return u.InvocationID, err
+}
+
+func (w *world) Expand(_ context.Context, glob string) ([]string, error) {
+	defer w.lock()()
+	if w.unlisted {
+		return nil, errors.New("systemd does not answer")
+	}
+	var out []string
+	for n := range w.units {
+		if ok, _ := path.Match(glob, n); ok {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+func (w *world) UserUnit(string) bool { return false }
+
+func (w *world) ReadDropIn(p string) (string, bool, error) {
+	defer w.lock()()
+	text, ok := w.disk[p]
+	return text, ok, nil
+}
+
+func (w *world) WriteDropIn(p, text string) (bool, error) {
+	defer w.lock()()
+	if w.disk[p] == text {
+		return false, nil
+	}
+	if err := w.call("write %s", p); err != nil {
+		return false, err
+	}
+	w.disk[p] = text
+	return true, nil
+}
+
+func (w *world) RemoveDropIn(p string) (bool, error) {
+	defer w.lock()()
+	if _, ok := w.disk[p]; !ok {
+		return false, nil
+	}
+	if err := w.call("remove %s", p); err != nil {
+		return false, err
+	}
+	delete(w.disk, p)
+	return true, nil
+}
+
+func (w *world) Reload(context.Context) error {
+	defer w.lock()()
+	if err := w.call("reload"); err != nil {
+		return err
+	}
+	if w.deaf {
+		return errors.New("systemd does not answer")
+	}
+	w.read = maps.Clone(w.disk)
+	w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+	return nil
+}
+
+// begin starts a unit as systemd would, with the settings it has read.
+func (w *world) begin(u *unit) error {
+	u.start++
+	u.restarts = 0
+	u.failed, u.running = false, false
+	seen, _ := w.observe(u.name)
+	p := seen.Settings.Profile
+	_, loaded := w.kernel[p]
+	u.label = "unconfined"
+	if p != "" {
+		u.label = p + " (enforce)"
+	}
+	u.tmp = seen.Settings.PrivateTmp != attach.PrivateTmpNo
+	switch {
+	case p != "" && !loaded, u.breaks[p]:
+		u.failed = true
+	case p != "" && u.crashLoop:
+		u.running = true
+		u.restarts++
+		u.start++
+	default:
+		u.running = !u.oneshot
+	}
+	w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: u.name}
+	if u.failed {
+		w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: u.name}
+		return fmt.Errorf("%s failed: result exit-code", u.name)
+	}
+	return nil
+}
+
+func (w *world) TryRestart(ctx context.Context, name string) error {
+	defer w.lock()()
+	u := w.units[name]
+	if !u.running {
+		return nil
+	}
+	if err := w.call("restart %s", name); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return w.begin(u)
+}
+
+func (w *world) Start(_ context.Context, name string) error {
+	defer w.lock()()
+	if err := w.call("start %s", name); err != nil {
+		return err
+	}
+	return w.begin(w.units[name])
+}
+
+func (w *world) Stop(_ context.Context, name string) error {
+	defer w.lock()()
+	if err := w.call("stop %s", name); err != nil {
+		return err
+	}
+	w.units[name].running = false
+	return nil
+}
+
+func (w *world) Follow(_ context.Context, wants func(string) bool) <-chan attach.UnitEvent {
+	return w.events
+}
+
+func (w *world) profile(name string) attach.Profile {
+	return attach.Profile{Name: name, File: "/etc/apparmor.d/" + name, Line: 1}
+}
+
+func (w *world) ByName(name string) []attach.Profile {
+	defer w.lock()()
+	if _, ok := w.files[name]; ok {
+		return []attach.Profile{w.profile(name)}
+	}
+	return nil
+}
+
+func (w *world) InFile(p string) ([]attach.Profile, error) {
+	if found := w.ByName(path.Base(p)); found != nil {
+		return found, nil
+	}
+	return nil, errors.New("no such file")
+}
+
+func (w *world) ByExecutable(string) []attach.Profile { return nil }
+
+func (w *world) Profiles() []attach.Profile { return nil }
+
+func (w *world) Host() attach.Host {
+	return attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}
+}
+
+func (w *world) Compile(_ context.Context, files []string, _ bool) (done []attach.Compiled, problems []attach.Reason) {
+	defer w.lock()()
+	for _, f := range files {
+		name := path.Base(f)
+		if w.bad[name] {
+			problems = append(problems, attach.Because(attach.ProfileBroken, "syntax error in %s", f).At(f))
+			continue
+		}
+		v := w.files[name]
+		done = append(done, attach.Compiled{File: f, Source: name + v, Profiles: []attach.Profile{w.profile(name)},
+			Checksums: map[string]string{name: "sha256:" + name + v}})
+		if other, ok := w.also[name]; ok {
+			done[len(done)-1].Checksums[other] = "sha256:" + other + v
+		}
+	}
+	return done, problems
+}
+
+func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error {
+	defer w.lock()()
+	if err := w.call("load %d", len(all)); err != nil {
+		return map[string]error{all[0].File: err}
+	}
+	for _, c := range all {
+		for name, sum := range c.Checksums {
+			w.kernel[name] = strings.TrimPrefix(sum, "sha256:"+name)
+		}
+	}
+	return nil
+}
+
+func (w *world) Live(names []string) (map[string]attach.LiveProfile, error) {
+	defer w.lock()()
+	out := map[string]attach.LiveProfile{}
+	for _, n := range names {
+		if v, ok := w.kernel[n]; ok {
+			out[n] = attach.LiveProfile{Name: n, Mode: attach.ModeEnforce, Checksum: "sha256:" + n + v}
+		}
+	}
+	return out, nil
+}
+
+type saved struct {
+	w    *world
+	was  map[string]string
+	name []string
+}
+
+func (s saved) Restore(ctx context.Context) error {
+	for _, n := range s.name {
+		v, had := s.was[n]
+		s.w.mu.Lock()
+		if had {
+			if err := s.w.call("restore %s", n); err == nil {
+				s.w.kernel[n] = v
+			}
+		}
+		s.w.mu.Unlock()
+		if !had {
+			if err := s.w.Unload(ctx, n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *world) Save(names []string) (Saved, error) {
+	defer w.lock()()
+	return saved{w, maps.Clone(w.kernel), names}, nil
+}
+
+func (w *world) Unload(_ context.Context, name string) error {
+	defer w.lock()()
+	for _, u := range w.units {
+		if u.running && strings.HasPrefix(u.label, name+" ") {
+			return fmt.Errorf("cannot unload %s: tasks of %s carry it", name, u.name)
+		}
+	}
+	if err := w.call("unload %s", name); err != nil {
+		return err
+	}
+	delete(w.kernel, name)
+	return nil
+}
+
+func (w *world) Scan(_ context.Context, u attach.Unit) attach.Scan {
+	defer w.lock()()
+	f := w.units[u.ID]
+	s := attach.Scan{Stable: true, At: time.Now(), HostTmp: attach.TmpView{Tmp: "8:1 /tmp", VarTmp: "8:1 /var/tmp"}, Tmp: map[int]attach.TmpView{}}
+	if !f.running {
+		return s
+	}
+	label, err := attach.ParseLabel(f.label)
+	if err != nil {
+		panic(err)
+	}
+	pid := 1000 + f.start
+	s.Tasks = []attach.Task{{PID: pid, TID: pid, Comm: "x", Exe: "/usr/bin/x", Label: label}}
+	if f.forked > 0 {
+		f.forked--
+		s.Tasks[0].Manager, s.Tasks[0].Label = true, attach.Label{Profiles: []string{"unconfined"}, Mode: attach.ModeUnconfined}
+	}
+	s.Tmp[pid] = s.HostTmp
+	if f.tmp {
+		s.Tmp[pid] = attach.TmpView{Tmp: "8:1 /tmp/private", VarTmp: "8:1 /var/tmp/private"}
+	}
+	return s
+}
+
+func (w *world) OpenInTmp(context.Context, attach.Unit) []string { return []string{"/tmp/socket"} }
+
+// Attachments.
+
+type attachments struct{ *world }
+
+func (a attachments) Read() attach.Declared {
+	defer a.lock()()
+	d := attach.Declared{Broken: maps.Clone(a.broken)}
+	for _, f := range slices.Sorted(maps.Keys(a.att)) {
+		if a.broken[f] {
+			d.Problems = append(d.Problems, attach.Because(attach.AttachmentBad, "line 1: nonsense").At(f))
+			continue
+		}
+		d.Attachments = append(d.Attachments, a.att[f])
+	}
+	return d
+}
+
+func (a attachments) Write(unit string, at attach.Attachment) (string, func() error, error) {
+	defer a.lock()()
+	file := "/etc/aaunit/attachments.d/" + unit + ".conf"
+	old, had := a.att[file]
+	at.Source = file
+	a.att[file] = at
+	return file, func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.att, file)
+		if had {
+			a.att[file] = old
+		}
+		return nil
+	}, nil
+}
+
+func (a attachments) Remove(file string) error {
+	defer a.lock()()
+	delete(a.att, file)
+	return nil
+}
+
+func (a attachments) Changes(context.Context) <-chan struct{} { return a.changed }
+
+// policyChanges hides the world's file events from the AppArmor side.
+type apparmor struct{ *world }
+
+func (apparmor) Changes(context.Context) <-chan struct{} { return nil }
+
+// Store.
+
+type store struct{ *world }
+
+func (s store) Load() ([]attach.Record, []attach.Reason) {
+	defer s.lock()()
+	var out []attach.Record
+	for _, r := range s.records {
+		out = append(out, r.Clone())
+	}
+	return out, nil
+}
+
+func (s store) Save(r attach.Record) error {
+	defer s.lock()()
+	if s.diskFull {
+		return errors.New("no space left on device")
+	}
+	if s.dead {
+		return errDead
+	}
+	s.records[r.Unit] = r.Clone()
+	return nil
+}
+
+func (s store) Delete(unit string) error {
+	defer s.lock()()
+	if s.dead {
+		return errDead
+	}
+	delete(s.records, unit)
+	return nil
+}
+
+func (w *world) loop() *Loop {
+	return New(Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Log: slog.New(slog.DiscardHandler)})
+}
+
+// run runs the daemon in a bubble of fake time until body returns.
+func (w *world) run(t *testing.T, body func(l *Loop)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w.boot(body)
+	})
+}
+
+// boot runs one life of the daemon.
+func (w *world) boot(body func(l *Loop)) {
+	// Channels belong to one bubble.
+	w.events, w.changed = make(chan attach.UnitEvent, 1000), make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	l := w.loop()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := l.Run(ctx, func() {}); err != nil {
+			panic(err)
+		}
+	})
+	rest()
+	defer wg.Wait()
+	defer cancel()
+	body(l)
+}
+
+// rest lets everything that is under way come to an end, settling included.
+func rest() {
+	for range 3 {
+		synctest.Wait()
+		time.Sleep(attach.DefaultSettle + time.Second)
+	}
+	synctest.Wait()
+}

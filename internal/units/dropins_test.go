@@ -1,0 +1,272 @@
+package units
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const ourDropIn = "/etc/systemd/system/agent.service.d/90-aaunit.conf"
+
+// dropInRoot is a root directory with systemd's directories in it.
+func dropInRoot(t *testing.T) (*Systemd, string) {
+	t.Helper()
+	root := t.TempDir()
+	for _, d := range []string{"etc", "run"} {
+		if err := os.MkdirAll(filepath.Join(root, d, "systemd/system"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return New(Options{Root: root}), root
+}
+
+func TestDropInLife(t *testing.T) {
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	s, root := dropInRoot(t)
+	file := filepath.Join(root, ourDropIn)
+
+	if _, exists, err := s.ReadDropIn(ourDropIn); exists || err != nil {
+		t.Fatalf("before: exists %v, %v", exists, err)
+	}
+	if changed, err := s.RemoveDropIn(ourDropIn); changed || err != nil {
+		t.Fatalf("removing nothing: changed %v, %v", changed, err)
+	}
+	for i, want := range []bool{true, false} {
+		if changed, err := s.WriteDropIn(ourDropIn, "[Service]\n"); changed != want || err != nil {
+			t.Fatalf("write %d: changed %v, %v", i, changed, err)
+		}
+	}
+	for path, mode := range map[string]os.FileMode{file: 0o644, filepath.Dir(file): 0o755 | os.ModeDir} {
+		if st, err := os.Stat(path); err != nil || st.Mode() != mode {
+			t.Errorf("%s: %v, %v; want mode %v whatever the umask", path, st.Mode(), err, mode)
+		}
+	}
+	if text, exists, err := s.ReadDropIn(ourDropIn); text != "[Service]\n" || !exists || err != nil {
+		t.Fatalf("read %q, %v, %v", text, exists, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(file), ".*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+
+	// What a crash left goes too; what others put there keeps the directory.
+	stale := filepath.Join(filepath.Dir(file), ".90-aaunit.conf.ABCDEFGH.tmp")
+	other := filepath.Join(filepath.Dir(file), "override.conf")
+	for _, f := range []string{stale, other} {
+		if err := os.WriteFile(f, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if changed, err := s.RemoveDropIn(ourDropIn); !changed || err != nil {
+		t.Fatalf("remove: changed %v, %v", changed, err)
+	}
+	if _, err := os.Lstat(stale); !os.IsNotExist(err) {
+		t.Errorf("the temporary file is still there: %v", err)
+	}
+	if _, err := os.Lstat(other); err != nil {
+		t.Errorf("somebody else's drop-in: %v", err)
+	}
+	if err := os.Remove(other); err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := s.RemoveDropIn(ourDropIn); changed || err != nil {
+		t.Fatalf("remove again: changed %v, %v", changed, err)
+	}
+	if _, err := os.Lstat(filepath.Dir(file)); !os.IsNotExist(err) {
+		t.Errorf("the empty directory is still there: %v", err)
+	}
+}
+
+func TestDropInPlaces(t *testing.T) {
+	s, _ := dropInRoot(t)
+	for _, path := range []string{
+		"/etc/systemd/system/a.service.d/90-aaunit.conf",
+		"/run/systemd/system/a.service.d/90-aaunit.conf",
+		"/etc/systemd/system/a@.service.d/90-aaunit.conf",
+		"/etc/systemd/system/a@b.service.d/90-aaunit.conf",
+		"/etc/systemd/system/a-.service.d/90-aaunit.conf",
+		`/etc/systemd/system/a\x2db.service.d/90-aaunit.conf`,
+	} {
+		if changed, err := s.WriteDropIn(path, "x"); !changed || err != nil {
+			t.Errorf("%s: changed %v, %v", path, changed, err)
+		}
+	}
+	for _, path := range []string{
+		"", "/", "90-aaunit.conf", "/etc/passwd",
+		"/etc/systemd/system/a.service.d/zz.conf",
+		"/etc/systemd/system/a.service/90-aaunit.conf",
+		"/etc/systemd/system/a.socket.d/90-aaunit.conf",
+		"/etc/systemd/system/service.d/90-aaunit.conf",
+		"/etc/systemd/system/../system/a.service.d/90-aaunit.conf",
+		"/etc/systemd/system//a.service.d/90-aaunit.conf",
+		"/etc/systemd/system/a.service.d//90-aaunit.conf",
+		"/etc/systemd/system/a.service.d/x/90-aaunit.conf",
+		"/etc/systemd/system/../../../tmp/a.service.d/90-aaunit.conf",
+		"/etc/systemd/system/.service.d/90-aaunit.conf",
+		"/etc/systemd/system/a\nb.service.d/90-aaunit.conf",
+		"/etc/systemd/system/a b.service.d/90-aaunit.conf",
+		"/etc/systemd/user/a.service.d/90-aaunit.conf",
+		"/usr/lib/systemd/system/a.service.d/90-aaunit.conf",
+		"etc/systemd/system/a.service.d/90-aaunit.conf",
+		"/etc/systemd/system/a.service.d/90-aaunit.conf/",
+		"/etc/systemd/system/a.service.d/90-aaunit.conf\x00",
+		"/etc/systemd/system/" + strings.Repeat("a", 256) + ".service.d/90-aaunit.conf",
+	} {
+		if _, err := s.WriteDropIn(path, "x"); err == nil {
+			t.Errorf("WriteDropIn took %q", path)
+		}
+		if _, err := s.RemoveDropIn(path); err == nil {
+			t.Errorf("RemoveDropIn took %q", path)
+		}
+		if _, _, err := s.ReadDropIn(path); err == nil {
+			t.Errorf("ReadDropIn took %q", path)
+		}
+	}
+}
+
+// Whoever can make files where a drop-in goes must not get us to write, read
+// or remove anything elsewhere.
+func TestDropInFollowsNoLink(t *testing.T) {
+	for _, c := range []struct {
+		name, says string
+		set        func(root, victim string) error
+	}{
+		{"the file is a link", "a symbolic link", func(root, victim string) error {
+			return os.Symlink(filepath.Join(victim, "file"), filepath.Join(root, ourDropIn))
+		}},
+		{"the file is a dangling link", "a symbolic link", func(root, victim string) error {
+			return os.Symlink(filepath.Join(victim, "none"), filepath.Join(root, ourDropIn))
+		}},
+		{"the file is a directory", "a directory", func(root, _ string) error { return os.Mkdir(filepath.Join(root, ourDropIn), 0o755) }},
+		{"the file is a pipe", "a named pipe", func(root, _ string) error { return unix.Mkfifo(filepath.Join(root, ourDropIn), 0o600) }},
+		{"its directory is a link", "a symbolic link", func(root, victim string) error {
+			d := filepath.Dir(filepath.Join(root, ourDropIn))
+			if err := os.Remove(d); err != nil {
+				return err
+			}
+			return os.Symlink(victim, d)
+		}},
+		{"its directory is a file", "a file", func(root, _ string) error {
+			d := filepath.Dir(filepath.Join(root, ourDropIn))
+			if err := os.Remove(d); err != nil {
+				return err
+			}
+			return os.WriteFile(d, nil, 0o644)
+		}},
+		{"a directory above is a link", "a symbolic link", func(root, victim string) error {
+			d := filepath.Join(root, "etc/systemd/system")
+			if err := os.Rename(d, filepath.Join(victim, "system")); err != nil {
+				return err
+			}
+			return os.Symlink(filepath.Join(victim, "system"), d)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, root := dropInRoot(t)
+			victim := t.TempDir()
+			for _, f := range []string{"file", "90-aaunit.conf"} {
+				if err := os.WriteFile(filepath.Join(victim, f), []byte("precious"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.Mkdir(filepath.Dir(filepath.Join(root, ourDropIn)), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.set(root, victim); err != nil {
+				t.Fatal(err)
+			}
+			wrong := func(what string, err error) {
+				t.Helper()
+				if err == nil || !strings.HasPrefix(err.Error(), "cannot ") || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("%s: %v; want an error that says %q", what, err, c.says)
+				}
+			}
+			_, err := s.WriteDropIn(ourDropIn, "evil")
+			wrong("WriteDropIn", err)
+			_, _, err = s.ReadDropIn(ourDropIn)
+			wrong("ReadDropIn", err)
+			_, err = s.RemoveDropIn(ourDropIn)
+			wrong("RemoveDropIn", err)
+			for _, f := range []string{"file", "90-aaunit.conf"} {
+				if b, err := os.ReadFile(filepath.Join(victim, f)); err != nil || string(b) != "precious" {
+					t.Errorf("the victim's %s is %q, %v", f, b, err)
+				}
+			}
+			if left, _ := os.ReadDir(victim); len(left) > 3 {
+				t.Errorf("files came into the victim's directory: %v", left)
+			}
+		})
+	}
+}
+
+func TestDropInTooLarge(t *testing.T) {
+	s, root := dropInRoot(t)
+	big := strings.Repeat("#", maxDropIn+1)
+	if _, err := s.WriteDropIn(ourDropIn, big); err == nil {
+		t.Error("WriteDropIn took it")
+	}
+	file := filepath.Join(root, ourDropIn)
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(big), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.ReadDropIn(ourDropIn); err == nil || !strings.Contains(err.Error(), "larger than 65536 bytes") {
+		t.Errorf("ReadDropIn: %v", err)
+	}
+}
+
+func TestDropInNames(t *testing.T) {
+	for unit, want := range map[string]string{
+		"a.service":       "a.service",
+		"a-b--c.service":  "a-b--c.service a-b--.service a-b-.service a-.service",
+		"a-b@.service":    "a-b@.service a-.service a-@.service",
+		"a-b@c-d.service": "a-b@.service a-b@c-d.service a-.service a-@.service a-@c-d.service",
+		"-.service":       "-.service",
+	} {
+		if got := strings.Join(dropInNames(unit), " "); got != want {
+			t.Errorf("%s: %s, want %s", unit, got, want)
+		}
+	}
+}
+
+// A drop-in that systemd has not read, though it does not say so.
+func TestUnreadDropIn(t *testing.T) {
+	s, root := dropInRoot(t)
+	b := newFakeBus(t)
+	b.has(map[string]map[string]any{"a-b@c.service": bare("a-b@c.service")})
+	s.address = b.addr
+	t.Cleanup(func() { s.Close() })
+	need := func(want bool) {
+		t.Helper()
+		if u, err := s.Observe(t.Context(), "a-b@c.service"); err != nil || u.NeedReload != want {
+			t.Errorf("NeedReload is %v, %v", u.NeedReload, err)
+		}
+	}
+	need(false)
+	for _, path := range []string{"/etc/systemd/system/a-b@c.service.d/90-aaunit.conf", "/run/systemd/system/a-@.service.d/90-aaunit.conf", "/etc/systemd/system/a-.service.d/90-aaunit.conf"} {
+		if _, err := s.WriteDropIn(path, "x"); err != nil {
+			t.Fatal(err)
+		}
+		need(true)
+		b.has(map[string]map[string]any{"a-b@c.service": with(bare("a-b@c.service"), map[string]any{"DropInPaths": []string{path}})})
+		need(false)
+		b.has(map[string]map[string]any{"a-b@c.service": bare("a-b@c.service")})
+		if _, err := s.RemoveDropIn(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Masked by a link: not to be read at all.
+	dir := filepath.Join(root, "etc/systemd/system/a-b@c.service.d")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(os.DevNull, filepath.Join(dir, "90-aaunit.conf")); err != nil {
+		t.Fatal(err)
+	}
+	need(false)
+}

@@ -1,0 +1,418 @@
+package units
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
+)
+
+// Observe reads a unit and its effective settings. A name that systemd does
+// not know is no error: LoadState is "not-found". An alias gives the unit it
+// stands for. A template, which systemd does not load, has LoadState "stub"
+// and no settings where a file of that name exists.
+//
+// All properties come from one answer, so that they belong to one moment.
+func (s *Systemd) Observe(ctx context.Context, unit string) (attach.Unit, error) {
+	u, err := s.observe(ctx, unit)
+	if err != nil {
+		return attach.Unit{}, fmt.Errorf("cannot observe %s: %w", shown(unit), err)
+	}
+	return u, nil
+}
+
+func (s *Systemd) observe(ctx context.Context, unit string) (attach.Unit, error) {
+	if err := fullName(unit); err != nil {
+		return attach.Unit{}, err
+	}
+	if attach.IsTemplate(unit) {
+		return s.template(ctx, unit)
+	}
+	p, err := s.properties(ctx, unit, "")
+	if err != nil {
+		return attach.Unit{}, err
+	}
+	u, deps, err := decodeUnit(p)
+	if err != nil {
+		return attach.Unit{}, err
+	}
+	if u.Settings.Assignments, err = s.assignments(u); err != nil {
+		return attach.Unit{}, err
+	}
+	if _, told := p.m["PermissionsStartOnly"]; !told && u.Settings.Winner("PermissionsStartOnly") != nil {
+		if u.Settings.PermissionsStartOnly, err = s.permissionsStartOnly(ctx, u.ID); err != nil {
+			return attach.Unit{}, err
+		}
+	}
+	u.NeedReload = u.NeedReload || s.unread(u)
+	if u.Active() {
+		if u.RestartsWith, err = s.restartsWith(ctx, u.ID, deps); err != nil {
+			return attach.Unit{}, err
+		}
+	}
+	return u, nil
+}
+
+// permissionsStartOnly asks for the one property that must be asked for by
+// name, which is done where a file sets it: systemd keeps deprecated ones out of GetAll (SD_BUS_VTABLE_HIDDEN in
+// its dbus-service.c, seen on 252 and 257). A systemd that does not have the
+// property any more does not have the setting either.
+func (s *Systemd) permissionsStartOnly(ctx context.Context, unit string) (bool, error) {
+	var v dbus.Variant
+	err := s.call(ctx, s.wait.call, pathOf(unit), propsIface+".Get", []any{serviceIface, "PermissionsStartOnly"}, &v)
+	if e := (dbus.Error{}); errors.As(err, &e) && e.Name == "org.freedesktop.DBus.Error.UnknownProperty" {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	set, ok := v.Value().(bool)
+	if !ok {
+		return false, fmt.Errorf("property PermissionsStartOnly has the type %s", v.Signature())
+	}
+	return set, nil
+}
+
+// Invocation reads the unit's InvocationID alone: 32 hexadecimal digits, or ""
+// for a unit that was never started or is not known.
+func (s *Systemd) Invocation(ctx context.Context, unit string) (string, error) {
+	id, err := s.invocation(ctx, unit)
+	if err != nil {
+		return "", fmt.Errorf("cannot read the InvocationID of %s: %w", shown(unit), err)
+	}
+	return id, nil
+}
+
+func (s *Systemd) invocation(ctx context.Context, unit string) (string, error) {
+	if err := fullName(unit); err != nil {
+		return "", err
+	}
+	var v dbus.Variant
+	if err := s.call(ctx, s.wait.call, pathOf(unit), propsIface+".Get", []any{unitIface, "InvocationID"}, &v); err != nil {
+		return "", err
+	}
+	return invocationID(v)
+}
+
+// fullName says why s is not the full name of a unit, or nil. What it lets
+// through can stand in an object path and in a file name.
+func fullName(s string) error {
+	full, err := attach.UnitName(s)
+	if err != nil {
+		return err
+	}
+	if full != s {
+		return errors.New("it is not the full name of a unit")
+	}
+	return nil
+}
+
+// shown is a unit's name for messages; what is none is quoted.
+func shown(unit string) string {
+	if fullName(unit) != nil {
+		return strconv.Quote(unit)
+	}
+	return unit
+}
+
+// template looks for the unit file of a template. systemd refuses to load one.
+func (s *Systemd) template(ctx context.Context, name string) (attach.Unit, error) {
+	u := attach.Unit{ID: name, Names: []string{name}, LoadState: "not-found", ActiveState: "inactive", SubState: "dead"}
+	files, err := s.listFiles(ctx, name)
+	if err != nil {
+		return u, err
+	}
+	for _, f := range files {
+		if f.name() == name {
+			u.LoadState, u.UnitFileState, u.FragmentPath = "stub", f.State, f.Path
+			if strings.HasPrefix(f.State, "masked") {
+				u.LoadState = "masked"
+			}
+		}
+	}
+	return u, nil
+}
+
+// properties reads all properties of a unit on one interface, or, with "", on
+// all that the object has.
+func (s *Systemd) properties(ctx context.Context, unit, iface string) (*props, error) {
+	var m map[string]dbus.Variant
+	if err := s.call(ctx, s.wait.call, pathOf(unit), propsIface+".GetAll", []any{iface}, &m); err != nil {
+		return nil, err
+	}
+	return &props{m: m}, nil
+}
+
+// props decodes properties and keeps the first one of a wrong type. One that
+// is missing is the zero value: an older systemd does not have it.
+type props struct {
+	m   map[string]dbus.Variant
+	err error
+}
+
+func read[T any](p *props, name string) T {
+	var zero T
+	v, ok := p.m[name]
+	if !ok {
+		return zero
+	}
+	t, ok := v.Value().(T)
+	if !ok {
+		p.fail(name, v)
+		return zero
+	}
+	return t
+}
+
+func (p *props) fail(name string, v dbus.Variant) {
+	if p.err == nil {
+		p.err = fmt.Errorf("systemd gives property %s as %q, which is not its type", name, v.Signature().String())
+	}
+}
+
+// rows reads an array of structures whose fields look like the given values;
+// further fields are left alone. A variant's array of structures decodes to
+// [][]any.
+func (p *props) rows(name string, like ...any) [][]any {
+	v, ok := p.m[name]
+	if !ok {
+		return nil
+	}
+	rows, ok := v.Value().([][]any)
+	if !ok {
+		p.fail(name, v)
+		return nil
+	}
+	for _, r := range rows {
+		if !alike(r, like) {
+			p.fail(name, v)
+			return nil
+		}
+	}
+	return rows
+}
+
+func (p *props) row(name string, like ...any) []any {
+	v, ok := p.m[name]
+	if !ok {
+		return nil
+	}
+	r, ok := v.Value().([]any)
+	if !ok || !alike(r, like) {
+		p.fail(name, v)
+		return nil
+	}
+	return r
+}
+
+func alike(r, like []any) bool {
+	if len(r) < len(like) {
+		return false
+	}
+	for i := range like {
+		if reflect.TypeOf(r[i]) != reflect.TypeOf(like[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// stoppers are the dependencies along which systemd passes a stop or restart
+// on (unit-dependency-atom.c: PROPAGATE_STOP, PROPAGATE_RESTART): Requires=,
+// Requisite=, BindsTo= and PartOf= of others on the unit, and its
+// PropagatesStopTo=.
+var stoppers = []string{"RequiredBy", "RequisiteOf", "BoundBy", "ConsistsOf", "PropagatesStopTo"}
+
+// decodeUnit makes a unit of its properties, without what is in files. deps are
+// the units that a stop of it reaches.
+func decodeUnit(p *props) (u attach.Unit, deps []string, err error) {
+	u = attach.Unit{
+		ID:             read[string](p, "Id"),
+		Names:          read[[]string](p, "Names"),
+		LoadState:      read[string](p, "LoadState"),
+		ActiveState:    read[string](p, "ActiveState"),
+		SubState:       read[string](p, "SubState"),
+		Result:         read[string](p, "Result"),
+		UnitFileState:  read[string](p, "UnitFileState"),
+		FragmentPath:   read[string](p, "FragmentPath"),
+		DropIns:        read[[]string](p, "DropInPaths"),
+		Transient:      read[bool](p, "Transient"),
+		NeedReload:     read[bool](p, "NeedDaemonReload"),
+		RefuseStop:     read[bool](p, "RefuseManualStop"),
+		RefuseStart:    read[bool](p, "RefuseManualStart"),
+		Type:           read[string](p, "Type"),
+		MainPID:        int(read[uint32](p, "MainPID")),
+		ControlPID:     int(read[uint32](p, "ControlPID")),
+		ControlGroup:   read[string](p, "ControlGroup"),
+		NRestarts:      read[uint32](p, "NRestarts"),
+		ExecMainCode:   int(read[int32](p, "ExecMainCode")),
+		ExecMainStatus: int(read[int32](p, "ExecMainStatus")),
+	}
+	if r := p.row("LoadError", "", ""); r != nil {
+		u.LoadError = r[1].(string)
+	}
+	if v, ok := p.m["InvocationID"]; ok {
+		if u.InvocationID, err = invocationID(v); err != nil {
+			p.fail("InvocationID", v)
+		}
+	}
+	u.Settings = decodeSettings(p)
+	for _, name := range stoppers {
+		deps = append(deps, read[[]string](p, name)...)
+	}
+	if p.err != nil {
+		return attach.Unit{}, nil, p.err
+	}
+	if u.ID == "" || u.LoadState == "" || u.ActiveState == "" {
+		return attach.Unit{}, nil, errors.New("systemd's answer lacks Id, LoadState or ActiveState")
+	}
+	return u, deps, nil
+}
+
+func decodeSettings(p *props) attach.Settings {
+	s := attach.Settings{
+		PrivateTmp:           privateTmp(p),
+		Exec:                 decodeExec(p),
+		PermissionsStartOnly: read[bool](p, "PermissionsStartOnly"),
+		DefaultDependencies:  read[bool](p, "DefaultDependencies"),
+		NoNewPrivileges:      read[bool](p, "NoNewPrivileges"),
+		Delegate:             read[bool](p, "Delegate"),
+		User:                 read[string](p, "User"),
+		PAMName:              read[string](p, "PAMName"),
+		RootDirectory:        read[string](p, "RootDirectory"),
+		After:                read[[]string](p, "After"),
+	}
+	if s.RootDirectory == "" {
+		s.RootDirectory = read[string](p, "RootImage")
+	}
+	// (bs): "-" and the name, platform fact 4.
+	if r := p.row("AppArmorProfile", false, ""); r != nil {
+		s.IgnoreMissing, s.Profile = r[0].(bool), r[1].(string)
+	}
+	// name, trigger ("|"), negated ("!"), parameter, state. Triggers count only
+	// together: one that holds is enough for all of them.
+	for _, r := range p.rows("Asserts", "", false, false, "") {
+		if r[0].(string) == "AssertSecurity" && !r[1].(bool) && !r[2].(bool) && r[3].(string) == "apparmor" {
+			s.AssertAppArmor = true
+		}
+	}
+	return s
+}
+
+// privateTmp reads PrivateTmpEx, which knows "disconnected", or PrivateTmp of
+// a systemd before 257.
+func privateTmp(p *props) attach.PrivateTmp {
+	if _, ok := p.m["PrivateTmpEx"]; ok {
+		switch v := read[string](p, "PrivateTmpEx"); v {
+		case "", "no":
+			return attach.PrivateTmpNo
+		case "connected", "yes":
+			return attach.PrivateTmpYes
+		case "disconnected":
+			return attach.PrivateTmpDisconnected
+		default:
+			p.fail("PrivateTmpEx", p.m["PrivateTmpEx"])
+			return attach.PrivateTmpNo
+		}
+	}
+	if read[bool](p, "PrivateTmp") {
+		return attach.PrivateTmpYes
+	}
+	return attach.PrivateTmpNo
+}
+
+// execLines are the settings with command lines, in the order in which they run.
+var execLines = []string{"ExecCondition", "ExecStartPre", "ExecStart", "ExecStartPost", "ExecReload", "ExecReloadPost", "ExecStop", "ExecStopPost"}
+
+// decodeExec reads command lines: path, arguments, flags, four times, PID, code
+// and status. Without the …Ex properties (systemd before 243) the "+" of a line
+// cannot be seen.
+func decodeExec(p *props) []attach.ExecCommand {
+	var out []attach.ExecCommand
+	for _, name := range execLines {
+		var t uint64
+		if _, ok := p.m[name+"Ex"]; ok {
+			for _, r := range p.rows(name+"Ex", "", []string(nil), []string(nil), t, t, t, t, uint32(0)) {
+				flags := r[2].([]string)
+				out = append(out, attach.ExecCommand{
+					Property: name, Path: r[0].(string), Argv: r[1].([]string), PID: int(r[7].(uint32)),
+					Privileged:    slices.Contains(flags, "privileged") || slices.Contains(flags, "fully-privileged"),
+					IgnoreFailure: slices.Contains(flags, "ignore-failure"),
+				})
+			}
+			continue
+		}
+		for _, r := range p.rows(name, "", []string(nil), false, t, t, t, t, uint32(0)) {
+			out = append(out, attach.ExecCommand{
+				Property: name, Path: r[0].(string), Argv: r[1].([]string), PID: int(r[7].(uint32)), IgnoreFailure: r[2].(bool),
+			})
+		}
+	}
+	return out
+}
+
+// invocationID reads the 16 bytes of an InvocationID; none, or all zero, is "".
+func invocationID(v dbus.Variant) (string, error) {
+	b, ok := v.Value().([]byte)
+	if !ok || (len(b) != 0 && len(b) != 16) {
+		return "", fmt.Errorf("systemd gives the InvocationID as %q, which is not its type", v.Signature().String())
+	}
+	if !slices.ContainsFunc(b, func(c byte) bool { return c != 0 }) {
+		return "", nil
+	}
+	return hex.EncodeToString(b), nil
+}
+
+// maxReach bounds how many units are looked at for RestartsWith; a machine
+// where one restart takes more along has said enough with the first of them.
+const maxReach = 256
+
+// restartsWith follows a stop of a unit to all active units that it reaches.
+// An inactive unit neither notices nor passes it on. For most units deps is
+// empty, and systemd is not asked anything.
+func (s *Systemd) restartsWith(ctx context.Context, unit string, deps []string) ([]string, error) {
+	seen := map[string]bool{unit: true}
+	var out []string
+	for len(deps) > 0 && len(out) < maxReach {
+		var todo []string
+		for _, d := range deps {
+			if !seen[d] && fullName(d) == nil && len(seen) < 4*maxReach {
+				seen[d] = true
+				todo = append(todo, d)
+			}
+		}
+		deps = nil
+		if len(todo) == 0 {
+			break
+		}
+		var states []listedUnit
+		if err := s.call(ctx, s.wait.call, managerPath, managerIface+".ListUnitsByNames", []any{todo}, &states); err != nil {
+			return nil, err
+		}
+		for _, st := range states {
+			if st.ActiveState == "inactive" || st.ActiveState == "failed" || len(out) == maxReach {
+				continue
+			}
+			out = append(out, st.Name)
+			p, err := s.properties(ctx, st.Name, unitIface)
+			if err != nil {
+				return nil, err
+			}
+			for _, name := range stoppers {
+				deps = append(deps, read[[]string](p, name)...)
+			}
+			if p.err != nil {
+				return nil, p.err
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), nil
+}

@@ -1,0 +1,292 @@
+// Package units is the side of aaunit that talks to systemd: it reads units
+// and their effective settings, follows their starts and ends, runs jobs, and
+// writes the one drop-in a unit may get from us.
+//
+// It speaks D-Bus through godbus, and takes only names from go-systemd: the
+// job and signal dispatcher there has no check of who sent a signal, drops or
+// blocks when its reader is slow, and ends without a word with the connection.
+// Any user of the machine may send signals on the system bus, to one
+// connection too, so every signal here must come from the owner of
+// org.freedesktop.systemd1.
+package units
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	sddbus "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/godbus/dbus/v5"
+)
+
+const (
+	systemdName = "org.freedesktop.systemd1"
+	managerPath = dbus.ObjectPath("/org/freedesktop/systemd1")
+	unitPrefix  = "/org/freedesktop/systemd1/unit/"
+
+	managerIface = "org.freedesktop.systemd1.Manager"
+	unitIface    = "org.freedesktop.systemd1.Unit"
+	serviceIface = "org.freedesktop.systemd1.Service"
+	propsIface   = "org.freedesktop.DBus.Properties"
+	busIface     = "org.freedesktop.DBus"
+)
+
+// Options are what New needs to know; the zero value is the running system.
+type Options struct {
+	// Root is put before every path of a unit file or drop-in; "" is "/".
+	Root string
+	// Address is the bus, as in dbus-daemon(1); "" is the system bus.
+	Address string
+	// Log gets what is worth knowing later; nil discards it.
+	Log *slog.Logger
+}
+
+// Systemd talks to the system manager. Its methods may be called from several
+// goroutines at once.
+type Systemd struct {
+	root    string
+	address string
+	log     *slog.Logger
+	wait    waits
+
+	// calls holds the one connection for calls, nil when there is none. It is
+	// taken out to be used for dialling and put back at once, so that waiting
+	// for it can be given up with the context.
+	calls chan *dbus.Conn
+}
+
+// waits are the durations that tests shorten.
+type waits struct {
+	// call bounds one try of a call. systemd answers nothing while it reads
+	// its unit files again; 27 s were seen on a busy emulated machine.
+	call time.Duration
+	// retry is for how long a call is tried again when the bus or systemd went
+	// away under it (daemon-reexec, restart of the bus).
+	retry time.Duration
+	// reload bounds daemon-reload; a job is bounded by job where the caller
+	// gives no deadline.
+	reload, job time.Duration
+	// poll is how often a job that was not heard of is asked for.
+	poll time.Duration
+	// backoff is the first pause between two tries; it doubles up to backoffMax.
+	backoff, backoffMax time.Duration
+	// first is how long Follow itself waits for its first connection.
+	first time.Duration
+}
+
+// New gives a Systemd. It connects when it is first asked something.
+func New(o Options) *Systemd {
+	s := &Systemd{root: o.Root, address: o.Address, log: o.Log, calls: make(chan *dbus.Conn, 1)}
+	if s.root == "" {
+		s.root = "/"
+	}
+	if s.address == "" {
+		s.address = os.Getenv("DBUS_SYSTEM_BUS_ADDRESS")
+	}
+	if s.address == "" {
+		s.address = "unix:path=/run/dbus/system_bus_socket"
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.wait = waits{
+		call: time.Minute, retry: 30 * time.Second,
+		reload: 3 * time.Minute, job: 10 * time.Minute, poll: 3 * time.Second,
+		backoff: 50 * time.Millisecond, backoffMax: 5 * time.Second,
+		first: 5 * time.Second,
+	}
+	s.calls <- nil
+	return s
+}
+
+// Close ends the connection for calls; the next call opens another one.
+func (s *Systemd) Close() error {
+	conn := <-s.calls
+	s.calls <- nil
+	if conn != nil {
+		return conn.Close()
+	}
+	return nil
+}
+
+// dial opens a connection of its own. What happens on it is bounded by ctx
+// until it is open; after that it lives until it is closed or lost.
+func (s *Systemd) dial(ctx context.Context, signals dbus.SignalHandler) (*dbus.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.wait.call)
+	defer cancel()
+	conn, err := dbus.Dial(s.address, dbus.WithSignalHandler(signals))
+	if err != nil {
+		return nil, err
+	}
+	// Auth and Hello know no context: closing the connection ends them.
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	// The number of the user, not the name: looking one up needs more than a
+	// static binary has.
+	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
+	if err == nil {
+		err = conn.Hello()
+	}
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		if ctx.Err() != nil {
+			err = fmt.Errorf("the bus did not answer: %w", context.Cause(ctx))
+		}
+		return nil, err
+	}
+	return conn, nil
+}
+
+// conn gives the connection for calls, a new one where the old one is lost.
+func (s *Systemd) conn(ctx context.Context) (*dbus.Conn, error) {
+	var conn *dbus.Conn
+	select {
+	case conn = <-s.calls:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	var err error
+	if conn == nil || !conn.Connected() {
+		// No signal was asked for, and none that is sent to us unasked may
+		// pile up.
+		conn, err = s.dial(ctx, ignoreSignals{})
+	}
+	s.calls <- conn
+	return conn, err
+}
+
+// ignoreSignals takes what nobody asked for.
+type ignoreSignals struct{}
+
+func (ignoreSignals) DeliverSignal(string, string, *dbus.Signal) {}
+
+// call makes a call that may be repeated, and repeats it for as long as
+// waits.retry while the bus or systemd is away.
+func (s *Systemd) call(ctx context.Context, timeout time.Duration, path dbus.ObjectPath, method string, args []any, ret ...any) error {
+	var away time.Time
+	pause := s.wait.backoff
+	for {
+		conn, err := s.conn(ctx)
+		if err == nil {
+			err = ask(ctx, conn, timeout, systemdName, path, method, args, ret...)
+		}
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !passing(err):
+			return err
+		case away.IsZero():
+			away = time.Now()
+		case time.Since(away) > s.wait.retry:
+			return err
+		}
+		s.log.Debug("systemd is away, asking again", "method", method, "err", err)
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+		pause = min(2*pause, s.wait.backoffMax)
+	}
+}
+
+// ask makes one call on one connection. It never has the bus start the one
+// who shall answer: systemd cannot be started, and the bus's own word for that
+// would hide that it is only away for a moment.
+func ask(ctx context.Context, conn *dbus.Conn, timeout time.Duration, dest string, path dbus.ObjectPath, method string, args []any, ret ...any) error {
+	one, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	err := conn.Object(dest, path).CallWithContext(one, method, dbus.FlagNoAutoStart, args...).Store(ret...)
+	if err != nil && one.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w within %v", errSilent, timeout)
+	}
+	return err
+}
+
+var errSilent = errors.New("systemd did not answer")
+
+// passing reports whether an error is of the bus or of systemd being away for
+// a moment, and not an answer.
+func passing(err error) bool {
+	if name := errorName(err); name != "" {
+		switch name {
+		case "org.freedesktop.DBus.Error.NoReply",
+			"org.freedesktop.DBus.Error.Disconnected",
+			"org.freedesktop.DBus.Error.ServiceUnknown",
+			"org.freedesktop.DBus.Error.NameHasNoOwner",
+			"org.freedesktop.DBus.Error.Timeout",
+			"org.freedesktop.DBus.Error.TimedOut",
+			"org.freedesktop.DBus.Error.NoServer":
+			return true
+		}
+		return false
+	}
+	for _, away := range []error{errSilent, dbus.ErrClosed, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
+		syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, syscall.ENOENT, syscall.EAGAIN} {
+		if errors.Is(err, away) {
+			return true
+		}
+	}
+	return false
+}
+
+// errorName is the D-Bus name of an error, "" where it has none.
+func errorName(err error) string {
+	var de dbus.Error
+	if errors.As(err, &de) {
+		return de.Name
+	}
+	return ""
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// pathOf is the object of a unit. systemd loads the unit when it is asked
+// about the object, and finds the one an alias stands for.
+func pathOf(unit string) dbus.ObjectPath {
+	return dbus.ObjectPath(unitPrefix + sddbus.PathBusEscape(unit))
+}
+
+// unitOf is the inverse; ok is false for what is no unit's object.
+func unitOf(path dbus.ObjectPath) (unit string, ok bool) {
+	s, ok := strings.CutPrefix(string(path), unitPrefix)
+	if !ok || s == "" {
+		return "", false
+	}
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] != '_' {
+			b = append(b, s[i])
+			continue
+		}
+		if i+2 >= len(s) {
+			return "", false
+		}
+		c, err := strconv.ParseUint(s[i+1:i+3], 16, 8)
+		if err != nil {
+			return "", false
+		}
+		b = append(b, byte(c))
+		i += 2
+	}
+	return string(b), true
+}
