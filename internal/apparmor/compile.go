@@ -161,11 +161,7 @@ func compiled(src *source, blob []byte, complain bool) (attach.Compiled, error) 
 		names = append(names, e.name)
 	}
 	c := attach.Compiled{File: src.file, Source: src.digest, Complain: complain, Blob: bytes.Clone(blob)}
-	for _, p := range profilesOf(src, names) {
-		if !strings.Contains(p.Name, "//") {
-			c.Profiles = append(c.Profiles, p)
-		}
-	}
+	c.Profiles = profilesOf(src, names)
 	return c, nil
 }
 

@@ -28,7 +28,7 @@ func TestCompileManyWithOneBad(t *testing.T) {
 	}
 	for _, c := range done {
 		e, err := splitBlob(c.Blob)
-		if err != nil || len(e) != 2 || len(c.Profiles) != 1 || e[1].name != c.Profiles[0].Name+"//child" {
+		if err != nil || len(e) != 2 || len(c.Profiles) != 2 || e[1].name != c.Profiles[1].Name || c.Profiles[1].Name != c.Profiles[0].Name+"//child" {
 			t.Errorf("%s: %v %+v %v", c.File, err, c.Profiles, e)
 		}
 		if len(c.Profiles[0].Leaves) != 1 || c.Profiles[0].Leaves[0].Rule != "/bin/sh Ux," {

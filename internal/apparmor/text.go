@@ -532,7 +532,7 @@ func (p *textParser) rule(stmt []token) {
 		return
 	}
 	rest, deny := qualifiers(stmt)
-	if deny || !leaves(rest) {
+	if deny || !leaves(rest, p.scan.vars) {
 		return
 	}
 	// Rules of children and hats are told at the profile they belong to.
@@ -548,16 +548,18 @@ func (p *textParser) rule(stmt []token) {
 
 // leaves reports whether a rule, without its qualifiers, is one that runs
 // programs without any profile: an exec transition with "ux" in any spelling
-// (apparmor.d(5), "Access Modes": ux, Ux, pux, PUx, cux, CUx), or a
-// change_profile that may go to "unconfined".
-func leaves(r []token) bool {
+// (apparmor.d(5), "Access Modes": ux, Ux, pux, PUx, cux, CUx), one to the
+// profile "unconfined", which the kernel finds under that name like any other
+// (x_table_lookup in security/apparmor/domain.c), or a change_profile that may
+// go there. vars are the text's variables.
+func leaves(r []token, vars map[string][]string) bool {
 	if len(r) == 0 {
 		return false
 	}
 	if r[0].kind == tokWord && r[0].text == "change_profile" {
 		for i, t := range r {
 			if t.kind == tokArrow && i+1 < len(r) {
-				return reachesUnconfined(r[i+1].text)
+				return reachesUnconfined(r[i+1].text, vars)
 			}
 		}
 		return true // without a target: to any profile, unconfined included
@@ -571,30 +573,35 @@ func leaves(r []token) bool {
 	}
 	pathFirst := r[0].kind == tokQuoted || isPath(r[0].text)
 	pathSecond := r[1].kind == tokQuoted || isPath(r[1].text)
+	var perms string
 	switch {
 	case pathFirst && r[1].kind == tokWord:
-		return unconfinedExec(r[1].text)
+		perms = permissions(r[1].text)
 	case !pathFirst && pathSecond && r[0].kind == tokWord:
-		return unconfinedExec(r[0].text)
+		perms = permissions(r[0].text)
 	}
-	return false
+	if strings.Contains(perms, "ux") {
+		return true
+	}
+	// "Cx -> NAME" goes to a child of that name.
+	return (strings.Contains(perms, "px") || strings.Contains(perms, "pix")) && len(r) > 3 && r[2].kind == tokArrow && reachesUnconfined(r[3].text, vars)
 }
 
-// unconfinedExec reports whether permissions hold "ux". Only words made of
-// permission letters are permissions.
-func unconfinedExec(perms string) bool {
+// permissions gives the letters of an access mode in lower case, "" where the
+// word is none.
+func permissions(word string) string {
 	const letters = "rwaklmxpcui"
-	for i := range len(perms) {
-		if strings.IndexByte(letters, perms[i]|0x20) < 0 {
-			return false
+	for i := range len(word) {
+		if strings.IndexByte(letters, word[i]|0x20) < 0 {
+			return ""
 		}
 	}
-	return strings.Contains(strings.ToLower(perms), "ux")
+	return strings.ToLower(word)
 }
 
-// reachesUnconfined reports whether the target of a change_profile rule may be
+// reachesUnconfined reports whether the target of a transition may be
 // "unconfined". A stack that has another member stays confined by that.
-func reachesUnconfined(target string) bool {
+func reachesUnconfined(target string, vars map[string][]string) bool {
 	for _, member := range strings.Split(strings.TrimPrefix(target, "&"), "//&") {
 		if strings.HasPrefix(target, "&") {
 			return false // stacks on top of what is there
@@ -604,7 +611,8 @@ func reachesUnconfined(target string) bool {
 				member = strings.TrimPrefix(name, "//")
 			}
 		}
-		re, ok := compileGlob(member, nil)
+		member = strings.ReplaceAll(member, "@{profile_name}", "x") // never empty, never unconfined
+		re, ok := compileGlob(member, vars)
 		if ok && !re.MatchString(attach.Unconfined) {
 			return false
 		}

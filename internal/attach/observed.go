@@ -75,7 +75,8 @@ type Unit struct {
 	Result        string   `json:"result,omitempty"`
 	UnitFileState string   `json:"unitFileState"`
 	FragmentPath  string   `json:"fragmentPath,omitempty"`
-	DropIns       []string `json:"dropIns,omitempty"` // paths, in the order in which they are applied
+	UserFile      string   `json:"userFile,omitempty"` // of a unit that only user managers know
+	DropIns       []string `json:"dropIns,omitempty"`  // paths, in the order in which they are applied
 	Transient     bool     `json:"transient,omitempty"`
 	NeedReload    bool     `json:"needReload,omitempty"`
 	RefuseStop    bool     `json:"refuseStop,omitempty"`  // RefuseManualStop=
@@ -190,8 +191,8 @@ type Leave struct {
 // Compiled is a profile file as compiled, not loaded.
 type Compiled struct {
 	File     string    `json:"file"`
-	Source   string    `json:"source"` // SHA-256 of the file and all it includes
-	Profiles []Profile `json:"profiles"`
+	Source   string    `json:"source"`             // SHA-256 of the file and all it includes
+	Profiles []Profile `json:"profiles"`           // children and hats too
 	Complain bool      `json:"complain,omitempty"` // compiled with every profile in complain mode
 	Blob     []byte    `json:"-"`
 	// Checksums are the kernel's own, per profile ("name", "name//child"), as

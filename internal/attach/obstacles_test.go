@@ -245,8 +245,7 @@ func TestUnfitUnit(t *testing.T) {
 		{"error", asked, func(u *Unit) { u.LoadState, u.LoadError = "error", "EIO" }, UnitBad},
 		{"template", "agent@.service", func(*Unit) {}, UnitTemplate},
 		{"timer", "myagent.timer", func(*Unit) {}, UnitNoService},
-		{"user unit", asked, func(u *Unit) { u.FragmentPath = "/usr/lib/systemd/user/" + asked }, UnitOfUser},
-		{"user unit the system does not know", asked, func(u *Unit) { u.LoadState, u.FragmentPath = "not-found", "/etc/systemd/user/"+asked }, UnitOfUser},
+		{"user unit", asked, func(u *Unit) { u.LoadState, u.UserFile = "not-found", "/etc/systemd/user/"+asked }, UnitOfUser},
 		{"early", asked, func(u *Unit) { u.Settings.DefaultDependencies = false }, UnitEarly},
 		{"early, after local-fs", asked, func(u *Unit) {
 			u.Settings.DefaultDependencies, u.Settings.After = false, []string{"local-fs.target", "apparmor.service"}

@@ -448,8 +448,8 @@ func UnfitUnit(u Unit, asked string) *Reason {
 		return ptr(because(UnitTemplate, "%s is a template", asked).next("name an instance, such as " + strings.Replace(asked, "@", "@NAME", 1)))
 	case !strings.HasSuffix(asked, ".service"):
 		return ptr(because(UnitNoService, "%s is a %s, not a service", asked, strings.TrimPrefix(path.Ext(asked), ".")))
-	case strings.Contains(u.FragmentPath, "/systemd/user/"):
-		return ptr(because(UnitOfUser, "%s is a unit of the user manager", asked).at(u.FragmentPath))
+	case u.UserFile != "" && !u.Found():
+		return ptr(because(UnitOfUser, "%s is a unit of the user manager, where AppArmorProfile= does not work", asked).at(u.UserFile))
 	case u.LoadState == "masked", strings.HasPrefix(u.UnitFileState, "masked"):
 		return ptr(because(UnitMasked, "%s is masked", asked).at(u.FragmentPath).next("systemctl unmask " + asked))
 	case !u.Found():

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -303,9 +304,6 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 		return
 	}
 	if why := attach.UnfitUnit(u, p.unit); why != nil {
-		if why.Code == attach.UnitNotFound && l.systemd.UserUnit(p.unit) {
-			why = &attach.Reason{Code: attach.UnitOfUser, Detail: fmt.Sprintf("%s is a unit of the user manager, where AppArmorProfile= does not work", p.unit)}
-		}
 		p.refuse(*why)
 		return
 	}
@@ -502,9 +500,15 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 func (l *Loop) Profiles() []attach.Profile { return l.apparmor.Profiles() }
 
 // Check says what is in profile files, and what speaks against attaching
-// units, and changes nothing. An argument with a slash is a file.
+// units, and changes nothing. An argument with a slash is a file; without
+// arguments it is about every attached unit.
 func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach.Outcome, error) {
-	var out []attach.Outcome
+	if len(args) == 0 {
+		l.mu.Lock()
+		args = slices.Sorted(maps.Keys(l.targets))
+		l.mu.Unlock()
+	}
+	out := []attach.Outcome{}
 	for _, arg := range args {
 		if !strings.Contains(arg, "/") {
 			found, err := l.Plan(ctx, attach.Request{Units: []string{arg}, Trusted: trusted})

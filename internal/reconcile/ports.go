@@ -19,10 +19,6 @@ type Systemd interface {
 	// Templates are listed as such.
 	Expand(ctx context.Context, glob string) ([]string, error)
 
-	// UserUnit reports whether a unit file of that name exists for user
-	// managers.
-	UserUnit(unit string) bool
-
 	// ReadDropIn reads a drop-in without following links. exists is false, and
 	// err nil, only where there is certainly nothing.
 	ReadDropIn(path string) (text string, exists bool, err error)

@@ -223,8 +223,6 @@ func (w *world) Expand(_ context.Context, glob string) ([]string, error) {
 	return out, nil
 }
 
-func (w *world) UserUnit(string) bool { return false }
-
 func (w *world) ReadDropIn(p string) (string, bool, error) {
 	defer w.lock()()
 	text, ok := w.disk[p]

@@ -93,18 +93,18 @@ func (s *Systemd) listFiles(ctx context.Context, glob string) ([]listedFile, err
 // left aside: systemd.unit(5).
 var userDirs = []string{"/etc/systemd/user", "/run/systemd/user", "/usr/local/lib/systemd/user", "/usr/local/share/systemd/user", "/usr/lib/systemd/user", "/usr/share/systemd/user"}
 
-// UserUnit reports whether a unit file of that name, or of its template, exists
-// for user managers.
-func (s *Systemd) UserUnit(unit string) bool {
+// userFile finds the unit file of that name, or of its template, for user
+// managers; "" none.
+func (s *Systemd) userFile(unit string) string {
 	for _, name := range []string{unit, attach.TemplateOf(unit)} {
 		if fullName(name) != nil {
 			continue
 		}
 		for _, dir := range userDirs {
 			if _, err := os.Lstat(filepath.Join(s.root, dir, name)); err == nil {
-				return true
+				return filepath.Join(dir, name)
 			}
 		}
 	}
-	return false
+	return ""
 }

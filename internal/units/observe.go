@@ -16,7 +16,8 @@ import (
 
 // Observe reads a unit and its effective settings. A name that systemd does
 // not know is no error: LoadState is "not-found". An alias gives the unit it
-// stands for. A template, which systemd does not load, has LoadState "stub"
+// stands for; of one that only user managers know UserFile says where it is.
+// A template, which systemd does not load, has LoadState "stub"
 // and no settings where a file of that name exists.
 //
 // All properties come from one answer, so that they belong to one moment.
@@ -42,6 +43,9 @@ func (s *Systemd) observe(ctx context.Context, unit string) (attach.Unit, error)
 	u, deps, err := decodeUnit(p)
 	if err != nil {
 		return attach.Unit{}, err
+	}
+	if !u.Found() {
+		u.UserFile = s.userFile(unit)
 	}
 	if u.Settings.Assignments, err = s.assignments(u); err != nil {
 		return attach.Unit{}, err

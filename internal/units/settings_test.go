@@ -148,7 +148,7 @@ func TestAssignmentsOfFiles(t *testing.T) {
 	}
 }
 
-func TestUserUnit(t *testing.T) {
+func TestUserFile(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "usr/lib/systemd/user")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -160,9 +160,10 @@ func TestUserUnit(t *testing.T) {
 		}
 	}
 	s := New(Options{Root: root})
-	for unit, want := range map[string]bool{"a.service": true, "b.service": false, "t@x.service": true, "t@.service": true, "../user/a.service": false, "": false} {
-		if got := s.UserUnit(unit); got != want {
-			t.Errorf("UserUnit(%q) is %v", unit, got)
+	const in = "/usr/lib/systemd/user/"
+	for unit, want := range map[string]string{"a.service": in + "a.service", "b.service": "", "t@x.service": in + "t@.service", "t@.service": in + "t@.service", "../user/a.service": "", "": ""} {
+		if got := s.userFile(unit); got != want {
+			t.Errorf("userFile(%q) is %q", unit, got)
 		}
 	}
 }
