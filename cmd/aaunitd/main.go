@@ -70,6 +70,7 @@ func run(log *slog.Logger, recheck time.Duration, store state.Dir) error {
 		Log:         log,
 		Recheck:     recheck,
 		Version:     version,
+		Boot:        state.Boot(),
 	})
 
 	var parts sync.WaitGroup

@@ -25,9 +25,15 @@ type Record struct {
 	Profile    string `json:"profile"`
 	// DropIns are the files aaunit wrote for the unit, path and SHA-256 of the text.
 	DropIns map[string]string `json:"dropIns,omitempty"`
+	// Boot is the boot that Loaded and Softened are about: what is loaded after
+	// another one is not of aaunit's loading.
+	Boot string `json:"boot,omitempty"`
 	// Loaded are the profiles that were not loaded before aaunit loaded them:
 	// only these may a detach unload.
 	Loaded []string `json:"loaded,omitempty"`
+	// Softened are the files whose profiles were loaded in enforce mode before
+	// aaunit loaded them in complain mode: a detach loads them as their text says.
+	Softened []string `json:"softened,omitempty"`
 	// Accepted holds the kernel's checksum of each profile that passed the
 	// checks, by name.
 	Accepted map[string]string `json:"accepted,omitempty"`
@@ -51,6 +57,7 @@ type Record struct {
 func (r Record) Clone() Record {
 	r.DropIns = maps.Clone(r.DropIns)
 	r.Loaded = slices.Clone(r.Loaded)
+	r.Softened = slices.Clone(r.Softened)
 	r.Accepted = maps.Clone(r.Accepted)
 	return r
 }

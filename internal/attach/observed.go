@@ -224,6 +224,9 @@ type Policy struct {
 	Live map[string]LiveProfile `json:"live,omitempty"`
 	// LiveError says why Live could not be read.
 	LiveError string `json:"liveError,omitempty"`
+	// EnforcedBy names another unit that is attached, in enforce mode, to a
+	// profile of the same files; looked for where this one wants complain mode.
+	EnforcedBy string `json:"enforcedBy,omitempty"`
 }
 
 // Scan is one look at all tasks of a unit.

@@ -233,6 +233,11 @@ func diffDetach(d Desired, o Observed) Plan {
 		slices.ContainsFunc(o.Scan.Tasks, func(t Task) bool { return t.Label.Fits(d.Record.Profile, nil) != FitOther }) {
 		planRestart(&p, o.Unit, d.Record.RestartUnit, gone)
 	}
+	for _, c := range o.Policy.Compiled {
+		if why := needsLoading(c, o.Policy); why != nil && why.Code == PolicyChanged {
+			p.add(LoadPolicy, c.File, because(Detached, "%s was loaded in complain mode for %s, and is not by itself", c.File, d.Unit).at(c.File))
+		}
+	}
 	for _, name := range d.Record.Loaded {
 		p.add(UnloadPolicy, name, gone)
 	}
@@ -285,6 +290,10 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		r, w := ProfileObstacles(d, o, name)
 		refuse(r...)
 		warn(w...)
+	}
+	if other := o.Policy.EnforcedBy; other != "" && d.Attachment.Mode == WishComplain {
+		refuse(because(ProfileDisputed, "%s is attached in enforce mode to profile %s or one from the same file", other, d.Profile).
+			at(d.Attachment.Source).next("take Mode=complain out, or give the unit a profile of its own"))
 	}
 	if d.accepted(o.Policy) {
 		// A text gone bad must not shake what runs.

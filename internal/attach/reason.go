@@ -99,6 +99,7 @@ const (
 	ProfileDuplicate   Code = "profile-duplicate-name"
 	ProfileDisabled    Code = "profile-disabled"
 	ProfileComplain    Code = "profile-complain"
+	ProfileDisputed    Code = "profile-mode-disputed"
 	ProfileUnconfined  Code = "profile-unconfined"
 	ProfileDefaultOpen Code = "profile-default-allow"
 	ProfileNotAtBoot   Code = "profile-not-at-boot"
@@ -191,6 +192,7 @@ var entries = []Entry{
 	{ProfileDuplicate, "Two files define the profile", "The file that is loaded last wins, which is an accident of the boot. Rename or remove one of them.", Unknown},
 	{ProfileDisabled, "The profile is disabled", "A link in /etc/apparmor.d/disable makes apparmor.service skip the file, so after a reboot the profile is missing. Run: aa-enforce FILE, or remove the link.", Unknown},
 	{ProfileComplain, "The profile is in complain mode", "In complain mode AppArmor logs what the profile does not allow, and allows it. Run: aa-enforce FILE, or attach with --complain if that is what you want.", NotConfined},
+	{ProfileDisputed, "Another unit wants the profile enforced", "All tasks that carry a profile are in one mode with it. Another attachment asks for enforce mode, which wins. Take Mode=complain out of this attachment, or give the unit a profile of its own.", Unknown},
 	{ProfileUnconfined, "The profile does not confine", "flags=(unconfined) gives tasks a name but takes nothing from them.", NotConfined},
 	{ProfileDefaultOpen, "The profile allows everything by default", "flags=(default_allow) allows what no rule mentions: an allow-list turned into a deny-list.", NotConfined},
 	{ProfileNotAtBoot, "The profile is not loaded at boot", "apparmor.service loads what lies directly in /etc/apparmor.d. A profile elsewhere is missing after a reboot, and the unit will not start. Move or copy it to /etc/apparmor.d.", Confined},

@@ -41,6 +41,9 @@ type Options struct {
 	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
 	Recheck time.Duration
 	Version string
+	// Boot identifies this boot of the machine; "" where that could not be read,
+	// and then nothing is taken for loaded by an earlier life of the daemon.
+	Boot string
 }
 
 // Loop is the daemon's work. Make one with New, then Run it.
@@ -52,6 +55,7 @@ type Loop struct {
 	log         *slog.Logger
 	recheck     time.Duration
 	version     string
+	boot        string
 
 	queue *queue
 	// asked hands operations that people ask for to the one goroutine that
@@ -67,18 +71,18 @@ type Loop struct {
 	// is held across a change of records and its Save. It comes before mu.
 	keeping sync.Mutex
 
-	mu       sync.Mutex
-	declared attach.Declared
-	targets  map[string]attach.Attachment // by unit; what applies to it
-	rivals   map[string][]attach.Attachment
-	alias    map[string]string // name as declared -> canonical
-	records  map[string]attach.Record
-	statuses map[string]attach.Status
-	problems []attach.Reason // of records
-	boot     attach.Tri      // apparmor.service is enabled
-	bootRead bool
-	subs     map[int]func(attach.Status)
-	nextSub  int
+	mu          sync.Mutex
+	declared    attach.Declared
+	targets     map[string]attach.Attachment // by unit; what applies to it
+	rivals      map[string][]attach.Attachment
+	alias       map[string]string // name as declared -> canonical
+	records     map[string]attach.Record
+	statuses    map[string]attach.Status
+	problems    []attach.Reason // of records
+	service     attach.Tri      // apparmor.service is enabled
+	serviceRead bool
+	subs        map[int]func(attach.Status)
+	nextSub     int
 }
 
 // New prepares a loop; nothing is touched before Run.
@@ -88,7 +92,7 @@ func New(o Options) *Loop {
 	}
 	return &Loop{
 		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store,
-		log: o.Log, recheck: o.Recheck, version: o.Version,
+		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot,
 		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, subs: map[int]func(attach.Status){},
@@ -104,6 +108,9 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	records, problems := l.store.Load()
 	l.mu.Lock()
 	for _, r := range records {
+		if r.Boot != l.boot || l.boot == "" {
+			r.Boot, r.Loaded, r.Softened = l.boot, nil, nil
+		}
 		l.records[r.Unit] = r
 	}
 	l.problems = problems
@@ -436,7 +443,7 @@ func (l *Loop) desired(unit string) (attach.Desired, error) {
 
 func (l *Loop) forgetHost() {
 	l.mu.Lock()
-	l.bootRead = false
+	l.serviceRead = false
 	l.mu.Unlock()
 }
 

@@ -546,3 +546,84 @@ func TestKilledAtAnyStep(t *testing.T) {
 		})
 	}
 }
+
+func TestComplainNeverTakesEnforcementFromAnotherUnit(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.addUnit("b.service")
+	shared := func(mode attach.Wish) func(*attach.Attachment) {
+		return func(a *attach.Attachment) { a.Profile, a.Mode, a.Settle = "a", mode, 0 }
+	}
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", shared(attach.WishEnforce))
+	w.run(t, func(l *Loop) {
+		rest()
+		w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", shared(attach.WishComplain))
+		rest()
+		loads := w.calls["load"]
+		w.changed <- struct{}{} // and again
+		rest()
+		if got := answer(l, "a"); got != "confined" || modeOf(w.kernel["a"]) != attach.ModeEnforce {
+			t.Errorf("the enforced unit is %s, its profile %s", got, w.kernel["a"])
+		}
+		if w.calls["load"] != loads {
+			t.Errorf("the two load in turn: %q", w.trace)
+		}
+		r := l.Status([]string{"b"})
+		if !slices.Contains(codes(r.Units[0].Refused), attach.ProfileDisputed) {
+			t.Errorf("%+v", r.Units)
+		}
+	})
+}
+
+func TestDetachFromComplainEnforcesWhatWasEnforced(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.addUnit("b.service")
+	w.kernel["a"] = "1" // loaded at boot, and carried by others
+	w.run(t, func(l *Loop) {
+		for _, n := range []string{"a", "b"} {
+			w.declareUnit("/etc/aaunit/attachments.d/"+n+".conf", n+".service", func(a *attach.Attachment) {
+				a.Profile, a.Mode, a.Settle = "a", attach.WishComplain, 0
+			})
+			rest()
+		}
+		if w.kernel["a"] != "1"+soft {
+			t.Fatalf("not in complain mode: %q", w.kernel)
+		}
+		w.undeclare("/etc/aaunit/attachments.d/a.conf")
+		rest()
+		if w.kernel["a"] != "1"+soft {
+			t.Errorf("the other unit lost its mode: %q", w.kernel)
+		}
+		w.undeclare("/etc/aaunit/attachments.d/b.conf")
+		rest()
+		if w.kernel["a"] != "1" || len(w.records) != 0 {
+			t.Errorf("left behind: %q, %+v", w.kernel, w.records)
+		}
+	})
+}
+
+// TestWhatTheBootLoadedIsNotUnloaded: what aaunit loaded before a reboot is
+// loaded by apparmor.service after it, and others may count on it.
+func TestWhatTheBootLoadedIsNotUnloaded(t *testing.T) {
+	for _, rebooted := range []bool{false, true} {
+		w := newWorld()
+		w.addUnit("a.service")
+		w.declareUnit("/run/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) { a.Runtime = true })
+		w.run(t, func(*Loop) { rest() })
+		delete(w.att, "/run/aaunit/attachments.d/a.conf") // while the daemon is down
+		if rebooted {
+			w.boots++
+			w.units["a.service"].label = "unconfined"
+			clear(w.disk)
+			clear(w.read)
+		}
+		w.run(t, func(*Loop) { rest() })
+		if _, loaded := w.kernel["a"]; loaded != rebooted {
+			t.Errorf("rebooted %v: loaded %v", rebooted, loaded)
+		}
+		if len(w.records) != 0 {
+			t.Errorf("rebooted %v: records %+v", rebooted, w.records)
+		}
+	}
+}

@@ -470,7 +470,7 @@ func (l *Loop) detachPlan(ctx context.Context, r attach.Request) []attach.Outcom
 			p.d.Record.RestartUnit = false
 		}
 		d := attach.Desired{Unit: p.unit, Record: p.d.Record}
-		o, err := l.observe(ctx, d, quick)
+		o, err := l.observe(ctx, d, full)
 		if err != nil {
 			p.refuse(attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", p.unit, err))
 			continue

@@ -31,9 +31,12 @@ func (l *Loop) observe(ctx context.Context, d attach.Desired, how depth) (attach
 		return attach.Observed{}, err
 	}
 	o := attach.Observed{Unit: u, Host: l.host(ctx)}
-	if d.Attachment != nil {
+	switch {
+	case d.Attachment != nil:
 		o.DropIn = l.readDropIn(d)
 		o.Policy = l.policy(ctx, d, how)
+	case how == full && len(d.Record.Softened) > 0:
+		o.Policy = l.softened(ctx, d)
 	}
 	if u.Active() {
 		s := l.scan(ctx, u)
@@ -45,12 +48,12 @@ func (l *Loop) observe(ctx context.Context, d attach.Desired, how depth) (attach
 func (l *Loop) host(ctx context.Context) attach.Host {
 	h := l.apparmor.Host()
 	l.mu.Lock()
-	boot, read := l.boot, l.bootRead
+	boot, read := l.service, l.serviceRead
 	l.mu.Unlock()
 	if !read {
 		boot = l.bootService(ctx)
 		l.mu.Lock()
-		l.boot, l.bootRead = boot, boot != attach.CouldNotTell
+		l.service, l.serviceRead = boot, boot != attach.CouldNotTell
 		l.mu.Unlock()
 	}
 	h.BootService = boot
@@ -120,6 +123,9 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 		var problems []attach.Reason
 		p.Compiled, problems = l.apparmor.Compile(ctx, files, d.Attachment.Mode == attach.WishComplain)
 		p.Problems = append(p.Problems, problems...)
+		if d.Attachment.Mode == attach.WishComplain {
+			p.EnforcedBy = l.wantedBy(d.Unit, attach.WishEnforce, append(l.namesIn(files), names...))
+		}
 	}
 	// A file may define more profiles than the unit's: what is not read here
 	// would look as if it were not loaded, and be loaded at every pass.
@@ -136,6 +142,62 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 	}
 	p.Live = live
 	return p
+}
+
+// softened is the policy, as their texts say it, of the files that an
+// attachment which is gone had loaded in complain mode. A file that another
+// attached unit still wants so is left to that one.
+func (l *Loop) softened(ctx context.Context, d attach.Desired) attach.Policy {
+	var files []string
+	for _, file := range d.Record.Softened {
+		if l.wantedBy(d.Unit, attach.WishComplain, l.namesIn([]string{file})) == "" {
+			files = append(files, file)
+		}
+	}
+	var p attach.Policy
+	p.Compiled, p.Problems = l.apparmor.Compile(ctx, files, false)
+	var names []string
+	for _, c := range p.Compiled {
+		names = append(names, sortedNames(c)...)
+	}
+	live, err := l.apparmor.Live(names)
+	if err != nil {
+		p.LiveError = err.Error()
+	}
+	p.Live = live
+	return p
+}
+
+// namesIn lists the profiles that files define.
+func (l *Loop) namesIn(files []string) (names []string) {
+	for _, file := range files {
+		found, _ := l.apparmor.InFile(file)
+		for _, p := range found {
+			names = append(names, p.Name)
+		}
+	}
+	return names
+}
+
+// wantedBy finds another unit that is attached in the given mode to one of the
+// profiles; "" none. Of several it is the first by name.
+func (l *Loop) wantedBy(unit string, mode attach.Wish, profiles []string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var units []string
+	for other, a := range l.targets {
+		if other == unit || a.Mode != mode {
+			continue
+		}
+		name, err := a.ProfileFor(other)
+		if err == nil && slices.ContainsFunc(profiles, func(p string) bool { return p == name || slices.Contains(a.AllowProfiles, p) }) {
+			units = append(units, other)
+		}
+	}
+	if len(units) == 0 {
+		return ""
+	}
+	return slices.Min(units)
 }
 
 // scan looks at the tasks, with the InvocationID read before and after.

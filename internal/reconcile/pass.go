@@ -360,7 +360,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 	saved := map[string]Saved{}
 	var load []attach.Compiled
 	for _, j := range jobs {
-		if !j.alive() || j.d.Attachment == nil {
+		if !j.alive() {
 			continue
 		}
 		for _, c := range j.o.Policy.Compiled {
@@ -382,9 +382,20 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 	for _, j := range jobs {
 		if j.alive() && j.plan.Has(attach.LoadPolicy) {
 			for _, c := range j.o.Policy.Compiled {
+				if j.d.Attachment == nil {
+					break
+				}
+				soft := func(file string) bool { return file == c.File }
+				if !c.Complain {
+					j.d.Record.Softened = slices.DeleteFunc(j.d.Record.Softened, soft)
+				}
 				for _, name := range sortedNames(c) {
-					if _, live := j.o.Policy.Live[name]; !live && !strings.Contains(name, "//") && !slices.Contains(j.d.Record.Loaded, name) {
+					live, loaded := j.o.Policy.Live[name]
+					if !loaded && !strings.Contains(name, "//") && !slices.Contains(j.d.Record.Loaded, name) {
 						j.d.Record.Loaded = append(j.d.Record.Loaded, name)
+					}
+					if loaded && c.Complain && live.Mode.Confines() && !slices.ContainsFunc(j.d.Record.Softened, soft) && !slices.Contains(j.d.Record.Loaded, name) {
+						j.d.Record.Softened = append(j.d.Record.Softened, c.File)
 					}
 				}
 			}
@@ -397,7 +408,11 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		failed = l.apparmor.Load(ctx, load)
 	}
 	for _, j := range jobs {
-		if !j.alive() || j.d.Attachment == nil {
+		if !j.alive() {
+			continue
+		}
+		if j.d.Attachment == nil {
+			l.hardened(j, failed)
 			continue
 		}
 		accepted := map[string]string{}
@@ -423,6 +438,23 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 	}
 	l.unloadChildren(ctx, jobs)
 	return saved
+}
+
+// hardened says that what a withdrawn attachment had loaded in complain mode is
+// loaded as its text says again.
+func (l *Loop) hardened(j *job, failed map[string]error) {
+	for _, a := range j.plan.Actions {
+		if a.Kind != attach.LoadPolicy {
+			continue
+		}
+		if err := failed[a.Target]; err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s stays loaded in complain mode: %v", a.Target, err).At(a.Target))
+			continue
+		}
+		j.out.Changed = true
+		j.event(attach.StepPolicy, attach.Done, "%s is loaded as its text says again", a.Target)
+	}
+	j.out.Notes = append(j.out.Notes, j.o.Policy.Problems...)
 }
 
 // unloadChildren removes what the texts no longer define: the kernel hands a
@@ -829,6 +861,7 @@ func (l *Loop) remember(r attach.Record) {
 func (l *Loop) keep(r attach.Record) error {
 	l.keeping.Lock()
 	defer l.keeping.Unlock()
+	r.Boot = l.boot
 	l.mu.Lock()
 	if old := l.records[r.Unit]; old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
 		r.Verdict = old.Verdict

@@ -175,7 +175,7 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 	host := l.apparmor.Host()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	host.BootService = l.boot
+	host.BootService = l.service
 	r = attach.Report{Version: l.version, Host: host, Recheck: l.recheck, At: time.Now(), Units: []attach.Status{}}
 	r.Problems = append(slices.Clone(l.problems), l.declared.Problems...)
 	used := make([]bool, len(units))

@@ -193,7 +193,7 @@ func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "the policy that was loaded from %s stays: %v", c.File, err).At(c.File))
 			continue
 		}
-		j.d.Record.Loaded = j.before.Loaded
+		j.d.Record.Loaded, j.d.Record.Softened = j.before.Loaded, j.before.Softened
 	}
 }
 
@@ -308,6 +308,7 @@ func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
 			j.out.Changed = true
 			j.event(attach.StepPolicy, attach.Done, "profile %s unloaded", a.Target)
 		}
+		l.bequeath(j.d)
 		l.forget(j.d.Unit)
 		l.unpublish(j.d.Unit)
 		l.log.Info(j.d.Unit+" is detached", journal.FieldMessageID, string(journal.MsgDetached), journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit)
@@ -336,6 +337,22 @@ func (l *Loop) handOver(unit, profile string) string {
 	}
 	l.remember(*heir)
 	return heir.Unit
+}
+
+// bequeath leaves the duty to load a file as its text says to another unit that
+// still wants it in complain mode.
+func (l *Loop) bequeath(d attach.Desired) {
+	for _, file := range d.Record.Softened {
+		heir := l.wantedBy(d.Unit, attach.WishComplain, l.namesIn([]string{file}))
+		l.mu.Lock()
+		r, ok := l.records[heir]
+		r = r.Clone()
+		l.mu.Unlock()
+		if ok && !slices.Contains(r.Softened, file) {
+			r.Softened = append(r.Softened, file)
+			l.remember(r)
+		}
+	}
 }
 
 // eachAll calls f for every job at once and waits.

@@ -44,6 +44,7 @@ type world struct {
 	killAt int
 	// unlisted: systemd does not list units.
 	unlisted bool
+	boots    int  // of the machine
 	diskFull bool // records cannot be saved
 	dead     bool
 	// also: profile -> another one that its file defines.
@@ -360,7 +361,7 @@ func (w *world) Host() attach.Host {
 	return attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}
 }
 
-func (w *world) Compile(_ context.Context, files []string, _ bool) (done []attach.Compiled, problems []attach.Reason) {
+func (w *world) Compile(_ context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason) {
 	defer w.lock()()
 	for _, f := range files {
 		name := path.Base(f)
@@ -369,7 +370,10 @@ func (w *world) Compile(_ context.Context, files []string, _ bool) (done []attac
 			continue
 		}
 		v := w.files[name]
-		done = append(done, attach.Compiled{File: f, Source: name + v, Profiles: []attach.Profile{w.profile(name)},
+		if complain {
+			v += soft
+		}
+		done = append(done, attach.Compiled{File: f, Source: name + w.files[name], Complain: complain, Profiles: []attach.Profile{w.profile(name)},
 			Checksums: map[string]string{name: "sha256:" + name + v}})
 		if other, ok := w.also[name]; ok {
 			done[len(done)-1].Checksums[other] = "sha256:" + other + v
@@ -391,12 +395,22 @@ func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error 
 	return nil
 }
 
+// soft ends the version of a policy in complain mode.
+const soft = "-complain"
+
+func modeOf(version string) attach.Mode {
+	if strings.HasSuffix(version, soft) {
+		return attach.ModeComplain
+	}
+	return attach.ModeEnforce
+}
+
 func (w *world) Live(names []string) (map[string]attach.LiveProfile, error) {
 	defer w.lock()()
 	out := map[string]attach.LiveProfile{}
 	for _, n := range names {
 		if v, ok := w.kernel[n]; ok {
-			out[n] = attach.LiveProfile{Name: n, Mode: attach.ModeEnforce, Checksum: "sha256:" + n + v}
+			out[n] = attach.LiveProfile{Name: n, Mode: modeOf(v), Checksum: "sha256:" + n + v}
 		}
 	}
 	return out, nil
@@ -452,6 +466,10 @@ func (w *world) Scan(_ context.Context, u attach.Unit) attach.Scan {
 	s := attach.Scan{Stable: true, At: time.Now(), HostTmp: attach.TmpView{Tmp: "8:1 /tmp", VarTmp: "8:1 /var/tmp"}, Tmp: map[int]attach.TmpView{}}
 	if !f.running {
 		return s
+	}
+	name, _, profiled := strings.Cut(f.label, " (")
+	if profiled {
+		f.label = fmt.Sprintf("%s (%s)", name, modeOf(w.kernel[name]))
 	}
 	label, err := attach.ParseLabel(f.label)
 	if err != nil {
@@ -554,7 +572,7 @@ func (s store) Delete(unit string) error {
 }
 
 func (w *world) loop() *Loop {
-	return New(Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Log: slog.New(slog.DiscardHandler)})
+	return New(Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Log: slog.New(slog.DiscardHandler), Boot: fmt.Sprint("boot ", w.boots)})
 }
 
 // run runs the daemon in a bubble of fake time until body returns.

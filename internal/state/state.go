@@ -17,6 +17,13 @@ import (
 	"github.com/aaunit/aaunit/internal/safefile"
 )
 
+// Boot identifies this boot of the machine (random(4), "boot_id"); "" where the
+// kernel does not tell.
+func Boot() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id))
+}
+
 // maxRecord bounds one record.
 const maxRecord = 4 << 20
 
