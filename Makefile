@@ -40,7 +40,7 @@ ldflags := -ldflags '-s -w -X main.version=$(VERSION)'
 .PHONY: help
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
-	@echo '  make vm SUITE=trixie PKG=./test/vm/guest RUN=TestUndo'
+	@echo '  make vm SUITE=trixie PKG=./test/vm/guest RUN=TestAFailedAttachIsUndone'
 
 # Every target begins here.
 .PHONY: need-go
@@ -131,7 +131,7 @@ lint-deb: need-go deb ## lintian on the package
 
 .PHONY: setup-vm
 setup-vm: need-go
-	@tools/need-packages mmdebstrap qemu-system-x86 qemu-utils e2fsprogs openssh-client \
+	@tools/need-packages ca-certificates mmdebstrap qemu-system-x86 qemu-utils e2fsprogs openssh-client \
 		$(if $(filter-out 0,$(shell id -u)),fakeroot uidmap)
 
 # A guest waits much: the suites run side by side, and each prints what it has to

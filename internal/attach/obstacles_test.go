@@ -43,6 +43,11 @@ func TestObstacles(t *testing.T) {
 		{"- prefix in the vendor's file, before ours", func(_ *Desired, o *Observed) {
 			earlier(o, o.Unit.FragmentPath, "AppArmorProfile=-myagent")
 		}, nil, nil, ""},
+		{"the same, and ours is not there yet", func(_ *Desired, o *Observed) {
+			o.Unit.Settings.Assignments, o.Unit.DropIns = nil, nil
+			earlier(o, o.Unit.FragmentPath, "AppArmorProfile=-myagent")
+			o.Unit.Settings.IgnoreMissing = true
+		}, nil, []Code{IgnorePrefix}, "until the drop-in replaces it"},
 		{"- prefix in a later drop-in", func(_ *Desired, o *Observed) {
 			later(o, dropIns+"override.conf", "AppArmorProfile=-myagent")
 		}, []Code{IgnorePrefix}, nil, "override.conf"},
@@ -148,6 +153,10 @@ func TestObstacles(t *testing.T) {
 		{"a hat in complain mode", func(_ *Desired, o *Observed) {
 			o.Policy.Compiled[0].Profiles[1].Flags = []string{"complain"}
 		}, []Code{ProfileComplain}, nil, "myagent//helper"},
+		{"enforced by another unit", func(_ *Desired, o *Observed) { o.Policy.EnforcedBy = "b.service" }, nil, nil, ""},
+		{"complain, enforced by another unit", func(d *Desired, o *Observed) {
+			d.Attachment.Mode, o.Policy.EnforcedBy = WishComplain, "b.service"
+		}, []Code{ProfileDisputed}, nil, "b.service"},
 		{"disable link", func(_ *Desired, o *Observed) { prof(o).DisabledBy = "/etc/apparmor.d/disable/usr.local.bin.myagent" }, []Code{ProfileDisabled}, nil, "disable/"},
 		{"force-complain link", func(_ *Desired, o *Observed) {
 			prof(o).ComplainBy = "/etc/apparmor.d/force-complain/usr.local.bin.myagent"

@@ -323,7 +323,12 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		refuse(because(DropInForeign, "%s exists and aaunit did not write it", d.DropInPath()).
 			at(d.DropInPath()).next("remove or rename it"))
 	}
-	refuse(overrides(d, o.Unit)...)
+	over := overrides(d, o.Unit)
+	refuse(over...)
+	if w := o.Unit.Settings.Winner("AppArmorProfile"); o.Unit.Settings.IgnoreMissing && w != nil && !slices.ContainsFunc(over, func(r Reason) bool { return r.Code == IgnorePrefix }) {
+		warn(because(IgnorePrefix, "%s sets AppArmorProfile=%s; until the drop-in replaces it %s starts unconfined where the profile is missing", w.Path, w.Value, d.Unit).
+			at(fmt.Sprintf("%s:%d", w.Path, w.Line)))
+	}
 	if own := d.wantTmp(o.Unit); d.shared() && d.Attachment.PrivateTmp != PrivateTmpNo && own != d.Attachment.PrivateTmp {
 		refuse(because(PrivateTmpOverridden, "%s has PrivateTmp=%s by itself, and the drop-in of the whole pattern would weaken it", d.Unit, own).
 			at(d.DropInPath()).next("say PrivateTmp=" + string(own) + " in " + d.Attachment.Source))

@@ -190,6 +190,31 @@ func TestWriteKeepsOffOtherPeoplesFiles(t *testing.T) {
 	}
 }
 
+// A lasting attachment over one for this boot is the only one left, and goes
+// back to that one.
+func TestWriteLastingOverRuntime(t *testing.T) {
+	f, root := testFiles(t)
+	a := attach.NewAttachment()
+	a.Units, a.Profile, a.Runtime = []string{"a.service"}, "p", true
+	if _, _, err := f.Write("a.service", a); err != nil {
+		t.Fatal(err)
+	}
+	a.Runtime = false
+	file, restore, err := f.Write("a.service", a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(root + "/run/a.service.conf"); !os.IsNotExist(err) {
+		t.Errorf("a detach would uncover the one in /run: %v", err)
+	}
+	if err := restore(); err != nil {
+		t.Fatal(err)
+	}
+	if d := f.Read(); len(d.Attachments) != 1 || !d.Attachments[0].Runtime || d.Attachments[0].Source == file {
+		t.Errorf("%+v", d.Attachments)
+	}
+}
+
 func must(b []byte, err error) []byte {
 	if err != nil {
 		panic(err)

@@ -125,7 +125,8 @@ func (f *Files) readFile(path string) (attach.Attachment, []attach.Reason) {
 	return Parse(path, file.Data)
 }
 
-// Write stores an attachment made at the command line for one unit.
+// Write stores an attachment made at the command line for one unit. A lasting
+// one takes the place of one for this boot, so that a detach leaves neither.
 func (f *Files) Write(unit string, a attach.Attachment) (string, func() error, error) {
 	dir := f.Dirs[0]
 	if a.Runtime {
@@ -157,6 +158,17 @@ func (f *Files) Write(unit string, a attach.Attachment) (string, func() error, e
 		}
 		_, err := safefile.Write(path, old.Data, 0o644)
 		return err
+	}
+	short := filepath.Join(f.Dirs[1], unit+".conf")
+	if was, err := safefile.Read(short, maxFile); !a.Runtime && err == nil && strings.HasPrefix(string(was.Data), manualHeader+"\n") {
+		if err := f.Remove(short); err != nil {
+			return "", nil, errors.Join(err, restore())
+		}
+		back := restore
+		restore = func() error {
+			_, err := safefile.Write(short, was.Data, 0o644)
+			return errors.Join(err, back())
+		}
 	}
 	return path, restore, nil
 }

@@ -29,6 +29,10 @@ const (
 	// MsgDropInHealed: a drop-in of ours was changed or removed, and put back.
 	MsgDropInHealed MessageID = "6799ea09cd0e48f7b6e8e3bac109754e"
 
+	// MsgPolicyHealed: somebody had replaced or removed the accepted policy, and
+	// it was put back.
+	MsgPolicyHealed MessageID = "9b3f0d7d44f0466f96a5e1b6f0bb4c6a"
+
 	// MsgAttachmentBad: an attachment file is not used.
 	MsgAttachmentBad MessageID = "6086f7b4ab834f9a8b6963ff9d310756"
 	// MsgBusLost and MsgBusBack: nothing was heard of systemd in between.

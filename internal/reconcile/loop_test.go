@@ -627,3 +627,37 @@ func TestWhatTheBootLoadedIsNotUnloaded(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatSomebodyLoadedIsToldAndPutBack: between the moment at which another
+// policy is loaded and the one at which it is put back, the unit is not
+// confined, and its verdict says so.
+func TestWhatSomebodyLoadedIsToldAndPutBack(t *testing.T) {
+	for _, removed := range []bool{false, true} {
+		w := newWorld()
+		w.addUnit("a.service")
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop })
+		w.run(t, func(l *Loop) {
+			rest()
+			var seen []string
+			l.Subscribe(context.Background(), func(s attach.Status) {
+				if s.Verdict != nil && (len(seen) == 0 || seen[len(seen)-1] != s.Verdict.Answer.String()) {
+					seen = append(seen, s.Verdict.Answer.String())
+				}
+			})
+			w.mu.Lock()
+			w.kernel["a"] = "evil"
+			if removed {
+				delete(w.kernel, "a")
+			}
+			w.mu.Unlock()
+			w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+			rest()
+			if want := []string{"confined", "not-confined", "confined"}; !slices.Equal(seen, want) {
+				t.Errorf("removed %v: verdicts %q, want %q", removed, seen, want)
+			}
+			if w.kernel["a"] != "1" || w.calls["restart"] != 1 || w.calls["stop"] != 0 {
+				t.Errorf("removed %v: kernel %q, %q", removed, w.kernel, w.trace)
+			}
+		})
+	}
+}

@@ -205,6 +205,12 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 		l.refuse(j, j.plan.Refusals...)
 		return j
 	}
+	if len(j.trampled()) > 0 {
+		// It is put back in a moment; that it was not in force is told first.
+		if v := attach.Judge(j.d, j.o); v.Answer == attach.NotConfined && !v.At.IsZero() {
+			l.conclude(j.d, j.o, v)
+		}
+	}
 	if ended {
 		// Not before: what could not be compiled for a moment ends no hold.
 		l.remember(j.d.Record)
@@ -216,6 +222,29 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 		r.Attaching = true
 	}
 	return j
+}
+
+// trampled lists the files of this plan's loads that still say what was
+// accepted, and that the kernel does not run: somebody has loaded another
+// policy, or removed it. With each comes what is wrong.
+func (j *job) trampled() map[string]attach.Reason {
+	out := map[string]attach.Reason{}
+	if j.fresh || j.d.Attachment == nil || j.held() {
+		return out
+	}
+	for _, a := range j.plan.Actions {
+		for _, c := range j.o.Policy.Compiled {
+			if a.Kind != attach.LoadPolicy || a.Target != c.File {
+				continue
+			}
+			for name, want := range c.Checksums {
+				if j.d.Record.Accepted[name] == want && j.o.Policy.Live[name].Checksum != want {
+					out[c.File] = a.Reason
+				}
+			}
+		}
+	}
+	return out
 }
 
 // carries reports whether the unit runs and all its tasks are under the
@@ -427,6 +456,10 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		}
 		if !j.alive() || j.held() {
 			continue
+		}
+		for file, why := range j.trampled() {
+			l.log.Warn("put back the policy of "+j.d.Unit+": "+why.String(), journal.FieldMessageID, string(journal.MsgPolicyHealed),
+				journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, file)
 		}
 		reported := slices.ContainsFunc(j.plan.Pending, func(r attach.Reason) bool { return r.Code == attach.PolicyChanged })
 		if len(accepted) > 0 && len(j.o.Policy.Problems) == 0 && !reported {

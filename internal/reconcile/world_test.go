@@ -467,11 +467,11 @@ func (w *world) Scan(_ context.Context, u attach.Unit) attach.Scan {
 	if !f.running {
 		return s
 	}
-	name, _, profiled := strings.Cut(f.label, " (")
-	if profiled {
-		f.label = fmt.Sprintf("%s (%s)", name, modeOf(w.kernel[name]))
+	text := f.label
+	if name, _, profiled := strings.Cut(text, " ("); profiled {
+		text = fmt.Sprintf("%s (%s)", name, modeOf(w.kernel[name]))
 	}
-	label, err := attach.ParseLabel(f.label)
+	label, err := attach.ParseLabel(text)
 	if err != nil {
 		panic(err)
 	}
