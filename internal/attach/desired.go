@@ -75,6 +75,8 @@ type Hold struct {
 	Inputs  string    `json:"inputs"`
 	Reasons []Reason  `json:"reasons"`
 	Since   time.Time `json:"since"`
+	// Former is the profile that the undo brought back; "" none.
+	Former string `json:"former,omitempty"`
 }
 
 // wantTmp is the PrivateTmp= that the drop-in asks for: the attachment's, or

@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -216,9 +217,10 @@ func (l *Loop) change(ctx context.Context) {
 func (l *Loop) settled(unit string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r := l.records[unit]
-	return len(r.DropIns) > 0 && !r.Attaching
+	return settled(l.records[unit])
 }
+
+func settled(r attach.Record) bool { return len(r.DropIns) > 0 && !r.Attaching }
 
 // heard sorts one of systemd's signals into the queue.
 func (l *Loop) heard(ctx context.Context, ev attach.UnitEvent) {
@@ -235,6 +237,7 @@ func (l *Loop) heard(ctx context.Context, ev attach.UnitEvent) {
 		}
 	case attach.UnitsReloaded:
 		l.forgetHost()
+		l.reviewAliases(ctx)
 		l.declare(ctx)
 		l.queue.add(inputChanged, l.everything()...)
 	case attach.BusLost:
@@ -242,6 +245,7 @@ func (l *Loop) heard(ctx context.Context, ev attach.UnitEvent) {
 	case attach.BusBack:
 		l.log.Info("connected to systemd again", journal.FieldMessageID, string(journal.MsgBusBack))
 		l.forgetHost()
+		l.reviewAliases(ctx)
 		l.declare(ctx)
 		l.queue.add(inputChanged, l.everything()...)
 	}
@@ -456,22 +460,40 @@ func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 	}
 	v, o := l.judge(ctx, d, justStarted)
 	l.learnAlias(unit, o.Unit)
-	l.stopViolator(ctx, d, &o, v)
+	l.stopViolator(ctx, d, d.Record, &o, v)
 	l.conclude(d, o, v)
+}
+
+// unseen reports whether the unit was started under an attachment that was in
+// place, and nobody heard of it: at boot, or while aaunitd or the bus was away.
+func unseen(before attach.Record, v attach.Verdict) bool {
+	return settled(before) && before.Verdict != nil && v.InvocationID != "" && before.Verdict.InvocationID != v.InvocationID
+}
+
+// broughtBack reports whether the unit is as the undo of a failed attach left
+// it: without the profile, or under the one that it had before.
+func broughtBack(d attach.Desired, o attach.Observed) bool {
+	h := d.Record.Hold
+	if h == nil || d.Attachment.OnFailedAttach != attach.FailedUndo {
+		return false
+	}
+	d.Profile = h.Former
+	return h.Former == "" || carries(d, o)
 }
 
 // stopViolator carries out OnViolation=stop: on a start that is not confined,
 // and on one that was confined and is no more. A start from before the
 // attachment, which waits for its restart, is not stopped, and neither is what
-// an undo brought back or a unit that complains because it shall.
-func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, o *attach.Observed, v attach.Verdict) {
+// an undo brought back or a unit that complains because it shall. before is the
+// record as it was before the look, or before the pass that the look ends.
+func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach.Record, o *attach.Observed, v attach.Verdict) {
 	if v.Answer != attach.NotConfined || d.Attachment.OnViolation != attach.ViolationStop || !o.Unit.Active() {
 		return
 	}
-	if !o.JustStarted && !d.Record.ProvedAs(v.InvocationID, d.Profile) {
+	if !o.JustStarted && !d.Record.ProvedAs(v.InvocationID, d.Profile) && !unseen(before, v) {
 		return
 	}
-	if undone := d.Record.Hold != nil && d.Attachment.OnFailedAttach == attach.FailedUndo; undone || complainsAsWished(d, v) {
+	if broughtBack(d, *o) || complainsAsWished(d, v) {
 		return
 	}
 	if only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) {
@@ -508,4 +530,22 @@ func (l *Loop) learnAlias(asked string, u attach.Unit) {
 	l.mu.Lock()
 	l.alias[asked] = u.ID
 	l.mu.Unlock()
+}
+
+// reviewAliases forgets the aliases that are none any more: a name may have
+// become a unit of its own, or another's.
+func (l *Loop) reviewAliases(ctx context.Context) {
+	l.mu.Lock()
+	known := maps.Clone(l.alias)
+	l.mu.Unlock()
+	for name, canonical := range known {
+		u, err := l.systemd.Observe(ctx, name)
+		if err != nil || u.ID == canonical {
+			continue
+		}
+		l.mu.Lock()
+		delete(l.alias, name)
+		l.mu.Unlock()
+		l.learnAlias(name, u)
+	}
 }

@@ -851,7 +851,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 				r.Attaching = false
 				l.remember(*r)
 			}
-			l.stopViolator(ctx, j.d, &j.seen, v)
+			l.stopViolator(ctx, j.d, j.before, &j.seen, v)
 			l.conclude(j.d, j.seen, v)
 			l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = j.out.Notes })
 		}

@@ -498,3 +498,94 @@ func TestAnAliasLearnedMeanwhileDetachesNothing(t *testing.T) {
 		}
 	})
 }
+
+// A start that nobody heard of, while the daemon was down, is a start like any
+// other to OnViolation=stop.
+func TestOnViolationStopSeesAStartThatNobodyHeardOf(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit(fileA, "a.service", func(a *attach.Attachment) {
+		a.OnViolation, a.RestartUnit = attach.ViolationStop, false
+	})
+	w.run(t, func(l *Loop) { // attached, and the restart is left to a person
+		if !u.running {
+			t.Fatal("a start from before the attachment was stopped")
+		}
+	})
+	w.run(t, func(l *Loop) {
+		if !u.running {
+			t.Error("a new daemon stopped a start from before the attachment")
+		}
+	})
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.begin(u)
+		w.mu.Unlock()
+		rest()
+		if answer(l, "a") != "confined" {
+			t.Fatalf("%+v", u)
+		}
+	})
+	u.start++ // while the daemon is down, and a task left the profile
+	u.label = "unconfined"
+	w.run(t, func(l *Loop) {
+		if u.running {
+			t.Errorf("a start that is not confined was not stopped: %q", w.trace)
+		}
+	})
+}
+
+// What an undo brought back was confined by the former profile: a later start
+// without any is not it.
+func TestOnViolationStopOfAHeldUnitThatLosesItsFormerProfile(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.files["b"] = "1"
+	u.breaks["b"] = true
+	under := func(profile string) {
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.OnViolation, a.Profile = attach.ViolationStop, profile })
+	}
+	under("a")
+	w.run(t, func(l *Loop) {
+		rest()
+		under("b")
+		rest()
+		if !u.running || u.label != "a (enforce)" || l.Status(nil).Units[0].Held == nil {
+			t.Fatalf("%+v %q", u, w.trace)
+		}
+		w.mu.Lock()
+		w.begin(u)
+		u.label = "unconfined"
+		w.mu.Unlock()
+		rest()
+		if u.running {
+			t.Errorf("%+v %q", u, w.trace)
+		}
+	})
+}
+
+// A name that was an alias and is a unit of its own now is attached as such.
+func TestAnAliasThatBecomesAUnit(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.aliases["b.service"] = "a.service"
+	w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) { a.Profile = "a" })
+	w.run(t, func(l *Loop) {
+		rest()
+		if answer(l, "a") != "confined" {
+			t.Fatalf("%q", w.trace)
+		}
+		w.mu.Lock()
+		delete(w.aliases, "b.service")
+		b := w.addUnit("b.service")
+		w.mu.Unlock()
+		w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+		rest()
+		if b.label != "a (enforce)" || answer(l, "b") != "confined" {
+			t.Errorf("the new unit runs as %q: %q", b.label, w.trace)
+		}
+		if a := w.units["a.service"]; a.label != "unconfined" || len(w.records) != 1 {
+			t.Errorf("the former one runs as %q, records %v", a.label, w.records)
+		}
+	})
+}

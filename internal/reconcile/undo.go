@@ -267,6 +267,9 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 	r.RestartUnit = j.d.Attachment.RestartUnit
 	r.Attaching = false
 	r.Hold = &attach.Hold{Inputs: inputs(j), Reasons: j.failed, Since: time.Now()}
+	if len(r.DropIns) > 0 && !j.fresh {
+		r.Hold.Former = cmp.Or(j.before.Profile, j.d.Profile)
+	}
 	l.remember(*r)
 	v, o := l.judge(ctx, j.d, false)
 	j.out.Verdict = &v
