@@ -72,6 +72,10 @@ func publicReport(r attach.Report) attach.Report {
 		units[i] = publicStatus(s)
 	}
 	r.Units = units
+	r.Patterns = slices.Clone(r.Patterns)
+	for i, s := range r.Patterns {
+		r.Patterns[i] = publicStatus(s)
+	}
 	missing := make([]attach.Missing, len(r.Missing))
 	for i, m := range r.Missing {
 		missing[i] = m

@@ -278,6 +278,10 @@ func IsPrefix(u string) bool {
 	return ok && stem != "" && !IsGlob(u) && !strings.Contains(u, "@")
 }
 
+// IsPattern reports whether u is a template's or prefix's name: systemd has a
+// drop-in directory for the units to come of either.
+func IsPattern(u string) bool { return IsTemplate(u) || IsPrefix(u) }
+
 // Specificity ranks how closely a Unit= value of an attachment names a unit.
 type Specificity int
 

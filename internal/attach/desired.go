@@ -131,13 +131,17 @@ func (d Desired) DropInPath() string {
 // directory, where it serves every unit of the pattern.
 func (d Desired) shared() bool { return d.Attachment.Placement(d.Unit) != d.Unit }
 
+// pattern reports whether this is not about a unit but about the drop-in of a
+// template or prefix, for units to come.
+func (d Desired) pattern() bool { return IsPattern(d.Unit) }
+
 // DropInText is what it shall say. In a template's or prefix's directory the
 // profile keeps its specifiers, which systemd expands for each unit.
 func (d Desired) DropInText(u Unit) string {
 	a := *d.Attachment
 	a.PrivateTmp = d.wantTmp(u)
 	profile := EscapeSpecifiers(d.Profile)
-	if d.shared() {
+	if d.shared() || d.pattern() {
 		profile = a.Profile
 		a.PrivateTmp = d.Attachment.PrivateTmp // shared by all units of the pattern
 	}
@@ -146,6 +150,9 @@ func (d Desired) DropInText(u Unit) string {
 
 // names are the profiles whose policy belongs to the unit.
 func (d Desired) names() []string {
+	if d.pattern() && d.Profile == "" {
+		return nil // it depends on the unit
+	}
 	names := []string{d.Profile}
 	for _, p := range d.allowed() {
 		if !slices.Contains(names, p) {

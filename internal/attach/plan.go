@@ -70,7 +70,11 @@ func Diff(d Desired, o Observed) Plan {
 		return diffDetach(d, o)
 	}
 	p := Plan{Unit: d.Unit, Profile: d.Profile, Actions: []Action{}}
-	p.Refusals, p.Warnings = Obstacles(d, o)
+	if d.pattern() {
+		p.Refusals, p.Warnings = patternObstacles(d, o)
+	} else {
+		p.Refusals, p.Warnings = Obstacles(d, o)
+	}
 	if d.Record.Hold != nil {
 		p.Pending = append(p.Pending, append([]Reason{because(Held, "the attach of %s failed and is held", d.Unit)}, d.Record.Hold.Reasons...)...)
 		return p
@@ -116,6 +120,7 @@ func Diff(d Desired, o Observed) Plan {
 	switch {
 	case p.Has(WriteDropIn) || p.Has(RemoveDropIn):
 		p.add(Reload, d.Unit, because(ReloadNeeded, "its drop-in changes"))
+	case d.pattern():
 	case o.Unit.NeedReload || len(Effective(d, o.Unit)) > 0:
 		// Nobody overrides the drop-in: that would have been a refusal.
 		p.add(Reload, d.Unit, because(ReloadNeeded, "systemd has not read the unit's files since they changed"))
@@ -286,6 +291,44 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		// The drop-in of a pattern holds the value with its specifiers.
 		refuse(because(ProfileNameBad, "profile %s is not what %q gives for %s", d.Profile, d.Attachment.Profile, d.Unit))
 	}
+	r, w := policyObstacles(d, o)
+	refuse(r...)
+	warn(w...)
+
+	r, w = commandObstacles(o.Unit)
+	refuse(r...)
+	warn(w...)
+
+	refuse(dropInObstacles(d, o)...)
+	over := overrides(d, o.Unit)
+	refuse(over...)
+	if w := o.Unit.Settings.Winner("AppArmorProfile"); o.Unit.Settings.IgnoreMissing && w != nil && !slices.ContainsFunc(over, func(r Reason) bool { return r.Code == IgnorePrefix }) {
+		warn(because(IgnorePrefix, "%s sets AppArmorProfile=%s; until the drop-in replaces it %s starts unconfined where the profile is missing", w.Path, w.Value, d.Unit).
+			at(fmt.Sprintf("%s:%d", w.Path, w.Line)))
+	}
+	if own := d.wantTmp(o.Unit); d.shared() && d.Attachment.PrivateTmp != PrivateTmpNo && own != d.Attachment.PrivateTmp {
+		refuse(because(PrivateTmpOverridden, "%s has PrivateTmp=%s by itself, and the drop-in of the whole pattern would weaken it", d.Unit, own).
+			at(d.DropInPath()).next("say PrivateTmp=" + string(own) + " in " + d.Attachment.Source))
+	}
+	return refusals, warnings
+}
+
+// patternObstacles is Obstacles for the drop-in of a template or prefix. Which
+// profiles a name with specifiers stands for shows with the units to come.
+func patternObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
+	refusals = judgeHost(o.Host)
+	if len(d.names()) > 0 {
+		var r []Reason
+		r, warnings = policyObstacles(d, o)
+		refusals = append(refusals, r...)
+	}
+	return append(refusals, dropInObstacles(d, o)...), warnings
+}
+
+// policyObstacles looks at the unit's profiles and what boot makes of them.
+func policyObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
+	refuse := func(r ...Reason) { refusals = append(refusals, r...) }
+	warn := func(r ...Reason) { warnings = append(warnings, r...) }
 	for _, name := range d.names() {
 		r, w := ProfileObstacles(d, o, name)
 		refuse(r...)
@@ -311,11 +354,12 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	case CouldNotTell:
 		warn(because(BootServiceMissing, "whether apparmor.service is enabled could not be read").next("systemctl is-enabled apparmor.service"))
 	}
+	return refusals, warnings
+}
 
-	r, w := commandObstacles(o.Unit)
-	refuse(r...)
-	warn(w...)
-
+// dropInObstacles looks at what lies at the place of the drop-in.
+func dropInObstacles(d Desired, o Observed) (refusals []Reason) {
+	refuse := func(r ...Reason) { refusals = append(refusals, r...) }
 	switch {
 	case o.DropIn.Problem != "":
 		refuse(because(DropInUnreadable, "%s", o.DropIn.Problem).at(d.DropInPath()))
@@ -323,17 +367,7 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		refuse(because(DropInForeign, "%s exists and aaunit did not write it", d.DropInPath()).
 			at(d.DropInPath()).next("remove or rename it"))
 	}
-	over := overrides(d, o.Unit)
-	refuse(over...)
-	if w := o.Unit.Settings.Winner("AppArmorProfile"); o.Unit.Settings.IgnoreMissing && w != nil && !slices.ContainsFunc(over, func(r Reason) bool { return r.Code == IgnorePrefix }) {
-		warn(because(IgnorePrefix, "%s sets AppArmorProfile=%s; until the drop-in replaces it %s starts unconfined where the profile is missing", w.Path, w.Value, d.Unit).
-			at(fmt.Sprintf("%s:%d", w.Path, w.Line)))
-	}
-	if own := d.wantTmp(o.Unit); d.shared() && d.Attachment.PrivateTmp != PrivateTmpNo && own != d.Attachment.PrivateTmp {
-		refuse(because(PrivateTmpOverridden, "%s has PrivateTmp=%s by itself, and the drop-in of the whole pattern would weaken it", d.Unit, own).
-			at(d.DropInPath()).next("say PrivateTmp=" + string(own) + " in " + d.Attachment.Source))
-	}
-	return refusals, warnings
+	return refusals
 }
 
 // notStaged finds profiles whose checksum is not known beforehand, so that

@@ -134,6 +134,9 @@ type Report struct {
 	// Problems are attachment files that are not in use.
 	Problems []Reason `json:"problems,omitempty"`
 	Units    []Status `json:"units"`
+	// Patterns are the templates and prefixes that attachments name, whose
+	// drop-ins serve the units to come; they have no verdict.
+	Patterns []Status `json:"patterns,omitempty"`
 	// Missing are names that were asked for and that no attachment names.
 	Missing []Missing `json:"missing,omitempty"`
 	// Recheck is the interval of the slow re-check, in nanoseconds.

@@ -256,6 +256,10 @@ func mixedReport() attach.Report {
 		Version: "1.2.3", Host: hostOn, At: now,
 		Problems: []attach.Reason{attach.Because(attach.AttachmentBad, `unknown key "Porfile"`).At("/etc/aaunit/attachments.d/web.conf:3")},
 		Units:    []attach.Status{st("a.service", confined("a.service")), st("b.service", bad), held, stopped},
+		Patterns: []attach.Status{
+			{Unit: "agent@.service", Profile: "agent-%i", Attachment: "/etc/aaunit/attachments.d/agents.conf", DropIn: "/etc/systemd/system/agent@.service.d/90-aaunit.conf"},
+			{Unit: "web-.service", Profile: "web", Attachment: "/etc/aaunit/attachments.d/web.conf", Refused: []attach.Reason{attach.Because(attach.ProfileNotFound, "no file under /etc/apparmor.d defines a profile web")}},
+		},
 		Missing: []attach.Missing{
 			{Unit: "nope.service", Reason: attach.Because(attach.UnitNotFound, "systemd knows no unit nope.service").WithNext("systemctl list-unit-files --type=service")},
 			{Unit: "ssh.service", Reason: attach.Because(attach.Detached, "no attachment names ssh.service")},
@@ -314,6 +318,7 @@ func TestOutput(t *testing.T) {
 		{"verify", func(s *scene) {
 			s.daemon.report = mixedReport()
 			s.daemon.report.Units, s.daemon.report.Missing, s.daemon.report.Problems = s.daemon.report.Units[:1], nil, nil
+			s.daemon.report.Patterns = nil
 		}, []string{"verify", "--all"}, 0},
 		{"list", func(s *scene) {
 			s.daemon.report = mixedReport()
@@ -339,6 +344,7 @@ func TestOutput(t *testing.T) {
 		{"explain-json", func(s *scene) {
 			s.daemon.report = mixedReport()
 			s.daemon.report.Units, s.daemon.report.Missing = s.daemon.report.Units[1:2], nil
+			s.daemon.report.Patterns = s.daemon.report.Patterns[:1]
 		}, []string{"explain", "b", "--json"}, 3},
 		{"help", func(*scene) {}, []string{"--help"}, 0},
 		{"help-attach", func(*scene) {}, []string{"attach", "--help"}, 0},

@@ -44,6 +44,7 @@ type (
 
 // explained is a unit with its reasons spelled out.
 type explained struct {
+	Pattern bool              `json:"pattern,omitempty"` // a template or prefix: no unit, no verdict
 	Unit    string            `json:"unit"`
 	Profile string            `json:"profile"`
 	Answer  attach.Answer     `json:"answer"`

@@ -430,7 +430,14 @@ func (p *printer) status(s attach.Status) {
 	if !v.At.IsZero() {
 		seen = "; looked at " + ago(p.now.Sub(v.At))
 	}
-	rows = append(rows, p.verdictRow(v, seen))
+	switch {
+	case !attach.IsPattern(s.Unit):
+		rows = append(rows, p.verdictRow(v, seen))
+	case s.DropIn != "":
+		rows = append(rows, row{mark: markOK, label: "pattern", text: "units to come start under the profile"})
+	default:
+		rows = append(rows, row{mark: markBad, label: "pattern", text: "units to come are not confined by it"})
+	}
 	if s.Busy {
 		rows = append(rows, row{mark: markSkip, label: "at work", text: "aaunitd is working on it"})
 	}
@@ -472,6 +479,9 @@ func (p *printer) status(s attach.Status) {
 func statusColor(s attach.Status) string {
 	if len(s.Refused) > 0 || s.Held != nil {
 		return red
+	}
+	if attach.IsPattern(s.Unit) {
+		return green
 	}
 	return marks[answerMark(verdictOf(s).Answer)].color
 }
@@ -577,7 +587,11 @@ func (p *printer) list(units []attach.Status) {
 		if v.Tasks > 0 {
 			tasks = fmt.Sprint(v.Tasks)
 		}
-		cells = append(cells, []string{p.text(s.Unit), p.text(s.Profile), answerWord(v.Answer), tasks, p.text(cmp.Or(s.ActiveState, "-")), p.text(why)})
+		answer := answerWord(v.Answer)
+		if attach.IsPattern(s.Unit) {
+			answer = "(pattern)"
+		}
+		cells = append(cells, []string{p.text(s.Unit), p.text(s.Profile), answer, tasks, p.text(cmp.Or(s.ActiveState, "-")), p.text(why)})
 	}
 	p.table([]string{"UNIT", "PROFILE", "VERDICT", "TASKS", "STATE", "WHY"}, cells, []string{"", "", "answer"})
 }
@@ -612,6 +626,8 @@ func (p *printer) explainUnit(s attach.Status) {
 		words = fmt.Sprintf("Refused. The unit was declared to run under %s, and something speaks against it, so nothing was done. What follows says what.", profile)
 	case s.Held != nil:
 		words = fmt.Sprintf("Held. The unit was declared to run under %s. The attach failed and was undone, and it is not tried again by itself. What follows says why.", profile)
+	case attach.IsPattern(s.Unit):
+		words = fmt.Sprintf("A pattern. Its drop-in is in place, so that systemd starts every unit of it under %s, also those that do not exist yet. Each unit has a verdict of its own.", profile)
 	case v.Answer == attach.Confined:
 		words = fmt.Sprintf("Confined. Every task of the unit was looked at (%s), and each one runs under %s in a mode that refuses what the profile does not allow. The kernel runs the policy that was checked, and systemd has the settings that were declared.",
 			count(v.Tasks, "task", "tasks"), profile)

@@ -83,7 +83,7 @@ func (a *app) report(ctx context.Context, args []string, ask func(Daemon, contex
 		p.line("")
 		p.reason(markBad, bad)
 	}
-	for _, s := range r.Units {
+	for _, s := range slices.Concat(r.Patterns, r.Units) {
 		p.line("")
 		p.status(s)
 	}
@@ -91,7 +91,7 @@ func (a *app) report(ctx context.Context, args []string, ask func(Daemon, contex
 		p.line("")
 		p.missing(m)
 	}
-	if len(r.Units) == 0 && len(r.Missing) == 0 {
+	if len(r.Units) == 0 && len(r.Missing) == 0 && len(r.Patterns) == 0 {
 		hint := ""
 		if code, _ := hostExit(r.Host); code == attach.ExitOK {
 			hint = " aaunitctl attach UNIT attaches one."
@@ -121,6 +121,11 @@ func reportExit(r attach.Report, named bool) attach.Exit {
 	codes := []attach.Exit{host}
 	for _, s := range r.Units {
 		codes = append(codes, attach.ExitOf(s.Verdict))
+		if s.Held != nil || len(s.Refused) > 0 {
+			codes = append(codes, attach.ExitNotConfined)
+		}
+	}
+	for _, s := range r.Patterns {
 		if s.Held != nil || len(s.Refused) > 0 {
 			codes = append(codes, attach.ExitNotConfined)
 		}
@@ -169,11 +174,11 @@ func (a *app) listCommand() *cobra.Command {
 				for _, bad := range r.Problems {
 					p.reason(markBad, bad)
 				}
-				if len(r.Units) == 0 {
+				if len(r.Units)+len(r.Patterns) == 0 {
 					p.line("No unit is attached.")
 					return nil
 				}
-				p.list(r.Units)
+				p.list(slices.Concat(r.Patterns, r.Units))
 				return nil
 			})
 		},
@@ -268,7 +273,7 @@ func (a *app) explain(ctx context.Context, args []string) error {
 		p.explainCode(e.Code)
 		n++
 	}
-	for _, s := range r.Units {
+	for _, s := range slices.Concat(r.Patterns, r.Units) {
 		gap(n)
 		p.explainUnit(s)
 		n++
@@ -284,9 +289,9 @@ func (a *app) explain(ctx context.Context, args []string) error {
 
 func explainAll(r attach.Report, codes []attach.Entry) explainDoc {
 	doc := explainDoc{Units: []explained{}, Missing: r.Missing, Codes: codes}
-	for _, s := range r.Units {
+	for _, s := range slices.Concat(r.Patterns, r.Units) {
 		v := verdictOf(s)
-		e := explained{Unit: s.Unit, Profile: s.Profile, Answer: v.Answer, Reasons: []explainedReason{}}
+		e := explained{Pattern: attach.IsPattern(s.Unit), Unit: s.Unit, Profile: s.Profile, Answer: v.Answer, Reasons: []explainedReason{}}
 		reasons := slices.Concat(s.Refused, v.Reasons)
 		if s.Held != nil {
 			reasons = append(reasons, s.Held.Reasons...)

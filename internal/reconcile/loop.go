@@ -296,6 +296,9 @@ func (l *Loop) declare(ctx context.Context) []string {
 			unit = c
 		}
 		chosen, many := attach.Select(d.Attachments, unit)
+		if attach.IsPattern(unit) && chosen != nil && chosen.Matches(unit) < attach.MatchName {
+			continue // a glob is for units, not for a template
+		}
 		if chosen == nil && len(many) == 0 {
 			// The attachment names an alias of the unit.
 			for name, canonical := range l.alias {
@@ -367,7 +370,8 @@ func broken(d attach.Declared, source string) bool {
 	return false
 }
 
-// expand lists the units that the attachments name, patterns included.
+// expand lists the units that the attachments name, those of patterns included,
+// and the templates and prefixes themselves.
 func (l *Loop) expand(ctx context.Context, all []attach.Attachment) []string {
 	var out []string
 	for _, a := range all {
@@ -376,8 +380,10 @@ func (l *Loop) expand(ctx context.Context, all []attach.Attachment) []string {
 			switch {
 			case attach.IsGlob(u):
 			case attach.IsTemplate(u):
+				out = append(out, u) // its drop-in is for units to come, too
 				glob = strings.Replace(u, "@.", "@*.", 1)
 			case attach.IsPrefix(u):
+				out = append(out, u)
 				glob = strings.TrimSuffix(u, ".service") + "*.service"
 			default:
 				out = append(out, u)
@@ -440,6 +446,9 @@ func (l *Loop) desired(unit string) (attach.Desired, error) {
 		return d, nil
 	}
 	d.Attachment = &a
+	if attach.IsPattern(unit) && strings.Contains(strings.ReplaceAll(a.Profile, "%%", ""), "%") {
+		return d, nil // which profile that is depends on the unit
+	}
 	var err error
 	d.Profile, err = a.ProfileFor(unit)
 	return d, err
@@ -455,7 +464,7 @@ func (l *Loop) forgetHost() {
 // up to date what is known of one that ended.
 func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 	d, err := l.desired(unit)
-	if err != nil || d.Attachment == nil {
+	if err != nil || d.Attachment == nil || attach.IsPattern(unit) {
 		return
 	}
 	v, o := l.judge(ctx, d, justStarted)

@@ -661,3 +661,93 @@ func TestWhatSomebodyLoadedIsToldAndPutBack(t *testing.T) {
 		})
 	}
 }
+
+// TestAPatternWithoutUnits: the drop-in of a template or prefix is there before
+// the first unit of it, whose first start is confined then.
+func TestAPatternWithoutUnits(t *testing.T) {
+	const file = "/etc/systemd/system/w@.service.d/90-aaunit.conf"
+	w := newWorld()
+	w.files["w-1"] = "1"
+	w.kernel["w-1"] = "1"
+	w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "%p-%i" })
+	w.declareUnit("/etc/aaunit/attachments.d/x.conf", "x-.service", func(a *attach.Attachment) { a.Profile = "x" })
+	w.files["x"] = "1"
+	w.declareUnit("/etc/aaunit/attachments.d/y.conf", "y-.service", func(a *attach.Attachment) { a.Profile = "none" })
+	w.run(t, func(l *Loop) {
+		rest()
+		if !strings.Contains(w.read[file], "\nAppArmorProfile=%p-%i\n") {
+			t.Fatalf("the template's drop-in: %q", w.read)
+		}
+		if w.read["/etc/systemd/system/x-.service.d/90-aaunit.conf"] == "" || w.kernel["x"] != "1" {
+			t.Errorf("the prefix's: %q %q", w.read, w.kernel)
+		}
+		r := l.Status(nil)
+		if len(r.Units) != 0 || len(r.Patterns) != 3 || len(r.Patterns[0].Refused) != 0 || !slices.Contains(codes(r.Patterns[2].Refused), attach.ProfileNotFound) {
+			t.Errorf("%+v", r)
+		}
+		trace := len(w.trace)
+		w.mu.Lock()
+		u := w.addUnit("w@1.service")
+		u.running = false
+		w.begin(u)
+		w.mu.Unlock()
+		rest()
+		if u.label != "w-1 (enforce)" || answer(l, "w@1") != "confined" || len(w.trace) != trace {
+			t.Errorf("%+v %s %q", u, answer(l, "w@1"), w.trace[trace:])
+		}
+		// The unit goes, the drop-in stays; the attachment goes, and so does it.
+		w.mu.Lock()
+		delete(w.units, "w@1.service")
+		w.mu.Unlock()
+		w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+		rest()
+		if w.disk[file] == "" {
+			t.Error("the drop-in went with a unit")
+		}
+		w.undeclare("/etc/aaunit/attachments.d/w.conf")
+		w.undeclare("/etc/aaunit/attachments.d/x.conf")
+		rest()
+		if len(w.disk) != 0 || len(w.records) != 0 || w.kernel["x"] != "" {
+			t.Errorf("left behind: %q %+v %q", w.disk, w.records, w.kernel)
+		}
+	})
+}
+
+// TestAPatternWhoseUnitsAllFailIsHeld: they go back to how they were, and what
+// would take the next start of each down is taken away.
+func TestAPatternWhoseUnitsAllFailIsHeld(t *testing.T) {
+	const file = "/etc/systemd/system/w@.service.d/90-aaunit.conf"
+	for _, profile := range []string{"w", "%p"} {
+		w := newWorld()
+		w.files["w"] = "1"
+		a, b := w.addUnit("w@1.service"), w.addUnit("w@2.service")
+		a.breaks["w"], b.breaks["w"] = true, true
+		w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = profile })
+		w.run(t, func(l *Loop) {
+			rest()
+			if !a.running || !b.running || a.label != "unconfined" || w.disk[file] != "" {
+				t.Errorf("%s: %+v %+v %q", profile, a, b, w.disk)
+			}
+			if r := l.Status(nil); len(r.Patterns) != 1 || r.Patterns[0].Held == nil || r.Units[0].Held == nil {
+				t.Errorf("%s: %+v", profile, r)
+			}
+			restarts := w.calls["restart"]
+			w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+			rest()
+			if w.calls["restart"] != restarts || w.disk[file] != "" {
+				t.Errorf("%s: tried again: %q", profile, w.trace)
+			}
+			// A new text is tried.
+			w.mu.Lock()
+			w.files["w"] = "2"
+			clear(a.breaks)
+			clear(b.breaks)
+			w.mu.Unlock()
+			w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+			rest()
+			if answer(l, "w@1") != "confined" || answer(l, "w@2") != "confined" || l.Status(nil).Patterns[0].Held != nil {
+				t.Errorf("%s: %+v", profile, l.Status(nil))
+			}
+		})
+	}
+}

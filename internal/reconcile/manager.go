@@ -409,7 +409,7 @@ func (l *Loop) prepareDetach(ctx context.Context, r attach.Request) []*prepared 
 		if attach.IsGlob(w) {
 			hit := false
 			for _, unit := range l.everything() {
-				if globMatch(w, unit) {
+				if globMatch(w, unit) && !attach.IsPattern(unit) {
 					hit = true
 					all = append(all, &prepared{asked: w, unit: unit, out: attach.Outcome{Unit: unit}})
 				}
@@ -505,7 +505,7 @@ func (l *Loop) Profiles() []attach.Profile { return l.apparmor.Profiles() }
 func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach.Outcome, error) {
 	if len(args) == 0 {
 		l.mu.Lock()
-		args = slices.Sorted(maps.Keys(l.targets))
+		args = slices.DeleteFunc(slices.Sorted(maps.Keys(l.targets)), attach.IsPattern)
 		l.mu.Unlock()
 	}
 	out := []attach.Outcome{}

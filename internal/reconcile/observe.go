@@ -25,10 +25,15 @@ const (
 
 // observe gathers everything about one unit. An error means that systemd could
 // not be asked; whatever else could not be read is in the result.
+//
+// A template or prefix is no unit: of it there are the drop-in and the policy.
 func (l *Loop) observe(ctx context.Context, d attach.Desired, how depth) (attach.Observed, error) {
-	u, err := l.systemd.Observe(ctx, d.Unit)
-	if err != nil {
-		return attach.Observed{}, err
+	u := attach.Unit{ID: d.Unit}
+	if !attach.IsPattern(d.Unit) {
+		var err error
+		if u, err = l.systemd.Observe(ctx, d.Unit); err != nil {
+			return attach.Observed{}, err
+		}
 	}
 	o := attach.Observed{Unit: u, Host: l.host(ctx)}
 	switch {
@@ -96,7 +101,10 @@ func (l *Loop) wrote(path string) bool {
 }
 
 func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.Policy {
-	names := append([]string{d.Profile}, d.Attachment.AllowProfiles...)
+	var names []string
+	if d.Profile != "" {
+		names = append([]string{d.Profile}, d.Attachment.AllowProfiles...)
+	}
 	p := attach.Policy{Candidates: map[string][]attach.Profile{}}
 	var files []string
 	for i, name := range names {

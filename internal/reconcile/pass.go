@@ -171,7 +171,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 			return l.planUnit(ctx, unit, op)
 		}
 	}
-	if a := j.d.Attachment; a != nil && !j.o.Unit.Found() && a.Matches(unit) < attach.MatchName {
+	if a := j.d.Attachment; a != nil && !attach.IsPattern(unit) && !j.o.Unit.Found() && a.Matches(unit) < attach.MatchName {
 		// A unit that only a pattern named is gone: so is what it had from it.
 		l.drop(unit)
 		j.d.Attachment = nil
@@ -193,6 +193,10 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 	j.out.Notes = append(j.out.Notes, j.plan.Pending...)
 	if j.d.Attachment != nil {
 		l.describe(j)
+	}
+	if len(j.plan.Refusals) > 0 && attach.IsPattern(unit) {
+		l.refuse(j, j.plan.Refusals...)
+		return j
 	}
 	if len(j.plan.Refusals) > 0 {
 		// The truth about the unit is told all the same.
@@ -326,6 +330,9 @@ func (l *Loop) describe(j *job) {
 	j.out.File = file
 	l.publish(j.d.Unit, func(s *attach.Status) {
 		s.Profile, s.ProfileFile, s.ActiveState = j.d.Profile, file, j.o.Unit.ActiveState
+		if attach.IsPattern(j.d.Unit) {
+			s.Profile = j.d.Attachment.Profile // with its specifiers
+		}
 		s.Refused, s.Notes = nil, j.out.Notes
 	})
 }
@@ -341,7 +348,12 @@ func (l *Loop) refuse(j *job, reasons ...attach.Reason) {
 	l.mu.Lock()
 	told := reasonsEqual(l.statuses[j.d.Unit].Refused, reasons)
 	l.mu.Unlock()
-	l.publish(j.d.Unit, func(s *attach.Status) { s.Refused, s.Profile = reasons, j.d.Profile })
+	l.publish(j.d.Unit, func(s *attach.Status) {
+		s.Refused = reasons
+		if !attach.IsPattern(j.d.Unit) {
+			s.Profile = j.d.Profile
+		}
+	})
 	if !told {
 		l.log.Error("cannot attach "+j.d.Unit+": "+reasons[0].String(), journal.FieldMessageID, string(journal.MsgAttachRefused),
 			journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldReason, string(reasons[0].Code))
@@ -665,6 +677,9 @@ func (l *Loop) reload(ctx context.Context, jobs []*job) {
 	l.forgetHost()
 	each(len(need), func(i int) {
 		j := need[i]
+		if attach.IsPattern(j.d.Unit) {
+			return // the effect shows at the units to come
+		}
 		u, err := l.systemd.Observe(ctx, j.d.Unit)
 		if err != nil {
 			j.fail(attach.StepDropIn, attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", j.d.Unit, err))
@@ -824,6 +839,15 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 		if j.d.Attachment == nil || !j.alive() {
 			return
 		}
+		if attach.IsPattern(j.d.Unit) {
+			if r := &j.d.Record; len(r.DropIns) > 0 && r.Hold == nil {
+				r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
+				r.Attaching = false
+				l.remember(*r)
+				l.publish(j.d.Unit, func(*attach.Status) {})
+			}
+			return
+		}
 		if j.verdict.Unit == "" {
 			j.verdict, j.seen = l.judge(ctx, j.d, j.plan.Has(attach.Restart))
 		}
@@ -850,6 +874,9 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 				}
 				r.Attaching = false
 				l.remember(*r)
+				if v.Answer == attach.Confined {
+					l.releasePattern(j.d)
+				}
 			}
 			l.stopViolator(ctx, j.d, j.before, &j.seen, v)
 			l.conclude(j.d, j.seen, v)

@@ -107,6 +107,9 @@ func (l *Loop) publish(unit string, change func(*attach.Status)) {
 	change(&s)
 	l.statuses[unit] = s
 	subs := l.subscribers()
+	if attach.IsPattern(unit) {
+		subs = nil // those are about units
+	}
 	l.mu.Unlock()
 	for _, f := range subs {
 		f(s)
@@ -120,7 +123,7 @@ func (l *Loop) unpublish(unit string) {
 	delete(l.statuses, unit)
 	subs := l.subscribers()
 	l.mu.Unlock()
-	if !known {
+	if !known || attach.IsPattern(unit) {
 		return
 	}
 	for _, f := range subs {
@@ -182,17 +185,28 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 	for unit, s := range l.statuses {
 		if l.selected(unit, units, used) {
 			s.Busy = l.queue.isBusy(unit)
-			r.Units = append(r.Units, s)
+			if attach.IsPattern(unit) {
+				r.Patterns = append(r.Patterns, s)
+			} else {
+				r.Units = append(r.Units, s)
+			}
 		}
 	}
 	// Attached, and no pass has come to it yet.
 	for unit, a := range l.targets {
 		if _, known := l.statuses[unit]; !known && l.selected(unit, units, used) {
-			p, _ := a.ProfileFor(unit)
-			r.Units = append(r.Units, attach.Status{Unit: unit, Profile: p, Attachment: a.Source, Busy: true})
+			s := attach.Status{Unit: unit, Profile: a.Profile, Attachment: a.Source, Busy: true}
+			if attach.IsPattern(unit) {
+				r.Patterns = append(r.Patterns, s)
+				continue
+			}
+			s.Profile, _ = a.ProfileFor(unit)
+			r.Units = append(r.Units, s)
 		}
 	}
-	slices.SortFunc(r.Units, func(a, b attach.Status) int { return strings.Compare(a.Unit, b.Unit) })
+	for _, list := range [][]attach.Status{r.Units, r.Patterns} {
+		slices.SortFunc(list, func(a, b attach.Status) int { return strings.Compare(a.Unit, b.Unit) })
+	}
 	for i, name := range units {
 		if !used[i] {
 			missing = append(missing, name)

@@ -59,7 +59,7 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 	if len(back) == 0 {
 		return
 	}
-	if l.putBackDropIns(back) {
+	if l.putBackDropIns(ctx, back) {
 		if err := l.systemd.Reload(ctx); err != nil {
 			l.log.Error("systemd did not read its files again during an undo", "err", err)
 		}
@@ -74,7 +74,7 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 }
 
 // putBackDropIns is step 1; it reports whether systemd must read its files again.
-func (l *Loop) putBackDropIns(back []*job) (reload bool) {
+func (l *Loop) putBackDropIns(ctx context.Context, back []*job) (reload bool) {
 	for _, j := range back {
 		j.event(attach.StepUndo, attach.Running, "taking back")
 		for path, text := range j.files {
@@ -101,11 +101,53 @@ func (l *Loop) putBackDropIns(back []*job) (reload bool) {
 			}
 			if text == nil || j.fresh {
 				delete(j.d.Record.DropIns, path)
+				l.holdPattern(ctx, j, path)
 			}
 			reload = reload || changed
 		}
 	}
 	return reload
+}
+
+// holdPattern holds a template or prefix whose drop-in was taken away because
+// no unit of it came up under it: units to come would not either.
+func (l *Loop) holdPattern(ctx context.Context, j *job, path string) {
+	l.mu.Lock()
+	var held *attach.Record
+	for name, r := range l.records {
+		if _, has := r.DropIns[path]; has && attach.IsPattern(name) && name != j.d.Unit {
+			r = r.Clone()
+			delete(r.DropIns, path)
+			r.Hold = &attach.Hold{Reasons: j.failed, Since: time.Now()}
+			held = &r
+		}
+	}
+	l.mu.Unlock()
+	if held == nil {
+		return
+	}
+	if d, err := l.desired(held.Unit); err == nil && d.Attachment != nil {
+		if o, err := l.observe(ctx, d, full); err == nil {
+			held.Hold.Inputs = inputs(&job{d: d, o: o})
+		}
+	}
+	l.remember(*held)
+	l.publish(held.Unit, func(*attach.Status) {})
+}
+
+// releasePattern ends the hold of the template or prefix whose drop-in a unit
+// came up under after all.
+func (l *Loop) releasePattern(d attach.Desired) {
+	name := d.Attachment.Placement(d.Unit)
+	l.mu.Lock()
+	r := l.records[name].Clone()
+	l.mu.Unlock()
+	if name == d.Unit || r.Hold == nil {
+		return
+	}
+	r.Hold = nil
+	l.remember(r)
+	l.queue.add(inputChanged, name)
 }
 
 // neededByOthers reports whether a unit whose attach did not fail is confined
@@ -115,7 +157,7 @@ func (l *Loop) neededByOthers(j *job, back []*job, path string) bool {
 	defer l.mu.Unlock()
 	for other, r := range l.records {
 		_, has := r.DropIns[path]
-		if has && other != j.d.Unit && !slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other }) {
+		if has && other != j.d.Unit && !attach.IsPattern(other) && !slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other }) {
 			return true
 		}
 	}
@@ -214,7 +256,11 @@ func (l *Loop) loadedForOthers(unit string, back []*job, c attach.Compiled) bool
 // settleUndo is step 6, and says what the unit is now.
 func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 	j.out.Undone = true
-	u, err := l.systemd.Observe(ctx, j.d.Unit)
+	var u attach.Unit
+	var err error
+	if !attach.IsPattern(j.d.Unit) {
+		u, err = l.systemd.Observe(ctx, j.d.Unit)
+	}
 	state := u.ActiveState
 	if err != nil {
 		state = "in a state that systemd did not tell"
@@ -271,6 +317,10 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 		r.Hold.Former = cmp.Or(j.before.Profile, j.d.Profile)
 	}
 	l.remember(*r)
+	if attach.IsPattern(j.d.Unit) {
+		l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = j.out.Notes })
+		return
+	}
 	v, o := l.judge(ctx, j.d, false)
 	j.out.Verdict = &v
 	l.conclude(j.d, o, v)

@@ -4,6 +4,7 @@ package guest
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -187,30 +188,62 @@ func TestWaysAroundThatOpenLater(t *testing.T) {
 		rep, r := report(t, "status", "w-text")
 		return len(rep.Units) == 1 && slices.Contains(codesOf(rep.Units[0].Notes), attach.PolicyChanged), r.stdout
 	})
-	// Another text under the same name, loaded by somebody else, when no pass is
-	// under way that would put the right one back.
-	waitIdle(t)
-	tmp := t.TempDir() + "/p"
-	if err := os.WriteFile(tmp, []byte(profileText("w-mode", "/** rw,")), 0o600); err != nil {
-		t.Fatal(err)
+	// Another text under the same name, loaded by somebody else: it is told, and
+	// the accepted one is put back at once.
+	elsewhere := t.TempDir() + "/p"
+	load := func(text string, args ...string) {
+		if err := os.WriteFile(elsewhere, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "apparmor_parser", append(args, "--skip-cache", elsewhere)...)
 	}
-	run(t, "apparmor_parser", "--replace", "--skip-cache", tmp)
-	rep, r = report(t, "verify", "w-mode")
-	if r.exit != 3 || !slices.Contains(codesOf(rep.Units[0].Verdict.Reasons), attach.PolicyDiffers) {
-		t.Errorf("another policy: exit %d\n%s", r.exit, r.stdout)
+	accepted := checksum(t, "w-mode")
+	load(profileText("w-mode", "/** rw,"), "--replace")
+	waitFor(t, "the accepted policy", func() (bool, string) {
+		log := run(t, "journalctl", "-b", "-u", "w-mode.service", "-o", "cat", "--no-pager")
+		return checksum(t, "w-mode") == accepted && strings.Contains(log, "w-mode.service is not-confined: the kernel runs w-mode with checksum") &&
+			strings.Contains(log, "put back the policy of w-mode.service"), log
+	})
+	waitFor(t, "w-mode confined", func() (bool, string) {
+		rep, r := report(t, "status", "w-mode")
+		return len(rep.Units) == 1 && rep.Units[0].Verdict != nil && rep.Units[0].Verdict.Answer == attach.Confined, r.stdout
+	})
+	// While its text is broken there is nothing to put back: it stays told.
+	a.ProfileFile("w-mode", "profile w-mode {\n  nonsense\n")
+	waitFor(t, "the broken text", func() (bool, string) {
+		rep, r := report(t, "status", "w-mode")
+		return len(rep.Units) == 1 && slices.Contains(codesOf(rep.Units[0].Notes), attach.ProfileBroken), r.stdout
+	})
+	for _, c := range []struct {
+		what string
+		do   func()
+		code attach.Code
+	}{
+		{"another policy", func() { load(profileText("w-mode", "/** rw,"), "--replace") }, attach.PolicyDiffers},
+		{"complain mode", func() { load(profileText("w-mode"), "--replace", "--Complain") }, attach.TaskComplain},
+		{"removed", func() { load(profileText("w-mode"), "--remove") }, attach.TaskUnconfined},
+	} {
+		c.do()
+		rep, r := report(t, "verify", "w-mode")
+		if r.exit != 3 || !slices.Contains(codesOf(rep.Units[0].Verdict.Reasons), c.code) {
+			t.Errorf("%s: exit %d\n%s", c.what, r.exit, r.stdout)
+		}
 	}
-	// And the profile in complain mode.
-	run(t, "apparmor_parser", "--replace", "--skip-cache", "--Complain", "/etc/apparmor.d/w-mode")
-	rep, r = report(t, "verify", "w-mode")
-	if r.exit != 3 || !slices.Contains(codesOf(rep.Units[0].Verdict.Reasons), attach.TaskComplain) {
-		t.Errorf("complain mode: exit %d\n%s", r.exit, r.stdout)
+}
+
+// checksum is the kernel's own of a loaded profile; "" where it is not loaded.
+func checksum(t testing.TB, profile string) string {
+	t.Helper()
+	for _, kind := range []string{"sha256", "sha1"} {
+		found, err := filepath.Glob("/sys/kernel/security/apparmor/policy/profiles/" + profile + ".*/" + kind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found) == 1 {
+			return read(t, found[0])
+		}
 	}
-	// And removed: the tasks lose it.
-	run(t, "apparmor_parser", "--remove", "/etc/apparmor.d/w-mode")
-	rep, r = report(t, "verify", "w-mode")
-	if r.exit != 3 || !slices.Contains(codesOf(rep.Units[0].Verdict.Reasons), attach.TaskUnconfined) {
-		t.Errorf("removed: exit %d\n%s", r.exit, r.stdout)
-	}
+	return ""
 }
 
 // TestHealthyServicesRaiseNoAlarm attaches eight services of different make,
