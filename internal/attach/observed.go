@@ -276,6 +276,7 @@ type Observed struct {
 	Policy Policy
 	Scan   *Scan // nil: not looked at
 	DropIn DropInState
+	At     time.Time // when the look began
 	// JustStarted: systemd said that the unit started, and this look followed.
 	JustStarted bool
 }

@@ -59,14 +59,16 @@ type Outcome struct {
 	Profile string `json:"profile,omitempty"`
 	File    string `json:"file,omitempty"` // the profile's
 	// Exit is what the command line ends with for this unit.
-	Exit    Exit     `json:"exit"`
-	Changed bool     `json:"changed"`
-	Undone  bool     `json:"undone,omitempty"`
-	Reasons []Reason `json:"reasons,omitempty"` // refusals or failures
-	Notes   []Reason `json:"notes,omitempty"`   // warnings and what is pending
-	Plan    *Plan    `json:"plan,omitempty"`
-	Verdict *Verdict `json:"verdict,omitempty"`
-	Events  []Event  `json:"events,omitempty"`
+	Exit    Exit `json:"exit"`
+	Changed bool `json:"changed"`
+	// Restarted: the unit was restarted, also where that failed.
+	Restarted bool     `json:"restarted,omitempty"`
+	Undone    bool     `json:"undone,omitempty"`
+	Reasons   []Reason `json:"reasons,omitempty"` // refusals or failures
+	Notes     []Reason `json:"notes,omitempty"`   // warnings and what is pending
+	Plan      *Plan    `json:"plan,omitempty"`
+	Verdict   *Verdict `json:"verdict,omitempty"`
+	Events    []Event  `json:"events,omitempty"`
 }
 
 // Exit is an exit status of aaunitctl.

@@ -72,7 +72,7 @@ type Verdict struct {
 //  5. Where a private /tmp is asked for, no process sees the host's.
 //  6. All of this belongs to one start: the InvocationID did not change.
 func Judge(d Desired, o Observed) Verdict {
-	v := Verdict{Unit: d.Unit, Profile: d.Profile, InvocationID: o.Unit.InvocationID}
+	v := Verdict{Unit: d.Unit, Profile: d.Profile, InvocationID: o.Unit.InvocationID, At: o.At}
 	if d.Attachment == nil {
 		v.Answer, v.Reasons = Detached.Bearing(), []Reason{because(Detached, "no attachment names %s", d.Unit)}
 		return v
@@ -84,7 +84,7 @@ func Judge(d Desired, o Observed) Verdict {
 		v.Reasons = append(v.Reasons, noTasks(o))
 	} else {
 		s := *o.Scan
-		v.At, v.InvocationID = s.At, s.Before
+		v.At, v.InvocationID = cmp.Or(o.At, s.At), s.Before
 		v.Tasks, v.Processes = len(s.Tasks), s.processes()
 		tasks, reasons := judgeScan(d, o, s)
 		v.Reasons = append(v.Reasons, reasons...)

@@ -123,7 +123,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	units := l.systemd.Follow(ctx, l.wants)
 	files := l.attachments.Changes(ctx)
 	policy := l.apparmor.Changes(ctx)
-	l.queue.add(inputChanged, l.declare(ctx)...)
+	l.declare(ctx)
 	ready()
 
 	var wg sync.WaitGroup
@@ -141,13 +141,13 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 				units = nil
 				continue
 			}
-			l.heard(ctx, ev)
+			l.heard(ev)
 		case _, ok := <-files:
 			if !ok {
 				files = nil
 				continue
 			}
-			l.queue.add(inputChanged, l.declare(ctx)...)
+			l.queue.addDeclare()
 		case _, ok := <-policy:
 			if !ok {
 				policy = nil
@@ -156,9 +156,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 			l.queue.add(inputChanged, l.everything()...)
 		case <-l.pings:
 		case <-tick.C:
-			l.forgetHost()
-			l.declare(ctx)
-			l.queue.add(inputChanged, l.everything()...)
+			l.everythingAnew()
 		case <-l.queue.looks:
 			// Looks run beside a pass, so that a pass that waits for a unit to
 			// settle holds up no other unit's verdict.
@@ -202,13 +200,17 @@ func (l *Loop) change(ctx context.Context) {
 			return
 		case <-time.After(burst):
 		}
+		if l.queue.takeDeclare() {
+			l.reviewAliases(ctx)
+			l.declare(ctx)
+		}
 		if due, begun := l.queue.takePlans(); len(due) > 0 {
 			begun = slices.DeleteFunc(begun, func(u string) bool { return !l.settled(u) })
 			out := l.pass(ctx, due, nil)
 			l.queue.release(due)
 			// A start under what was in place already gets its own look, for
 			// OnViolation=; one that the pass came to as well is of that pass.
-			l.queue.add(started, slices.DeleteFunc(begun, func(u string) bool { return out[u] == nil || out[u].Changed })...)
+			l.queue.add(started, slices.DeleteFunc(begun, func(u string) bool { return out[u] == nil || out[u].Restarted })...)
 		}
 	}
 }
@@ -222,33 +224,35 @@ func (l *Loop) settled(unit string) bool {
 
 func settled(r attach.Record) bool { return len(r.DropIns) > 0 && !r.Attaching }
 
-// heard sorts one of systemd's signals into the queue.
-func (l *Loop) heard(ctx context.Context, ev attach.UnitEvent) {
+// heard sorts one of systemd's signals into the queue. It asks nobody: Run
+// must go on, whether systemd answers or not.
+func (l *Loop) heard(ev attach.UnitEvent) {
 	switch ev.Kind {
 	case attach.UnitStarted, attach.UnitEnded:
+		what := started
+		if ev.Kind == attach.UnitEnded {
+			what = ended
+		}
 		if l.target(ev.Unit) == nil {
 			// A new unit of a pattern: it needs a plan, not only a look.
-			l.queue.add(inputChanged, l.declare(ctx)...)
+			l.queue.addDeclare()
+			what |= inputChanged
 		}
-		if ev.Kind == attach.UnitStarted {
-			l.queue.add(started, ev.Unit)
-		} else {
-			l.queue.add(ended, ev.Unit)
-		}
+		l.queue.add(what, ev.Unit)
 	case attach.UnitsReloaded:
-		l.forgetHost()
-		l.reviewAliases(ctx)
-		l.declare(ctx)
-		l.queue.add(inputChanged, l.everything()...)
+		l.everythingAnew()
 	case attach.BusLost:
 		l.log.Warn("lost the connection to systemd", journal.FieldMessageID, string(journal.MsgBusLost))
 	case attach.BusBack:
 		l.log.Info("connected to systemd again", journal.FieldMessageID, string(journal.MsgBusBack))
-		l.forgetHost()
-		l.reviewAliases(ctx)
-		l.declare(ctx)
-		l.queue.add(inputChanged, l.everything()...)
+		l.everythingAnew()
 	}
+}
+
+func (l *Loop) everythingAnew() {
+	l.forgetHost()
+	l.queue.addDeclare()
+	l.queue.add(inputChanged, l.everything()...)
 }
 
 // wants says which units' signals matter. It is asked for every signal, so it
@@ -267,8 +271,8 @@ func (l *Loop) wants(unit string) bool {
 }
 
 // declare reads the attachment files again and works out which attachment
-// applies to which unit. It returns the units for which that changed.
-func (l *Loop) declare(ctx context.Context) []string {
+// applies to which unit. The units for which that changed are queued.
+func (l *Loop) declare(ctx context.Context) {
 	l.declaring.Lock()
 	defer l.declaring.Unlock()
 	d := l.attachments.Read()
@@ -350,8 +354,7 @@ func (l *Loop) declare(ctx context.Context) []string {
 		}
 	}
 	l.declared, l.targets, l.rivals = d, targets, rivals
-	slices.Sort(changed)
-	return changed
+	l.queue.add(inputChanged, changed...)
 }
 
 func sameAttachment(a, b attach.Attachment) bool {
@@ -477,6 +480,18 @@ func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 // place, and nobody heard of it: at boot, or while aaunitd or the bus was away.
 func unseen(before attach.Record, v attach.Verdict) bool {
 	return settled(before) && before.Verdict != nil && v.InvocationID != "" && before.Verdict.InvocationID != v.InvocationID
+}
+
+// taken reports whether the tasks themselves are not confined, and not only
+// something that the next start will meet.
+func taken(v attach.Verdict) bool {
+	return slices.ContainsFunc(v.Reasons, func(r attach.Reason) bool {
+		switch r.Code {
+		case attach.TaskUnconfined, attach.TaskOther, attach.TaskComplain, attach.TmpShared, attach.AppArmorOff, attach.GlobalComplain:
+			return true
+		}
+		return false
+	})
 }
 
 // broughtBack reports whether the unit is as the undo of a failed attach left

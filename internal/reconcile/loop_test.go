@@ -488,7 +488,7 @@ func TestAPatternReachesUnitsToCome(t *testing.T) {
 		w.unlisted = true
 		w.mu.Unlock()
 		w.tellFiles()
-		l.queue.add(inputChanged, l.declare(t.Context())...)
+		l.declare(t.Context())
 		rest()
 		if answer(l, "w@1") != "confined" || w.disk["/etc/systemd/system/w@.service.d/90-aaunit.conf"] == "" {
 			t.Errorf("an unanswered question detached: %s %q", answer(l, "w@1"), w.trace)
@@ -502,7 +502,7 @@ func TestAPatternReachesUnitsToCome(t *testing.T) {
 		bad := w.addUnit("w@3.service")
 		bad.breaks["w"] = true
 		w.mu.Unlock()
-		l.queue.add(inputChanged, l.declare(t.Context())...)
+		l.declare(t.Context())
 		rest()
 		if bad.running || w.disk["/etc/systemd/system/w@.service.d/90-aaunit.conf"] == "" || answer(l, "w@1") != "confined" {
 			t.Errorf("%+v %v %s", bad, w.disk, answer(l, "w@1"))

@@ -94,9 +94,39 @@ func (l *Loop) Attach(ctx context.Context, r attach.Request, progress func(attac
 			units = append(units, p.unit)
 		}
 		l.declare(ctx)
-		ran := l.passFor(ctx, units, op)
-		return collect(prepared, ran)
+		for _, p := range prepared {
+			if restore := op.withdraw[p.unit]; restore != nil && l.ineffective(p) {
+				delete(op.withdraw, p.unit)
+				if err := restore(); err != nil {
+					p.refuse(attach.Because(attach.AttachmentBad, "the attachment could not be withdrawn: %v", err).At(p.d.Attachment.Source))
+				}
+				p.tell(op.progress)
+				units = slices.DeleteFunc(units, func(u string) bool { return u == p.unit })
+			}
+		}
+		out := collect(prepared, l.passFor(ctx, units, op))
+		for i := range out {
+			if out[i].Exit == attach.ExitOK && out[i].Verdict == nil {
+				out[i].Exit = attach.ExitUnknown // nobody has looked at the unit
+			}
+		}
+		return out
 	})
+}
+
+// ineffective refuses an attachment that was written and is not in use, since
+// its directory or another file stands in the way.
+func (l *Loop) ineffective(p *prepared) bool {
+	now := l.target(p.unit)
+	if now != nil && now.Source == p.d.Attachment.Source {
+		return false
+	}
+	l.mu.Lock()
+	problems := slices.Clone(l.declared.Problems)
+	l.mu.Unlock()
+	p.refuse(attach.Because(attach.AttachmentBad, "%s is not in use after it was written, so it was taken back", p.d.Attachment.Source).At(p.d.Attachment.Source))
+	p.refuse(problems...)
+	return true
 }
 
 // Plan says what Attach would do, and changes nothing.
@@ -130,14 +160,14 @@ func (l *Loop) Detach(ctx context.Context, r attach.Request, progress func(attac
 				p.tell(op.progress)
 				continue
 			}
+			if r.NoRestart && p.d.Record.Unit != "" {
+				p.d.Record.RestartUnit = false
+				l.remember(p.d.Record) // before: a crash in between must not restart it
+			}
 			if err := l.attachments.Remove(p.d.Attachment.Source); err != nil {
 				p.refuse(attach.Because(attach.AttachmentBad, "%v", err))
 				p.tell(op.progress)
 				continue
-			}
-			if r.NoRestart && p.d.Record.Unit != "" {
-				p.d.Record.RestartUnit = false
-				l.remember(p.d.Record)
 			}
 			units = append(units, p.unit)
 		}
@@ -484,16 +514,45 @@ func (l *Loop) detachPlan(ctx context.Context, r attach.Request) []attach.Outcom
 // Verify looks again, now, at attached units.
 func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error) {
 	r := l.Status(units)
-	each(len(r.Units), func(i int) {
-		unit := r.Units[i].Unit
+	seen := make([]*attach.Verdict, len(r.Units))
+	each(len(r.Units), func(i int) { seen[i] = l.verify(ctx, r.Units[i].Unit) })
+	by := map[string]*attach.Verdict{}
+	for i, s := range r.Units {
+		by[s.Unit] = seen[i]
+	}
+	// What this look has seen, whatever a pass may have mended since.
+	r = l.Status(units)
+	for i, s := range r.Units {
+		if v := by[s.Unit]; v != nil {
+			r.Units[i].Verdict = v
+		}
+	}
+	return r, nil
+}
+
+// verify looks at one unit; nil where there is nothing to look at.
+func (l *Loop) verify(ctx context.Context, unit string) *attach.Verdict {
+	for try := 0; ; try++ {
+		busy := l.queue.isBusy(unit)
 		d, err := l.desired(unit)
 		if err != nil || d.Attachment == nil {
-			return
+			return nil
 		}
 		v, o := l.judge(ctx, d, false)
+		if busy && try < 5 && v.Answer == attach.NotConfined && only(v, attach.PolicyDiffers) {
+			// A pass may have loaded what it has not put on record yet.
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+				continue
+			}
+		}
+		if !busy {
+			l.stopViolator(ctx, d, d.Record, &o, v)
+		}
 		l.conclude(d, o, v)
-	})
-	return l.Status(units), nil
+		return &v
+	}
 }
 
 // Profiles lists the profiles under /etc/apparmor.d.

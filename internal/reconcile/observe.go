@@ -28,6 +28,7 @@ const (
 //
 // A template or prefix is no unit: of it there are the drop-in and the policy.
 func (l *Loop) observe(ctx context.Context, d attach.Desired, how depth) (attach.Observed, error) {
+	at := time.Now()
 	u := attach.Unit{ID: d.Unit}
 	if !attach.IsPattern(d.Unit) {
 		var err error
@@ -35,7 +36,7 @@ func (l *Loop) observe(ctx context.Context, d attach.Desired, how depth) (attach
 			return attach.Observed{}, err
 		}
 	}
-	o := attach.Observed{Unit: u, Host: l.host(ctx)}
+	o := attach.Observed{Unit: u, Host: l.host(ctx), At: at}
 	switch {
 	case d.Attachment != nil:
 		o.DropIn = l.readDropIn(d)

@@ -177,8 +177,10 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 		j.d.Attachment = nil
 	}
 	ended := false
-	if h := j.d.Record.Hold; h != nil && j.d.Attachment != nil && (op != nil || h.Inputs != inputs(j)) {
-		j.d.Record.Hold, ended = nil, true // an input changed, or somebody asks
+	if h := j.d.Record.Hold; h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && h.Inputs != inputs(j)) {
+		// An input changed, or somebody asks. What does not compile says nothing
+		// yet: the parser may only have been in trouble.
+		j.d.Record.Hold, ended = nil, true
 	}
 	j.fresh = len(j.d.Record.DropIns) == 0 || j.d.Record.Attaching || j.d.Record.Proved == "" && free(j.o)
 	j.before = j.d.Record.Clone()
@@ -205,6 +207,9 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 			v.At = time.Now()
 		}
 		j.out.Verdict = &v
+		if unseen(j.d.Record, v) || taken(v) {
+			l.stopViolator(ctx, j.d, j.d.Record, &j.o, v)
+		}
 		l.conclude(j.d, j.o, v)
 		l.refuse(j, j.plan.Refusals...)
 		return j
@@ -333,7 +338,10 @@ func (l *Loop) describe(j *job) {
 		if attach.IsPattern(j.d.Unit) {
 			s.Profile = j.d.Attachment.Profile // with its specifiers
 		}
-		s.Refused, s.Notes = nil, j.out.Notes
+		s.Notes = j.out.Notes
+		if len(j.plan.Refusals) == 0 {
+			s.Refused = nil
+		}
 	})
 }
 
@@ -476,6 +484,9 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		reported := slices.ContainsFunc(j.plan.Pending, func(r attach.Reason) bool { return r.Code == attach.PolicyChanged })
 		if len(accepted) > 0 && len(j.o.Policy.Problems) == 0 && !reported {
 			j.d.Record.Accepted = accepted
+			if len(j.d.Record.DropIns) > 0 {
+				l.remember(j.d.Record) // a look at the unit compares with it from now on
+			}
 		}
 		j.out.Changed = j.out.Changed || j.plan.Has(attach.LoadPolicy)
 		j.event(attach.StepPolicy, attach.Done, "%s, %s; the kernel runs what was checked (%s)",
@@ -716,7 +727,7 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 		err := l.systemd.TryRestart(ctx, j.d.Unit)
 		<-slots
 		j.took = time.Since(begun)
-		j.restarted, j.out.Changed = true, true
+		j.restarted, j.out.Changed, j.out.Restarted = true, true, true
 		if err != nil {
 			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%v", err).WithNext("journalctl -u "+j.d.Unit))
 			return

@@ -28,6 +28,9 @@ type queue struct {
 	mu   sync.Mutex
 	due  map[string]cause
 	busy map[string]bool
+	// declare: the attachment files, or the units that they name, may have
+	// changed.
+	declare bool
 	// One slot each: there may be something to take.
 	plans, looks chan struct{}
 }
@@ -46,6 +49,22 @@ func (q *queue) add(c cause, units ...string) {
 	}
 	q.mu.Unlock()
 	q.signal()
+}
+
+// addDeclare asks for the attachments to be read again before the next plans.
+func (q *queue) addDeclare() {
+	q.mu.Lock()
+	q.declare = true
+	q.mu.Unlock()
+	q.signal()
+}
+
+func (q *queue) takeDeclare() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	due := q.declare
+	q.declare = false
+	return due
 }
 
 func (q *queue) signal() {
@@ -117,8 +136,10 @@ func (q *queue) release(units []string) {
 	q.signal()
 }
 
+// isBusy reports whether a unit is being worked on, or will be in a moment.
 func (q *queue) isBusy(unit string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.busy[unit]
+	_, due := q.due[unit]
+	return due || q.busy[unit] || q.declare
 }
