@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -586,6 +587,112 @@ func TestAnAliasThatBecomesAUnit(t *testing.T) {
 		}
 		if a := w.units["a.service"]; a.label != "unconfined" || len(w.records) != 1 {
 			t.Errorf("the former one runs as %q, records %v", a.label, w.records)
+		}
+	})
+}
+
+// An operation that reads the attachment files again keeps no trigger to itself.
+func TestAnOperationLosesNoTrigger(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.addUnit("y.service")
+	w.run(t, func(l *Loop) {
+		attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		y := attach.NewAttachment()
+		y.Source, y.Line, y.Units, y.Profile = "/etc/aaunit/attachments.d/y.conf", 1, []string{"y.service"}, "y"
+		w.mu.Lock()
+		w.att[y.Source] = y // and its event is still to come
+		w.mu.Unlock()
+		attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		rest()
+		if answer(l, "y") != "confined" {
+			t.Errorf("%+v %q", l.Status(nil).Units, w.trace)
+		}
+	})
+}
+
+// An attachment that is not in use after it was written (others can write its
+// directory) is taken back, and nobody is told that all is well.
+func TestAnAttachmentThatIsNotInUse(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.broken["/etc/aaunit/attachments.d/a.service.conf"] = true
+	w.run(t, func(l *Loop) {
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		rest()
+		if out[0].Exit != attach.ExitFailed || !slices.Contains(codes(out[0].Reasons), attach.AttachmentBad) || len(w.att) != 0 || u.label != "unconfined" {
+			t.Errorf("%+v %v", out, w.att)
+		}
+	})
+}
+
+// A plan that is refused lets no start through that OnViolation=stop is for.
+func TestOnViolationStopOfARefusedUnit(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop })
+	w.run(t, func(*Loop) { rest() })
+	// While the daemon is down somebody overrides the drop-in and restarts.
+	w.read["/etc/systemd/system/a.service.d/99-x.conf"] = "[Service]\nAppArmorProfile=\n"
+	w.disk["/etc/systemd/system/a.service.d/99-x.conf"] = w.read["/etc/systemd/system/a.service.d/99-x.conf"]
+	u.start++
+	u.label = "unconfined"
+	w.run(t, func(l *Loop) {
+		if u.running {
+			t.Errorf("%+v", l.Status(nil).Units)
+		}
+	})
+}
+
+// A refusal is told once, not at every pass.
+func TestARefusalIsLoggedOnce(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.bad["a"] = true
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		for range 3 {
+			w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+			rest()
+		}
+		if n := w.log.count("cannot attach a.service"); n != 1 {
+			t.Errorf("told %d times", n)
+		}
+	})
+}
+
+// A parser that is in trouble for a moment ends no hold: the text that failed
+// would be tried again.
+func TestAParserInTroubleEndsNoHold(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service").breaks["a"] = true
+	w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.OnFailedAttach = attach.FailedKeep })
+	w.run(t, func(l *Loop) {
+		for _, bad := range []bool{false, true, false} {
+			w.mu.Lock()
+			w.bad["a"] = bad
+			w.mu.Unlock()
+			w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+			rest()
+			if l.Status(nil).Units[0].Held == nil {
+				t.Errorf("bad text %v: no longer held: %q", bad, w.trace)
+			}
+		}
+	})
+}
+
+// Verify answers with what it saw, although a pass mends it at once.
+func TestVerifyTellsWhatItSaw(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.kernel["a"] = "evil"
+		w.mu.Unlock()
+		r, err := l.Verify(context.Background(), []string{"a"})
+		if err != nil || r.Units[0].Verdict.Answer != attach.NotConfined {
+			t.Errorf("%v %+v", err, r.Units)
 		}
 	})
 }

@@ -44,6 +44,7 @@ type world struct {
 	killAt int
 	// unlisted: systemd does not list units.
 	unlisted bool
+	log      journalText
 	boots    int  // of the machine
 	diskFull bool // records cannot be saved
 	dead     bool
@@ -51,6 +52,24 @@ type world struct {
 	also map[string]string
 	// deaf: systemd does not reload.
 	deaf bool
+}
+
+// journalText is what the daemon logged.
+type journalText struct {
+	sync.Mutex
+	strings.Builder
+}
+
+func (j *journalText) Write(b []byte) (int, error) {
+	j.Lock()
+	defer j.Unlock()
+	return j.Builder.Write(b)
+}
+
+func (j *journalText) count(text string) int {
+	j.Lock()
+	defer j.Unlock()
+	return strings.Count(j.String(), text)
 }
 
 var errDead = errors.New("the daemon was killed")
@@ -572,7 +591,7 @@ func (s store) Delete(unit string) error {
 }
 
 func (w *world) loop() *Loop {
-	return New(Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Log: slog.New(slog.DiscardHandler), Boot: fmt.Sprint("boot ", w.boots)})
+	return New(Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)})
 }
 
 // run runs the daemon in a bubble of fake time until body returns.
