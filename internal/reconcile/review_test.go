@@ -690,6 +690,11 @@ func TestVerifyTellsWhatItSaw(t *testing.T) {
 		w.mu.Lock()
 		w.kernel["a"] = "evil"
 		w.mu.Unlock()
+		l.Subscribe(context.Background(), func(s attach.Status) {
+			if s.Verdict.Answer == attach.NotConfined {
+				l.publish("a.service", func(s *attach.Status) { s.Verdict = &attach.Verdict{Answer: attach.Confined} })
+			}
+		})
 		r, err := l.Verify(context.Background(), []string{"a"})
 		if err != nil || r.Units[0].Verdict.Answer != attach.NotConfined {
 			t.Errorf("%v %+v", err, r.Units)
