@@ -52,7 +52,7 @@ need-go:
 ##
 
 .PHONY: test
-test: need-go setup check lint-deb vm ## everything that has to pass, from a bare Debian on
+test: need-go setup check lint-deb demo vm ## everything that has to pass, from a bare Debian on
 
 .PHONY: test-all
 test-all: test lint ## the same, and the slower linters
