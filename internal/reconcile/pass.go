@@ -35,6 +35,7 @@ type job struct {
 	restarted bool
 	took      time.Duration // of the restart
 	verdict   attach.Verdict
+	unloaded  bool // what a withdrawn attachment had loaded
 	// stuck: the drop-in serves other units and cannot be taken back.
 	stuck bool
 	over  bool // nothing more is to be done for the unit in this pass
@@ -724,7 +725,12 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 		j.event(attach.StepRestart, attach.Running, "restarting")
 		slots <- struct{}{}
 		begun := time.Now()
-		err := l.systemd.TryRestart(ctx, j.d.Unit)
+		var err error
+		if j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) {
+			err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, j) })
+		} else {
+			err = l.systemd.TryRestart(ctx, j.d.Unit)
+		}
 		<-slots
 		j.took = time.Since(begun)
 		j.restarted, j.out.Changed, j.out.Restarted = true, true, true

@@ -701,3 +701,34 @@ func TestVerifyTellsWhatItSaw(t *testing.T) {
 		}
 	})
 }
+
+// A profile that attaches to the program's path by itself would be put on again
+// by the start that an undo or a detach makes: it is unloaded before that.
+func TestAProfileThatAttachesByPathIsGoneBeforeTheNextStart(t *testing.T) {
+	w := newWorld()
+	w.byPath = map[string]bool{"a": true}
+	u := w.addUnit("a.service")
+	w.addUnit("b.service").label = "other (enforce)"
+	w.kernel["other"] = "1"
+	u.drags = []string{"b.service"}
+	u.breaks["a"] = true
+	w.run(t, func(l *Loop) {
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		rest()
+		if _, loaded := w.kernel["a"]; loaded || !u.running || u.label != "unconfined" || !out[0].Undone {
+			t.Fatalf("undo: %+v %q %q", u, w.kernel, w.trace)
+		}
+		clear(u.breaks)
+		if out := attachUnits(t, l, attach.Request{Units: []string{"a"}}); out[0].Exit != attach.ExitOK {
+			t.Fatalf("%+v", out)
+		}
+		starts := w.units["b.service"].start
+		if _, err := l.Detach(context.Background(), attach.Request{Units: []string{"a"}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		rest()
+		if _, loaded := w.kernel["a"]; loaded || !u.running || u.label != "unconfined" || w.units["b.service"].start == starts {
+			t.Errorf("detach: %+v %q %q", u, w.kernel, w.trace)
+		}
+	})
+}

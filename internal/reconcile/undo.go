@@ -21,7 +21,8 @@ import (
 //  4. a unit that ran before is started again, also after systemd gave up on
 //     it; one that was confined before and does not come up so stays down
 //  5. of a unit that was not confined before, the loaded policy is taken back,
-//     once no task carries it any more
+//     once no task carries it any more; where the profile attaches to a path by
+//     itself, while the unit is down, since the next start would meet it again
 //  6. an attachment made at the command line is withdrawn; one declared in a
 //     file is held until an input changes or someone asks
 //
@@ -177,6 +178,17 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 		l.putBackPolicy(ctx, j, back, saved)
 	}
 	running := j.d.Record.Before.Running || (!j.fresh && j.restarted)
+	var loaded []string
+	for _, c := range j.o.Policy.Compiled {
+		loaded = append(loaded, sortedNames(c)...)
+	}
+	if j.restarted && running && !wasConfined && l.byPath(loaded) {
+		if err := l.startWithout(ctx, j, func() { l.putBackPolicy(ctx, j, back, saved) }); err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
+				WithNext("journalctl -u "+j.d.Unit))
+		}
+		return
+	}
 	if j.restarted && running {
 		if err := l.startAgain(ctx, j.d.Unit); err != nil {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
@@ -189,6 +201,35 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 	if !wasConfined {
 		l.putBackPolicy(ctx, j, back, saved)
 	}
+}
+
+// byPath reports whether one of the profiles attaches to a path by itself: a
+// start while it is loaded puts it on, whatever the unit's settings say.
+func (l *Loop) byPath(profiles []string) bool {
+	return slices.ContainsFunc(profiles, func(name string) bool {
+		return slices.ContainsFunc(l.apparmor.ByName(name), func(p attach.Profile) bool { return p.Attachment != "" })
+	})
+}
+
+// startWithout starts a unit anew, and unloads what it must not find again
+// while it is down. What a stop takes along and a start does not bring back is
+// started too.
+func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
+	err := l.systemd.Stop(ctx, j.d.Unit)
+	unload()
+	if err != nil {
+		return err
+	}
+	if err := l.systemd.Start(ctx, j.d.Unit); err != nil {
+		return err
+	}
+	for _, other := range j.o.Unit.RestartsWith {
+		if err := l.systemd.Start(ctx, other); err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.RestartDrags, "%s was stopped with %s and does not start again: %v", other, j.d.Unit, err).
+				WithNext("journalctl -u "+other))
+		}
+	}
+	return nil
 }
 
 // stopUnlessCarried sees to it that a unit that was confined before is not left
@@ -345,22 +386,7 @@ func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
 		if ctx.Err() != nil {
 			continue // the record stays, and the next start goes on
 		}
-		for _, a := range j.plan.Actions {
-			if a.Kind != attach.UnloadPolicy {
-				continue
-			}
-			if other := l.handOver(j.d.Unit, a.Target); other != "" {
-				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s is attached to %s too", other, a.Target))
-				continue
-			}
-			if err := l.apparmor.Unload(ctx, a.Target); err != nil {
-				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
-				j.event(attach.StepPolicy, attach.Skipped, "profile %s stays loaded: %v", a.Target, err)
-				continue
-			}
-			j.out.Changed = true
-			j.event(attach.StepPolicy, attach.Done, "profile %s unloaded", a.Target)
-		}
+		l.unloadPolicies(ctx, j)
 		l.bequeath(j.d)
 		l.forget(j.d.Unit)
 		l.unpublish(j.d.Unit)
@@ -390,6 +416,30 @@ func (l *Loop) handOver(unit, profile string) string {
 	}
 	l.remember(*heir)
 	return heir.Unit
+}
+
+// unloadPolicies takes back what the attachment had loaded, once.
+func (l *Loop) unloadPolicies(ctx context.Context, j *job) {
+	if j.unloaded {
+		return
+	}
+	j.unloaded = true
+	for _, a := range j.plan.Actions {
+		if a.Kind != attach.UnloadPolicy {
+			continue
+		}
+		if other := l.handOver(j.d.Unit, a.Target); other != "" {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s is attached to %s too", other, a.Target))
+			continue
+		}
+		if err := l.apparmor.Unload(ctx, a.Target); err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
+			j.event(attach.StepPolicy, attach.Skipped, "profile %s stays loaded: %v", a.Target, err)
+			continue
+		}
+		j.out.Changed = true
+		j.event(attach.StepPolicy, attach.Done, "profile %s unloaded", a.Target)
+	}
 }
 
 // bequeath leaves the duty to load a file as its text says to another unit that

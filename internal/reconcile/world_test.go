@@ -45,6 +45,8 @@ type world struct {
 	// unlisted: systemd does not list units.
 	unlisted bool
 	log      journalText
+	// byPath: profiles that attach to the program that all units run.
+	byPath   map[string]bool
 	boots    int  // of the machine
 	diskFull bool // records cannot be saved
 	dead     bool
@@ -295,6 +297,11 @@ func (w *world) begin(u *unit) error {
 	p := seen.Settings.Profile
 	_, loaded := w.kernel[p]
 	u.label = "unconfined"
+	for name := range w.byPath {
+		if _, there := w.kernel[name]; there && p == "" {
+			p, loaded = name, true
+		}
+	}
 	if p != "" {
 		u.label = p + " (enforce)"
 	}
@@ -354,7 +361,11 @@ func (w *world) Follow(_ context.Context, wants func(string) bool) <-chan attach
 }
 
 func (w *world) profile(name string) attach.Profile {
-	return attach.Profile{Name: name, File: "/etc/apparmor.d/" + name, Line: 1}
+	p := attach.Profile{Name: name, File: "/etc/apparmor.d/" + name, Line: 1}
+	if w.byPath[name] {
+		p.Attachment = "/usr/bin/x"
+	}
+	return p
 }
 
 func (w *world) ByName(name string) []attach.Profile {
