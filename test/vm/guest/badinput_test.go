@@ -21,7 +21,7 @@ func TestUnfitUnits(t *testing.T) {
 	}
 	a.Unit("b-good.service", a.agentUnit()+"[Install]\nAlias=b-alias.service\nWantedBy=multi-user.target\n")
 	a.Unit("b-early.service", "[Unit]\nDefaultDependencies=no\n"+a.agentUnit())
-	a.Unit("b-failed.service", a.agentUnit()+"ExecStartPre=/bin/false\n")
+	a.Unit("b-failed.service", a.agentUnit("Restart=no")+"ExecStartPre=/bin/false\n")
 	a.Unit("b-oneshot.service", "[Service]\nType=oneshot\nExecStart=/usr/local/bin/vm-agent -exit-after 1ms\n")
 	a.Unit("b-tpl@.service", a.agentUnit())
 	a.Unit("b-bad.service", "[Service]\nType=simple\n")
@@ -39,6 +39,7 @@ func TestUnfitUnits(t *testing.T) {
 	run(t, "systemd-run", "--unit=b-transient", "/bin/sleep", "600")
 	a.Own("b-transient.service")
 	a.ProfileFile("b-transient", profileText("b-transient"))
+	transient := show(t, "b-transient.service", "InvocationID")
 
 	out, r := outcomes(t, "attach", "b-none", "b-masked", "b-early", "b-bad", "b-tpl@", "b-timer.timer", "b-transient", "../etc/passwd", "b-alias")
 	if r.exit == 0 {
@@ -58,8 +59,17 @@ func TestUnfitUnits(t *testing.T) {
 			t.Errorf("%s: want %s, got %+v", unit, want, o)
 		}
 	}
-	if out["b-none.service"].Exit != attach.ExitNoUnit {
-		t.Errorf("no such unit exits %d", out["b-none.service"].Exit)
+	// What cannot be a unit's name is none, and no file.
+	for _, unit := range []string{"b-none.service", "../etc/passwd"} {
+		if o := out[unit]; o.Exit != attach.ExitNoUnit || !slices.Contains(codesOf(o.Reasons), attach.UnitNotFound) {
+			t.Errorf("no such unit, %s: %+v", unit, o)
+		}
+	}
+	if exists("/etc/systemd/etc") || exists("/etc/aaunit/etc") {
+		t.Error("something was written outside the directories of units and attachments")
+	}
+	if id := show(t, "b-transient.service", "InvocationID"); id != transient || show(t, "b-transient.service", "ActiveState") != "active" {
+		t.Error("the transient unit was touched")
 	}
 	// The alias led to the unit itself.
 	if o := out["b-good.service"]; o.Exit != attach.ExitOK || !slices.Contains(codesOf(o.Notes), attach.UnitAlias) {
@@ -132,21 +142,22 @@ func TestUnfitProfiles(t *testing.T) {
 		{"p-syntax", attach.ProfileBroken, "line 3"},
 		{"p-socket", attach.ProfileBroken, "socket options"},
 		{"p-empty", attach.ProfileNotFound, ""},
-		{"p-binary", "", ""},
+		// No name can be read out of it.
+		{"p-binary", attach.ProfileNotFound, "/etc/apparmor.d/p-binary"},
 		{"p-include", attach.ProfileBroken, "no/such/file"},
 		{"p-stack", attach.ProfileNameBad, ""},
 		{"p-minus", attach.ProfileNameBad, ""},
 		{"p-two", attach.ProfileAmbiguous, "p-second"},
 		{"p-writable", attach.ProfileUntrusted, ""},
 		{"no-such-profile", attach.ProfileNotFound, ""},
-		{"/etc/shadow", "", ""},
+		{"/etc/shadow", attach.ProfileNotFound, "cannot read profile file /etc/shadow"},
 		{"../../etc/shadow", attach.ProfileNotFound, ""},
 		{"a\nb", attach.ProfileNameBad, ""},
 	} {
 		out, r := outcomes(t, "attach", "p-unit", "--profile", c.profile)
 		o := out["p-unit.service"]
 		text := r.stdout
-		if r.exit == 0 || len(o.Reasons) == 0 || (c.code != "" && !slices.Contains(codesOf(o.Reasons), c.code)) || !strings.Contains(text, c.says) {
+		if r.exit != 1 || !slices.Contains(codesOf(o.Reasons), c.code) || !strings.Contains(text, c.says) {
 			t.Errorf("--profile %q: want %s saying %q, exit %d\n%s", c.profile, c.code, c.says, r.exit, text)
 		}
 		if strings.Contains(text, strings.SplitN(shadow, "\n", 2)[0]) {
@@ -238,7 +249,7 @@ func TestCallerWithoutRights(t *testing.T) {
 	a.ProfileFile("caller", profileText("caller"))
 	a.Unit("caller.service", a.agentUnit())
 	a.Reload()
-	run(t, "systemctl", "start", "caller.service")
+	run(t, "systemctl", "start", "caller.service", "polkit.service") // which is slow to come by itself
 	as := func(args ...string) result {
 		return try(t, "runuser", append([]string{"-u", "nobody", "--", "aaunitctl"}, args...)...)
 	}
@@ -274,23 +285,25 @@ func TestParserThatMisbehaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Rename(parser+".real", parser) })
-	for i, script := range []string{
-		"",
-		"#!/bin/sh\nexec sleep 3600\n",
-		"#!/bin/sh\nhead -c 2000000 /dev/urandom\nexit 0\n",
-		"#!/bin/sh\necho 'AppArmor parser error for x in profile x at line 1: gone' >&2\nexit 0\n",
+	for i, c := range []struct{ script, says string }{
+		{"", "apparmor_parser is not installed"},
+		{"#!/bin/sh\nexec sleep 3600\n", "did not end within"},
+		{"#!/bin/sh\nhead -c 2000000 /dev/urandom\nexit 0\n", "the parser's output makes no sense"},
+		{"#!/bin/sh\necho 'AppArmor parser error for x in profile x at line 1: gone' >&2\nexit 0\n", "AppArmor parser error for x in profile x at line 1: gone"},
 	} {
 		os.Remove(parser)
-		if script != "" {
-			if err := os.WriteFile(parser, []byte(script), 0o755); err != nil {
+		if c.script != "" {
+			if err := os.WriteFile(parser, []byte(c.script), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
 		// A text that was never compiled.
 		a.ProfileFile("parser-new", profileText("parser-new", "/etc/issue"+strings.Repeat(".", i)+" r,"))
 		out, r := outcomes(t, "attach", "parser-new")
-		if o := out["parser-new.service"]; r.exit != 1 || len(o.Reasons) == 0 {
-			t.Errorf("parser %d: exit %d\n%s", i, r.exit, r.stdout)
+		if r.exit != 1 || !slices.ContainsFunc(out["parser-new.service"].Reasons, func(f attach.Reason) bool {
+			return f.Code == attach.ProfileBroken && strings.Contains(f.Detail, "/etc/apparmor.d/parser-new") && strings.Contains(f.Detail, c.says)
+		}) {
+			t.Errorf("parser %d: want it to say %q, exit %d\n%s", i, c.says, r.exit, r.stdout)
 		}
 		if n := unconfined(t, "parser-new.service"); n == 0 {
 			t.Errorf("parser %d: the unit was touched", i)

@@ -22,7 +22,7 @@ import (
 
 // patience is for what is sure to happen soon, on an emulated machine on a busy
 // host. No test waits that long when all is well.
-const patience = 90 * time.Second
+const patience = 4 * time.Minute
 
 // run runs a command and returns what it prints, without the last newline. The
 // test ends if it fails.
@@ -123,11 +123,13 @@ func (s *scene) File(path, text string, mode os.FileMode) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		s.t.Fatal(err)
 	}
-	// A binary that runs cannot be written to.
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// All at once: aaunitd may read it at any moment, and a binary that runs
+	// cannot be written to.
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
+	if err := os.WriteFile(tmp, []byte(text), mode); err != nil {
 		s.t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+	if err := os.Rename(tmp, path); err != nil {
 		s.t.Fatal(err)
 	}
 	if !slices.Contains(s.files, path) {
@@ -251,6 +253,12 @@ func tasksNow(t testing.TB, unit string) []task {
 	if group == "" {
 		return nil
 	}
+	return groupTasks(t, group)
+}
+
+// groupTasks lists the tasks in a control group and those below.
+func groupTasks(t testing.TB, group string) []task {
+	t.Helper()
 	var tasks []task
 	err := filepath.WalkDir(filepath.Join("/sys/fs/cgroup", group), func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -327,13 +335,17 @@ func loadedProfiles(t testing.TB) map[string]string {
 }
 
 // ask has an agent (test/vm/agent) do something, and returns its answer: "ok …"
-// or "error …".
+// or "error …". An agent that has just started may not listen yet.
 func ask(t testing.TB, address, request string) string {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", address, patience)
-	if err != nil {
-		t.Fatalf("cannot reach the agent: %v", err)
-	}
+	var conn net.Conn
+	waitFor(t, "the agent at "+address, func() (bool, string) {
+		var err error
+		if conn, err = net.DialTimeout("tcp", address, patience); err != nil {
+			return false, err.Error()
+		}
+		return true, ""
+	})
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(patience))
 	if _, err := fmt.Fprintln(conn, request); err != nil {

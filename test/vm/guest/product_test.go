@@ -60,7 +60,7 @@ func waitVerdict(t testing.TB, unit string) attach.Verdict {
 			return false, r.stdout
 		}
 		v = *rep.Units[0].Verdict
-		return v.InvocationID == show(t, unit, "InvocationID") && v.Tasks > 0, r.stdout
+		return v.Answer != attach.Unknown && v.InvocationID == show(t, unit, "InvocationID") && v.Tasks > 0, r.stdout
 	})
 	return v
 }
@@ -87,7 +87,12 @@ func codesOf(rs []attach.Reason) []attach.Code {
 // enforce mode and its processes have a private /tmp.
 func truth(t testing.TB, unit, profile string) string {
 	t.Helper()
-	tasks := tasksNow(t, unit)
+	return untruth(unit, profile, tasksNow(t, unit))
+}
+
+// untruth says why it is not true that these tasks carry the profile, all of them,
+// in enforce mode, and see a private /tmp; "" where it is.
+func untruth(unit, profile string, tasks []task) string {
 	if len(tasks) == 0 {
 		return unit + " has no tasks"
 	}
@@ -145,8 +150,32 @@ func newAgents(t testing.TB) *agents {
 			os.Remove("/etc/aaunit/attachments.d/" + u + ".conf")
 			os.Remove("/run/aaunit/attachments.d/" + u + ".conf")
 		}
+		a.waitDetached()
 	})
 	return a
+}
+
+// waitDetached waits until aaunitd has taken back what it did for the scene's
+// units, when their attachments are gone: the units and their ports are for the
+// next test then. It runs after the test's context has ended.
+func (a *agents) waitDetached() {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
+		text, _ := exec.Command("aaunitctl", "status", "--json").Output()
+		var r attach.Report
+		if json.Unmarshal(text, &r) != nil {
+			continue
+		}
+		mine := func(s attach.Status) bool { return slices.Contains(a.units, s.Unit) }
+		left := slices.ContainsFunc(r.Units, mine) || slices.ContainsFunc(r.Patterns, mine)
+		for _, u := range a.units {
+			_, err := os.Lstat("/var/lib/aaunit/units/" + u + ".json")
+			left = left || err == nil
+		}
+		if !left {
+			return
+		}
+	}
+	a.t.Logf("aaunitd still has units of this test attached after %v", patience)
 }
 
 // profileText is a profile under which the agent works, with further rules. It
@@ -202,6 +231,7 @@ func TestAttachProveDetach(t *testing.T) {
 	a.Unit("dragged.service", "[Unit]\nRequires=holder.service\n"+a.agentUnit())
 	a.Reload()
 	run(t, "systemctl", "start", "myagent.service", "holder.service", "dragged.service")
+	waitFor(t, "the holder's file", func() (bool, string) { _, err := os.Lstat("/tmp/held"); return err == nil, "" })
 
 	if r := ctl(t, "status", "myagent"); r.exit != 3 {
 		t.Errorf("status of a unit that is not attached exits %d:\n%s%s", r.exit, r.stdout, r.stderr)
@@ -295,10 +325,10 @@ func TestAFailedAttachIsUndone(t *testing.T) {
 	// The agent cannot read its own program's library of choice: it cannot even
 	// listen.
 	a.ProfileFile("undo", strings.Replace(profileText("undo"), "network inet stream,", "", 1))
-	a.Unit("undo.service", a.agentUnit())
+	a.Unit("undo.service", a.agentUnit("Type=notify"))
 	a.ProfileFile("good", profileText("good"))
 	a.Unit("good.service", a.agentUnit())
-	a.Unit("loop.service", a.agentUnit("Restart=always", "RestartSec=50ms"))
+	a.Unit("loop.service", a.agentUnit("Type=notify", "Restart=always", "RestartSec=50ms"))
 	a.ProfileFile("loop", strings.Replace(profileText("loop"), "network inet stream,", "", 1))
 	a.Reload()
 	run(t, "systemctl", "start", "undo.service", "good.service", "loop.service")
@@ -397,9 +427,10 @@ func TestOnViolationStop(t *testing.T) {
 	if r.exit == 0 || len(rep.Units) != 1 || !slices.Contains(codesOf(rep.Units[0].Verdict.Reasons), attach.DirectiveOverridden) {
 		t.Errorf("exit %d\n%s", r.exit, r.stdout)
 	}
-	if text := run(t, "journalctl", "-b", "-u", "stopme.service", "-o", "cat", "--no-pager"); !strings.Contains(text, "not confined") {
-		t.Errorf("the journal of the unit does not say why it was stopped:\n%s", text)
-	}
+	waitFor(t, "the journal of the unit to say why it was stopped", func() (bool, string) {
+		text := run(t, "journalctl", "-b", "-u", "stopme.service", "-o", "cat", "--no-pager")
+		return strings.Contains(text, "not confined"), text
+	})
 }
 
 // TestSurvives checks that starts are seen after systemd, the bus or the daemon

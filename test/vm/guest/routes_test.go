@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -51,6 +52,8 @@ func TestEachWayAroundTheProfileIsNamed(t *testing.T) {
 	add("r-disabled", attach.ProfileDisabled, true, "/etc/apparmor.d/disable/r-disabled", ok("r-disabled"), a.agentUnit())
 	add("r-force", attach.ProfileComplain, true, "/etc/apparmor.d/force-complain/r-force", ok("r-force"), a.agentUnit())
 	add("r-child", attach.ChildLeaves, false, "/etc/apparmor.d/r-child", profileText("r-child", "/usr/bin/id Ux,"), a.agentUnit())
+	add("r-pxunc", attach.ChildLeaves, false, "/etc/apparmor.d/r-pxunc", profileText("r-pxunc", "/usr/bin/id Px -> unconfined,"), a.agentUnit())
+	add("r-hat", attach.ProfileComplain, true, "/etc/apparmor.d/r-hat:", profileText("r-hat", "profile kid flags=(complain) {", "}"), a.agentUnit())
 	add("r-twice", attach.ProfileDuplicate, true, "/etc/apparmor.d/r-twice", ok("r-twice"), a.agentUnit())
 	add("r-reset", attach.DirectiveOverridden, true, "r-reset.service.d/99-x.conf:2", ok("r-reset"), a.agentUnit())
 	add("r-minus", attach.IgnorePrefix, true, "r-minus.service.d/99-x.conf:2", ok("r-minus"), a.agentUnit())
@@ -89,7 +92,16 @@ func TestEachWayAroundTheProfileIsNamed(t *testing.T) {
 		names = append(names, strings.TrimSuffix(r.unit, ".service"))
 	}
 
-	out, _ := outcomes(t, append([]string{"plan"}, names...)...)
+	// In global complain mode nothing would confine. It is as short as can be: it
+	// is for the whole machine.
+	setFile(t, "/sys/module/apparmor/parameters/mode", "complain")
+	out, r := outcomes(t, "plan", "r-plus-pre")
+	setFile(t, "/sys/module/apparmor/parameters/mode", "enforce")
+	if !slices.Contains(codesOf(out["r-plus-pre.service"].Reasons), attach.GlobalComplain) || r.exit != 1 {
+		t.Errorf("global complain mode: exit %d\n%s", r.exit, r.stdout)
+	}
+
+	out, _ = outcomes(t, append([]string{"plan"}, names...)...)
 	for _, r := range routes {
 		o := out[r.unit]
 		found := o.Notes
@@ -104,7 +116,7 @@ func TestEachWayAroundTheProfileIsNamed(t *testing.T) {
 		}
 	}
 	// Refused for real, too, and nothing is written.
-	out, r := outcomes(t, "attach", "r-plus", "r-reset", "r-disabled")
+	out, r = outcomes(t, "attach", "r-plus", "r-reset", "r-disabled")
 	if r.exit != 1 {
 		t.Errorf("exit %d", r.exit)
 	}
@@ -124,6 +136,15 @@ func TestEachWayAroundTheProfileIsNamed(t *testing.T) {
 	if !slices.Contains(codesOf(out["r-user.service"].Reasons), attach.UnitOfUser) || r.exit != 1 {
 		t.Errorf("user unit: exit %d %s", r.exit, r.stdout)
 	}
+	// A file may name it; the status says why nothing comes of that.
+	file := a.attachmentFile("r-user.conf", "[Attachment]\nUnit=r-user.service\nProfile=r-user\n")
+	waitFor(t, "the refusal of a user unit", func() (bool, string) {
+		rep, r := report(t, "status", "r-user")
+		return r.exit == 3 && len(rep.Units) == 1 && slices.Contains(codesOf(rep.Units[0].Refused), attach.UnitOfUser), r.stdout
+	})
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
 
 	// service.d comes for every service on the host: by itself, with one unit.
 	a.File("/etc/systemd/system/service.d/99-x.conf", "[Service]\nAppArmorProfile=\n", 0o644)
@@ -136,11 +157,11 @@ func TestEachWayAroundTheProfileIsNamed(t *testing.T) {
 	}
 	os.RemoveAll("/etc/systemd/system/service.d")
 	run(t, "systemctl", "disable", "apparmor.service")
-	out, r = outcomes(t, "plan", "r-plus-pre")
-	run(t, "systemctl", "enable", "apparmor.service")
-	if !slices.Contains(codesOf(out["r-plus-pre.service"].Notes), attach.BootServiceMissing) {
-		t.Errorf("apparmor.service disabled: %s", r.stdout)
-	}
+	t.Cleanup(func() { try0("systemctl", "enable", "apparmor.service") })
+	waitFor(t, "apparmor.service to be named as disabled", func() (bool, string) {
+		out, r := outcomes(t, "plan", "r-plus-pre")
+		return slices.Contains(codesOf(out["r-plus-pre.service"].Notes), attach.BootServiceMissing), r.stdout
+	})
 }
 
 // TestWaysAroundThatOpenLater are found on a unit that was confined before.
@@ -159,7 +180,7 @@ func TestWaysAroundThatOpenLater(t *testing.T) {
 	if r := ctl(t, "attach", "w-mode", "w-leave"); r.exit != 0 {
 		t.Fatalf("exit %d\n%s%s", r.exit, r.stdout, r.stderr)
 	}
-	waitFor(t, "w-text confined", func() (bool, string) { lie := truth(t, "w-text.service", "w-text"); return lie == "", lie })
+	waitConfined(t, "w-text.service", "w-text")
 
 	// The label still reads (enforce), and nothing is enforced.
 	setFile(t, "/sys/module/apparmor/parameters/mode", "complain")
@@ -197,6 +218,7 @@ func TestWaysAroundThatOpenLater(t *testing.T) {
 		}
 		run(t, "apparmor_parser", append(args, "--skip-cache", elsewhere)...)
 	}
+	waitConfined(t, "w-mode.service", "w-mode")
 	accepted := checksum(t, "w-mode")
 	load(profileText("w-mode", "/** rw,"), "--replace")
 	waitFor(t, "the accepted policy", func() (bool, string) {
@@ -246,8 +268,8 @@ func checksum(t testing.TB, profile string) string {
 	return ""
 }
 
-// TestHealthyServicesRaiseNoAlarm attaches eight services of different make,
-// and none of them gives a reason to complain.
+// TestHealthyServicesRaiseNoAlarm attaches ten services of different make, and
+// none of them gives a reason to complain.
 func TestHealthyServicesRaiseNoAlarm(t *testing.T) {
 	a := newAgents(t)
 	var names []string
@@ -290,13 +312,64 @@ func TestHealthyServicesRaiseNoAlarm(t *testing.T) {
 		if u.Verdict == nil || u.Verdict.Answer != attach.Confined || len(u.Refused) > 0 {
 			t.Errorf("%s: %+v %+v", u.Unit, u.Verdict, u.Refused)
 		}
+		for _, n := range u.Notes {
+			// That one is so: its first ExecStartPre= has a +.
+			if u.Unit != "h-pre.service" || n.Code != attach.ExecPrivileged {
+				t.Errorf("%s is found fault with: %+v", u.Unit, n)
+			}
+		}
 	}
 	for _, n := range names {
 		if lie := truth(t, n+".service", n); lie != "" {
 			t.Error(lie)
 		}
 	}
-	if lie := truth(t, "h-space.service", "h space"); lie != "" {
+	for unit, profile := range map[string]string{"h-space.service": "h space", "h-inst@a.service": "h-inst"} {
+		if lie := truth(t, unit, profile); lie != "" {
+			t.Error(lie)
+		}
+	}
+	if lie := untruth("h-pam.service", "h-pam", pamTasks(t, "h-pam.service")); lie != "" {
 		t.Error(lie)
 	}
+}
+
+// pamTasks lists the tasks of a unit with PAMName=. pam_systemd has moved the
+// main process, and what it forks, to a session; systemd's own (sd-pam) stays
+// behind in the unit, to close it.
+func pamTasks(t testing.TB, unit string) []task {
+	t.Helper()
+	pid := show(t, unit, "MainPID")
+	_, group, ok := strings.Cut(read(t, "/proc/"+pid+"/cgroup"), "0::")
+	if !ok {
+		t.Fatalf("process %s of %s has no control group", pid, unit)
+	}
+	tasks := groupTasks(t, group)
+	if processes := len(processesOf(tasks)); processes != 2 {
+		t.Errorf("%s has %d processes in %s, want the agent and its helper: %+v", unit, processes, group, tasks)
+	}
+	if group == show(t, unit, "ControlGroup") {
+		t.Errorf("the main process of %s is in no session", unit)
+	}
+	for _, left := range tasksNow(t, unit) {
+		exe, err := os.Readlink("/proc/" + strconv.Itoa(left.PID) + "/exe")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Not by its name: anybody can take that.
+		if filepath.Dir(exe) != "/usr/lib/systemd" {
+			tasks = append(tasks, left)
+		}
+	}
+	return tasks
+}
+
+// processesOf lists the processes that tasks belong to.
+func processesOf(tasks []task) (pids []int) {
+	for _, task := range tasks {
+		if !slices.Contains(pids, task.PID) {
+			pids = append(pids, task.PID)
+		}
+	}
+	return pids
 }

@@ -3,74 +3,118 @@
 package host
 
 import (
+	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/test/vm/machine"
 )
 
-const (
-	bootProfile = `abi <abi/3.0>,
+// install puts an agent on the machine under a name: the program, a profile
+// called NAMEprofile, and a unit that starts at boot. Nothing is started.
+func install(t *testing.T, m *machine.Machine, name string, port int) {
+	t.Helper()
+	output(t, m, "install -m 755 /root/payload/agent /usr/local/bin/"+name)
+	for path, text := range map[string]string{
+		"/etc/apparmor.d/" + name + "profile": fmt.Sprintf(`abi <abi/3.0>,
 include <tunables/global>
-profile bootagent {
+profile %[1]sprofile {
   include <abstractions/base>
   network inet stream,
   network inet6 stream,
-  /usr/local/bin/agent mrix,
+  /usr/local/bin/%[1]s mrix,
   /proc/sys/net/core/somaxconn r,
   /sys/kernel/mm/transparent_hugepage/hpage_pmd_size r,
   owner /tmp/** rw,
 }
-`
-	bootUnit = `[Service]
-ExecStart=/usr/local/bin/agent -listen 127.0.0.1:7001 -tmp /tmp/agent -helper
+`, name),
+		"/etc/systemd/system/" + name + ".service": fmt.Sprintf(`[Service]
+ExecStart=/usr/local/bin/%[1]s -listen 127.0.0.1:%[2]d -tmp /tmp/%[1]s -helper
 [Install]
 WantedBy=multi-user.target
-`
-)
-
-// waitStatus waits until aaunitctl status ends with the exit status.
-func waitStatus(t *testing.T, m *machine.Machine, want int) string {
-	t.Helper()
-	var last string
-	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Second) {
-		r, err := m.Run(t.Context(), "aaunitctl status agent")
-		if err != nil {
+`, name, port),
+	} {
+		if err := m.PutBytes(t.Context(), []byte(text), path, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		last = r.Stdout + r.Stderr
-		if r.Exit == want && !strings.Contains(last, "at work") {
-			return last
+	}
+}
+
+// labels are those of all processes of an agent, each once.
+func labels(t *testing.T, m *machine.Machine, name string) string {
+	t.Helper()
+	return output(t, m, "ps -o label= -C "+name+" | sort -u")
+}
+
+// wait runs a command until its result is the one to wait for.
+func wait(t *testing.T, m *machine.Machine, command string, done func(machine.Result) bool) string {
+	t.Helper()
+	var r machine.Result
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Second) {
+		var err error
+		if r, err = m.Run(t.Context(), command); err != nil {
+			t.Fatal(err)
+		}
+		if done(r) {
+			return r.Stdout + r.Stderr
 		}
 	}
-	t.Fatalf("aaunitctl status does not come to exit status %d:\n%s", want, last)
+	t.Fatalf("%s does not come to what was waited for: exit status %d\n%s%s", command, r.Exit, r.Stdout, r.Stderr)
 	return ""
 }
 
-// TestAttachmentsAcrossBoots attaches a unit and boots the machine again: with
-// AppArmor the unit is confined from its first start on; on a kernel without
-// it, the unit does not start, and aaunitctl says why.
+// waitStatus waits until aaunitctl status ends with the exit status.
+func waitStatus(t *testing.T, m *machine.Machine, unit string, want int) string {
+	t.Helper()
+	return wait(t, m, "aaunitctl status "+unit, func(r machine.Result) bool {
+		return r.Exit == want && !strings.Contains(r.Stdout, "at work")
+	})
+}
+
+// TestAttachmentsAcrossBoots attaches units and boots the machine again: with
+// AppArmor a unit is confined from its first start on, unless it was attached
+// until the reboot only; on a kernel without it, the unit does not start, and
+// aaunitctl says why.
 func TestAttachmentsAcrossBoots(t *testing.T) {
-	eachSuite(t, []string{"aaunitd.service", "agent.service"}, func(t *testing.T, m *machine.Machine) {
-		output(t, m, "install -m 755 /root/payload/agent /usr/local/bin/agent")
-		for path, text := range map[string]string{"/etc/apparmor.d/bootagent": bootProfile, "/etc/systemd/system/agent.service": bootUnit} {
-			if err := m.PutBytes(t.Context(), []byte(text), path, 0o644); err != nil {
-				t.Fatal(err)
-			}
+	eachSuite(t, []string{"aaunitd.service", "agent.service", "brief.service"}, func(t *testing.T, m *machine.Machine) {
+		install(t, m, "agent", 7001)
+		install(t, m, "brief", 7002)
+		output(t, m, "systemctl daemon-reload && systemctl enable --now agent brief && aaunitctl attach agent --profile agentprofile && "+
+			"aaunitctl attach brief --profile briefprofile --runtime && test -e /run/systemd/system/brief.service.d/90-aaunit.conf && sync")
+		if got := labels(t, m, "brief"); got != "briefprofile (enforce)" {
+			t.Errorf("attached until the reboot, brief runs as %q", got)
 		}
-		output(t, m, "systemctl daemon-reload && systemctl enable --now agent && aaunitctl attach agent --profile bootagent && sync")
 
 		if err := m.Reboot(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		waitStatus(t, m, 0)
-		labels := output(t, m, "ps -o label= -C agent | sort -u")
-		if labels != "bootagent (enforce)" {
-			t.Errorf("after a reboot the agent runs as %q", labels)
+		waitStatus(t, m, "agent", 0)
+		if got := labels(t, m, "agent"); got != "agentprofile (enforce)" {
+			t.Errorf("after a reboot the agent runs as %q", got)
 		}
-		if got := output(t, m, "journalctl -b -o cat -u agent --no-pager | grep -c 'agent: ready'"); got != "1" {
-			t.Errorf("the agent was started %s times in this boot", got)
+		// It says that it is ready a moment after it has started.
+		ready := wait(t, m, "journalctl -b -o cat -u agent --no-pager", func(r machine.Result) bool { return strings.Contains(r.Stdout, "agent: ready") })
+		if n := strings.Count(ready, "agent: ready"); n != 1 {
+			t.Errorf("the agent was started %d times in this boot", n)
+		}
+		// The other attachment has ended with the boot. aaunitd has loaded its
+		// profile then and has not now: apparmor.service has, whose it is.
+		wait(t, m, "ls /var/lib/aaunit/units", func(r machine.Result) bool { return r.Exit == 0 && !strings.Contains(r.Stdout, "brief") })
+		if text := waitStatus(t, m, "brief", 3); !strings.Contains(text, "not attached") {
+			t.Errorf("after a reboot aaunitctl says of what was attached until then\n%s", text)
+		}
+		if got := labels(t, m, "brief"); got != "unconfined" {
+			t.Errorf("after a reboot brief runs as %q", got)
+		}
+		if got := output(t, m, "ls -d /etc/systemd/system/brief.service.d /run/systemd/system/brief.service.d /etc/aaunit/attachments.d/brief* /run/aaunit/attachments.d/brief* 2>/dev/null; true"); got != "" {
+			t.Errorf("of an attachment until the reboot there is left\n%s", got)
+		}
+		if got := output(t, m, "grep -x 'briefprofile (enforce)' /sys/kernel/security/apparmor/profiles; true"); got == "" {
+			t.Error("the profile that apparmor.service has loaded was unloaded")
 		}
 
 		if err := m.Shutdown(t.Context()); err != nil {
@@ -80,21 +124,90 @@ func TestAttachmentsAcrossBoots(t *testing.T) {
 		if err := m.PowerOn(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		text := waitStatus(t, m, 3)
+		text := waitStatus(t, m, "agent", 3)
 		if !strings.Contains(text, "AppArmor is off") && !strings.Contains(text, "AppArmor is not enabled") {
 			t.Errorf("without AppArmor, aaunitctl status says\n%s", text)
 		}
 		if r, err := m.Run(t.Context(), "pgrep -x agent"); err != nil || r.Exit == 0 {
 			t.Errorf("the agent runs without AppArmor: %s %v", r.Stdout, err)
 		}
-		r, err := m.Run(t.Context(), "systemctl start agent; systemctl is-active agent; aaunitctl attach agent; aaunitctl status --json >/dev/null")
-		if err != nil || r.Exit != 3 || strings.Contains(r.Stdout, "\nactive") {
-			t.Errorf("on a kernel without AppArmor: exit %d, %v\n%s%s", r.Exit, err, r.Stdout, r.Stderr)
+		r, err := m.Run(t.Context(), "systemctl start agent; systemctl is-active agent")
+		if err != nil || r.Exit == 0 {
+			t.Errorf("the agent starts on a kernel without AppArmor: %v\n%s%s", err, r.Stdout, r.Stderr)
+		}
+		r, err = m.Run(t.Context(), "aaunitctl attach agent --json")
+		var doc struct{ Outcomes []attach.Outcome }
+		if err != nil || r.Exit != 1 || json.Unmarshal([]byte(r.Stdout), &doc) != nil || len(doc.Outcomes) != 1 ||
+			!slices.ContainsFunc(doc.Outcomes[0].Reasons, func(f attach.Reason) bool { return f.Code == attach.AppArmorOff }) {
+			t.Errorf("attach on a kernel without AppArmor: exit %d, %v\n%s%s", r.Exit, err, r.Stdout, r.Stderr)
+		}
+		if r, err := m.Run(t.Context(), "aaunitctl status --json >/dev/null"); err != nil || r.Exit != 3 {
+			t.Errorf("status on a kernel without AppArmor: exit %d, %v\n%s", r.Exit, err, r.Stderr)
 		}
 		// Also when nobody is there to ask.
 		r, err = m.Run(t.Context(), "systemctl mask --now --runtime aaunitd; aaunitctl status")
 		if err != nil || r.Exit != 3 || !strings.Contains(r.Stdout+r.Stderr, "AppArmor") {
 			t.Errorf("without the daemon: exit %d, %v\n%s%s", r.Exit, err, r.Stdout, r.Stderr)
 		}
+	})
+}
+
+// TestPackageRemoval removes the package, and then purges it: the attached unit
+// goes on, and starts confined also when nobody remembers the attachment.
+func TestPackageRemoval(t *testing.T) {
+	const dropIn = "/etc/systemd/system/agent.service.d/90-aaunit.conf"
+	eachSuite(t, []string{"aaunitd.service", "agent.service"}, func(t *testing.T, m *machine.Machine) {
+		install(t, m, "agent", 7001)
+		output(t, m, "systemctl daemon-reload && systemctl enable --now agent && aaunitctl attach agent --profile agentprofile")
+		invocation := func() string { return output(t, m, "systemctl show --value --property=InvocationID agent") }
+		confined := func(when string) {
+			t.Helper()
+			// A start is over before its program runs.
+			wait(t, m, "systemctl is-active agent && ps -o label= -C agent", func(r machine.Result) bool { return r.Exit == 0 })
+			if got := labels(t, m, "agent"); got != "agentprofile (enforce)" {
+				t.Errorf("%s the agent runs as %q", when, got)
+			}
+			output(t, m, "test -e "+dropIn)
+		}
+		apt := func(command string) string {
+			t.Helper()
+			return output(t, m, "DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 "+command+" aaunit </dev/null 2>&1")
+		}
+		gone := func(paths string) {
+			t.Helper()
+			if got := output(t, m, "ls -d "+paths+" 2>/dev/null; true"); got != "" {
+				t.Errorf("there is left\n%s", got)
+			}
+		}
+		before := invocation()
+
+		apt("remove")
+		if got := output(t, m, "systemctl is-active aaunitd; pgrep -x aaunitd; true"); got != "inactive" {
+			t.Errorf("after the removal aaunitd is %s", got)
+		}
+		gone("/usr/sbin/aaunitd /usr/bin/aaunitctl")
+		confined("after the removal")
+		if invocation() != before {
+			t.Error("the removal has restarted the agent")
+		}
+		output(t, m, "systemctl restart agent")
+		confined("restarted after the removal,")
+
+		before = invocation()
+		said := apt("purge")
+		for _, want := range []string{"these drop-ins stay, so that their units stay confined", dropIn} {
+			if !strings.Contains(said, want) {
+				t.Errorf("the purge does not say %q:\n%s", want, said)
+			}
+		}
+		gone("/etc/aaunit /var/lib/aaunit /run/aaunit /etc/systemd/system/aaunitd.service /etc/systemd/system/*/aaunitd.service")
+		confined("after the purge")
+		if invocation() != before {
+			t.Error("the purge has restarted the agent")
+		}
+		if err := m.Reboot(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		confined("after the purge and a reboot")
 	})
 }
