@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -30,6 +31,18 @@ const (
 	maxTasks   = 200_000
 )
 
+// Bounds on how old systemd's own process may be and still be on its way to the
+// program. Before the exec it opens a PAM session, mounts images and asks for
+// users; pam_systemd alone gives logind two minutes to answer
+// (LOGIN_SLOW_BUS_CALL_TIMEOUT_USEC), hence the first. The second is for what
+// waits for nobody: until systemd's child has taken its name, and until the
+// caller's idea of MainPID= and ControlPID= is renewed. It is shorter than the
+// time for which a look is repeated that finds nothing worse.
+const (
+	transitTime = 5 * time.Minute
+	briefTime   = 10 * time.Second
+)
+
 // systemdExecutor is the program that systemd 255 and later start to become a
 // service's process (systemd-executor(8) is internal and has no page).
 const systemdExecutor = "/usr/lib/systemd/systemd-executor"
@@ -37,38 +50,37 @@ const systemdExecutor = "/usr/lib/systemd/systemd-executor"
 // Scan looks at all tasks of the unit: those of its control groups, its main
 // and control process wherever they are, and where these were moved to a
 // session scope (PAMName= with pam_systemd(8)) all that is in there, since the
-// children of a moved process are there too. It looks until two looks in a row agree on which
-// tasks there are and what they carry. A task that reads as unconfined is
-// believed only when it still does after a while: a process is unconfined
-// between its fork and its exec (platform fact 19). A task that is gone before
-// it could be read is not in the result, and neither is one that has ended and
-// was not yet waited for.
+// children of a moved process are there too. It looks until what it finds has
+// settled (see history.add); the result is the last look, and all of it. A task
+// that reads as unconfined is believed only when it still does after a while: a
+// process is unconfined between its fork and its exec (platform fact 19). A task
+// that is gone before it could be read is not in the result, and neither is one
+// that has ended and was not yet waited for.
 func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
-	sc := attach.Scan{Tmp: map[int]attach.TmpView{}}
+	sc := attach.Scan{}
 	look := s.newLook()
 	begin := time.Now()
-	var before []attach.Task
+	var seen history
 	for n := 0; ; n++ {
 		tasks, err := look.tasks(u)
 		sc.At = time.Now()
 		if err == nil {
 			err = ctx.Err()
 		}
+		sc.Tasks = tasks
 		if err != nil {
 			sc.Problem = err.Error()
-			sc.Tasks = tasks
 			break
 		}
-		sc.Tasks = tasks
-		spent := time.Since(begin)
-		sc.Stable = n > 0 && !look.reused && sameTasks(before, tasks)
-		if sc.Stable && (spent >= forkWindow || !slices.ContainsFunc(tasks, mayBeForking)) {
+		spent := sc.At.Sub(begin)
+		same, known := seen.add(tasks, look.starts, sc.At)
+		// A child that was just forked carries its parent's label and may be
+		// about to leave it by an exec. So tasks that hold still are better
+		// than new ones under known labels: those wait for the first few looks.
+		sc.Stable = (same || known && n >= minLooks && spent >= forkWindow) && seen.believed(tasks, look.starts, sc.At)
+		if sc.Stable || n >= minLooks && spent >= maxLook {
 			break
 		}
-		if n >= minLooks && spent >= maxLook {
-			break
-		}
-		before = tasks
 		if n > 0 || slices.ContainsFunc(tasks, mayBeForking) {
 			select {
 			case <-ctx.Done():
@@ -77,24 +89,118 @@ func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
 		}
 	}
 	sc.HostTmp = s.tmpView(1)
-	for _, t := range sc.Tasks {
-		if _, done := sc.Tmp[t.PID]; done || t.Manager || t.PID <= 0 {
-			continue
-		}
-		if v := s.tmpView(t.PID); v.Problem == "" || s.alive(t.PID) {
-			sc.Tmp[t.PID] = v
-		}
-	}
+	sc.Tmp = look.tmpViews(ctx, sc.Tasks)
 	return sc
 }
 
 func mayBeForking(t attach.Task) bool { return t.Problem == "" && t.Label.IsUnconfined() }
 
-func sameTasks(a, b []attach.Task) bool {
-	return slices.EqualFunc(a, b, func(x, y attach.Task) bool {
-		return x.PID == y.PID && x.TID == y.TID && x.Problem == y.Problem && x.Label.Mode == y.Label.Mode &&
-			slices.Equal(x.Label.Profiles, y.Label.Profiles)
+// history is what the looks of one scan have found so far.
+type history struct {
+	last map[taskID]sight        // the look before
+	seen map[string]attach.Label // the labels of all looks, by their text
+}
+
+// taskID is a task. Its numbers alone may belong to another one a moment later.
+type taskID struct {
+	pid, tid int
+	start    string // of its process
+}
+
+// sight is how a task reads, and since when.
+type sight struct {
+	reading
+	since time.Time
+}
+
+type reading struct {
+	label, problem     string
+	manager, inTransit bool
+}
+
+func idOf(t attach.Task, starts map[int]string) taskID {
+	return taskID{t.PID, t.TID, starts[t.PID]}
+}
+
+// add takes in a look and compares it with those before. Two things make it
+// worth believing:
+//
+//   - same: it found the very tasks that the look before found, and each of them
+//     reads as it did.
+//   - known: there were new tasks, and they have nothing new to say. Each task
+//     that the look before found too reads as it did then, and each other one
+//     carries a label, other than unconfined, that an earlier look has seen.
+//     Besides, no label that an earlier look has seen is missing, unless it is
+//     that of a child or hat of a profile that is still there.
+//
+// A service that forks all the time never gives the first; the second is as good
+// an answer. A new task has its label from the task that forked it, which is one
+// of the unit's and was looked at, or has changed it by an exec; then it is a
+// label that was not seen before, or "unconfined", and the scan goes on until
+// that task was seen twice, or is gone. What a task does after it was read
+// stays unseen in either case, and so does a child that is forked, leaves the
+// profile and ends between two looks. One that was seen is not forgotten: while
+// other tasks come and go, nobody can tell whether there is always one like it,
+// so that a scan which saw a task unconfined, or under a foreign profile, does
+// not become known without one of those in it. systemd's own processes do not
+// count there.
+func (h *history) add(tasks []attach.Task, starts map[int]string, at time.Time) (same, known bool) {
+	first := h.last == nil
+	now := make(map[taskID]sight, len(tasks))
+	labels := map[string]attach.Label{}
+	kins := map[string]bool{}
+	same, known = !first, !first
+	for _, t := range tasks {
+		x := sight{reading{t.Label.String(), t.Problem, t.Manager, t.InTransit}, at}
+		if t.Problem == "" && !t.Manager {
+			labels[x.label], kins[kin(t.Label)] = t.Label, true
+		}
+		id := idOf(t, starts)
+		was, again := h.last[id]
+		switch {
+		case again && was.reading == x.reading:
+			x.since = was.since
+		case again:
+			same, known = false, false
+		default:
+			same = false
+			_, seen := h.seen[x.label]
+			known = known && seen && t.Problem == "" && !t.Label.IsUnconfined()
+		}
+		now[id] = x
+	}
+	same = same && len(now) == len(h.last)
+	for _, l := range h.seen {
+		known = known && kins[kin(l)]
+	}
+	h.last = now
+	if first {
+		h.seen = labels
+	} else {
+		maps.Copy(h.seen, labels)
+	}
+	return same, known
+}
+
+// believed reports whether each task that reads as unconfined has done so for
+// long enough.
+func (h *history) believed(tasks []attach.Task, starts map[int]string, at time.Time) bool {
+	return !slices.ContainsFunc(tasks, func(t attach.Task) bool {
+		return mayBeForking(t) && at.Sub(h.last[idOf(t, starts)].since) < forkWindow
 	})
+}
+
+// kin is a label without the names of children and hats.
+func kin(l attach.Label) string {
+	var tops []string
+	for _, p := range l.Profiles {
+		if i := strings.Index(p, "//"); i > 0 && p[0] != ':' { // in another namespace each stands for itself
+			p = p[:i]
+		}
+		tops = append(tops, p)
+	}
+	slices.Sort(tops)
+	return strings.Join(slices.Compact(tops), "//&") + " (" + string(l.Mode) + ")"
 }
 
 // look reads tasks; its buffers serve for many.
@@ -102,10 +208,9 @@ type look struct {
 	s      *System
 	buf    []byte
 	labels map[string]attach.Label // by what the kernel says
-	// starts holds the start times of the processes of earlier looks: a PID
-	// that was reused is another process.
+	// starts holds the start times of the processes, as they were last read: a
+	// PID that was reused is another process.
 	starts  map[int]string
-	reused  bool
 	manager []os.FileInfo // systemd's own executables
 }
 
@@ -121,7 +226,6 @@ func (s *System) newLook() *look {
 
 // tasks is one look, in the order of PID and TID.
 func (l *look) tasks(u attach.Unit) ([]attach.Task, error) {
-	l.reused = false
 	pids, err := l.s.processes(u.ControlGroup)
 	if err != nil {
 		return nil, err
@@ -146,11 +250,13 @@ func (l *look) tasks(u attach.Unit) ([]attach.Task, error) {
 			out = append(out, attach.Task{Problem: "it is a process of another PID namespace"})
 			continue
 		}
-		from := len(out)
-		if out, err = l.process(pid, out); err != nil {
+		from, own := len(out), false
+		if out, own, err = l.process(pid, out); err != nil {
 			return out, err
 		}
-		l.markManager(out[from:], u)
+		if own {
+			l.markManager(out[from:], u)
+		}
 		if len(out) > maxTasks {
 			return out, fmt.Errorf("the unit has more than %d tasks", maxTasks)
 		}
@@ -158,37 +264,40 @@ func (l *look) tasks(u attach.Unit) ([]attach.Task, error) {
 	return out, nil
 }
 
-// process appends the tasks of a process; one that is gone has none.
-func (l *look) process(pid int, out []attach.Task) ([]attach.Task, error) {
-	dir := l.s.real(procDir) + "/" + strconv.Itoa(pid)
+// process appends the tasks of a process; one that is gone has none. own says
+// that it runs systemd's own executable.
+func (l *look) process(pid int, out []attach.Task) (_ []attach.Task, own bool, err error) {
+	dir := l.dir(pid)
 	stat, err := l.read(dir + "/stat")
 	if err != nil {
 		if gone(err) {
-			return out, nil
+			return out, false, nil
 		}
-		return out, fmt.Errorf("cannot read %s/%d/stat: %w", procDir, pid, bareErrno(err))
+		return out, false, fmt.Errorf("cannot read %s/%d/stat: %w", procDir, pid, bareErrno(err))
 	}
 	comm, state, start, ok := parseStat(stat)
 	if !ok {
-		return out, fmt.Errorf("cannot read %s/%d/stat: it does not have the form of proc(5)", procDir, pid)
-	}
-	if was, known := l.starts[pid]; known && was != start {
-		l.reused = true
+		return out, false, fmt.Errorf("cannot read %s/%d/stat: it does not have the form of proc(5)", procDir, pid)
 	}
 	l.starts[pid] = start
 	t := attach.Task{PID: pid, Comm: comm}
+	// Before the labels: the other way round, an exec in between would make the
+	// label before it look like the program's.
 	t.Exe, _ = os.Readlink(dir + "/exe")
+	if st, err := os.Stat(dir + "/exe"); err == nil {
+		own = slices.ContainsFunc(l.manager, func(m os.FileInfo) bool { return os.SameFile(m, st) })
+	}
 	d, err := os.Open(dir + "/task")
 	if err != nil {
 		if gone(err) {
-			return out, nil
+			return out, false, nil
 		}
-		return out, fmt.Errorf("cannot read %s/%d/task: %w", procDir, pid, bareErrno(err))
+		return out, false, fmt.Errorf("cannot read %s/%d/task: %w", procDir, pid, bareErrno(err))
 	}
 	names, err := d.Readdirnames(-1)
 	d.Close()
 	if err != nil && !gone(err) {
-		return out, fmt.Errorf("cannot read %s/%d/task: %w", procDir, pid, bareErrno(err))
+		return out, false, fmt.Errorf("cannot read %s/%d/task: %w", procDir, pid, bareErrno(err))
 	}
 	from := len(out)
 	for _, name := range names {
@@ -213,43 +322,141 @@ func (l *look) process(pid int, out []attach.Task) ([]attach.Task, error) {
 		out = append(out, t)
 	}
 	slices.SortFunc(out[from:], func(a, b attach.Task) int { return a.TID - b.TID })
-	return out, nil
+	return out, own, nil
 }
 
-// markManager marks the tasks of a process that is systemd's own and never the
-// service's program: one that runs the same file as PID 1, or systemd's
-// executor, as root. Its name proves nothing, since anyone can take any.
+// dir is the directory of a process.
+func (l *look) dir(pid int) string { return l.s.real(procDir) + "/" + strconv.Itoa(pid) }
+
+// markManager marks the tasks of a process that runs systemd's own executable,
+// the file of PID 1 or systemd's executor, and is not the service's program:
 //
-// The (sd-pam) that PAMName= leaves behind has given up root for User= (seen
-// with 252 and 257, and in setup_pam of systemd's src/core). For another user
-// than root more must fit, then: it is not confined, has one thread, is a child
-// of the unit's main or control process and has that name. A confined program
-// could only imitate it under a profile that lets it run systemd's program
-// unconfined, which is told as a rule that leaves the profile.
+//   - the (sd-pam) that PAMName= leaves behind;
+//   - in transit: what systemd has forked and not yet executed. With User= it has
+//     given up root before it asks for the profile, and only then makes the
+//     system call filters (exec_child of systemd 252, exec_invoke of 257), which
+//     on a slow machine takes longer than an unconfined task is waited for.
+//
+// Both must be unconfined, in all their threads. The executable alone proves
+// nothing: a service can run systemd's program, as user@.service does. A name
+// that begins with "(", which systemd gives its own processes early on, proves
+// nothing either, since anyone can take any; but what was really executed has
+// the name of its file. So a program of systemd's reads as what it is after
+// briefTime at the latest, and one that lies about its name after transitTime;
+// until then the answer is unknown, never confined. What counts is the age of
+// the process, so that a service which was confined cannot hide so later.
+//
+// A process that is not root's must moreover have one thread, and be the main or
+// control process. A younger one than the caller's idea of these may instead be
+// a child of PID 1, or a new (sd-pam), for briefTime.
+//
+// The (sd-pam) has given up root for User= (seen with 252 and 257, and in
+// setup_pam of systemd's src/core). For another user than root it must be a
+// child of the unit's main or control process, then. A confined program could
+// only imitate it under a profile that lets it run systemd's program unconfined,
+// which is told as a rule that leaves the profile.
+//
+// attr/apparmor/exec, where systemd puts the profile, is no help: kernels without
+// commit 4afc61702bdc of 2026 ("apparmor: use target task's context in
+// apparmor_getprocattr()") give the reader's own in place of the other task's.
 func (l *look) markManager(tasks []attach.Task, u attach.Unit) {
-	if len(tasks) == 0 {
+	if len(tasks) == 0 || slices.ContainsFunc(tasks, func(t attach.Task) bool { return t.Problem != "" || !t.Label.IsUnconfined() }) {
 		return
 	}
 	t := tasks[0]
-	dir := l.s.real(procDir) + "/" + strconv.Itoa(t.PID)
-	st, err := os.Stat(dir + "/exe")
-	if err != nil || !slices.ContainsFunc(l.manager, func(m os.FileInfo) bool { return os.SameFile(m, st) }) {
-		return
-	}
-	status, err := l.read(dir + "/status")
+	status, err := l.read(l.dir(t.PID) + "/status")
 	if err != nil {
 		return
 	}
 	ids := statusField(status, "Uid") // real, effective, saved, file system
 	root := len(ids) == 4 && !slices.ContainsFunc(ids, func(id string) bool { return id != "0" })
-	pam := false
-	if parent := statusField(status, "PPid"); len(parent) == 1 && t.Comm == "(sd-pam)" && len(tasks) == 1 && t.Problem == "" && t.Label.IsUnconfined() {
-		ppid, _ := strconv.Atoi(parent[0])
-		pam = ppid > 0 && (ppid == u.MainPID || ppid == u.ControlPID)
+	ppid := 0
+	if parent := statusField(status, "PPid"); len(parent) == 1 {
+		ppid, _ = strconv.Atoi(parent[0])
 	}
+	of := func(pid int) bool { return pid > 0 && (pid == u.MainPID || pid == u.ControlPID) }
+	named, pam, single := strings.HasPrefix(t.Comm, "("), t.Comm == "(sd-pam)", len(tasks) == 1
+
+	manager, transit := false, time.Duration(0)
+	switch {
+	case pam && single && !of(t.PID) && (root || of(ppid)):
+		manager = true
+	case root && !named:
+		transit = briefTime
+	case root, named && single && of(t.PID):
+		transit = transitTime
+	case named && single && (ppid == 1 || pam):
+		transit = briefTime
+	}
+	inTransit := !manager && youngerThan(l.starts[t.PID], transit)
 	for i := range tasks {
-		tasks[i].Manager = root || pam
+		tasks[i].Manager, tasks[i].InTransit = manager || inTransit, inTransit
 	}
+}
+
+// youngerThan compares the age of a process, by its start time of
+// proc_pid_stat(5), with a bound. The start time is in ticks since boot, a
+// hundred a second on all machines that Go knows (USER_HZ), and goes on while
+// the machine sleeps, as CLOCK_BOOTTIME does.
+func youngerThan(start string, bound time.Duration) bool {
+	ticks, err := strconv.ParseInt(start, 10, 64)
+	var now unix.Timespec
+	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return false
+	}
+	age := time.Duration(now.Nano()) - time.Duration(ticks)*(time.Second/100)
+	return age >= 0 && age < bound
+}
+
+// tmpViews looks at /tmp of all processes but systemd's own. One that has ended
+// since the look is marked as such. While a process ends, its mounts cannot be
+// read any more and it is still there, so these are tried for a while.
+func (l *look) tmpViews(ctx context.Context, tasks []attach.Task) map[int]attach.TmpView {
+	out := map[int]attach.TmpView{}
+	var pids []int
+	for _, t := range tasks {
+		if !t.Manager && t.PID > 0 {
+			pids = append(pids, t.PID)
+		}
+	}
+	pids = slices.Compact(pids) // in order, as the tasks are
+	for begin := time.Now(); ; {
+		pids = slices.DeleteFunc(pids, func(pid int) bool {
+			v := l.s.tmpView(pid)
+			if l.ended(pid) {
+				v = attach.TmpView{Ended: true}
+			}
+			out[pid] = v
+			return v.Problem == ""
+		})
+		if len(pids) == 0 || time.Since(begin) >= forkWindow || ctx.Err() != nil {
+			return out
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(lookPause):
+		}
+	}
+}
+
+// ended reports whether the process that was looked at is no more; its number
+// may be another's by now. A main thread can end before the others do.
+func (l *look) ended(pid int) bool {
+	stat, err := l.read(l.dir(pid) + "/stat")
+	if err != nil {
+		return gone(err)
+	}
+	_, state, start, ok := parseStat(stat)
+	switch {
+	case !ok:
+		return false
+	case start != l.starts[pid]:
+		return true
+	case state != 'Z' && state != 'X':
+		return false
+	}
+	threads, err := readNames(l.dir(pid) + "/task")
+	return err == nil && len(threads) <= 1 || err != nil && gone(err)
 }
 
 // statusField reads a line of proc_pid_status(5).
@@ -453,7 +660,7 @@ func (s *System) carrier(profile string) (string, error) {
 		if err != nil {
 			continue
 		}
-		tasks, err := l.process(pid, nil)
+		tasks, _, err := l.process(pid, nil)
 		if err != nil {
 			return "", err
 		}
@@ -462,7 +669,8 @@ func (s *System) carrier(profile string) (string, error) {
 				return "", fmt.Errorf("the label of process %d: %s", t.PID, t.Problem)
 			}
 			if !carries(t.Label, profile) {
-				// systemd sets the label for the exec first: attr/apparmor/exec.
+				// systemd sets the label for the exec first: attr/apparmor/exec,
+				// where the kernel tells it (see markManager).
 				next, err := l.read(fmt.Sprintf("%s/%d/task/%d/attr/apparmor/exec", s.real(procDir), t.PID, t.TID))
 				if err != nil || len(bytes.TrimRight(next, "\n\x00")) == 0 {
 					continue

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,6 +29,19 @@ type proc struct {
 	ppid   int
 	labels map[int]string // by TID
 	cgroup string
+	age    time.Duration // 0: more than an hour
+}
+
+// start is the start time that proc_pid_stat(5) gives.
+func (p proc) start() int {
+	if p.age == 0 {
+		return p.pid - 1_000_000
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		panic(err)
+	}
+	return int((time.Duration(now.Nano()) - p.age) / (10 * time.Millisecond))
 }
 
 const someMounts = "22 1 8:1 / / rw shared:1 - ext4 /dev/vda rw\n23 22 0:30 / /tmp rw shared:2 - tmpfs tmpfs rw\n"
@@ -37,7 +52,7 @@ func (h *host) proc(p proc) {
 	if p.state == 0 {
 		p.state = 'S'
 	}
-	h.write(dir+"/stat", fmt.Sprintf("%d (%s) %c %d 1 1 0 -1 0 1 0 0 0 0 0 0 0 20 0 1 0 %d 1 1\n", p.pid, p.comm, p.state, p.ppid, 1000+p.pid))
+	h.write(dir+"/stat", fmt.Sprintf("%d (%s) %c %d 1 1 0 -1 0 1 0 0 0 0 0 0 0 20 0 1 0 %d 1 1\n", p.pid, p.comm, p.state, p.ppid, p.start()))
 	h.write(dir+"/status", fmt.Sprintf("Name:\tx\nTgid:\t%d\nPPid:\t%d\nUid:\t%d\t%d\t%d\t%d\n", p.pid, p.ppid, p.uid, p.uid, p.uid, p.uid))
 	h.write(dir+"/mountinfo", someMounts)
 	h.write(dir+"/cgroup", "0::"+p.cgroup+"\n")
@@ -76,7 +91,7 @@ func TestScanOfAMadeUpHost(t *testing.T) {
 	h.proc(proc{pid: 20, comm: "(sd-pam)", exe: systemd, labels: one("unconfined", 20), uid: 7, ppid: 10})
 	h.proc(proc{pid: 21, comm: "(sd-pam)", exe: "/usr/bin/liar", labels: one("unconfined", 21), uid: 7, ppid: 10})
 	h.proc(proc{pid: 22, comm: "(sd-pam)", exe: systemd, labels: one("unconfined", 22), uid: 7, ppid: 21})
-	h.proc(proc{pid: 23, comm: "x", exe: systemd, labels: one("unconfined", 23)})
+	h.proc(proc{pid: 23, comm: "x", exe: systemd, labels: one("unconfined", 23), age: time.Second})
 	h.proc(proc{pid: 30, comm: "dead", state: 'Z', labels: one("unconfined", 30)})
 	h.proc(proc{pid: 31, comm: "bad", labels: one("what (is this)", 31)})
 	h.proc(proc{pid: 32, comm: "none", labels: one("", 32)})
@@ -147,26 +162,22 @@ func TestScanWaitsForTheExec(t *testing.T) {
 	}
 }
 
-// Every look finds another process: the control group is a pipe with somebody
-// at its other end.
-func TestScanOfTasksThatDoNotHoldStill(t *testing.T) {
-	h := newHost(t)
-	h.cgroup("/a.service")
-	procs := filepath.Join(h.root, cgroupDir, "a.service/cgroup.procs")
+// looks lets next say which processes each look at a control group finds: its
+// list is a pipe with somebody at its other end.
+func (h *host) looks(group string, next func(n int) []int) {
+	h.t.Helper()
+	h.cgroup(group)
+	procs := filepath.Join(h.root, cgroupDir, group, "cgroup.procs")
 	if err := os.Remove(procs); err != nil {
-		t.Fatal(err)
+		h.t.Fatal(err)
 	}
 	if err := syscall.Mkfifo(procs, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	const n = 60
-	for pid := range n {
-		h.proc(proc{pid: 1000 + pid, comm: "x", labels: one("unconfined", 1000+pid)})
+		h.t.Fatal(err)
 	}
 	end, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		for pid := 0; ; pid++ {
+		for n := 0; ; n++ {
 			f, err := os.OpenFile(procs, os.O_WRONLY, 0)
 			if err != nil {
 				return
@@ -177,7 +188,9 @@ func TestScanOfTasksThatDoNotHoldStill(t *testing.T) {
 				return
 			default:
 			}
-			fmt.Fprintln(f, 1000+pid%n)
+			for _, pid := range next(n) {
+				fmt.Fprintln(f, pid)
+			}
 			for left := 1; left > 0; { // until it is read
 				if left, err = unix.IoctlGetInt(int(f.Fd()), unix.TIOCINQ); err != nil {
 					break
@@ -187,15 +200,331 @@ func TestScanOfTasksThatDoNotHoldStill(t *testing.T) {
 			time.Sleep(10 * time.Millisecond) // the reader closes, too
 		}
 	}()
+	h.t.Cleanup(func() {
+		close(end)
+		if f, err := os.OpenFile(procs, os.O_RDONLY, 0); err == nil {
+			<-done
+			f.Close()
+		}
+		_ = os.Remove(procs) // whoever writes to it next would wait for ever
+	})
+}
+
+// Every look finds another process.
+func TestScanOfTasksThatDoNotHoldStill(t *testing.T) {
+	h := newHost(t)
+	const n = 60
+	for pid := range n {
+		h.proc(proc{pid: 1000 + pid, comm: "x", labels: one("unconfined", 1000+pid)})
+	}
+	h.looks("/a.service", func(look int) []int { return []int{1000 + look%n} })
 	begin := time.Now()
 	s := h.Scan(ctx(t), attach.Unit{ControlGroup: "/a.service"})
 	if s.Stable || s.Problem != "" || time.Since(begin) > 10*time.Second {
 		t.Errorf("stable %v after %v: %s", s.Stable, time.Since(begin), s.Problem)
 	}
-	close(end)
-	if f, err := os.OpenFile(procs, os.O_RDONLY, 0); err == nil {
-		<-done
-		f.Close()
+}
+
+// A service that forks all the time: every look finds its main process and a
+// child that no other look finds.
+func TestScanOfAServiceThatForksAllTheTime(t *testing.T) {
+	when := func(label string, at func(look int) bool) func(int) string {
+		return func(look int) string {
+			if at(look) {
+				return label
+			}
+			return "a (enforce)"
+		}
+	}
+	sometimes := func(label string) func(int) string { return when(label, func(look int) bool { return look%3 == 1 }) }
+	once := func(label string) func(int) string { return when(label, func(look int) bool { return look == 1 }) }
+	always := func(label string) func(int) string { return func(int) string { return label } }
+	all := newHost(t)
+	all.proc(proc{pid: 10, comm: "main", labels: one("a (enforce)", 10)})
+	const kids = 60
+	for kid := range kids {
+		all.proc(proc{pid: 1000 + kid, comm: "kid", labels: one("a (enforce)", 1000+kid)})
+	}
+	for _, c := range []struct {
+		name   string
+		child  func(look int) string
+		stable bool
+		last   string // what the child of the last look carries, if it matters
+	}{
+		{"under its own profile", always("a (enforce)"), true, ""},
+		{"under a child profile", always("a//kid (enforce)"), true, ""},
+		{"sometimes under a child profile", sometimes("a//kid (enforce)"), true, ""},
+		{"once under a child profile", once("a//kid (enforce)"), true, ""},
+		{"sometimes under another profile", sometimes("b (enforce)"), true, "b (enforce)"},
+		{"sometimes in complain mode", sometimes("a//kid (complain)"), true, "a//kid (complain)"},
+		{"once under another profile", once("b (enforce)"), false, ""},
+		{"always under a new profile", func(look int) string { return fmt.Sprintf("a//null-%d (complain)", look) }, false, ""},
+		{"sometimes unconfined", sometimes("unconfined"), false, ""},
+		{"once unconfined", once("unconfined"), false, ""},
+		{"never readable", always("what (is this)"), false, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := *all
+			h.t = t
+			for kid := range kids {
+				h.write(fmt.Sprintf("/proc/%[1]d/task/%[1]d/attr/apparmor/current", 1000+kid), c.child(kid)+"\n")
+			}
+			var looks atomic.Int32
+			h.looks("/a.service", func(look int) []int { looks.Add(1); return []int{10, 1000 + look%kids} })
+			begin := time.Now()
+			s := h.Scan(ctx(t), attach.Unit{ControlGroup: "/a.service", MainPID: 10})
+			last := int(looks.Load()) - 1
+			if s.Stable != c.stable || s.Problem != "" || time.Since(begin) > 10*time.Second {
+				t.Errorf("stable %v after %v: %s", s.Stable, time.Since(begin), s.Problem)
+			}
+			if last < minLooks || time.Since(begin) < forkWindow {
+				t.Errorf("believed after %d looks in %v", last+1, time.Since(begin))
+			}
+			if len(s.Tasks) != 2 || s.Tasks[0].PID != 10 || s.Tasks[1].PID != 1000+last%kids || len(s.Tmp) != 2 {
+				t.Errorf("not the last look, %d: %+v", last, s)
+			} else if got := s.Tasks[1].Label.String(); c.last != "" && got != c.last {
+				t.Errorf("what was seen under %s is not in the result, but %s", c.last, got)
+			}
+		})
+	}
+}
+
+func TestHistory(t *testing.T) {
+	type look struct {
+		tasks       string // "PID/TID label" each, joined by ", "
+		at          time.Duration
+		same, known bool
+		believed    bool
+	}
+	for _, c := range []struct {
+		name  string
+		looks []look
+	}{
+		{"nothing, twice", []look{{"", 0, false, false, true}, {"", 1, true, true, true}}},
+		{"all end", []look{{"1/1 a", 0, false, false, true}, {"", 1, false, false, true}, {"", 2, true, false, true}}},
+		{"a child ends", []look{{"1/1 a, 2/2 a//b", 0, false, false, true}, {"1/1 a", 1, false, true, true}}},
+		{"a task of another profile ends", []look{{"1/1 a, 2/2 b", 0, false, false, true}, {"1/1 a", 1, false, false, true}, {"1/1 a", 2, true, false, true}}},
+		{"a label changes", []look{{"1/1 a", 0, false, false, true}, {"1/1 b", 1, false, false, true}, {"1/1 b", 2, true, false, true}}},
+		{"a new thread", []look{{"1/1 a", 0, false, false, true}, {"1/1 a, 1/2 a", 1, false, true, true}, {"1/1 a, 1/2 a", 2, true, true, true}}},
+		{"a new label", []look{{"1/1 a", 0, false, false, true}, {"1/1 a, 2/2 a//b", 1, false, false, true}, {"1/1 a, 3/3 a//b", 2, false, true, true}}},
+		{"unconfined is never known", []look{{"1/1 a, 2/2 unconfined", 0, false, false, false}, {"1/1 a, 3/3 unconfined", 1, false, false, false}}},
+		{"a stack is a label of its own", []look{{"1/1 a", 0, false, false, true}, {"1/1 a, 2/2 a&unconfined", 1, false, false, true}}},
+		{"the number of another process", []look{{"1/1 a, 2/2 unconfined", 0, false, false, false}, {"1/1 a, 2'/2 a", 1, false, false, true}, {"1/1 a, 2/2 a", 2, false, false, true}}},
+		{"believed after a while", []look{{"1/1 unconfined", 0, false, false, false}, {"1/1 unconfined", forkWindow / 2, true, true, false}, {"1/1 unconfined", forkWindow, true, true, true}}},
+		{"each for itself", []look{{"1/1 a", 0, false, false, true}, {"1/1 a, 2/2 unconfined", 10 * forkWindow, false, false, false}, {"1/1 a, 2/2 unconfined", 11 * forkWindow, true, true, true}}},
+		{"systemd's own, then a program", []look{
+			{"1/1 a, 2/2 transit", 0, false, false, false}, {"1/1 a, 2/2 transit", forkWindow, true, true, true},
+			{"1/1 a, 2/2 unconfined", forkWindow + 1, false, false, false}, {"1/1 a, 2/2 unconfined", 2*forkWindow + 1, true, true, true},
+		}},
+		{"systemd's own comes and goes", []look{{"1/1 a", 0, false, false, true}, {"1/1 a, 2/2 transit", 1, false, false, false}, {"1/1 a, 3/3 a", 2, false, true, true}}},
+		{"systemd's own does not stand for an unconfined task", []look{
+			{"1/1 a, 2/2 transit, 3/3 unconfined", 0, false, false, false}, {"1/1 a, 2/2 transit, 4/4 a", forkWindow, false, false, true},
+		}},
+		{"unreadable", []look{{"1/1 a, 2/2 !", 0, false, false, true}, {"1/1 a, 2/2 !", 1, true, true, true}, {"1/1 a, 3/3 !", 2, false, false, true}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var h history
+			begin := time.Now()
+			for i, l := range c.looks {
+				var tasks []attach.Task
+				starts := map[int]string{}
+				for _, text := range strings.Split(l.tasks, ", ") {
+					if text == "" {
+						continue
+					}
+					id, label, _ := strings.Cut(text, " ")
+					pid, tid, _ := strings.Cut(id, "/")
+					pid, other := strings.CutSuffix(pid, "'")
+					x := attach.Task{}
+					x.PID, _ = strconv.Atoi(pid)
+					x.TID, _ = strconv.Atoi(tid)
+					starts[x.PID] = fmt.Sprint(other)
+					switch label {
+					case "!":
+						x.Problem = "EIO"
+					case "transit":
+						x.Manager, x.InTransit = true, true
+						label = attach.Unconfined
+					}
+					if x.Problem == "" {
+						x.Label.Profiles, x.Label.Mode = strings.Split(label, "&"), attach.ModeEnforce
+					}
+					tasks = append(tasks, x)
+				}
+				at := begin.Add(l.at)
+				same, known := h.add(tasks, starts, at)
+				if believed := h.believed(tasks, starts, at); same != l.same || known != l.known || believed != l.believed {
+					t.Errorf("look %d: same %v, known %v, believed %v; want %+v", i, same, known, believed, l)
+				}
+			}
+		})
+	}
+}
+
+// Which of the processes that run systemd's executable are not the service's.
+func TestScanKnowsSystemdsOwn(t *testing.T) {
+	const systemd, old, young = "/usr/lib/systemd/systemd", 2 * transitTime, time.Second
+	u := attach.Unit{ControlGroup: "/a.service", MainPID: 10, ControlPID: 11}
+	free := func(pid int, more ...int) map[int]string {
+		m := one("unconfined", pid)
+		for _, tid := range more {
+			m[tid] = "unconfined"
+		}
+		return m
+	}
+	for _, c := range []struct {
+		name string
+		proc
+		want string // "", "stays" or "transit"
+	}{
+		// Before the exec, as the unit's user.
+		{"main process", proc{pid: 10, comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, age: young}, "transit"},
+		{"main process, systemd 252", proc{pid: 10, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, age: young}, "transit"},
+		{"main process with PrivatePIDs=, whose name lost its end", proc{pid: 10, comm: "(sd-pidns-child", exe: systemdExecutor, uid: 7, age: young}, "transit"},
+		{"control process", proc{pid: 11, comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, age: young}, "transit"},
+		{"slow to get there", proc{pid: 10, comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, age: transitTime / 2}, "transit"},
+		{"forked after systemd was asked", proc{pid: 12, comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, age: young}, "transit"},
+		{"its (sd-pam), too", proc{pid: 13, comm: "(sd-pam)", exe: systemdExecutor, uid: 7, ppid: 12, age: young}, "transit"},
+		// As root.
+		{"root's main process", proc{pid: 10, comm: "(agent)", exe: systemdExecutor, ppid: 1, age: transitTime / 2}, "transit"},
+		{"root's, without a name yet", proc{pid: 10, comm: "systemd-executo", exe: systemdExecutor, ppid: 1, age: young}, "transit"},
+		{"root's helper", proc{pid: 12, comm: "(sd-mkdcreds)", exe: systemdExecutor, ppid: 10, age: young}, "transit"},
+		{"root's, with a thread of PAM's", proc{pid: 10, comm: "(agent)", exe: systemdExecutor, ppid: 1, age: young, labels: free(10, 14)}, "transit"},
+		// (sd-pam).
+		{"(sd-pam)", proc{pid: 12, comm: "(sd-pam)", exe: systemdExecutor, uid: 7, ppid: 10}, "stays"},
+		{"new (sd-pam)", proc{pid: 12, comm: "(sd-pam)", exe: systemd, uid: 7, ppid: 11, age: young}, "stays"},
+		{"root's (sd-pam)", proc{pid: 12, comm: "(sd-pam)", exe: systemdExecutor, ppid: 10}, "stays"},
+		{"root's (sd-pam), left alone", proc{pid: 12, comm: "(sd-pam)", exe: systemdExecutor, ppid: 1}, "stays"},
+
+		// A service that runs systemd's program: user@.service and others.
+		{"user manager", proc{pid: 10, comm: "systemd", exe: systemd, uid: 7, ppid: 1, age: young}, ""},
+		{"old user manager", proc{pid: 10, comm: "systemd", exe: systemd, uid: 7, ppid: 1}, ""},
+		{"root's user manager", proc{pid: 10, comm: "systemd", exe: systemd, ppid: 1, age: briefTime + time.Second}, ""},
+		{"old manager of root's", proc{pid: 10, comm: "systemd", exe: systemd, ppid: 1}, ""},
+		{"a child of its", proc{pid: 12, comm: "systemd", exe: systemd, ppid: 10, age: old}, ""},
+		// One that lies about its name is told after a while.
+		{"liar", proc{pid: 10, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, age: old}, ""},
+		{"liar of root's", proc{pid: 10, comm: "(agent)", exe: systemd, ppid: 1, age: old}, ""},
+		{"liar with (sd-pam)'s name", proc{pid: 10, comm: "(sd-pam)", exe: systemd, uid: 7, ppid: 11, age: old}, ""},
+		{"liar of root's with (sd-pam)'s name", proc{pid: 10, comm: "(sd-pam)", exe: systemd, ppid: 1, age: old}, ""},
+		{"a child that is no main process", proc{pid: 12, comm: "(agent)", exe: systemd, uid: 7, ppid: 10, age: young}, ""},
+		{"an orphan that systemd would know by now", proc{pid: 12, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, age: briefTime + time.Second}, ""},
+		{"old (sd-pam) of somebody else", proc{pid: 12, comm: "(sd-pam)", exe: systemd, uid: 7, ppid: 14}, ""},
+		{"threads", proc{pid: 10, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, age: young, labels: free(10, 14)}, ""},
+		{"(sd-pam) with threads", proc{pid: 12, comm: "(sd-pam)", exe: systemd, uid: 7, ppid: 10, labels: free(12, 14)}, ""},
+		{"another program", proc{pid: 10, comm: "(agent)", exe: "/usr/bin/agent", uid: 7, ppid: 1, age: young}, ""},
+		{"another program of root's", proc{pid: 10, comm: "(agent)", exe: "/usr/bin/agent", ppid: 1, age: young}, ""},
+		{"no executable", proc{pid: 10, comm: "(agent)", ppid: 1, age: young}, ""},
+		{"from the future", proc{pid: 10, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, age: -time.Hour}, ""},
+		// What is confined is never passed over.
+		{"confined", proc{pid: 10, comm: "(agent)", exe: systemd, ppid: 1, age: young, labels: one("a (enforce)", 10)}, ""},
+		{"confined (sd-pam)", proc{pid: 12, comm: "(sd-pam)", exe: systemd, uid: 7, ppid: 10, labels: one("a (enforce)", 12)}, ""},
+		{"confined in part", proc{pid: 10, comm: "(agent)", exe: systemd, ppid: 1, age: young, labels: map[int]string{10: "unconfined", 14: "a (enforce)"}}, ""},
+		{"unreadable", proc{pid: 10, comm: "(agent)", exe: systemd, ppid: 1, age: young, labels: one("what (is this)", 10)}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t)
+			h.proc(proc{pid: 1, comm: "systemd", exe: systemd, labels: one("unconfined", 1)})
+			h.write(systemdExecutor, "")
+			if c.labels == nil {
+				c.labels = free(c.pid)
+			}
+			h.proc(c.proc)
+			h.cgroup("/a.service", c.pid)
+			tasks, err := h.newLook().tasks(u)
+			if err != nil || len(tasks) != len(c.labels) {
+				t.Fatalf("%+v %v", tasks, err)
+			}
+			for _, x := range tasks {
+				got := ""
+				switch {
+				case x.InTransit && x.Manager:
+					got = "transit"
+				case x.Manager:
+					got = "stays"
+				case x.InTransit:
+					got = "in transit to nowhere"
+				}
+				if got != c.want {
+					t.Errorf("got %q, want %q: %+v", got, c.want, x)
+				}
+			}
+		})
+	}
+}
+
+// A process that ends while it is looked at leaves no question open; what cannot
+// be read of one that lives does.
+func TestTmpOfWhatHasEnded(t *testing.T) {
+	h := newHost(t)
+	for pid := 10; pid < 20; pid++ {
+		h.proc(proc{pid: pid, comm: "x", labels: one("a (enforce)", pid)})
+	}
+	h.proc(proc{pid: 13, comm: "x", labels: map[int]string{13: "a (enforce)", 23: "a (enforce)"}})
+	h.cgroup("/a.service", 10, 11, 12, 13, 14, 15, 16)
+	l := h.newLook()
+	tasks, err := l.tasks(attach.Unit{ControlGroup: "/a.service"})
+	if err != nil || len(tasks) != 8 {
+		t.Fatalf("%+v %v", tasks, err)
+	}
+	tasks = append(tasks, attach.Task{PID: 17, Manager: true}, attach.Task{Problem: "of another PID namespace"})
+	remove := func(file string) {
+		if err := os.RemoveAll(filepath.Join(h.root, file)); err != nil {
+			t.Error(err)
+		}
+	}
+	remove("/proc/11")
+	h.proc(proc{pid: 12, comm: "x", state: 'Z'}) // waits to be waited for
+	remove("/proc/12/mountinfo")
+	h.proc(proc{pid: 13, comm: "x", state: 'Z'}) // its other thread goes on
+	remove("/proc/13/mountinfo")
+	h.proc(proc{pid: 14, comm: "x", age: time.Second}) // another process
+	remove("/proc/15/mountinfo")
+	remove("/proc/16/mountinfo") // on its way out
+	timer := time.AfterFunc(lookPause/2, func() { remove("/proc/16") })
+	defer timer.Stop()
+
+	got := l.tmpViews(ctx(t), tasks)
+	seen := attach.TmpView{Tmp: "0:30 /", VarTmp: "8:1 /var/tmp"}
+	ended := attach.TmpView{Ended: true}
+	want := map[int]attach.TmpView{10: seen, 11: ended, 12: ended, 13: {}, 14: ended, 15: {}, 16: ended}
+	for pid, v := range got {
+		if v.Problem != "" && !v.Ended {
+			got[pid] = attach.TmpView{}
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// What is on its way to a program is what it is when it gets there.
+func TestScanOfAStart(t *testing.T) {
+	const systemd = "/usr/lib/systemd/systemd"
+	for _, c := range []struct{ name, label, exe string }{
+		{"confined", "a (enforce)", "/usr/bin/agent"},
+		{"unconfined", "unconfined", "/usr/bin/agent"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t)
+			h.proc(proc{pid: 1, comm: "systemd", exe: systemd, labels: one("unconfined", 1)})
+			h.proc(proc{pid: 10, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, age: time.Second, labels: one("unconfined", 10)})
+			h.write(c.exe, "")
+			h.looks("/a.service", func(n int) []int {
+				if n == 1 {
+					dir := filepath.Join(h.root, "proc/10")
+					if err := errors.Join(os.WriteFile(dir+"/task/10/attr/apparmor/current", []byte(c.label+"\n"), 0o644),
+						os.Remove(dir+"/exe"), os.Symlink(filepath.Join(h.root, c.exe), dir+"/exe")); err != nil {
+						t.Error(err)
+					}
+				}
+				return []int{10}
+			})
+			s := h.Scan(ctx(t), attach.Unit{ControlGroup: "/a.service", MainPID: 10})
+			if !s.Stable || len(s.Tasks) != 1 || s.Tasks[0].Label.String() != c.label || s.Tasks[0].Manager || s.Tasks[0].InTransit || len(s.Tmp) != 1 {
+				t.Errorf("%+v", s)
+			}
+		})
 	}
 }
 

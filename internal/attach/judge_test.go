@@ -179,6 +179,22 @@ func TestJudge(t *testing.T) {
 			o.Scan.Tasks[0].Label, o.Scan.Tasks[0].Manager = label("unconfined"), true
 		}, Unknown, []Code{TasksUnstable}},
 
+		{"in transit, beside the program", func(_ *Desired, o *Observed) {
+			o.Unit.ControlPID = 102
+			o.Scan.Tasks[2].Label, o.Scan.Tasks[2].Manager, o.Scan.Tasks[2].InTransit = label("unconfined"), true, true
+			delete(o.Scan.Tmp, 102)
+		}, Unknown, []Code{TasksUnstable}},
+		{"in transit is not left behind", func(_ *Desired, o *Observed) {
+			run(o).PAMName = "login"
+			o.Scan.Tasks[2].Label, o.Scan.Tasks[2].Manager, o.Scan.Tasks[2].InTransit = label("unconfined"), true, true
+		}, Unknown, []Code{TasksUnstable}},
+		{"systemd's program, executed, as the main process", func(_ *Desired, o *Observed) {
+			o.Scan.Tasks[0].Label, o.Scan.Tasks[0].Comm, o.Scan.Tasks[0].Exe = label("unconfined"), "systemd", "/usr/lib/systemd/systemd"
+		}, NotConfined, []Code{TaskUnconfined}},
+		{"in transit in a scan that did not settle", func(_ *Desired, o *Observed) {
+			o.Scan.Tasks[0].Label, o.Scan.Tasks[0].Manager, o.Scan.Tasks[0].InTransit, o.Scan.Stable = label("unconfined"), true, true, false
+		}, Unknown, []Code{TasksUnstable, TasksUnstable}},
+
 		// 5. /tmp.
 		{"host's /tmp", func(_ *Desired, o *Observed) { o.Scan.Tmp[102] = o.Scan.HostTmp }, NotConfined, []Code{TmpShared}},
 		{"host's /var/tmp only", func(_ *Desired, o *Observed) {
@@ -188,6 +204,13 @@ func TestJudge(t *testing.T) {
 			o.Scan.Tmp[102] = TmpView{Tmp: o.Scan.HostTmp.VarTmp, VarTmp: "0:50 /"}
 		}, NotConfined, []Code{TmpShared}},
 		{"/tmp unread", func(_ *Desired, o *Observed) { o.Scan.Tmp[102] = TmpView{Problem: "ENOENT"} }, Unknown, []Code{TmpUnreadable}},
+		{"a child ended before its /tmp was read", func(_ *Desired, o *Observed) { o.Scan.Tmp[102] = TmpView{Ended: true} }, Confined, nil},
+		{"all ended before their /tmp was read", func(_ *Desired, o *Observed) {
+			o.Scan.Tmp[100], o.Scan.Tmp[102] = TmpView{Ended: true}, TmpView{Ended: true}
+		}, Unknown, []Code{TmpUnreadable}},
+		{"a child ended, another sees the host's /tmp", func(_ *Desired, o *Observed) {
+			o.Scan.Tmp[100], o.Scan.Tmp[102] = TmpView{Ended: true}, o.Scan.HostTmp
+		}, NotConfined, []Code{TmpShared}},
 		{"one process not looked at", func(_ *Desired, o *Observed) { delete(o.Scan.Tmp, 102) }, Unknown, []Code{TmpUnreadable}},
 		{"no process looked at", func(_ *Desired, o *Observed) { o.Scan.Tmp = nil }, Unknown, []Code{TmpUnreadable}},
 		{"only others looked at", func(_ *Desired, o *Observed) {

@@ -97,6 +97,8 @@ type Unit struct {
 	// RestartsWith lists the active units that a restart of this one stops or
 	// restarts too (Requires=, BindsTo=, PartOf= of others on it), without itself.
 	RestartsWith []string `json:"restartsWith,omitempty"`
+	// RestartsUnknown: there may be others that are not in RestartsWith.
+	RestartsUnknown bool `json:"restartsUnknown,omitempty"`
 }
 
 // Settings are the effective settings that decide about confinement.
@@ -234,10 +236,12 @@ type Scan struct {
 	// Before and After are the InvocationID around the look.
 	Before string `json:"before"`
 	After  string `json:"after"`
-	// Stable: the set of tasks was the same in two looks in a row.
+	// Stable: the tasks were the same in two looks in a row, or those that were
+	// new had nothing new to say.
 	Stable bool   `json:"stable"`
 	Tasks  []Task `json:"tasks"`
-	// Tmp holds, for each process, where /tmp and /var/tmp really are.
+	// Tmp holds, for each process but systemd's own, where /tmp and /var/tmp
+	// really are.
 	Tmp map[int]TmpView `json:"tmp,omitempty"`
 	// HostTmp is PID 1's.
 	HostTmp TmpView `json:"hostTmp"`
@@ -256,9 +260,12 @@ type Task struct {
 	// Problem says why the label could not be read; a task that was gone
 	// before it could be read is not in the list at all.
 	Problem string `json:"problem,omitempty"`
-	// Manager: its executable is systemd's own, running as root: the
-	// (sd-pam) that PAMName= leaves behind, never the service's program.
+	// Manager: it is a process of systemd's own, never the service's program:
+	// the (sd-pam) that PAMName= leaves behind, or one in transit.
 	Manager bool `json:"manager,omitempty"`
+	// InTransit: it is on its way to a program, between systemd's fork and its
+	// exec. It will be something else in a moment.
+	InTransit bool `json:"inTransit,omitempty"`
 }
 
 // TmpView says which directories a process sees as /tmp and /var/tmp, as
@@ -267,6 +274,9 @@ type TmpView struct {
 	Tmp     string `json:"tmp"`
 	VarTmp  string `json:"varTmp"`
 	Problem string `json:"problem,omitempty"`
+	// Ended: the process ended after its label was read, and there was nothing
+	// left to look at.
+	Ended bool `json:"ended,omitempty"`
 }
 
 // Observed is everything Diff and Judge look at.

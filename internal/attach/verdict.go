@@ -280,7 +280,7 @@ func judgeScan(d Desired, o Observed, s Scan) (own []Task, out []Reason) {
 // leftBehind reports whether a task is the (sd-pam) of PAMName=, which systemd
 // leaves in the unit, unconfined, to close the session one day.
 func leftBehind(u Unit, t Task) bool {
-	return u.Settings.PAMName != "" && t.Manager && t.Problem == "" && t.Label.IsUnconfined() &&
+	return u.Settings.PAMName != "" && t.Manager && !t.InTransit && t.Problem == "" && t.Label.IsUnconfined() &&
 		t.PID != u.MainPID && t.PID != u.ControlPID
 }
 
@@ -355,10 +355,12 @@ func (g taskGroup) reason(d Desired, o Observed) Reason {
 }
 
 // judgeTmp looks at what the processes of the given tasks see as /tmp and
-// /var/tmp: neither may be one of the host's two, in whichever place.
+// /var/tmp: neither may be one of the host's two, in whichever place. A process
+// that has ended sees nothing any more; but at least one must have been looked
+// at.
 func judgeTmp(want PrivateTmp, s Scan, tasks []Task) (Tri, []Reason) {
 	host := s.HostTmp
-	var shared, unread []int
+	var shared, unread, ended []int
 	cause := host.Problem
 	pids := map[int]bool{}
 	for _, t := range tasks {
@@ -367,11 +369,16 @@ func judgeTmp(want PrivateTmp, s Scan, tasks []Task) (Tri, []Reason) {
 		}
 		pids[t.PID] = true
 		switch v := s.Tmp[t.PID]; {
+		case v.Ended:
+			ended = append(ended, t.PID)
 		case v.Tmp == "" || v.VarTmp == "" || host.Tmp == "" || host.VarTmp == "":
 			unread, cause = append(unread, t.PID), cmp.Or(cause, v.Problem)
 		case v.Tmp == host.Tmp || v.Tmp == host.VarTmp || v.VarTmp == host.VarTmp || v.VarTmp == host.Tmp:
 			shared = append(shared, t.PID)
 		}
+	}
+	if len(ended) > 0 && len(ended) == len(pids) {
+		unread, cause = ended, cmp.Or(cause, "it has ended")
 	}
 	seen := CouldNotTell
 	switch {
