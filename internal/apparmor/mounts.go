@@ -19,9 +19,10 @@ import (
 
 // mount is a line of mountinfo: what of a device is seen where.
 type mount struct {
-	device string // "major:minor"
-	root   string // path on the device
-	point  string // path in the process's view
+	id, parent string
+	device     string // "major:minor"
+	root       string // path on the device
+	point      string // path in the process's view
 }
 
 // maxMounts bounds a process's mountinfo.
@@ -38,7 +39,7 @@ func parseMountinfo(data []byte) ([]mount, error) {
 		if len(f) < 10 || slices.IndexFunc(f[6:], func(w []byte) bool { return string(w) == "-" }) < 0 {
 			return nil, fmt.Errorf("mountinfo holds the line %q", clean(string(bytes.TrimRight(line, "\n"))))
 		}
-		out = append(out, mount{device: string(f[2]), root: octal(string(f[3])), point: octal(string(f[4]))})
+		out = append(out, mount{id: string(f[0]), parent: string(f[1]), device: string(f[2]), root: octal(string(f[3])), point: octal(string(f[4]))})
 	}
 	return out, nil
 }
@@ -60,16 +61,30 @@ func octal(s string) string {
 	return b.String()
 }
 
-// locate says where a path really is, as "major:minor path-on-device": on the
-// mount with the longest mount point above it, the last one of several at the
-// same place, since that covers the others. ok is false where none is, as
-// after a chroot(2) into a directory that is no mount point.
+// locate says where a path really is, as "major:minor path-on-device": it goes
+// down from the root as the kernel does, from each mount to the one that is
+// mounted on it along the path. A mount that another one hides, as a bind of /var
+// on itself hides what lies at /var/tmp, is not come to. ok is false where the
+// path is on no mount, as after a chroot(2) into a directory that is no mount
+// point.
 func locate(mounts []mount, p string) (where string, ok bool) {
+	known := map[string]bool{}
+	for _, m := range mounts {
+		known[m.id] = true
+	}
 	best := -1
-	for i, m := range mounts {
-		if under(m.point, p) && (best < 0 || len(m.point) >= len(mounts[best].point)) {
-			best = i
+	for range mounts {
+		next := -1
+		for i, m := range mounts {
+			on := best >= 0 && m.parent == mounts[best].id && m.id != m.parent || best < 0 && (!known[m.parent] || m.parent == m.id)
+			if on && under(m.point, p) && (next < 0 || len(m.point) <= len(mounts[next].point)) {
+				next = i
+			}
 		}
+		if next < 0 {
+			break
+		}
+		best = next
 	}
 	if best < 0 {
 		return "", false
@@ -99,7 +114,7 @@ func (s *System) tmpView(pid int) attach.TmpView {
 		path string
 		to   *string
 	}{{"/tmp", &v.Tmp}, {"/var/tmp", &v.VarTmp}} {
-		if where, ok := locate(mounts, dir.path); ok {
+		if where, ok := locate(mounts, s.follow(pid, dir.path)); ok {
 			*dir.to = where
 			continue
 		}
@@ -112,6 +127,22 @@ func (s *System) tmpView(pid int) attach.TmpView {
 		*dir.to = where
 	}
 	return v
+}
+
+// follow gives the path that a link which a process sees leads to: some have
+// /var/tmp as a link to /tmp. It looks at the path's last part alone.
+func (s *System) follow(pid int, p string) string {
+	for range 8 {
+		to, err := os.Readlink(s.real(filepath.Join(procDir, strconv.Itoa(pid), "root")) + p)
+		if err != nil {
+			break
+		}
+		if !path.IsAbs(to) {
+			to = path.Join(path.Dir(p), to)
+		}
+		p = path.Clean(to)
+	}
+	return p
 }
 
 // inode identifies a directory that a process sees, for one that has changed

@@ -128,6 +128,13 @@ func TestLocate(t *testing.T) {
 		{private, "/tmp", "0:30 /systemd-private-1-x.service-a/tmp"},
 		{private, "/var/tmp", "8:1 /var/tmp/systemd-private-1-x.service-b/tmp"},
 		{private, "/tmp x/y", "8:1 /od d/y"},
+		// A bind of /var on itself hides the private mount below the one before.
+		{private + "230 222 8:1 /var /var rw - ext4 /dev/vda rw\n", "/var/tmp", "8:1 /var/tmp"},
+		{private + "230 222 8:1 /var /var rw - ext4 /dev/vda rw\n231 230 8:1 /x /var/tmp rw - ext4 /dev/vda rw\n", "/var/tmp", "8:1 /x"},
+		// Mounted twice at the same place, and its own parent.
+		{private + "232 224 0:31 / /tmp rw - tmpfs tmpfs rw\n", "/tmp", "0:31 /"},
+		{"1 1 8:1 / / rw - ext4 x rw\n2 1 8:1 /sub /tmp rw - ext4 x rw\n", "/tmp", "8:1 /sub"},
+		{"1 1 8:1 /sub /tmp rw - ext4 x rw\n", "/tmp", "8:1 /sub"},
 		{"1 1 8:1 /sub /tmp rw - ext4 x rw\n", "/var/tmp", ""},
 		{"1 1 8:1 /sub /tmpx rw - ext4 x rw\n", "/tmp", ""},
 	} {

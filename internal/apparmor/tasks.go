@@ -211,11 +211,16 @@ type look struct {
 	// starts holds the start times of the processes, as they were last read: a
 	// PID that was reused is another process.
 	starts  map[int]string
-	manager []os.FileInfo // systemd's own executables
+	manager []os.FileInfo   // systemd's own executables
+	names   map[string]bool // of their files
 }
 
 func (s *System) newLook() *look {
-	l := &look{s: s, buf: make([]byte, 16<<10), labels: map[string]attach.Label{}, starts: map[int]string{}}
+	l := &look{s: s, buf: make([]byte, 16<<10), labels: map[string]attach.Label{}, starts: map[int]string{}, names: map[string]bool{path.Base(systemdExecutor): true}}
+	if to, err := os.Readlink(s.real(filepath.Join(procDir, "1", "exe"))); err == nil {
+		base, _, _ := strings.Cut(path.Base(to), " ") // " (deleted)", after an upgrade
+		l.names[base] = true
+	}
 	for _, p := range []string{filepath.Join(procDir, "1", "exe"), systemdExecutor} {
 		if st, err := os.Stat(s.real(p)); err == nil {
 			l.manager = append(l.manager, st)
@@ -284,7 +289,9 @@ func (l *look) process(pid int, out []attach.Task) (_ []attach.Task, own bool, e
 	// Before the labels: the other way round, an exec in between would make the
 	// label before it look like the program's.
 	t.Exe, _ = os.Readlink(dir + "/exe")
-	if st, err := os.Stat(dir + "/exe"); err == nil {
+	// By name first: a program may lie on a file system that does not answer.
+	if base, _, _ := strings.Cut(path.Base(t.Exe), " "); !l.names[base] {
+	} else if st, err := os.Stat(dir + "/exe"); err == nil {
 		own = slices.ContainsFunc(l.manager, func(m os.FileInfo) bool { return os.SameFile(m, st) })
 	}
 	d, err := os.Open(dir + "/task")
@@ -419,10 +426,18 @@ func (l *look) tmpViews(ctx context.Context, tasks []attach.Task) map[int]attach
 			pids = append(pids, t.PID)
 		}
 	}
-	pids = slices.Compact(pids) // in order, as the tasks are
+	pids = slices.Compact(pids)          // in order, as the tasks are
+	views := map[string]attach.TmpView{} // by mount namespace and root
 	for begin := time.Now(); ; {
 		pids = slices.DeleteFunc(pids, func(pid int) bool {
-			v := l.s.tmpView(pid)
+			ns, err := os.Readlink(l.dir(pid) + "/ns/mnt")
+			root, rootErr := os.Readlink(l.dir(pid) + "/root")
+			v, known := views[ns+" "+root]
+			if !known || err != nil || rootErr != nil {
+				if v = l.s.tmpView(pid); v.Problem == "" && err == nil && rootErr == nil {
+					views[ns+" "+root] = v
+				}
+			}
 			if l.ended(pid) {
 				v = attach.TmpView{Ended: true}
 			}

@@ -1,7 +1,9 @@
 package attach
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -319,5 +321,23 @@ func TestJudgeNamesTheWayOut(t *testing.T) {
 	want := `/usr/bin/curl (PID 200) and 1 more is unconfined (/etc/apparmor.d/usr.local.bin.myagent, rule "/usr/bin/curl Ux,")`
 	if got := v.Reasons[0].String(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// What hostile tasks make of labels and paths does not make a verdict grow
+// without bound.
+func TestVerdictsAreBounded(t *testing.T) {
+	d, o := healthy()
+	for i := range 1000 {
+		o.Scan.Tasks = append(o.Scan.Tasks, Task{PID: 1000 + i, TID: 1000 + i, Exe: "/" + strings.Repeat("\x1b", 5000),
+			Label: Label{Profiles: []string{fmt.Sprintf("other%d", i)}, Mode: ModeEnforce}})
+	}
+	v := Judge(d, o)
+	size := 0
+	for _, r := range v.Reasons {
+		size += len(r.Detail) + len(r.Where)
+	}
+	if v.Answer != NotConfined || len(v.Reasons) > maxGroups+5 || size > 100_000 {
+		t.Errorf("%v, %d reasons of %d bytes", v.Answer, len(v.Reasons), size)
 	}
 }

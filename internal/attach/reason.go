@@ -240,7 +240,7 @@ var entries = []Entry{
 	{NotRunning, "Not running", "The unit has no task, so there is nothing to look at.", Unknown},
 	{EndedBeforeSeen, "Ended before it was seen", "The unit started and had no task left when it was looked at. A short oneshot is gone before anyone can look.", Unknown},
 	{RestartedMeanwhl, "Restarted while being looked at", "The unit's InvocationID changed during the look, so what was seen belongs to no one start.", Unknown},
-	{TasksUnstable, "The tasks would not hold still", "Tasks came and went so fast that no two looks saw the same set.", Unknown},
+	{TasksUnstable, "The tasks would not hold still", "Tasks came and went so fast, or were so new (systemd on its way to the program), that no look could be relied on. It passes by itself; look again.", Unknown},
 	{ScanFailed, "The tasks could not be looked at", "The unit's control group or /proc could not be read.", Unknown},
 	{SystemdUnheard, "systemd did not answer", "The unit's state could not be read over D-Bus.", Unknown},
 }
@@ -253,8 +253,15 @@ var catalogue = func() map[Code]Entry {
 	return m
 }()
 
+// maxDetail bounds one sentence: paths and names in it come from anybody.
+const maxDetail = 2000
+
 func because(c Code, format string, args ...any) Reason {
-	return Reason{Code: c, Detail: printable(fmt.Sprintf(format, args...))}
+	detail := printable(fmt.Sprintf(format, args...))
+	if len(detail) > maxDetail {
+		detail = strings.ToValidUTF8(detail[:maxDetail], "") + "…"
+	}
+	return Reason{Code: c, Detail: detail}
 }
 
 func (r Reason) at(where string) Reason  { r.Where = printable(where); return r }

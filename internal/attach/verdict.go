@@ -259,10 +259,17 @@ func judgeScan(d Desired, o Observed, s Scan) (own []Task, out []Reason) {
 		return nil, append(out, because(NotRunning, "%s has no task but systemd's own", d.Unit))
 	}
 	escaped := false
-	for _, key := range sortedKeys(groups) {
+	keys := sortedKeys(groups)
+	slices.SortStableFunc(keys, func(a, b string) int { return cmp.Compare(groups[b].code.Bearing(), groups[a].code.Bearing()) })
+	for i, key := range keys {
 		g := groups[key]
 		escaped = escaped || g.code == TaskUnconfined || g.code == TaskOther
-		out = append(out, g.reason(d, o))
+		switch {
+		case i < maxGroups:
+			out = append(out, g.reason(d, o))
+		case i == maxGroups:
+			out = append(out, because(g.code, "%d more labels were seen that speak against it", len(keys)-maxGroups))
+		}
 	}
 	if escaped {
 		for _, c := range o.Unit.Settings.Exec {
@@ -317,6 +324,10 @@ func freeCommand(u Unit) bool {
 	return u.ControlPID != 0 && (u.Settings.PermissionsStartOnly ||
 		slices.ContainsFunc(u.Settings.Exec, func(c ExecCommand) bool { return c.Privileged && c.Property != "ExecStart" }))
 }
+
+// maxGroups bounds the labels that a verdict tells of: in complain mode every
+// program that a task starts makes a new one.
+const maxGroups = 20
 
 // taskGroup is the tasks that share a label and what is to be said about it.
 type taskGroup struct {

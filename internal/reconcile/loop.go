@@ -82,6 +82,7 @@ type Loop struct {
 	problems    []attach.Reason // of records
 	service     attach.Tri      // apparmor.service is enabled
 	serviceRead bool
+	stuck       map[string]bool // units whose look does not come back
 	subs        map[int]func(attach.Status)
 	nextSub     int
 }
@@ -96,7 +97,7 @@ func New(o Options) *Loop {
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot,
 		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
-		records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, subs: map[int]func(attach.Status){},
+		records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
 	}
 }
 

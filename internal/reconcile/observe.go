@@ -209,9 +209,41 @@ func (l *Loop) wantedBy(unit string, mode attach.Wish, profiles []string) string
 	return slices.Min(units)
 }
 
-// scan looks at the tasks, with the InvocationID read before and after.
+// maxScan bounds one look at a unit's tasks. It is a second or two unless a
+// file system or the kernel does not answer.
+const maxScan = time.Minute
+
+// scan looks at the tasks, with the InvocationID read before and after. A look
+// that does not come back holds up nothing but itself: the unit is unknown then,
+// and is not looked at a second time until the first look has ended.
 func (l *Loop) scan(ctx context.Context, u attach.Unit) attach.Scan {
-	s := l.apparmor.Scan(ctx, u)
+	l.mu.Lock()
+	stuck := l.stuck[u.ID]
+	l.mu.Unlock()
+	s := attach.Scan{Problem: "an earlier look at them has not ended yet"}
+	if !stuck {
+		found := make(chan attach.Scan, 1)
+		go func() {
+			found <- l.apparmor.Scan(ctx, u)
+			l.mu.Lock()
+			delete(l.stuck, u.ID)
+			l.mu.Unlock()
+		}()
+		late := time.NewTimer(maxScan)
+		defer late.Stop()
+		select {
+		case s = <-found:
+		case <-late.C:
+			s.Problem = fmt.Sprintf("the look did not end within %v", maxScan)
+			l.mu.Lock()
+			select {
+			case s = <-found: // after all; its mark is not to outlive it
+			default:
+				l.stuck[u.ID] = true
+			}
+			l.mu.Unlock()
+		}
+	}
 	s.Before = u.InvocationID
 	after, err := l.systemd.Invocation(ctx, u.ID)
 	if err != nil {

@@ -732,3 +732,44 @@ func TestAProfileThatAttachesByPathIsGoneBeforeTheNextStart(t *testing.T) {
 		}
 	})
 }
+
+// A look that never comes back (a file system that does not answer) makes its
+// unit unknown, and holds up no other.
+func TestALookThatHangs(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	b := w.addUnit("b.service")
+	w.declareUnit(fileA, "a.service", nil)
+	w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", nil)
+	w.run(t, func(l *Loop) {
+		hang := make(chan struct{})
+		w.mu.Lock()
+		w.hang = map[string]chan struct{}{"a.service": hang}
+		w.mu.Unlock()
+		w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+		for range 30 {
+			rest()
+		}
+		if got := answer(l, "a"); got != "unknown" {
+			t.Errorf("the unit that cannot be looked at is %s", got)
+		}
+		w.mu.Lock()
+		w.begin(b)
+		b.label = "unconfined"
+		w.mu.Unlock()
+		rest()
+		if got := answer(l, "b"); got != "not-confined" {
+			t.Errorf("the other unit is %s", got)
+		}
+		close(hang)
+		w.mu.Lock()
+		w.hang = nil
+		w.mu.Unlock()
+		rest()
+		w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+		rest()
+		if got := answer(l, "a"); got != "confined" {
+			t.Errorf("afterwards it is %s", got)
+		}
+	})
+}

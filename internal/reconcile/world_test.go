@@ -45,6 +45,8 @@ type world struct {
 	// unlisted: systemd does not list units.
 	unlisted bool
 	log      journalText
+	// hang: a look at these units ends when the channel is closed.
+	hang map[string]chan struct{}
 	// byPath: profiles that attach to the program that all units run.
 	byPath   map[string]bool
 	boots    int  // of the machine
@@ -491,6 +493,12 @@ func (w *world) Unload(_ context.Context, name string) error {
 }
 
 func (w *world) Scan(_ context.Context, u attach.Unit) attach.Scan {
+	w.mu.Lock()
+	hang := w.hang[u.ID]
+	w.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
 	defer w.lock()()
 	f := w.units[u.ID]
 	s := attach.Scan{Stable: true, At: time.Now(), HostTmp: attach.TmpView{Tmp: "8:1 /tmp", VarTmp: "8:1 /var/tmp"}, Tmp: map[int]attach.TmpView{}}
