@@ -368,7 +368,6 @@ func TestNamesAgree(t *testing.T) {
 	for file, want := range map[string]string{
 		"dbus/org.aaunit1.conf":       `<allow own="` + constant(api, "BusName") + `"/>`,
 		"dbus/org.aaunit1.service":    "Name=" + constant(api, "BusName") + "\n",
-		"polkit/org.aaunit1.policy":   `<action id="` + constant(api, "PolkitAction") + `">`,
 		"systemd/aaunitd.service":     "ExecStart=/usr/sbin/aaunitd\n",
 		"nfpm.yaml":                   "/usr/sbin/aaunitd\n",
 		"deb/postinst":                "aaunitd.service",
@@ -378,5 +377,90 @@ func TestNamesAgree(t *testing.T) {
 		if !strings.Contains(read(t, file), want) {
 			t.Errorf("%s does not say %s", file, strings.TrimSpace(want))
 		}
+	}
+	var actions []string
+	for _, m := range regexp.MustCompile(`\bAction\w+\s*=\s*"([^"]+)"`).FindAllStringSubmatch(read(t, api), -1) {
+		actions = append(actions, m[1])
+		for _, file := range []string{"man/org.aaunit1.5", "dbus/org.aaunit1.conf"} {
+			if !strings.Contains(read(t, file), m[1]) {
+				t.Errorf("%s does not name the action %s", file, m[1])
+			}
+		}
+	}
+	var policy struct {
+		Actions []struct {
+			ID   string `xml:"id,attr"`
+			Any  string `xml:"defaults>allow_any"`
+			Here string `xml:"defaults>allow_active"`
+			Away string `xml:"defaults>allow_inactive"`
+		} `xml:"action"`
+	}
+	if err := xml.Unmarshal([]byte(read(t, "polkit/org.aaunit1.policy")), &policy); err != nil {
+		t.Fatal(err)
+	}
+	var declared []string
+	for _, a := range policy.Actions {
+		declared = append(declared, a.ID)
+		if a.Any != "auth_admin" || a.Away != "auth_admin" || a.Here != "auth_admin_keep" {
+			t.Errorf("polkit's defaults of %s are %+v", a.ID, a)
+		}
+	}
+	same(t, "action", "internal/api", actions, "the policy", declared)
+}
+
+// setting gives the value of the one line of the service's unit file that sets
+// a key.
+func setting(t *testing.T, key string) string {
+	t.Helper()
+	found := regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(key)+`=(.*)$`).FindAllStringSubmatch(read(t, "systemd/aaunitd.service"), -1)
+	if len(found) != 1 {
+		t.Fatalf("aaunitd.service sets %s %d times", key, len(found))
+	}
+	return found[0][1]
+}
+
+// Anybody can have the bus start something: only a daemon that is enabled.
+func TestTheBusStartsOnlyWhatIsEnabled(t *testing.T) {
+	alias := setting(t, "Alias")
+	if !strings.Contains(read(t, "dbus/org.aaunit1.service"), "\nSystemdService="+alias+"\n") {
+		t.Errorf("the bus does not start %s", alias)
+	}
+	if alias == "aaunitd.service" {
+		t.Error("the bus starts the service by its own name, which is there when it is disabled too")
+	}
+	// As postinst enables it.
+	root := t.TempDir()
+	for _, dir := range []string{"usr/lib/systemd/system", "etc/systemd/system"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "usr/lib/systemd/system/aaunitd.service"), []byte(read(t, "systemd/aaunitd.service")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("deb-systemd-helper", "enable", "aaunitd.service")
+	cmd.Env = append(os.Environ(), "DPKG_ROOT="+root, "DPKG_MAINTSCRIPT_PACKAGE=aaunit")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("deb-systemd-helper (package init-system-helpers): %v\n%s", err, out)
+	}
+	for _, link := range []string{alias, "multi-user.target.wants/aaunitd.service"} {
+		if to, err := os.Readlink(filepath.Join(root, "etc/systemd/system", link)); err != nil || to != "/usr/lib/systemd/system/aaunitd.service" {
+			t.Errorf("%s leads to %q, %v", link, to, err)
+		}
+	}
+}
+
+// The daemon must give memory back before the kernel kills something for it.
+func TestTheCollectorKnowsTheLimit(t *testing.T) {
+	bytes := func(text, unit string, factor int) int {
+		n, err := strconv.Atoi(strings.TrimSuffix(text, unit))
+		if err != nil {
+			t.Fatalf("%q is not a number of %s", text, unit)
+		}
+		return n * factor
+	}
+	limit := bytes(setting(t, "Environment=GOMEMLIMIT"), "MiB", 1<<20)
+	if room := bytes(setting(t, "MemoryMax"), "G", 1<<30); limit > room*3/4 {
+		t.Errorf("GOMEMLIMIT is %d, of %d bytes", limit, room)
 	}
 }

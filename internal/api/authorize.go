@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/aaunit/aaunit/internal/bus"
 	"github.com/godbus/dbus/v5"
 )
 
@@ -28,9 +29,9 @@ const (
 	passwordTimeout    = 2 * time.Minute  // somebody types
 )
 
-// authorize refuses the call unless the caller is root or polkit says yes.
-// Everything that is not a clear yes is a no.
-func (r *request) authorize(ctx context.Context) *dbus.Error {
+// authorize refuses the call unless the caller is root or polkit says yes to
+// the action. Everything that is not a clear yes is a no.
+func (r *request) authorize(ctx context.Context, action string) *dbus.Error {
 	if r.root() {
 		return nil
 	}
@@ -39,16 +40,16 @@ func (r *request) authorize(ctx context.Context) *dbus.Error {
 		return fail(ErrorTooMany, "too many calls of this user wait for polkit")
 	}
 	defer release()
-	authorized, challenge, err := r.session.askPolkit(ctx, r.sender, r.interactive)
+	authorized, challenge, err := r.session.askPolkit(ctx, r.sender, action, r.interactive)
 	switch {
 	case err != nil:
 		return fail(ErrorNoPolkit, "cannot ask polkit whether the caller may do this: %v", err)
 	case authorized:
 		return nil
 	case challenge && !r.interactive:
-		return fail(errorInteractive, "polkit would ask for a password for %s, and the caller did not allow that", PolkitAction)
+		return fail(errorInteractive, "polkit would ask for a password for %s, and the caller did not allow that", action)
 	}
-	return fail(ErrorNotAuthorized, "polkit does not allow this user %s", PolkitAction)
+	return fail(ErrorNotAuthorized, "polkit does not allow this user %s", action)
 }
 
 // polkitSubject is the caller as polkit knows it: by the name on the bus, which
@@ -58,7 +59,7 @@ type polkitSubject struct {
 	Details map[string]dbus.Variant
 }
 
-func (s *session) askPolkit(ctx context.Context, sender string, interactive bool) (authorized, challenge bool, err error) {
+func (s *session) askPolkit(ctx context.Context, sender, action string, interactive bool) (authorized, challenge bool, err error) {
 	flags, limit := uint32(0), polkitTimeout
 	if interactive {
 		flags, limit = polkitAllowUserInteraction, passwordTimeout
@@ -68,7 +69,7 @@ func (s *session) askPolkit(ctx context.Context, sender string, interactive bool
 	ticket := "aaunit-" + strconv.FormatUint(s.tickets.Add(1), 10)
 	subject := polkitSubject{"system-bus-name", map[string]dbus.Variant{"name": dbus.MakeVariant(sender)}}
 	polkit := s.conn.Object(polkitName, polkitPath)
-	call := polkit.CallWithContext(ctx, polkitCheck, 0, subject, PolkitAction, map[string]string{}, flags, ticket)
+	call := polkit.CallWithContext(ctx, polkitCheck, 0, subject, action, map[string]string{}, flags, ticket)
 	if errors.Is(call.Err, context.DeadlineExceeded) {
 		// Nobody waits any more; take the question off the screen.
 		polkit.Call(polkitCancel, dbus.FlagNoReplyExpected, ticket)
@@ -126,7 +127,7 @@ func busCredentials(conn *dbus.Conn) func(context.Context, string) (uint32, erro
 		ctx, cancel := context.WithTimeout(ctx, credentialsTimeout)
 		defer cancel()
 		var found map[string]dbus.Variant
-		err := conn.BusObject().CallWithContext(ctx, busDriver+".GetConnectionCredentials", 0, sender).Store(&found)
+		err := conn.BusObject().CallWithContext(ctx, bus.Driver+".GetConnectionCredentials", 0, sender).Store(&found)
 		if err != nil {
 			return 0, err
 		}

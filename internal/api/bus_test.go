@@ -15,11 +15,12 @@ import (
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/bus"
 	"github.com/godbus/dbus/v5"
 )
 
-// bus is a private dbus-daemon.
-type bus struct {
+// privateBus is a dbus-daemon of a test's own.
+type privateBus struct {
 	address string
 	config  string
 	cmd     *exec.Cmd
@@ -39,7 +40,7 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
 </busconfig>
 `
 
-func startBus(t *testing.T) *bus {
+func startBus(t *testing.T) *privateBus {
 	t.Helper()
 	// The path of a socket must be short; t.TempDir may not be.
 	dir, err := os.MkdirTemp("", "aab")
@@ -48,7 +49,7 @@ func startBus(t *testing.T) *bus {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	sock := filepath.Join(dir, "bus")
-	b := &bus{address: "unix:path=" + sock, config: filepath.Join(dir, "bus.conf")}
+	b := &privateBus{address: "unix:path=" + sock, config: filepath.Join(dir, "bus.conf")}
 	if err := os.WriteFile(b.config, []byte(fmt.Sprintf(busConfig, sock)), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +58,7 @@ func startBus(t *testing.T) *bus {
 	return b
 }
 
-func (b *bus) start(t *testing.T) {
+func (b *privateBus) start(t *testing.T) {
 	t.Helper()
 	b.cmd = exec.Command("dbus-daemon", "--config-file="+b.config, "--nofork", "--nopidfile", "--nosyslog", "--print-address")
 	var complaints bytes.Buffer
@@ -74,7 +75,7 @@ func (b *bus) start(t *testing.T) {
 	}
 }
 
-func (b *bus) stop() {
+func (b *privateBus) stop() {
 	if b.cmd.ProcessState == nil {
 		_ = b.cmd.Process.Kill()
 		_ = b.cmd.Wait()
@@ -82,7 +83,7 @@ func (b *bus) stop() {
 }
 
 // connect opens a plain connection to the bus, as any program would.
-func (b *bus) connect(t *testing.T) *dbus.Conn {
+func (b *privateBus) connect(t *testing.T) *dbus.Conn {
 	t.Helper()
 	c, err := dbus.Connect(b.address, dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
 	if err != nil {
@@ -114,7 +115,7 @@ func (u *users) of(*dbus.Conn) func(context.Context, string) (uint32, error) {
 
 // rig is a running service with a fake Manager on a private bus.
 type rig struct {
-	*bus
+	*privateBus
 	*users
 	service *service
 	manager *fakeManager
@@ -127,9 +128,9 @@ func startRig(t *testing.T) *rig {
 	return startService(t, b, newFakeManager())
 }
 
-func startService(t *testing.T, b *bus, m *fakeManager, changes ...func(*service)) *rig {
+func startService(t *testing.T, b *privateBus, m *fakeManager, changes ...func(*service)) *rig {
 	t.Helper()
-	r := &rig{bus: b, users: &users{uid: map[string]uint32{}}, manager: m}
+	r := &rig{privateBus: b, users: &users{uid: map[string]uint32{}}, manager: m}
 	ready := make(chan struct{})
 	r.service = newService(m, Options{
 		Version: "1.2.3", Address: b.address, Log: slog.New(slog.DiscardHandler),
@@ -160,6 +161,17 @@ func (r *rig) user(t *testing.T, uid uint32) *dbus.Conn {
 	c := r.connect(t)
 	r.set(c, uid)
 	return c
+}
+
+// owner is the service's unique name, "" while it has no connection.
+func (r *rig) owner(t *testing.T) string {
+	t.Helper()
+	var name string
+	err := r.connect(t).BusObject().Call(bus.Driver+".GetNameOwner", 0, BusName).Store(&name)
+	if got := errorName(err); got != "" && got != errorNoOwner {
+		t.Fatal(err)
+	}
+	return name
 }
 
 func (r *rig) client(t *testing.T, uid uint32) *Client {
@@ -230,7 +242,7 @@ func (p *fakePolkit) questions() []polkitQuestion {
 	return append([]polkitQuestion(nil), p.asked...)
 }
 
-func startPolkit(t *testing.T, b *bus, p *fakePolkit) {
+func startPolkit(t *testing.T, b *privateBus, p *fakePolkit) {
 	t.Helper()
 	c := b.connect(t)
 	if err := c.Export(p, polkitPath, "org.freedesktop.PolicyKit1.Authority"); err != nil {
@@ -251,6 +263,8 @@ type fakeManager struct {
 	plan      func(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
 	trusted   []bool
 	subscribe chan struct{}
+	hold      chan struct{} // reports about named units wait for its end
+	held      int           // how many do
 }
 
 func newFakeManager() *fakeManager {
@@ -309,9 +323,16 @@ func (m *fakeManager) Verify(ctx context.Context, units []string) (attach.Report
 	return m.Status(units), nil
 }
 
-func (m *fakeManager) Status([]string) attach.Report {
+func (m *fakeManager) Status(units []string) attach.Report {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if hold := m.hold; hold != nil && len(units) > 0 {
+		m.held++
+		m.mu.Unlock()
+		<-hold
+		m.mu.Lock()
+		m.held--
+	}
 	return attach.Report{
 		Version: "1.2.3",
 		Host:    attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce},

@@ -9,9 +9,11 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/bus"
 	"github.com/godbus/dbus/v5"
 )
 
@@ -65,8 +67,12 @@ type Client struct {
 
 // Dial connects to the daemon, which the bus starts if need be.
 func Dial(ctx context.Context, o DialOptions) (*Client, error) {
+	// The daemon's signals may be as large as its answers; nobody else's are
+	// taken, whoever runs this.
+	var daemon atomic.Value
+	rules := bus.Rules{Signals: func(sender string) bool { return daemon.Load() == sender }, MaxSignal: bus.MaxReply}
 	// Signals must come in the order in which they were sent.
-	conn, err := connect(ctx, busAddress(o.Address), dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	conn, err := connect(ctx, bus.Address(o.Address), rules, dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w; is this a machine with systemd and dbus?", ErrNoBus, err)
 	}
@@ -78,6 +84,7 @@ func Dial(ctx context.Context, o DialOptions) (*Client, error) {
 		conn.Close()
 		return nil, err
 	}
+	daemon.Store(c.owner)
 	conn.Signal(c.signals)
 	return c, nil
 }
@@ -86,14 +93,13 @@ func Dial(ctx context.Context, o DialOptions) (*Client, error) {
 func (c *Client) find(ctx context.Context, o DialOptions) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	bus := c.conn.BusObject()
-	err := c.conn.AddMatchSignalContext(ctx, dbus.WithMatchSender(busDriver), dbus.WithMatchInterface(busDriver),
+	err := c.conn.AddMatchSignalContext(ctx, dbus.WithMatchSender(bus.Driver), dbus.WithMatchInterface(bus.Driver),
 		dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, BusName))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNoBus, err)
 	}
 	if !o.NoStart {
-		err := bus.CallWithContext(ctx, busDriver+".StartServiceByName", 0, BusName, uint32(0)).Err
+		err := c.conn.BusObject().CallWithContext(ctx, bus.Driver+".StartServiceByName", 0, BusName, uint32(0)).Err
 		var e dbus.Error
 		switch {
 		case err == nil:
@@ -106,7 +112,7 @@ func (c *Client) find(ctx context.Context, o DialOptions) error {
 			}
 			return nil
 		default:
-			return fmt.Errorf("%w: it does not start: %w; systemctl status aaunitd.service says why", ErrNoDaemon, err)
+			return notStarted(err)
 		}
 	}
 	if err := c.ask(ctx); err != nil {
@@ -115,8 +121,18 @@ func (c *Client) find(ctx context.Context, o DialOptions) error {
 	return nil
 }
 
+// notStarted says why the bus could not start the daemon.
+func notStarted(err error) error {
+	var e dbus.Error
+	if errors.As(err, &e) && e.Name == errorNoSuchUnit {
+		// The bus starts it by an alias, which is there while it is enabled.
+		return fmt.Errorf("%w: it is not running, and disabled; start it with: systemctl enable --now aaunitd.service", ErrNoDaemon)
+	}
+	return fmt.Errorf("%w: it does not start: %w; systemctl status aaunitd.service says why", ErrNoDaemon, err)
+}
+
 func (c *Client) ask(ctx context.Context) error {
-	return c.conn.BusObject().CallWithContext(ctx, busDriver+".GetNameOwner", 0, BusName).Store(&c.owner)
+	return c.conn.BusObject().CallWithContext(ctx, bus.Driver+".GetNameOwner", 0, BusName).Store(&c.owner)
 }
 
 // Close ends the connection; what was started goes on.
@@ -293,7 +309,7 @@ func (c *Client) operate(ctx context.Context, member string, r attach.Request, p
 
 // ended reports whether a signal of the bus says that the daemon is gone.
 func (c *Client) ended(sig *dbus.Signal) bool {
-	if sig.Sender != busDriver || sig.Name != busDriver+".NameOwnerChanged" || len(sig.Body) != 3 {
+	if sig.Sender != bus.Driver || sig.Name != bus.Driver+".NameOwnerChanged" || len(sig.Body) != 3 {
 		return false
 	}
 	name, _ := sig.Body[0].(string)
@@ -365,8 +381,10 @@ func plainError(err error) error {
 		return err
 	}
 	switch e.Name {
-	case ErrorNotAuthorized, errorInteractive, errorAccessDenied:
-		return fmt.Errorf("%w: %s; run it as root, or allow the user %s in polkit", ErrDenied, e.Error(), PolkitAction)
+	case ErrorNotAuthorized, errorInteractive: // which name the action
+		return fmt.Errorf("%w: %s; run it as root, or allow the user that action in polkit", ErrDenied, e.Error())
+	case errorAccessDenied:
+		return fmt.Errorf("%w: %s; run it as root", ErrDenied, e.Error())
 	case ErrorNoPolkit:
 		return fmt.Errorf("%w: %s; run it as root, who needs no polkit", ErrDenied, e.Error())
 	case errorServiceUnknown, errorNoOwner:
@@ -391,7 +409,7 @@ const (
 // Services lists the services that systemd knows, loaded or with a unit file,
 // for completion. Templates are left out: they cannot be attached by name.
 func Services(ctx context.Context, o DialOptions) ([]string, error) {
-	conn, err := connect(ctx, busAddress(o.Address))
+	conn, err := connect(ctx, bus.Address(o.Address), bus.Rules{})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoBus, err)
 	}

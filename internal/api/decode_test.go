@@ -155,20 +155,3 @@ func TestClean(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
-
-func TestBusAddress(t *testing.T) {
-	for in, want := range map[string]string{
-		"unix:path=/run/x":             "/run/x",
-		"unix:path=/run/a%20b,guid=00": "/run/a b",
-		"unix:abstract=/tmp/x,guid=1":  "@/tmp/x",
-		"unix:guid=1,path=/run/x":      "/run/x",
-		"tcp:host=localhost":           "",
-		"unix:tmpdir=/tmp":             "",
-		"unix:path=%zz":                "",
-		"":                             "",
-	} {
-		if got, _ := socketName(in); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-}

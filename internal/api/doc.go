@@ -12,10 +12,22 @@
 // (who may do what). client.go is the other end.
 //
 // Anybody on the machine can send anything to a name on the system bus.
-// Everything that arrives is therefore bounded before it is looked at: calls
-// per user and second, units per call, lengths, work under way. File
-// descriptors are not taken at all. What a user who is not root is told leaves
-// out what is about processes and the text of files (public.go).
+// Everything that arrives is therefore bounded before it is looked at, and most
+// of it while it is still bytes (internal/bus). Of a call only the header is
+// read at first: who sent it, whether that user has calls left in this second
+// (a long call counts as several), and whether there is such a method with
+// arguments of these types (session.admit). Only then are the arguments
+// decoded: at most 256 KiB and 4096 values, in which a variant holds a simple
+// value or an array of strings. Whatever is too large or does not fit is thrown
+// away undecoded and answered with an error, and the connection goes on; a call
+// whose very header is larger than that is thrown away without an answer, and
+// so are signals that the bus itself did not send. What is no message at all
+// ends the connection, and another one is made.
+//
+// Units per call, lengths, reading calls being answered, and work under way are
+// bounded as well. File descriptors are not taken at all. What a user who is
+// not root is told leaves out what is about processes and the text of files
+// (public.go).
 package api
 
 import "github.com/godbus/dbus/v5"
@@ -35,8 +47,13 @@ const (
 	UnitsPath      dbus.ObjectPath = "/org/aaunit1/unit"
 	OperationsPath dbus.ObjectPath = "/org/aaunit1/operation"
 
-	// PolkitAction is what polkit is asked about a caller who is not root.
-	PolkitAction = "org.aaunit1.manage"
+	// ActionManage is what polkit is asked about a caller who is not root and
+	// wants something changed; ActionInspect, where something is to be looked at
+	// that is dear to look at or shows details. They are two, because polkit
+	// remembers for minutes that somebody gave the password for an action: who
+	// gave it to look has not agreed to a detach.
+	ActionManage  = "org.aaunit1.manage"
+	ActionInspect = "org.aaunit1.inspect"
 )
 
 // The bounds on what a caller may send and have under way.
@@ -48,6 +65,13 @@ const (
 	maxLength  = 4096 // bytes in a name or path
 	maxOptions = 16
 	maxReply   = 16 << 20 // bytes of JSON; the system bus takes 32 MiB
+
+	// bytesPerCall is up to which length a call counts as one.
+	bytesPerCall = 4096
+	// maxReading and maxReadingAll bound the reading calls being answered, per
+	// user and together: an answer may be large, however small the question.
+	maxReading    = 4
+	maxReadingAll = 16
 )
 
 // Interfaces of the D-Bus specification.
@@ -56,6 +80,4 @@ const (
 	propertiesInterface     = "org.freedesktop.DBus.Properties"
 	objectManagerInterface  = "org.freedesktop.DBus.ObjectManager"
 	peerInterface           = "org.freedesktop.DBus.Peer"
-
-	busDriver = "org.freedesktop.DBus"
 )

@@ -12,7 +12,7 @@ const (
 	ErrorNotAuthorized = "org.aaunit1.Error.NotAuthorized" // polkit said no
 	ErrorNoPolkit      = "org.aaunit1.Error.NoPolkit"      // polkit could not be asked
 	ErrorTooFast       = "org.aaunit1.Error.TooFast"       // too many calls per second
-	ErrorTooMany       = "org.aaunit1.Error.TooMany"       // too much work under way
+	ErrorTooMany       = "org.aaunit1.Error.TooMany"       // too much work or reading under way
 	ErrorTooLarge      = "org.aaunit1.Error.TooLarge"      // the answer does not fit in a message
 	ErrorFailed        = "org.aaunit1.Error.Failed"
 
@@ -28,6 +28,7 @@ const (
 	errorInteractive = "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired"
 
 	errorServiceUnknown = "org.freedesktop.DBus.Error.ServiceUnknown"
+	errorNoSuchUnit     = "org.freedesktop.systemd1.NoSuchUnit"
 	errorNoOwner        = "org.freedesktop.DBus.Error.NameHasNoOwner"
 	errorNoReply        = "org.freedesktop.DBus.Error.NoReply"
 	errorDisconnected   = "org.freedesktop.DBus.Error.Disconnected"

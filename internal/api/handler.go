@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/aaunit/aaunit/internal/bus"
 	"github.com/godbus/dbus/v5"
 	"github.com/godbus/dbus/v5/introspect"
 )
@@ -23,6 +24,9 @@ type iface struct {
 type method struct {
 	name    string
 	in, out []param
+	// large: the answer grows with what there is on the machine, so that only
+	// so many of them are made at once.
+	large bool
 	// call answers; the arguments have the types of in. What it returns has the
 	// types of out.
 	call func(ctx context.Context, r *request) ([]any, *dbus.Error)
@@ -60,12 +64,13 @@ type request struct {
 	member      string
 	signature   string
 	body        []any
+	msg         *dbus.Message
 }
 
 func (r *request) root() bool { return r.uid == 0 }
 
 // handler finds the method of a message for godbus. It accepts every name and
-// leaves the finding to answer, which counts the call before it looks at it.
+// leaves the finding to admit and answer.
 type handler struct{ session *session }
 
 type (
@@ -114,16 +119,17 @@ func (t targetMethod) DecodeArguments(_ *dbus.Conn, sender string, msg *dbus.Mes
 		member:      t.member,
 		signature:   sig.String(),
 		body:        body,
+		msg:         msg,
 	}}, nil
 }
 
+// Call has the answer sent, and gives godbus none to send.
 func (t targetMethod) Call(args ...any) ([]any, error) {
 	r := args[0].(*request)
-	out, err := r.session.answer(r)
-	if err != nil {
+	if err := r.session.answer(r); err != nil {
 		return nil, err
 	}
-	return out, nil
+	return nil, nil
 }
 
 func (targetMethod) NumArguments() int     { return 1 }
@@ -131,37 +137,109 @@ func (targetMethod) NumReturns() int       { return 0 }
 func (targetMethod) ArgumentValue(int) any { return (*request)(nil) }
 func (targetMethod) ReturnValue(_ int) any { return nil }
 
-// answer is every call's way in.
-func (s *session) answer(r *request) (out []any, failed *dbus.Error) {
-	defer func() {
-		// A request that trips over a bug of ours must not take the daemon down:
-		// anybody could do it again.
-		if v := recover(); v != nil {
-			s.log.Error("a D-Bus call made the service panic; please report this",
-				"member", r.member, "panic", v, "stack", string(debug.Stack()))
-			out, failed = nil, fail(ErrorFailed, "the service met an error of its own; the journal of aaunitd has it")
+// admit is every call's way in. Nothing of the call has been read but its
+// header: it counts, and its method is there, or it is never decoded. It runs
+// in the goroutine that reads the connection, one call after the other.
+func (s *session) admit(ctx context.Context, h *bus.Header) (failed *dbus.Error) {
+	r := &request{session: s, sender: h.Sender, path: h.Path, iface: h.Interface, member: h.Member, signature: h.Signature}
+	defer r.caught(&failed)
+	if failed := r.identify(ctx); failed != nil {
+		return failed
+	}
+	if !s.calls.allow(r.uid, 1+int(min(h.Size, bus.MaxCall)/bytesPerCall)) {
+		return fail(ErrorTooFast, "too many calls by this user; try again in a second")
+	}
+	if r.iface == peerInterface {
+		// godbus answers these, whatever else is in the call.
+		if r.signature != "" {
+			return invalidArgs("%s takes no arguments", shorten(r.member))
 		}
-	}()
+		return nil
+	}
+	_, failed = s.find(r)
+	return failed
+}
+
+// answer answers a call that was admitted. Its object may have gone meanwhile.
+func (s *session) answer(r *request) (failed *dbus.Error) {
+	defer r.caught(&failed)
 	ctx := s.conn.Context()
+	if failed := r.identify(ctx); failed != nil {
+		return failed
+	}
+	m, failed := s.find(r)
+	if failed != nil {
+		return failed
+	}
+	// The introspection of this path lists all units.
+	if (m.large || r.path == UnitsPath) && !r.root() {
+		release, ok := s.reading.take(r.uid)
+		if !ok {
+			return fail(ErrorTooMany, "too many calls that read are being answered; try again when one of them is")
+		}
+		defer release()
+	}
+	out, failed := m.call(ctx, r)
+	if failed == nil {
+		r.send(out)
+	}
+	return failed
+}
+
+// caught makes an error of a panic. A request that trips over a bug of ours
+// must not take the daemon down: anybody could do it again.
+func (r *request) caught(failed **dbus.Error) {
+	if v := recover(); v != nil {
+		r.session.log.Error("a D-Bus call made the service panic; please report this",
+			"member", r.member, "panic", v, "stack", string(debug.Stack()))
+		*failed = fail(ErrorFailed, "the service met an error of its own; the journal of aaunitd has it")
+	}
+}
+
+func (r *request) identify(ctx context.Context) *dbus.Error {
 	var err error
-	if r.uid, err = s.uidOf(ctx, r.sender); err != nil {
-		return nil, fail(errorAccessDenied, "cannot tell who the caller is: %v", err)
+	if r.uid, err = r.session.uidOf(ctx, r.sender); err != nil {
+		return fail(errorAccessDenied, "cannot tell who the caller is: %v", err)
 	}
-	if !s.calls.allow(r.uid, 1) {
-		return nil, fail(ErrorTooFast, "too many calls by this user; try again in a second")
-	}
+	return nil
+}
+
+// find gives the method of a request, if it takes arguments of these types.
+func (s *session) find(r *request) (*method, *dbus.Error) {
 	ifaces, found := s.object(r)
 	if !found {
 		return nil, fail(errorUnknownObject, "there is no object %s", shorten(string(r.path)))
 	}
-	m, err2 := lookup(ifaces, r)
-	if err2 != nil {
-		return nil, err2
+	m, failed := lookup(ifaces, r)
+	if failed != nil {
+		return nil, failed
 	}
 	if want := m.signature(); r.signature != want {
 		return nil, invalidArgs("%s takes arguments of the types %q, not %q", m.name, want, shorten(r.signature))
 	}
-	return m.call(ctx, r)
+	return m, nil
+}
+
+// send sends the answer, and returns when it is sent. godbus would do so only
+// after the call has returned, and with it everything that bounds it.
+func (r *request) send(out []any) {
+	if r.msg.Flags&dbus.FlagNoReplyExpected != 0 {
+		return
+	}
+	r.msg.Flags |= dbus.FlagNoReplyExpected // for godbus, which sends an empty answer otherwise
+	m := &dbus.Message{
+		Type:  dbus.TypeMethodReply,
+		Flags: dbus.FlagNoReplyExpected,
+		Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(r.sender),
+			dbus.FieldReplySerial: dbus.MakeVariant(r.msg.Serial()),
+		},
+		Body: out,
+	}
+	if len(out) > 0 {
+		m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(out...))
+	}
+	r.session.conn.Send(m, nil)
 }
 
 func lookup(ifaces []iface, r *request) (*method, *dbus.Error) {
@@ -244,7 +322,7 @@ func init() {
 	objectManager = iface{
 		name: objectManagerInterface,
 		methods: []method{
-			{name: "GetManagedObjects", out: []param{{"objects", "a{oa{sa{sv}}}"}}, call: managedObjects},
+			{name: "GetManagedObjects", out: []param{{"objects", "a{oa{sa{sv}}}"}}, large: true, call: managedObjects},
 		},
 		signals: []signal{
 			{"InterfacesAdded", []param{{"object", "o"}, {"interfaces", "a{sa{sv}}"}}},

@@ -49,8 +49,8 @@ var managerIface = iface{
 		{name: "Detach", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callDetach},
 		{name: "Plan", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"outcomes", "s"}}, call: callPlan},
 		{name: "Verify", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerify},
-		{name: "Describe", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callDescribe},
-		{name: "ListProfiles", out: []param{{"profiles", "s"}}, call: callListProfiles},
+		{name: "Describe", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, large: true, call: callDescribe},
+		{name: "ListProfiles", out: []param{{"profiles", "s"}}, large: true, call: callListProfiles},
 		{name: "Check", in: []param{{"names", "as"}}, out: []param{{"outcomes", "s"}}, call: callCheck},
 	},
 	properties: []property{
@@ -87,7 +87,7 @@ func callDetach(ctx context.Context, r *request) ([]any, *dbus.Error) {
 
 // begin asks whether the caller may, and starts the work.
 func (r *request) begin(ctx context.Context, req attach.Request, work func(context.Context, attach.Request, func(attach.Event)) ([]attach.Outcome, error)) ([]any, *dbus.Error) {
-	if failed := r.authorize(ctx); failed != nil {
+	if failed := r.authorize(ctx, ActionManage); failed != nil {
 		return nil, failed
 	}
 	req.Trusted = r.root()
@@ -166,7 +166,7 @@ func callListProfiles(_ context.Context, r *request) ([]any, *dbus.Error) {
 // only so many at once. godbus runs each call in a goroutine of its own, so
 // that others are answered meanwhile.
 func expensive(ctx context.Context, r *request, limit time.Duration, work func(context.Context) (any, error)) ([]any, *dbus.Error) {
-	if failed := r.authorize(ctx); failed != nil {
+	if failed := r.authorize(ctx, ActionInspect); failed != nil {
 		return nil, failed
 	}
 	release, ok := r.session.looking.take(r.uid)

@@ -32,7 +32,7 @@ var operationIface = iface{
 	name: OperationInterface,
 	methods: []method{
 		// Describe gives an OperationDescription in JSON: for who came late.
-		{name: "Describe", out: []param{{"description", "s"}}, call: func(_ context.Context, r *request) ([]any, *dbus.Error) {
+		{name: "Describe", out: []param{{"description", "s"}}, large: true, call: func(_ context.Context, r *request) ([]any, *dbus.Error) {
 			o := r.session.operations.of(r)
 			if o == nil {
 				return nil, fail(errorUnknownObject, "there is no object %s", r.path)

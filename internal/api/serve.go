@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/aaunit/aaunit/internal/bus"
 	"github.com/godbus/dbus/v5"
 )
 
@@ -28,8 +29,10 @@ type Options struct {
 var ErrNameTaken = errors.New("the bus name " + BusName + " belongs to another process; is another aaunitd running?")
 
 const (
-	retryMin = 200 * time.Millisecond
-	retryMax = 10 * time.Second
+	// connectTimeout bounds a connection and its handshake.
+	connectTimeout = 20 * time.Second
+	retryMin       = 200 * time.Millisecond
+	retryMax       = 10 * time.Second
 	// resync is how often what is published is compared with what is known, in
 	// case a publication was missed.
 	resync = time.Minute
@@ -57,6 +60,7 @@ type service struct {
 	operations *operations
 	calls      *limiter
 	looking    *counter // expensive calls being answered
+	reading    *counter // reading calls being answered
 	asking     *counter // questions to polkit
 	tickets    atomic.Uint64
 	// credentials tells the users behind unique names of a connection.
@@ -67,12 +71,13 @@ type service struct {
 
 func newService(m Manager, o Options) *service {
 	s := &service{
-		manager: m, version: o.Version, address: busAddress(o.Address), log: o.Log,
+		manager: m, version: o.Version, address: bus.Address(o.Address), log: o.Log,
 		ready:       func() {},
 		board:       newBoard(),
 		operations:  newOperations(),
 		calls:       newLimiter(50, 200),
 		looking:     newCounter(4, 16),
+		reading:     newCounter(maxReading, maxReadingAll),
 		asking:      newCounter(4, 32),
 		credentials: busCredentials,
 	}
@@ -145,16 +150,29 @@ func (s *service) run(ctx context.Context) error {
 
 // serveOnce serves on one connection until it ends.
 func (s *service) serveOnce(ctx context.Context) error {
-	n := &session{service: s, who: &identities{known: map[string]uint32{}}}
-	admitted := make(chan struct{})
-	conn, err := connect(ctx, s.address, dbus.WithHandler(gate{admitted, handler{n}}), dbus.WithContext(ctx), dbus.WithSignalHandler(deaf{}))
+	// Who a caller is has to be known before the call is decoded, in the
+	// goroutine that reads it: that one cannot wait for an answer that comes over
+	// the same connection.
+	asker, err := connect(ctx, s.address, bus.Rules{}, dbus.WithContext(ctx), dbus.WithSignalHandler(deaf{}))
+	if err != nil {
+		return fmt.Errorf("cannot connect to the bus: %w", err)
+	}
+	defer asker.Close()
+	n := &session{service: s, who: &identities{known: map[string]uint32{}, ask: s.credentials(asker)}}
+	complete, lost := make(chan struct{}), make(chan error, 1)
+	rules := bus.Rules{
+		Calls: func(h *bus.Header) *dbus.Error { return n.admit(ctx, h) },
+		Lost:  func(err error) { lost <- err },
+	}
+	conn, err := connect(ctx, s.address, rules, dbus.WithHandler(gate{complete, handler{n}}), dbus.WithContext(ctx), dbus.WithSignalHandler(deaf{}))
 	if err != nil {
 		return fmt.Errorf("cannot connect to the bus: %w", err)
 	}
 	defer conn.Close()
+	// Without the one, nobody could be told from anybody on the other.
+	defer context.AfterFunc(asker.Context(), func() { conn.Close() })()
 	n.conn = conn
-	n.who.ask = s.credentials(conn)
-	close(admitted)
+	close(complete)
 
 	reply, err := conn.RequestName(BusName, dbus.NameFlagDoNotQueue)
 	switch {
@@ -166,7 +184,18 @@ func (s *service) serveOnce(ctx context.Context) error {
 	s.log.Debug("serving on the bus", "name", BusName)
 	s.ready()
 	n.announce()
-	return errors.New("the connection to the bus ended")
+	select {
+	case err = <-lost:
+		return fmt.Errorf("the connection to the bus ended: %w", err)
+	default:
+		return errors.New("the connection to the bus ended")
+	}
+}
+
+func connect(ctx context.Context, address string, rules bus.Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	return bus.Connect(ctx, address, rules, opts...)
 }
 
 // compare makes up for a publication that was missed.
@@ -193,7 +222,7 @@ func (g gate) LookupObject(path dbus.ObjectPath) (dbus.ServerObject, bool) {
 	return g.handler.LookupObject(path)
 }
 
-// deaf drops signals: the service follows none, and anybody may send it any.
+// deaf drops signals: the service follows none.
 type deaf struct{}
 
 func (deaf) DeliverSignal(string, string, *dbus.Signal) {}

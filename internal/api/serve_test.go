@@ -5,13 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/bus"
 	"github.com/godbus/dbus/v5"
 	"github.com/godbus/dbus/v5/introspect"
 	"github.com/google/go-cmp/cmp"
@@ -148,7 +151,7 @@ func TestLateSubscriberReadsEverything(t *testing.T) {
 
 func TestOperationsBelongToTheirCaller(t *testing.T) {
 	r := startRig(t)
-	startPolkit(t, r.bus, &fakePolkit{yes: true})
+	startPolkit(t, r.privateBus, &fakePolkit{yes: true})
 	owner, same, other, root := r.user(t, 1000), r.user(t, 1000), r.user(t, 1001), r.user(t, 0)
 	heard := make(chan *dbus.Signal, 100)
 	other.Signal(heard)
@@ -195,12 +198,16 @@ func TestOperationsBelongToTheirCaller(t *testing.T) {
 }
 
 func TestAuthorization(t *testing.T) {
-	changing := map[string][]any{
-		"Attach": {[]string{"a"}, none},
-		"Detach": {[]string{"a"}, none},
-		"Plan":   {[]string{"a"}, none},
-		"Verify": {[]string{"a"}},
-		"Check":  {[]string{"a"}},
+	// Whoever gave the password to look has not agreed to a change.
+	changing := []struct {
+		member, action string
+		args           []any
+	}{
+		{"Attach", "org.aaunit1.manage", []any{[]string{"a"}, none}},
+		{"Detach", "org.aaunit1.manage", []any{[]string{"a"}, none}},
+		{"Plan", "org.aaunit1.inspect", []any{[]string{"a"}, none}},
+		{"Verify", "org.aaunit1.inspect", []any{[]string{"a"}}},
+		{"Check", "org.aaunit1.inspect", []any{[]string{"a"}}},
 	}
 	for _, tc := range []struct {
 		name        string
@@ -217,16 +224,19 @@ func TestAuthorization(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			r := startRig(t)
 			if tc.polkit != nil {
-				startPolkit(t, r.bus, tc.polkit)
+				startPolkit(t, r.privateBus, tc.polkit)
 			}
 			c := r.client(t, 1000)
 			if tc.interactive {
 				c.flags |= dbus.FlagAllowInteractiveAuthorization
 			}
-			for member, args := range changing {
-				err := c.call(t.Context(), Path, ManagerInterface, member, args...).Err
+			for _, m := range changing {
+				err := c.call(t.Context(), Path, ManagerInterface, m.member, m.args...).Err
 				if got := errorName(err); got != tc.want {
-					t.Errorf("%s: error %q (%v), want %q", member, got, err, tc.want)
+					t.Errorf("%s: error %q (%v), want %q", m.member, got, err, tc.want)
+				}
+				if err != nil && tc.polkit != nil && !strings.Contains(plainError(err).Error(), m.action) {
+					t.Errorf("%s: %q does not name %s", m.member, plainError(err), m.action)
 				}
 			}
 			for _, q := range r.manager.got() {
@@ -247,12 +257,12 @@ func TestAuthorization(t *testing.T) {
 			if len(questions) != len(changing) {
 				t.Errorf("polkit was asked %d times", len(questions))
 			}
-			want := polkitQuestion{Kind: "system-bus-name", Name: c.conn.Names()[0], Action: "org.aaunit1.manage"}
+			want := polkitQuestion{Kind: "system-bus-name", Name: c.conn.Names()[0]}
 			if tc.interactive {
 				want.Flags = 1
 			}
-			for _, q := range questions {
-				if q != want {
+			for i, q := range questions {
+				if want.Action = changing[min(i, len(changing)-1)].action; q != want {
 					t.Errorf("polkit was asked %+v, want %+v", q, want)
 				}
 			}
@@ -270,7 +280,7 @@ func TestAuthorization(t *testing.T) {
 func TestRootAsksNoPolkit(t *testing.T) {
 	r := startRig(t)
 	p := &fakePolkit{}
-	startPolkit(t, r.bus, p)
+	startPolkit(t, r.privateBus, p)
 	c := r.client(t, 0)
 	if _, err := c.Plan(t.Context(), attach.Request{Units: []string{"a"}}); err != nil {
 		t.Fatal(err)
@@ -286,7 +296,7 @@ func TestRootAsksNoPolkit(t *testing.T) {
 func TestHangingPolkitIsARefusalAndBounded(t *testing.T) {
 	r := startRig(t)
 	p := &fakePolkit{hang: true, yes: true}
-	startPolkit(t, r.bus, p)
+	startPolkit(t, r.privateBus, p)
 	c := r.user(t, 1000)
 	done := make(chan *dbus.Call, 10)
 	for range 10 {
@@ -303,7 +313,7 @@ func TestHangingPolkitIsARefusalAndBounded(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	s := &session{service: r.service, conn: r.connect(t)}
-	if ok, _, err := s.askPolkit(ctx, ":1.1", false); ok || err == nil {
+	if ok, _, err := s.askPolkit(ctx, ":1.1", ActionManage, false); ok || err == nil {
 		t.Errorf("a polkit that does not answer: %v, %v", ok, err)
 	}
 }
@@ -367,7 +377,7 @@ func TestReadingIsLimitedPerUser(t *testing.T) {
 
 func TestOperationsAreBounded(t *testing.T) {
 	r := startRig(t)
-	startPolkit(t, r.bus, &fakePolkit{yes: true})
+	startPolkit(t, r.privateBus, &fakePolkit{yes: true})
 	release := make(chan struct{})
 	r.manager.onAttach(func(ctx context.Context, _ attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
 		<-release
@@ -644,6 +654,7 @@ func TestHostileArguments(t *testing.T) {
 // Values nested as deep as a bus lets through, and file descriptors.
 func TestHostileMessages(t *testing.T) {
 	r := startRig(t)
+	before := r.owner(t)
 	for _, depth := range []int{1, 31, 32, 33, 60, 61, 62, 63, 64, 65} {
 		c := r.user(t, 1000)
 		v := dbus.MakeVariant(true)
@@ -662,19 +673,219 @@ func TestHostileMessages(t *testing.T) {
 	if err == nil {
 		t.Error("a file descriptor was taken")
 	}
-	// Whatever became of the connection, the service is there.
-	for range 100 {
-		if err = call(r.user(t, 0), Path, ManagerInterface+".Describe", []string{}).Err; err == nil {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	if err != nil {
+	if err := call(r.user(t, 0), Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
 		t.Error(err)
+	}
+	if after := r.owner(t); after != before {
+		t.Errorf("the connection was lost: the service was %s and is %s", before, after)
 	}
 	if got := r.manager.got(); len(got) != 0 {
 		t.Errorf("work was begun: %+v", got)
 	}
+}
+
+// What does not fit is answered with an error, costs no memory, and leaves the
+// connection as it is.
+func TestCallsThatDoNotFit(t *testing.T) {
+	r := startRig(t)
+	before := r.owner(t)
+	bytes := make([]dbus.Variant, 1<<17)
+	for i := range bytes {
+		bytes[i] = dbus.MakeVariant(byte(1))
+	}
+	option := func(v any) map[string]dbus.Variant { return map[string]dbus.Variant{"runtime": dbus.MakeVariant(v)} }
+	m := ManagerInterface + "."
+	for i, tc := range []struct {
+		name, method string
+		args         []any
+		want, says   string
+	}{
+		{"a long unit", m + "Describe", []any{[]string{strings.Repeat("a", 1<<20)}}, "org.freedesktop.DBus.Error.LimitsExceeded", "at most 262144"},
+		{"arguments where there are none", m + "ListProfiles", []any{strings.Repeat("a", 1<<20)}, errorInvalidArgs, `of the types "", not "s"`},
+		{"another type", m + "Describe", []any{bytes}, errorInvalidArgs, `not "av"`},
+		{"no such method", m + "Explode", []any{bytes}, errorUnknownMethod, "Explode"},
+		{"no such interface", "org.example.A.B", []any{bytes}, errorUnknownInterface, "org.example.A"},
+		{"a variant in it", m + "Plan", []any{[]string{"a"}, option(bytes[:1000])}, errorInvalidArgs, `cannot take the arguments: a variant holds a value of the type "av"`},
+		{"a type of the caller's own", m + "Plan", []any{[]string{"a"}, option(map[byte]map[int16][]map[uint32]string{})}, errorInvalidArgs, "cannot take the arguments"},
+		{"many values", m + "Plan", []any{make([]string, 10_000), none}, errorInvalidArgs, "more than 4096 values"},
+		{"a ping", peerInterface + ".Ping", nil, "", ""},
+		{"a ping with more in it", peerInterface + ".Ping", []any{bytes[:1000]}, errorInvalidArgs, "no arguments"},
+	} {
+		// Users of their own: long calls count as several.
+		err := call(r.user(t, 1000+uint32(i)), Path, tc.method, tc.args...).Err
+		if got := errorName(err); got != tc.want || err != nil && !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s: error %q (%v), want %q with %q", tc.name, got, err, tc.want, tc.says)
+		}
+	}
+	c := r.user(t, 2000)
+	// A signal, which nobody asked for.
+	if err := c.Emit(Path, "org.example.A.Told", bytes); err != nil {
+		t.Fatal(err)
+	}
+	if err := call(c, Path, m+"Describe", []string{}).Err; err != nil {
+		t.Error(err)
+	}
+	if after := r.owner(t); after != before {
+		t.Errorf("the connection was lost: the service was %s and is %s", before, after)
+	}
+}
+
+func TestLongCallsCountAsSeveral(t *testing.T) {
+	r := startService(t, startBus(t), newFakeManager(), func(s *service) { s.calls.now = func() time.Time { return time.Unix(1, 0) } })
+	c := r.user(t, 1000)
+	for i, want := range []string{errorInvalidArgs, errorInvalidArgs, errorInvalidArgs, ErrorTooFast} {
+		// The name is too long, but within what is decoded.
+		if got := errorName(call(c, Path, ManagerInterface+".Describe", []string{strings.Repeat("a", 250<<10)}).Err); got != want {
+			t.Errorf("call %d: %q, want %q", i, got, want)
+		}
+	}
+	if err := call(r.user(t, 1001), Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
+		t.Errorf("another user: %v", err)
+	}
+}
+
+// An answer may be large, however small the question: only so many are made at
+// once.
+func TestReadingIsBounded(t *testing.T) {
+	m := newFakeManager()
+	r := startService(t, startBus(t), m)
+	hold := make(chan struct{})
+	m.mu.Lock()
+	m.hold = hold
+	m.mu.Unlock()
+	done := make(chan *dbus.Call, maxReadingAll)
+	var all []*dbus.Conn
+	for uid := range uint32(maxReadingAll / maxReading) {
+		c := r.user(t, 1000+uid)
+		all = append(all, c)
+		for range maxReading {
+			manager(c).Go(ManagerInterface+".Describe", 0, done, []string{"a"})
+		}
+		for held := 0; held < maxReading*int(uid+1); time.Sleep(5 * time.Millisecond) {
+			m.mu.Lock()
+			held = m.held
+			m.mu.Unlock()
+		}
+		if uid == 0 {
+			for _, method := range []string{ManagerInterface + ".Describe", ManagerInterface + ".ListProfiles", objectManagerInterface + ".GetManagedObjects"} {
+				var args []any
+				if method == ManagerInterface+".Describe" {
+					args = []any{[]string{}}
+				}
+				if got := errorName(call(c, Path, method, args...).Err); got != ErrorTooMany {
+					t.Errorf("%s beside %d others: %q", method, maxReading, got)
+				}
+			}
+			if got := errorName(call(c, UnitsPath, introspectableInterface+".Introspect").Err); got != ErrorTooMany {
+				t.Errorf("the list of units: %q", got)
+			}
+			// What is small is answered.
+			if err := call(c, Path, propertiesInterface+".Get", ManagerInterface, "Version").Err; err != nil {
+				t.Error(err)
+			}
+			if err := call(r.user(t, 2000), Path, ManagerInterface+".ListProfiles").Err; err != nil {
+				t.Errorf("another user: %v", err)
+			}
+		}
+	}
+	if got := errorName(call(r.user(t, 2000), Path, ManagerInterface+".ListProfiles").Err); got != ErrorTooMany {
+		t.Errorf("another user beside %d calls: %q", maxReadingAll, got)
+	}
+	if err := call(r.user(t, 0), Path, ManagerInterface+".ListProfiles").Err; err != nil {
+		t.Errorf("root: %v", err)
+	}
+	close(hold)
+	for range maxReadingAll {
+		if c := <-done; c.Err != nil {
+			t.Error(c.Err)
+		}
+	}
+	for _, c := range all {
+		if err := call(c, Path, ManagerInterface+".ListProfiles").Err; err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	}
+}
+
+// stuck is a bus that takes nothing until it is told.
+type stuck struct {
+	writing chan []byte
+	goOn    chan struct{}
+}
+
+func (stuck) Read([]byte) (int, error) { select {} }
+func (stuck) Close() error             { return nil }
+func (s stuck) Write(p []byte) (int, error) {
+	s.writing <- p
+	<-s.goOn
+	return len(p), nil
+}
+
+// The place of a reading call is given back when its answer has left, not when
+// it is made.
+func TestReadingEndsWithTheAnswer(t *testing.T) {
+	s := newService(newFakeManager(), Options{Log: slog.New(slog.DiscardHandler)})
+	b := stuck{make(chan []byte, 1), make(chan struct{})}
+	conn, err := dbus.NewConn(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	n := &session{service: s, conn: conn, who: &identities{known: map[string]uint32{":1.9": 1000}}}
+	msg := &dbus.Message{Type: dbus.TypeMethodCall}
+	answered := make(chan error, 1)
+	go func() {
+		_, err := targetMethod{}.Call(&request{session: n, sender: ":1.9", path: Path, iface: ManagerInterface, member: "ListProfiles", msg: msg})
+		answered <- err
+	}()
+	if text := string(<-b.writing); !strings.Contains(text, "agent") {
+		t.Errorf("sent: %q", text)
+	}
+	s.reading.mu.Lock()
+	if s.reading.users[1000] != 1 {
+		t.Errorf("while the answer is being sent %d places are taken", s.reading.users[1000])
+	}
+	s.reading.mu.Unlock()
+	close(b.goOn)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if s.reading.total != 0 {
+		t.Errorf("afterwards %d places are taken", s.reading.total)
+	}
+	if msg.Flags&dbus.FlagNoReplyExpected == 0 {
+		t.Error("godbus would send a second answer")
+	}
+}
+
+// The connection that says who callers are is as needed as the other one.
+func TestWithoutIdentitiesAnotherConnectionIsMade(t *testing.T) {
+	var mu sync.Mutex
+	var asker *dbus.Conn
+	var real func(*dbus.Conn) func(context.Context, string) (uint32, error)
+	r := startService(t, startBus(t), newFakeManager(), func(s *service) {
+		real = s.credentials
+		s.credentials = func(c *dbus.Conn) func(context.Context, string) (uint32, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			asker = c
+			return real(c)
+		}
+	})
+	before := r.owner(t)
+	mu.Lock()
+	asker.Close()
+	mu.Unlock()
+	for range 200 {
+		if after := r.owner(t); after != "" && after != before {
+			if err := call(r.user(t, 0), Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error("the service is still on the old connection")
 }
 
 func TestAPanicOfOursIsAnError(t *testing.T) {
@@ -686,6 +897,30 @@ func TestAPanicOfOursIsAnError(t *testing.T) {
 	}
 	if err := call(c, Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
 		t.Error(err)
+	}
+	// Also in the goroutine that reads the connection.
+	r = startService(t, startBus(t), newFakeManager(), func(s *service) {
+		s.credentials = func(*dbus.Conn) func(context.Context, string) (uint32, error) {
+			return func(context.Context, string) (uint32, error) { panic("boo") }
+		}
+	})
+	for range 2 {
+		if got := errorName(call(r.user(t, 0), Path, ManagerInterface+".Describe", []string{}).Err); got != ErrorFailed {
+			t.Errorf("error %q", got)
+		}
+	}
+}
+
+// Whatever a method takes, it must be among what the connection lets through.
+func TestEveryMethodCanBeCalled(t *testing.T) {
+	for _, i := range []iface{introspectable, properties, objectManager, managerIface, attachmentIface, operationIface} {
+		for _, m := range i.methods {
+			for _, p := range m.in {
+				if !slices.Contains([]string{"s", "as", "v", "a{sv}"}, p.typ) {
+					t.Errorf("%s.%s takes %s of the type %s, which internal/bus does not let in", i.name, m.name, p.name, p.typ)
+				}
+			}
+		}
 	}
 }
 
@@ -737,7 +972,7 @@ func TestIntrospectionIsComplete(t *testing.T) {
 // again, and who had a name on the old bus is nobody on the new one.
 func TestBusRestart(t *testing.T) {
 	r := startRig(t)
-	startPolkit(t, r.bus, &fakePolkit{yes: true})
+	startPolkit(t, r.privateBus, &fakePolkit{yes: true})
 	release := make(chan struct{})
 	r.manager.onAttach(func(context.Context, attach.Request, func(attach.Event)) ([]attach.Outcome, error) {
 		<-release
@@ -752,11 +987,11 @@ func TestBusRestart(t *testing.T) {
 	for len(r.manager.got()) == 0 {
 		time.Sleep(10 * time.Millisecond)
 	}
-	r.bus.stop()
+	r.privateBus.stop()
 	if err := <-ended; !errors.Is(err, ErrGone) {
 		t.Errorf("the waiting client: %v", err)
 	}
-	r.bus.start(t)
+	r.privateBus.start(t)
 	close(release)
 	var again *Client
 	for range 100 {
@@ -859,6 +1094,86 @@ func TestFollowerFillsGaps(t *testing.T) {
 	f.catchUp(OperationDescription{State: StateDone, Events: make([]attach.Event, 6)})
 	if !f.done || len(got) != 6 {
 		t.Errorf("done %v, events %q", f.done, got)
+	}
+}
+
+// The daemon's own signals are heard whatever their length, and nobody else's.
+func TestClientHearsTheDaemonAlone(t *testing.T) {
+	r := startRig(t)
+	many := make([]attach.Outcome, bus.MaxCall/16)
+	for i := range many {
+		many[i].Unit = fmt.Sprintf("agent-%d.service", i)
+	}
+	r.manager.onAttach(func(context.Context, attach.Request, func(attach.Event)) ([]attach.Outcome, error) { return many, nil })
+	c := r.client(t, 0)
+	began := time.Now()
+	out, err := c.Attach(t.Context(), attach.Request{Units: []string{"a"}}, nil)
+	if err != nil || len(out) != len(many) {
+		t.Errorf("%d outcomes, %v", len(out), err)
+	}
+	if d := time.Since(began); d >= pollEvery {
+		t.Errorf("it was heard after %v", d)
+	}
+	signals := make(chan *dbus.Signal, 10)
+	c.conn.Signal(signals)
+	stranger := r.user(t, 1000)
+	for _, body := range []string{"", strings.Repeat("x", 2*bus.MaxCall)} {
+		stranger.Send(&dbus.Message{Type: dbus.TypeSignal, Body: []any{uint64(0), "[]", body}, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(c.conn.Names()[0]), dbus.FieldPath: dbus.MakeVariant(OperationsPath + "/2"),
+			dbus.FieldInterface: dbus.MakeVariant(OperationInterface), dbus.FieldMember: dbus.MakeVariant("Finished"),
+			dbus.FieldSignature: dbus.MakeVariant(dbus.ParseSignatureMust("tss")),
+		}}, nil)
+	}
+	// The bus has passed them on, and what comes after them is heard.
+	if err := call(stranger, Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
+		t.Fatal(err)
+	}
+	r.manager.onAttach(nil)
+	if _, err := c.Attach(t.Context(), attach.Request{Units: []string{"a"}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		select {
+		case s := <-signals:
+			if s.Sender != c.owner && s.Sender != bus.Driver {
+				t.Errorf("heard %s of %s", s.Name, s.Sender)
+			}
+			continue
+		default:
+		}
+		break
+	}
+}
+
+func TestWhyTheDaemonDoesNotStart(t *testing.T) {
+	for name, want := range map[string]string{
+		"org.freedesktop.systemd1.NoSuchUnit":          "systemctl enable --now aaunitd.service",
+		"org.freedesktop.systemd1.UnitMasked":          "it does not start: Unit",
+		"org.freedesktop.DBus.Error.Spawn.ChildExited": "systemctl status aaunitd.service",
+	} {
+		err := notStarted(dbus.Error{Name: name, Body: []any{"Unit dbus-org.aaunit1.service …"}})
+		if !errors.Is(err, ErrNoDaemon) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// lines takes what is logged.
+type lines chan string
+
+func (l lines) Write(p []byte) (int, error) { l <- string(p); return len(p), nil }
+
+func TestWhyAConnectionEndedIsSaid(t *testing.T) {
+	log := make(lines, 1000)
+	r := startService(t, startBus(t), newFakeManager(), func(s *service) { s.log = slog.New(slog.NewTextHandler(log, nil)) })
+	r.privateBus.stop()
+	select {
+	case line := <-log:
+		if !strings.Contains(line, "the connection to the bus ended: ") {
+			t.Error(line)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing was said")
 	}
 }
 

@@ -126,7 +126,7 @@ const about = `aaunitctl attaches AppArmor profiles to systemd services, and pro
 
 The work is done by aaunitd, which is started on demand. Commands that change
 something or cost something are for root, and for users whom polkit allows
-org.aaunit1.manage.`
+org.aaunit1.manage, or org.aaunit1.inspect where nothing is changed.`
 
 const exitHelp = `
 Exit status:

@@ -59,6 +59,7 @@ var rules = map[string]rule{
 	// Helpers know nothing of the house.
 	"internal/journal":  {house: none, others: none, notStd: doing},
 	"internal/safefile": {house: none, others: []string{"golang.org/x/sys"}},
+	"internal/bus":      {house: none, others: []string{"github.com/godbus/dbus/v5"}},
 
 	// The command line asks the daemon.
 	"internal/cli": {house: []string{"internal/attach", "internal/api"},
@@ -69,7 +70,7 @@ var rules = map[string]rule{
 		"internal/sockopt", "internal/evidence", "internal/api", "internal/journal"}},
 }
 
-var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile"}}
+var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile", "internal/bus"}}
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
@@ -141,6 +142,7 @@ func TestRulesBite(t *testing.T) {
 		"cmd/aaunitctl":      {module + "internal/api", "github.com/spf13/cobra"},
 		"cmd/aaunitd":        {module + "internal/cli"},
 		"internal/safefile":  {module + "internal/attach", "golang.org/x/term"},
+		"internal/bus":       {module + "internal/attach", module + "internal/units", "github.com/coreos/go-systemd/v22/dbus"},
 	} {
 		for _, imported := range imports {
 			if rules[dir].breaks(imported) == "" {
@@ -159,6 +161,59 @@ func TestRulesBite(t *testing.T) {
 				t.Errorf("%s may not import %s: %s", dir, imported, why)
 			}
 		}
+	}
+}
+
+// internal/bus is the one way to the bus: godbus' own connections take file
+// descriptors, with which any user can end the daemon, and go-systemd's are
+// made of those.
+func TestOneWayToTheBus(t *testing.T) {
+	const godbus = "github.com/godbus/dbus/v5"
+	opens := func(imported, name string) bool {
+		switch imported {
+		case godbus:
+			for _, p := range []string{"Dial", "Connect", "NewConn", "SystemBus", "SessionBus"} {
+				if strings.HasPrefix(name, p) {
+					return true
+				}
+			}
+		case "github.com/coreos/go-systemd/v22/dbus":
+			return strings.HasPrefix(name, "New") || strings.HasPrefix(name, "Dial")
+		}
+		return false
+	}
+	found := 0
+	for _, top := range []string{"internal", "cmd"} {
+		for dir, files := range sources(t, top) {
+			for name, file := range files {
+				imports := map[string]string{}
+				for _, spec := range file.Imports {
+					imported, _ := strconv.Unquote(spec.Path.Value)
+					as := "dbus" // both are called so
+					if spec.Name != nil {
+						as = spec.Name.Name
+					}
+					if imported == godbus || strings.HasPrefix(imported, "github.com/coreos/go-systemd/") {
+						imports[as] = imported
+					}
+				}
+				ast.Inspect(file, func(n ast.Node) bool {
+					sel, ok := n.(*ast.SelectorExpr)
+					if !ok {
+						return true
+					}
+					if pkg, ok := sel.X.(*ast.Ident); ok && opens(imports[pkg.Name], sel.Sel.Name) {
+						if found++; dir != "internal/bus" {
+							t.Errorf("%s uses %s.%s: internal/bus opens connections", name, pkg.Name, sel.Sel.Name)
+						}
+					}
+					return true
+				})
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("nobody opens a connection: is this test looking at the right place?")
 	}
 }
 

@@ -195,6 +195,8 @@ func (b *fakeBus) serve(c *fakeConn) {
 			reply = "DATA"
 		case word == "AUTH", word == "DATA":
 			reply = "OK 0123456789abcdef0123456789abcdef"
+		case word == "NEGOTIATE_UNIX_FD": // a bus agrees, and delivers them
+			reply = "AGREE_UNIX_FD"
 		case word == "BEGIN":
 		default:
 			reply = "ERROR"

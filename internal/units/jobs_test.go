@@ -199,7 +199,7 @@ func TestJobGivesUp(t *testing.T) {
 	b := newFakeBus(t)
 	b.on("GetJob", func(busCall) ([]any, error) { return []any{jobPath(7)}, nil })
 	b.on("TryRestartUnit", func(busCall) ([]any, error) { return []any{jobPath(7)}, nil })
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second) // time enough to get there
 	defer cancel()
 	err := b.client(Options{}).TryRestart(ctx, "a.service")
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not ended") {

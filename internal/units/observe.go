@@ -57,7 +57,7 @@ func (s *Systemd) observe(ctx context.Context, unit string) (attach.Unit, error)
 	}
 	u.NeedReload = u.NeedReload || s.unread(u)
 	if u.Active() {
-		if u.RestartsWith, err = s.restartsWith(ctx, u.ID, deps); err != nil {
+		if u.RestartsWith, u.RestartsUnknown, err = s.restartsWith(ctx, u.ID, deps); err != nil {
 			return attach.Unit{}, err
 		}
 	}
@@ -374,20 +374,25 @@ func invocationID(v dbus.Variant) (string, error) {
 	return hex.EncodeToString(b), nil
 }
 
-// maxReach bounds how many units are looked at for RestartsWith; a machine
-// where one restart takes more along has said enough with the first of them.
-const maxReach = 256
+// maxReach bounds how many units are looked at for RestartsWith, those that
+// turn out to be inactive among them. It is far above what machines have, since
+// the one unit that must not be restarted may be the last that is reached.
+const maxReach = 4096
 
 // restartsWith follows a stop of a unit to all active units that it reaches.
 // An inactive unit neither notices nor passes it on. For most units deps is
-// empty, and systemd is not asked anything.
-func (s *Systemd) restartsWith(ctx context.Context, unit string, deps []string) ([]string, error) {
+// empty, and systemd is not asked anything. unknown says that it reaches more
+// than were looked at.
+func (s *Systemd) restartsWith(ctx context.Context, unit string, deps []string) (out []string, unknown bool, err error) {
 	seen := map[string]bool{unit: true}
-	var out []string
-	for len(deps) > 0 && len(out) < maxReach {
+	for len(deps) > 0 && !unknown {
 		var todo []string
 		for _, d := range deps {
-			if !seen[d] && fullName(d) == nil && len(seen) < 4*maxReach {
+			switch {
+			case seen[d]:
+			case len(seen) > maxReach || fullName(d) != nil:
+				unknown = true
+			default:
 				seen[d] = true
 				todo = append(todo, d)
 			}
@@ -398,25 +403,28 @@ func (s *Systemd) restartsWith(ctx context.Context, unit string, deps []string) 
 		}
 		var states []listedUnit
 		if err := s.call(ctx, s.wait.call, managerPath, managerIface+".ListUnitsByNames", []any{todo}, &states); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		for _, st := range states {
-			if st.ActiveState == "inactive" || st.ActiveState == "failed" || len(out) == maxReach {
+			if st.ActiveState == "inactive" || st.ActiveState == "failed" {
 				continue
 			}
 			out = append(out, st.Name)
+			if unknown {
+				continue // how far it reaches from there does not count any more
+			}
 			p, err := s.properties(ctx, st.Name, unitIface)
 			if err != nil {
-				return nil, err
+				return nil, false, err
 			}
 			for _, name := range stoppers {
 				deps = append(deps, read[[]string](p, name)...)
 			}
 			if p.err != nil {
-				return nil, p.err
+				return nil, false, p.err
 			}
 		}
 	}
 	slices.Sort(out)
-	return slices.Compact(out), nil
+	return slices.Compact(out), unknown, nil
 }

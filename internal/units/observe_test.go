@@ -3,9 +3,11 @@ package units
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -295,6 +297,69 @@ func TestRestartsWith(t *testing.T) {
 	b.has(units)
 	if u, err = s.Observe(t.Context(), "agent.service"); u.RestartsWith != nil || err != nil {
 		t.Errorf("inactive: %v, %v", u.RestartsWith, err)
+	}
+}
+
+// The unit that must not be restarted may be the last that a restart reaches.
+// Where not all of them were looked at, no restart may be planned.
+func TestRestartsWithFarAndWide(t *testing.T) {
+	active := func(id string, deps ...string) map[string]any {
+		return with(bare(id), map[string]any{"ActiveState": "active", "RequiredBy": deps})
+	}
+	many := func(n int) []string {
+		out := make([]string, n)
+		for i := range out {
+			out[i] = fmt.Sprintf("u%d.service", i)
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		reached int    // directly; 600 of them run
+		last    string // the last of these reaches it
+		missed  bool
+		unknown bool
+	}{
+		"none":              {},
+		"a few":             {reached: 3},
+		"many":              {reached: 600},
+		"the bus at last":   {reached: 600, last: "dbus.service"},
+		"too many":          {reached: maxReach + 1, unknown: true},
+		"too many in all":   {reached: maxReach, last: "dbus.service", missed: true, unknown: true},
+		"one of a bad name": {reached: 2, last: "what is/this.service", missed: true, unknown: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			reached := many(c.reached)
+			units := map[string]map[string]any{"agent.service": active("agent.service", reached...)}
+			for i, id := range reached {
+				if units[id] = with(bare(id), nil); i < 600 {
+					units[id] = active(id, "agent.service")
+				}
+			}
+			if c.last != "" {
+				by := reached[min(c.reached, 600)-1]
+				units[by] = active(by, "agent.service", c.last)
+				units[c.last] = active(c.last)
+			}
+			b := newFakeBus(t)
+			b.has(units)
+			u, err := b.client(Options{}).Observe(t.Context(), "agent.service")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if u.RestartsUnknown != c.unknown {
+				t.Errorf("RestartsUnknown = %v, with %d units in RestartsWith", u.RestartsUnknown, len(u.RestartsWith))
+			}
+			if has := slices.Contains(u.RestartsWith, c.last); c.last != "" && has == c.missed {
+				t.Errorf("%s is in RestartsWith: %v", c.last, has)
+			}
+			guard := attach.Protected(u)
+			if want := c.unknown || c.last == "dbus.service"; (guard != nil) != want {
+				t.Errorf("Protected = %v", guard)
+			}
+			if guard != nil && guard.Code != attach.UnitProtected {
+				t.Errorf("Protected = %v", guard)
+			}
+		})
 	}
 }
 

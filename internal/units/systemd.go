@@ -7,7 +7,7 @@
 // blocks when its reader is slow, and ends without a word with the connection.
 // Any user of the machine may send signals on the system bus, to one
 // connection too, so every signal here must come from the owner of
-// org.freedesktop.systemd1.
+// org.freedesktop.systemd1; what others send is not even decoded.
 package units
 
 import (
@@ -17,12 +17,12 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/aaunit/aaunit/internal/bus"
 	sddbus "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
 )
@@ -84,15 +84,9 @@ type waits struct {
 
 // New gives a Systemd. It connects when it is first asked something.
 func New(o Options) *Systemd {
-	s := &Systemd{root: o.Root, address: o.Address, log: o.Log, calls: make(chan *dbus.Conn, 1)}
+	s := &Systemd{root: o.Root, address: bus.Address(o.Address), log: o.Log, calls: make(chan *dbus.Conn, 1)}
 	if s.root == "" {
 		s.root = "/"
-	}
-	if s.address == "" {
-		s.address = os.Getenv("DBUS_SYSTEM_BUS_ADDRESS")
-	}
-	if s.address == "" {
-		s.address = "unix:path=/run/dbus/system_bus_socket"
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -117,34 +111,35 @@ func (s *Systemd) Close() error {
 	return nil
 }
 
+// hearer takes the signals of a connection.
+type hearer interface {
+	dbus.SignalHandler
+	// hears reports whether anything that a sender says is taken. It is asked
+	// in the connection's goroutine, before the signal is decoded: anybody may
+	// send us anything, as large and as often as the bus lets him.
+	hears(sender string) bool
+}
+
+// hears implements hearer: the owner of systemd's name, and nobody while there
+// is none.
+func (l *listener) hears(sender string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.owner != "" && l.owner == sender
+}
+
 // dial opens a connection of its own. What happens on it is bounded by ctx
-// until it is open; after that it lives until it is closed or lost.
-func (s *Systemd) dial(ctx context.Context, signals dbus.SignalHandler) (*dbus.Conn, error) {
+// until it is open; after that it lives until it is closed or lost. It has
+// nothing to be called for: calls are not taken.
+func (s *Systemd) dial(ctx context.Context, signals hearer) (*dbus.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.wait.call)
 	defer cancel()
-	conn, err := dbus.Dial(s.address, dbus.WithSignalHandler(signals))
-	if err != nil {
-		return nil, err
-	}
-	// Auth and Hello know no context: closing the connection ends them.
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	// The number of the user, not the name: looking one up needs more than a
-	// static binary has.
-	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
-	if err == nil {
-		err = conn.Hello()
-	}
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		conn.Close()
-		if ctx.Err() != nil {
-			err = fmt.Errorf("the bus did not answer: %w", context.Cause(ctx))
+	rules := bus.Rules{Signals: signals.hears, Lost: func(err error) {
+		if errors.Is(err, bus.ErrMalformed) {
+			s.log.Warn("a connection to the bus is given up", "err", err)
 		}
-		return nil, err
-	}
-	return conn, nil
+	}}
+	return bus.Connect(ctx, s.address, rules, dbus.WithSignalHandler(signals))
 }
 
 // conn gives the connection for calls, a new one where the old one is lost.
@@ -157,18 +152,18 @@ func (s *Systemd) conn(ctx context.Context) (*dbus.Conn, error) {
 	}
 	var err error
 	if conn == nil || !conn.Connected() {
-		// No signal was asked for, and none that is sent to us unasked may
-		// pile up.
 		conn, err = s.dial(ctx, ignoreSignals{})
 	}
 	s.calls <- conn
 	return conn, err
 }
 
-// ignoreSignals takes what nobody asked for.
+// ignoreSignals is for a connection on which no signal was asked for: none that
+// is sent to us unasked may pile up.
 type ignoreSignals struct{}
 
 func (ignoreSignals) DeliverSignal(string, string, *dbus.Signal) {}
+func (ignoreSignals) hears(string) bool                          { return false }
 
 // call makes a call that may be repeated, and repeats it for as long as
 // waits.retry while the bus or systemd is away.
@@ -231,7 +226,7 @@ func passing(err error) bool {
 		}
 		return false
 	}
-	for _, away := range []error{errSilent, dbus.ErrClosed, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
+	for _, away := range []error{errSilent, bus.ErrMalformed, dbus.ErrClosed, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
 		syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, syscall.ENOENT, syscall.EAGAIN} {
 		if errors.Is(err, away) {
 			return true

@@ -332,7 +332,7 @@ func TestPolkitLetsAnotherUserManage(t *testing.T) {
 	}
 	waitFor(t, "polkit to forget the rule", func() (bool, string) {
 		r := as("plan", "k-unit")
-		return r.exit == 1 && strings.Contains(r.stderr, "org.aaunit1.manage"), r.stdout + r.stderr
+		return r.exit == 1 && strings.Contains(r.stderr, "org.aaunit1.inspect"), r.stdout + r.stderr
 	})
 }
 

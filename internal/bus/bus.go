@@ -1,0 +1,149 @@
+// Package bus opens connections to the message bus on which strangers can do
+// no harm. Anybody on the machine can send anything to any connection of the
+// system bus, and godbus does with a message what it says, before anybody has
+// looked at who sent it:
+//
+//   - It asks the bus for file descriptors. Those in messages are never closed,
+//     and an array of them makes its decoder panic. A connection of this package
+//     takes none.
+//   - It decodes bodies of any size, into several times as much memory. Here a
+//     message is bounded, and its sender looked at, while it is still bytes.
+//   - It makes a type, which reflect keeps for ever, for each signature that it
+//     meets in a body. Here a call holds only types of a small, closed set.
+//
+// Replies and errors are taken as they are: a bus delivers them only from whom
+// we asked.
+package bus
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// Driver is the bus itself, as a sender: nobody else can have that name.
+const Driver = "org.freedesktop.DBus"
+
+// systemBus is where the system bus is unless the environment says otherwise;
+// dbus-daemon(1) and the D-Bus specification, "Well-known Message Bus Instances".
+const systemBus = "unix:path=/run/dbus/system_bus_socket"
+
+// Address gives the address of the bus, "" being the system bus.
+func Address(given string) string {
+	if given != "" {
+		return given
+	}
+	if a := os.Getenv("DBUS_SYSTEM_BUS_ADDRESS"); a != "" {
+		return a
+	}
+	return systemBus
+}
+
+// Rules say what a connection takes from strangers. The zero value is for a
+// connection that only asks: it takes no calls, and no signals but the bus's
+// own. Both functions are called in the order of the messages, in the one
+// goroutine that reads them: they must not wait for anything that comes over
+// the same connection.
+type Rules struct {
+	// Calls is asked about every method call when nothing but its header has
+	// been read. An error is sent to the caller, and the rest of the call is
+	// thrown away. Nil takes no calls; their callers get no answer.
+	Calls func(*Header) *dbus.Error
+	// Signals reports whether signals of a sender are taken, beside the bus's.
+	Signals func(sender string) bool
+	// MaxSignal bounds signals, where it is not MaxCall: for a connection that
+	// takes them only from whom it trusts.
+	MaxSignal int
+	// Lost is told, once, what ended the reading of messages: also that the
+	// connection was closed here.
+	Lost func(error)
+}
+
+// Connect opens a connection of its own. What happens on it is bounded by ctx
+// until it is open; after that it lives until it is closed or lost.
+func Connect(ctx context.Context, address string, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
+	sock, err := dial(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	s := &stream{sock: sock, in: bufio.NewReader(sock), rules: rules}
+	conn, err := dbus.NewConn(s, opts...)
+	if err != nil {
+		sock.Close()
+		return nil, err
+	}
+	s.answer = func(m *dbus.Message) { conn.Send(m, nil) }
+	// Auth and Hello know no context: closing the connection ends them.
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	// The number of the user, not the name: looking one up needs more than a
+	// static binary has.
+	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
+	if err == nil && !s.framed {
+		err = errors.New("cannot tell where the handshake ends; was it changed in godbus?")
+	}
+	if err == nil {
+		err = conn.Hello()
+	}
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		if ctx.Err() != nil {
+			err = fmt.Errorf("the bus did not answer: %w", context.Cause(ctx))
+		}
+		return nil, err
+	}
+	return conn, nil
+}
+
+// dial tries the addresses of a list ("unix:path=/x;unix:abstract=y") in turn;
+// D-Bus specification, "Server Addresses".
+func dial(ctx context.Context, list string) (net.Conn, error) {
+	var errs []error
+	for _, address := range strings.Split(list, ";") {
+		if address == "" {
+			continue
+		}
+		name, err := socketName(address)
+		if err == nil {
+			var d net.Dialer
+			var c net.Conn
+			if c, err = d.DialContext(ctx, "unix", name); err == nil {
+				return c, nil
+			}
+		}
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		return nil, errors.New("the bus address is empty")
+	}
+	return nil, errors.Join(errs...)
+}
+
+func socketName(address string) (string, error) {
+	rest, ok := strings.CutPrefix(address, "unix:")
+	if !ok {
+		return "", fmt.Errorf("cannot use bus address %q: only unix sockets are supported", address)
+	}
+	for _, pair := range strings.Split(rest, ",") {
+		key, value, _ := strings.Cut(pair, "=")
+		value, err := dbus.UnescapeBusAddressValue(value)
+		switch {
+		case err != nil:
+			return "", fmt.Errorf("cannot use bus address %q: %w", address, err)
+		case key == "path" && value != "":
+			return value, nil
+		case key == "abstract" && value != "":
+			return "@" + value, nil
+		}
+	}
+	return "", fmt.Errorf("cannot use bus address %q: it has neither path= nor abstract=", address)
+}
