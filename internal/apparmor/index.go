@@ -11,9 +11,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -22,23 +22,32 @@ import (
 // maxIndexed bounds the files that are indexed.
 const maxIndexed = 10_000
 
+// maxRefresh bounds how long the index waits for the parser, in all, as a
+// multiple of Options.ParserTime. What has no names by then has those of its
+// text, for a while.
+const maxRefresh = 4
+
 // racy is how long a file must have been untouched for its times to prove that
 // it did not change since it was read: the kernel's clock for them is coarse.
 const racy = 50 * time.Millisecond
 
 // indexState is what is known of profile files, by path.
 type indexState struct {
-	sync.Mutex
-	files   map[string]*indexed // directly in /etc/apparmor.d
-	outside map[string]*indexed // asked for by path
-	// clean: nothing changed since the last look, as far as the watch says.
-	clean    bool
-	watches  int
+	sync.Mutex // held while the parser runs
+
+	files    map[string]*indexed // directly in /etc/apparmor.d; never changed, but replaced
+	outside  map[string]*indexed // asked for by path
 	dirMtime unix.Timespec
-	watcher  *fsnotify.Watcher
-	// elsewhere are the real paths of files outside /etc/apparmor.d that
-	// profiles depend on.
-	elsewhere map[string]bool
+	// last points to what files was after the last look, for those who must not
+	// wait for the lock.
+	last  atomic.Pointer[map[string]*indexed]
+	watch watching
+}
+
+// found puts in place what a look found.
+func (ix *indexState) found(files map[string]*indexed) {
+	ix.files = files
+	ix.last.Store(&files)
 }
 
 // indexed is what is known of one file.
@@ -52,6 +61,9 @@ type indexed struct {
 	// err says why the parser did not give its names; what the text says stands
 	// in for them.
 	err error
+	// again is when to try once more, where the cause does not lie in the files:
+	// no change will say so.
+	again time.Time
 }
 
 // ByName lists the profiles with that internal name in /etc/apparmor.d. A file
@@ -61,8 +73,23 @@ func (s *System) ByName(name string) []attach.Profile {
 	s.index.Lock()
 	defer s.index.Unlock()
 	s.refresh()
+	return s.named(s.index.files, name)
+}
+
+// Known is ByName by what was found at the last look: it looks at no profile
+// file, starts no parser and waits for none, and before the first look it knows
+// nothing. So it is for hints in messages, where an old answer does no harm and
+// a late one does; what decides about anything asks ByName.
+func (s *System) Known(name string) []attach.Profile {
+	if files := s.index.last.Load(); files != nil {
+		return s.named(*files, name)
+	}
+	return nil
+}
+
+func (s *System) named(files map[string]*indexed, name string) []attach.Profile {
 	var ranks [3][]attach.Profile
-	for _, e := range s.index.files {
+	for _, e := range files {
 		for _, p := range e.names {
 			switch {
 			case p.Name != name:
@@ -212,17 +239,18 @@ func (s *System) refresh() {
 	ix := &s.index
 	var st unix.Stat_t
 	if err := unix.Stat(s.real(profileDir), &st); err != nil {
-		ix.files, ix.clean = nil, false
+		ix.found(nil)
+		ix.watch.dirty()
 		return
 	}
-	if ix.watches > 0 && ix.clean && st.Mtim == ix.dirMtime {
+	if ix.watch.isClean() && st.Mtim == ix.dirMtime {
 		return
 	}
-	// Before the look: a change during it makes the next look necessary.
-	ix.clean, ix.dirMtime = ix.watches > 0, st.Mtim
+	ix.watch.look()
+	ix.dirMtime = st.Mtim
 	entries, err := os.ReadDir(s.real(profileDir))
 	if err != nil {
-		ix.clean = false
+		ix.watch.dirty()
 		return
 	}
 	look := map[string]signature{}
@@ -242,7 +270,12 @@ func (s *System) refresh() {
 	for p, e := range s.reindex(stale, ix.files) {
 		files[p] = e
 	}
-	ix.files = files
+	for _, e := range files {
+		if !e.again.IsZero() {
+			ix.watch.dirty()
+		}
+	}
+	ix.found(files)
 }
 
 // outsideFile reads a profile file that is not directly in /etc/apparmor.d.
@@ -269,14 +302,17 @@ func (s *System) outsideFile(file string) (*indexed, error) {
 }
 
 // retry is how long a file waits whose names could not be read because the
-// parser could not be run or did not end.
-const retry = time.Minute
+// parser could not be run or did not end: at least so long, and at least so
+// many times as long as the parser was waited for.
+const (
+	retry      = time.Minute
+	retryTimes = 10
+)
 
 // fresh reports whether neither a file nor what it includes changed since it
 // was read.
 func (s *System) fresh(e *indexed, look map[string]signature) bool {
-	var ce *compileError
-	if e.err != nil && (!errors.As(e.err, &ce) || ce.run) && time.Since(e.read) > retry {
+	if !e.again.IsZero() && time.Now().After(e.again) {
 		return false
 	}
 	now := func(p string) signature {
@@ -318,7 +354,7 @@ func (s *System) reindex(files []string, known map[string]*indexed) map[string]*
 		src, err := r.source(p)
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) { // gone meanwhile
-				out[p] = &indexed{deps: map[string]signature{p: r.read(p).sig}, read: now, err: fmt.Errorf("cannot read profile file %s: %w", p, err)}
+				out[p] = &indexed{deps: map[string]signature{p: r.read(p).sig}, read: now, again: now.Add(retry), err: fmt.Errorf("cannot read profile file %s: %w", p, err)}
 			}
 			continue
 		}
@@ -340,7 +376,11 @@ func (s *System) reindex(files []string, known map[string]*indexed) map[string]*
 		}
 		srcs = append(srcs, src)
 	}
-	parts, errs := s.each(context.Background(), srcs, cutNames, "--names")
+	ctx, cancel := s.indexing()
+	defer cancel()
+	asked := time.Now()
+	parts, errs := s.each(ctx, srcs, cutNames, "--names")
+	again := time.Now().Add(max(retry, retryTimes*time.Since(asked)))
 	for i, src := range srcs {
 		e := out[src.file]
 		var names []string
@@ -351,10 +391,26 @@ func (s *System) reindex(files []string, known map[string]*indexed) map[string]*
 		if err != nil {
 			e.err = err
 			names = src.scan.names()
+			if ce := (*compileError)(nil); !errors.As(err, &ce) || ce.run {
+				e.again = again
+			}
 		}
 		e.names = profilesOf(src, names)
 	}
 	return out
+}
+
+// indexing is the context in which the parser runs for the index, whoever asked:
+// what it finds serves the next ones too. It is bounded, since all who ask wait
+// meanwhile, and ends with the one that Changes has.
+func (s *System) indexing() (context.Context, context.CancelFunc) {
+	s.index.watch.Lock()
+	life := s.index.watch.life
+	s.index.watch.Unlock()
+	if life == nil {
+		life = context.Background()
+	}
+	return context.WithTimeout(life, maxRefresh*s.opt.ParserTime)
 }
 
 // namesOf reads the parser's names of one file and checks them against what

@@ -1,7 +1,9 @@
 package apparmor
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -225,5 +227,93 @@ func TestOnlyFilesThatAreLoadedAreRivals(t *testing.T) {
 	_ = os.Remove(filepath.Join(h.root, profileDir, "off"))
 	if got := names(h, "x"); got != "x@bad" {
 		t.Errorf("%q", got)
+	}
+}
+
+// hangs makes a parser that works until stop is there, and then does not end.
+func hangs(t *testing.T) (parser, stop string) {
+	stop = filepath.Join(t.TempDir(), "stop")
+	if err := os.Chmod(filepath.Dir(stop), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return fakeParser(t, "[ -e '"+stop+"' ] && exec sleep 100\nexec '"+newHost(t).opt.Parsers[0]+"' \"$@\""), stop
+}
+
+// The parser hangs in a look that holds up everybody who needs an answer from
+// the files. A hint must not wait for it, and neither must the end.
+func TestAHangingParserHoldsUpNeitherHintsNorTheEnd(t *testing.T) {
+	parser, stop := hangs(t)
+	h := newHost(t, parser)
+	h.opt.ParserTime = time.Minute
+	h.profile("a", "profile a { }\n")
+	h.profile("off", "profile a { }\n")
+	h.symlink("../off", profileDir+"/disable/off")
+	if got := h.Known("a"); got != nil {
+		t.Errorf("nobody has looked, and Known says %+v", got)
+	}
+	c, cancel := context.WithCancel(ctx(t))
+	defer cancel()
+	h.follows(c)
+	if got := names(h, "a"); got != "a@a" {
+		t.Fatalf("%q", got)
+	}
+	if err := os.WriteFile(stop, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.profile("b", "profile b { }\n")
+	answer := make(chan string)
+	go func() { answer <- names(h, "b") }()
+	for h.index.TryLock() { // until the look has begun
+		h.index.Unlock()
+		time.Sleep(time.Millisecond)
+	}
+	begin := time.Now()
+	if got := h.Known("a"); len(got) != 1 || got[0].File != profileDir+"/a" {
+		t.Errorf("Known = %+v", got)
+	}
+	if got := h.Known("b"); got != nil {
+		t.Errorf("Known = %+v before the look was done", got)
+	}
+	if d := time.Since(begin); d > 5*time.Second {
+		t.Errorf("Known took %v", d)
+	}
+	select {
+	case got := <-answer:
+		t.Fatalf("ByName answered %q; this test proves nothing", got)
+	case <-time.After(300 * time.Millisecond):
+	}
+	cancel()
+	select {
+	case got := <-answer:
+		if got != "b@b" {
+			t.Errorf("cut off, ByName = %q", got)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the end waits for the parser")
+	}
+	if got := h.Known("b"); len(got) != 1 {
+		t.Errorf("Known = %+v after the look", got)
+	}
+	// From now on no parser is started.
+	h.profile("c", "profile c { }\n")
+	begin = time.Now()
+	if got := names(h, "c"); got != "c@c" || time.Since(begin) > 10*time.Second {
+		t.Errorf("ByName = %q after %v", got, time.Since(begin))
+	}
+}
+
+// Many files that each take the parser nearly as long as it may.
+func TestALookIsBoundedInAll(t *testing.T) {
+	h := newHost(t, fakeParser(t, "sleep 0.5; exit 1"))
+	h.opt.ParserTime = 600 * time.Millisecond
+	for i := range 60 {
+		h.profile(fmt.Sprint(i), fmt.Sprintf("profile p%d { }\n", i))
+	}
+	begin := time.Now()
+	if got := names(h, "p7"); got != "p7@7" {
+		t.Errorf("%q", got)
+	}
+	if d, all := time.Since(begin), 60*500*time.Millisecond/parallel; d > all*3/4 {
+		t.Errorf("took %v; one after the other they take %v", d, all)
 	}
 }

@@ -71,8 +71,8 @@ func (s *System) Load(ctx context.Context, policies []attach.Compiled) (failed m
 }
 
 // settle compares what the kernel has with what it was given, and takes away
-// children and hats of an earlier policy: a replacement keeps those that the
-// new policy does not define.
+// children and hats of an earlier policy that no task carries: a replacement
+// keeps those that the new policy does not define.
 func (s *System) settle(c attach.Compiled, names []string, live map[string]loaded) error {
 	var errs []error
 	for _, name := range names {
@@ -89,7 +89,10 @@ func (s *System) settle(c attach.Compiled, names []string, live map[string]loade
 	return errors.Join(errs...)
 }
 
-// prune unloads the children of these profiles that are not among them.
+// prune unloads the children of these profiles that are not among them. One
+// that a task carries stays, since removing it would unconfine the task, and is
+// no failure of the load: the new policy is live, and who reads the loaded
+// profiles sees the child.
 func (s *System) prune(names []string, live map[string]loaded) error {
 	var errs []error
 	extra := slices.Sorted(maps.Keys(live))
@@ -98,7 +101,7 @@ func (s *System) prune(names []string, live map[string]loaded) error {
 		if !strings.Contains(name, "//") || slices.Contains(names, name) || !wantedBy(names, name) {
 			continue
 		}
-		if err := s.unload(name); err != nil {
+		if err := s.unload(name); err != nil && !errors.Is(err, ErrInUse) {
 			errs = append(errs, fmt.Errorf("child %s of an earlier policy is still loaded: %w", name, err))
 		}
 	}

@@ -152,7 +152,7 @@ func (h *history) add(tasks []attach.Task, starts map[int]string, at time.Time) 
 	same, known = !first, !first
 	for _, t := range tasks {
 		x := sight{reading{t.Label.String(), t.Problem, t.Manager, t.InTransit}, at}
-		if t.Problem == "" && !t.Manager {
+		if t.Problem == "" && !t.Manager && !t.InTransit {
 			labels[x.label], kins[kin(t.Label)] = t.Label, true
 		}
 		id := idOf(t, starts)
@@ -266,7 +266,36 @@ func (l *look) tasks(u attach.Unit) ([]attach.Task, error) {
 			return out, fmt.Errorf("the unit has more than %d tasks", maxTasks)
 		}
 	}
+	l.markHelpers(out)
 	return out, nil
+}
+
+// markHelpers marks the children of what is in transit: PAM modules run programs
+// of their own before the service's, as pam_unix runs unix_chkpwd, which may have
+// a profile of its own. They end before the program is executed.
+func (l *look) markHelpers(tasks []attach.Task) {
+	starting := map[int]bool{}
+	for _, t := range tasks {
+		if t.InTransit {
+			starting[t.PID] = true
+		}
+	}
+	for more := len(starting) > 0; more; {
+		more = false
+		for i, t := range tasks {
+			if t.Manager || t.InTransit || t.PID <= 0 {
+				continue
+			}
+			status, err := l.read(l.dir(t.PID) + "/status")
+			if parent := statusField(status, "PPid"); err == nil && len(parent) == 1 {
+				ppid, _ := strconv.Atoi(parent[0])
+				tasks[i].InTransit = starting[ppid] || starting[t.PID]
+			}
+			if tasks[i].InTransit && !starting[t.PID] {
+				starting[t.PID], more = true, true // and its own children
+			}
+		}
+	}
 }
 
 // process appends the tasks of a process; one that is gone has none. own says

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -713,5 +714,24 @@ func BenchmarkIndex(b *testing.B) {
 		if n := len(s.Profiles()); n != 100 {
 			b.Fatal(n)
 		}
+	}
+}
+
+// What a process in transit has started, a PAM module's helper for example, is
+// on its way too; what others have started is not.
+func TestScanOfHelpersOfAStart(t *testing.T) {
+	h := newHost(t)
+	h.proc(proc{pid: 1, comm: "systemd", exe: "/usr/lib/systemd/systemd", labels: one("unconfined", 1)})
+	h.proc(proc{pid: 10, comm: "(agent)", exe: systemdExecutor, ppid: 1, age: time.Second, labels: one("unconfined", 10)})
+	h.proc(proc{pid: 11, comm: "unix_chkpwd", exe: "/usr/sbin/unix_chkpwd", ppid: 10, labels: one("unix-chkpwd (complain)", 11)})
+	h.proc(proc{pid: 9, comm: "its child", exe: "/usr/bin/x", ppid: 11, labels: one("unconfined", 9)})
+	h.proc(proc{pid: 12, comm: "other", exe: "/usr/bin/x", ppid: 1, labels: one("unconfined", 12)})
+	h.cgroup("/a.service", 9, 10, 11, 12)
+	got := map[int]bool{}
+	for _, task := range h.Scan(ctx(t), attach.Unit{ControlGroup: "/a.service", MainPID: 10}).Tasks {
+		got[task.PID] = task.InTransit
+	}
+	if want := map[int]bool{9: true, 10: true, 11: true, 12: false}; !maps.Equal(got, want) {
+		t.Errorf("in transit: %v, want %v", got, want)
 	}
 }

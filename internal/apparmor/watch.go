@@ -2,11 +2,16 @@ package apparmor
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -19,17 +24,24 @@ const (
 	quiet = 200 * time.Millisecond
 	// maxDelay bounds how long a stream of changes holds a report back.
 	maxDelay = 2 * time.Second
-	// rewatch is how long to wait before a watch that broke is set up again.
+	// rewatch is how long to wait before a watch that broke, or could not be had,
+	// is set up again.
 	rewatch = 10 * time.Second
-	// maxWatched bounds the directories below /etc/apparmor.d.
+	// maxWatched bounds the directories below /etc/apparmor.d, and the paths
+	// elsewhere.
 	maxWatched = 2000
 )
 
 // Changes tells, merged, that profile files changed or that somebody loaded,
 // replaced or removed policy on the host (platform fact 24). The channel is
 // closed when ctx ends. While it is open the index trusts the watch and looks
-// at files only after a change; where a watch cannot be had, it looks each time.
+// at files only after a change; where a watch cannot be had, or not on every
+// directory, it looks each time. When ctx ends, a look that waits for the
+// parser is cut off, and the index starts no parser any more.
 func (s *System) Changes(ctx context.Context) <-chan struct{} {
+	s.index.watch.Lock()
+	s.index.watch.life = ctx
+	s.index.watch.Unlock()
 	out := make(chan struct{}, 1)
 	events := make(chan struct{}, 1)
 	tell := func() {
@@ -45,7 +57,7 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 			s.watchFiles(ctx, tell)
 			select {
 			case <-ctx.Done():
-			case <-time.After(rewatch):
+			case <-time.After(s.index.watch.pause()):
 				tell() // whatever happened meanwhile was missed
 			}
 		}
@@ -53,11 +65,11 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 	policy := make(chan struct{})
 	go func() {
 		defer close(policy)
-		for ctx.Err() == nil {
-			s.watchPolicy(ctx, tell)
+		for again := false; ctx.Err() == nil; again = true {
+			s.watchPolicy(ctx, tell, again)
 			select {
 			case <-ctx.Done():
-			case <-time.After(rewatch):
+			case <-time.After(s.index.watch.pause()):
 			}
 		}
 	}()
@@ -97,8 +109,198 @@ func merge(ctx context.Context, events <-chan struct{}, out chan<- struct{}) {
 	}
 }
 
-// watchFiles tells of changes below /etc/apparmor.d until the watch breaks or
-// ctx ends.
+// watching is the watch on profile files, as the index sees it. It has a lock
+// of its own: an event must not wait for the parser.
+type watching struct {
+	sync.Mutex
+	by *fsnotify.Watcher // nil: nobody watches
+	// clean: nothing changed since the index began its last look, as far as the
+	// watch says. Never where the watch is not whole.
+	clean bool
+	whole bool          // every directory that matters is watched
+	lost  chan struct{} // wakes the watch up when it is not whole any more
+	// places are the real paths that matter outside /etc/apparmor.d.
+	places map[string]place
+	full   bool // and some more, for which there was no room
+	// life is Changes' context: no parser is started for the index after its
+	// end.
+	life context.Context
+
+	// For tests: what watches a directory, and how long rewatch is.
+	add   func(w *fsnotify.Watcher, dir string) error
+	again time.Duration
+}
+
+// place is why a path outside /etc/apparmor.d matters.
+type place uint8
+
+const (
+	depended place = 1 << iota // a profile depends on the file
+	included                   // a profile includes the directory, whatever it holds
+	above                      // it is a directory above one of these, and may go and come back
+)
+
+func (w *watching) pause() time.Duration {
+	if w.again > 0 {
+		return w.again
+	}
+	return rewatch
+}
+
+// begin makes by the watcher, which watches nothing yet.
+func (w *watching) begin(by *fsnotify.Watcher, root string) (lost <-chan struct{}) {
+	w.Lock()
+	defer w.Unlock()
+	w.by, w.whole, w.clean = by, false, false
+	w.lost = make(chan struct{}, 1)
+	w.note(root, 0)
+	return w.lost
+}
+
+// end says that the watcher watches nothing any more.
+func (w *watching) end(by *fsnotify.Watcher) {
+	w.Lock()
+	defer w.Unlock()
+	if w.by == by {
+		w.by, w.whole, w.clean = nil, false, false
+	}
+}
+
+// dirty says that something changed.
+func (w *watching) dirty() {
+	w.Lock()
+	defer w.Unlock()
+	w.clean = false
+}
+
+// isClean reports whether nothing changed since the last look.
+func (w *watching) isClean() bool {
+	w.Lock()
+	defer w.Unlock()
+	return w.clean
+}
+
+// isWhole reports whether everything that matters is watched.
+func (w *watching) isWhole() bool {
+	w.Lock()
+	defer w.Unlock()
+	return w.whole
+}
+
+// look says that the index begins to look at the files now. A change during
+// the look makes the next one necessary.
+func (w *watching) look() {
+	w.Lock()
+	defer w.Unlock()
+	w.clean = w.by != nil && w.whole
+}
+
+// dir watches a directory. One that does not exist is no failure: the one above
+// is watched before, and tells when it comes.
+func (w *watching) dir(by *fsnotify.Watcher, dir string) error {
+	add := (*fsnotify.Watcher).Add
+	if w.add != nil {
+		add = w.add
+	}
+	if err := add(by, dir); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return err
+	}
+	return nil
+}
+
+// wayTo lists the directories above a path, from the root.
+func wayTo(p string) []string {
+	var dirs []string
+	for p != "/" && p != "." {
+		p = filepath.Dir(p)
+		dirs = append(dirs, p)
+	}
+	slices.Reverse(dirs)
+	return dirs
+}
+
+// note remembers a path and the way to it. The lock is held.
+func (w *watching) note(p string, why place) {
+	if w.places == nil {
+		w.places = map[string]place{}
+	}
+	if why != 0 {
+		w.places[p] |= why
+	}
+	for _, d := range wayTo(p) {
+		w.places[d] |= above
+	}
+}
+
+// follow has a path outside /etc/apparmor.d watched, from the directories above
+// it on, since it may be replaced together with them.
+func (w *watching) follow(p string, why place) {
+	w.Lock()
+	defer w.Unlock()
+	switch {
+	case w.places[p]&why != 0:
+		return
+	case len(w.places) >= maxWatched:
+		w.full = true
+		w.lose()
+		return
+	}
+	w.note(p, why)
+	if w.by == nil {
+		return
+	}
+	w.clean = false // it may have changed since it was read
+	dirs := wayTo(p)
+	if why == included {
+		dirs = append(dirs, p)
+	}
+	for _, d := range dirs {
+		if w.dir(w.by, d) != nil {
+			w.lose()
+			return
+		}
+	}
+}
+
+// lose says that something is not watched. The lock is held.
+func (w *watching) lose() {
+	w.whole, w.clean = false, false
+	select {
+	case w.lost <- struct{}{}:
+	default: // nobody watches, or it is said already
+	}
+}
+
+// followAll watches what matters outside /etc/apparmor.d anew; ok says whether
+// all else is watched.
+func (w *watching) followAll(by *fsnotify.Watcher, ok bool) {
+	w.Lock()
+	defer w.Unlock()
+	if w.by != by {
+		return
+	}
+	for _, p := range slices.Sorted(maps.Keys(w.places)) { // those above first
+		if w.places[p]&(above|included) != 0 && w.dir(by, p) != nil {
+			ok = false
+		}
+	}
+	w.whole, w.clean = ok && !w.full, false
+}
+
+// concerns reports whether something that happened at a path matters, and
+// whether other paths lie below it.
+func (w *watching) concerns(root, p string) (matters, more bool) {
+	w.Lock()
+	defer w.Unlock()
+	why := w.places[p]
+	inside := under(root, p) || w.places[filepath.Dir(p)]&included != 0
+	return why != 0 || inside && !isSkipped(p), why&(above|included) != 0
+}
+
+// watchFiles tells of changes below /etc/apparmor.d, and of files elsewhere on
+// which profiles depend, until ctx ends. What cannot be watched, since the
+// kernel's limit is reached (inotify(7)) or there is too much, it tries again
+// and again; until that succeeds it looks for changes itself, now and then.
 func (s *System) watchFiles(ctx context.Context, tell func()) {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -106,65 +308,70 @@ func (s *System) watchFiles(ctx context.Context, tell func()) {
 	}
 	defer w.Close()
 	root := s.real(profileDir)
-	if watchTree(w, root) != nil {
-		// Not there yet: wait for it to come.
-		if w.Add(filepath.Dir(root)) != nil {
-			return
+	watch := &s.index.watch
+	lost := watch.begin(w, root)
+	defer watch.end(w)
+	// Those above come before those below, so that nothing comes unseen between
+	// two steps.
+	all := func() {
+		ok := true
+		for _, d := range wayTo(root) {
+			ok = watch.dir(w, d) == nil && ok
 		}
+		watch.followAll(w, s.watchTree(w, root) == nil && ok)
 	}
-	s.index.Lock()
-	s.index.watches++
-	s.index.clean = false
-	s.index.watcher = w
-	for p := range s.index.elsewhere {
-		_ = w.Add(filepath.Dir(p))
-	}
-	s.index.Unlock()
-	elsewhere := func(p string) bool {
-		s.index.Lock()
-		defer s.index.Unlock()
-		return s.index.elsewhere[p]
-	}
-	dirty := func() {
-		s.index.Lock()
-		s.index.clean = false
-		s.index.Unlock()
-	}
-	defer func() {
-		s.index.Lock()
-		s.index.watches--
-		s.index.clean = false
-		if s.index.watcher == w {
-			s.index.watcher = nil
-		}
-		s.index.Unlock()
-	}()
+	all()
+	var again <-chan time.Time
+	seen := ""
 	for {
+		switch {
+		case watch.isWhole():
+			again, seen = nil, ""
+		case again == nil:
+			again = time.After(watch.pause())
+			if seen == "" {
+				seen = s.fingerprint(root)
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-lost:
+		case <-again:
+			again = nil
+			all()
+			if now := s.fingerprint(root); now != seen || watch.isWhole() {
+				seen = now
+				tell()
+			}
 		case <-w.Errors:
 			// Events were lost (the queue overran): all may have changed.
-			dirty()
-			_ = watchTree(w, root)
+			all()
 			tell()
 		case ev, ok := <-w.Events:
 			if !ok {
 				return
 			}
-			if isSkipped(ev.Name) || !under(root, ev.Name) && !elsewhere(ev.Name) {
+			name := filepath.Clean(ev.Name) // fsnotify says "//etc" for what is in "/"
+			matters, more := watch.concerns(root, name)
+			if !matters {
 				continue
 			}
-			dirty()
-			if ev.Has(fsnotify.Create) {
-				if st, err := os.Lstat(ev.Name); err == nil && st.IsDir() {
-					_ = watchTree(w, ev.Name)
+			switch {
+			case more:
+				all()
+			case under(root, name):
+				// It came, or had another name meanwhile, which ends its watch.
+				if st, err := os.Lstat(name); err == nil && st.IsDir() && s.watchTree(w, name) != nil {
+					watch.Lock()
+					watch.lose()
+					watch.Unlock()
 				}
 			}
+			// After the new watches, or a look in between would count for what
+			// came before they were there.
+			watch.dirty()
 			tell()
-			if ev.Name == root && (ev.Has(fsnotify.Remove) || ev.Has(fsnotify.Rename)) {
-				return
-			}
 		}
 	}
 }
@@ -174,49 +381,82 @@ func isSkipped(path string) bool {
 	return skipped(name) || strings.HasPrefix(name, "#") || name == "4913" // vim tries whether it may write
 }
 
-// watchTree watches a directory and those below it.
-func watchTree(w *fsnotify.Watcher, root string) error {
+// watchTree watches a directory and those below it. The error says that there
+// is one that is not watched.
+func (s *System) watchTree(w *fsnotify.Watcher, root string) (lost error) {
 	n := 0
-	return filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-		if p == root && err != nil {
-			return err
-		}
-		if n >= maxWatched {
+	_ = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // gone, or not there yet
+		case err != nil:
+			lost = err
+		case !d.IsDir() && p == root:
+			lost = unix.ENOTDIR // a symbolic link: what it leads to may change unseen
+		case !d.IsDir():
+		case n >= maxWatched:
+			lost = fmt.Errorf("there are more than %d directories", maxWatched)
 			return fs.SkipAll
-		}
-		if err == nil && d.IsDir() {
+		default:
 			n++
-			if err = w.Add(p); err != nil && p == root {
-				return err
+			if err := s.index.watch.dir(w, p); err != nil {
+				lost = err
 			}
 		}
-		return nil // it went away, or is another's to complain about
+		return nil
 	})
+	return lost
 }
 
-// watchElsewhere watches the files that profiles depend on outside
-// /etc/apparmor.d: the directory of each, since editors replace files. The
-// index is locked.
+// fingerprint is a digest over the names and times of everything that matters,
+// for finding changes without a watch.
+func (s *System) fingerprint(root string) string {
+	h := sha256.New()
+	note := func(p string) {
+		var st unix.Stat_t
+		if unix.Stat(p, &st) == nil {
+			fmt.Fprintf(h, "%q %+v\n", p, signatureOf(&st))
+		}
+	}
+	_ = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		// A directory's own times change with what is skipped in it, too.
+		if err == nil && !d.IsDir() && !isSkipped(p) {
+			note(p)
+		}
+		return nil // what went away shows
+	})
+	s.index.watch.Lock()
+	places := maps.Clone(s.index.watch.places)
+	s.index.watch.Unlock()
+	for _, p := range slices.Sorted(maps.Keys(places)) {
+		if places[p]&(depended|included) != 0 {
+			note(p)
+		}
+	}
+	return string(h.Sum(nil))
+}
+
+// watchElsewhere watches what a profile depends on outside /etc/apparmor.d: the
+// directory of each file, since editors replace files. Files that count below
+// /etc/apparmor.d although they are called like an editor's leftovers are noted
+// as well.
 func (s *System) watchElsewhere(e *indexed) {
 	for dep := range e.deps {
-		if under(profileDir, dep) || len(s.index.elsewhere) >= maxWatched {
-			continue
+		if !under(profileDir, dep) || isSkipped(dep) {
+			s.index.watch.follow(s.real(dep), depended)
 		}
-		real := s.real(dep)
-		if s.index.elsewhere == nil {
-			s.index.elsewhere = map[string]bool{}
-		}
-		s.index.elsewhere[real] = true
-		if s.index.watcher != nil {
-			_ = s.index.watcher.Add(filepath.Dir(real))
+	}
+	for dir := range e.dirs {
+		if !under(profileDir, dir) {
+			s.index.watch.follow(s.real(dir), included)
 		}
 	}
 }
 
 // watchPolicy waits on …/apparmor/revision, which becomes readable with every
 // change of policy in the host's namespace, until it cannot be read or ctx
-// ends. Staging happens in a namespace with a revision of its own.
-func (s *System) watchPolicy(ctx context.Context, tell func()) {
+// ends. Staging happens in a namespace with a revision of its own. again says
+// that it could not be read before: whatever happened meanwhile was missed.
+func (s *System) watchPolicy(ctx context.Context, tell func(), again bool) {
 	fd, err := unix.Open(s.real(filepath.Join(securityDir, "revision")), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
@@ -242,7 +482,7 @@ func (s *System) watchPolicy(ctx context.Context, tell func()) {
 		}
 	}()
 	buf := make([]byte, 64)
-	for first := true; ctx.Err() == nil; first = false {
+	for first := !again; ctx.Err() == nil; first = false {
 		if _, err := unix.Read(fd, buf); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
 			return
 		}

@@ -324,6 +324,20 @@ func TestJudgeNamesTheWayOut(t *testing.T) {
 	}
 }
 
+// A helper that a PAM module runs before the program carries whatever profile
+// attaches to it, and is no task that left.
+func TestAHelperOfAStartIsNoEscape(t *testing.T) {
+	d, o := healthy()
+	o.Scan.Tasks = append(o.Scan.Tasks, Task{PID: 900, TID: 900, Exe: "/usr/sbin/unix_chkpwd", InTransit: true,
+		Label: Label{Profiles: []string{"unix-chkpwd"}, Mode: ModeComplain}})
+	o.Scan.Tmp[900] = o.Scan.HostTmp
+	v := Judge(d, o)
+	if v.Answer != Unknown {
+		t.Errorf("%v", v.Answer)
+	}
+	wantCodes(t, "a helper", v.Reasons, TasksUnstable)
+}
+
 // What hostile tasks make of labels and paths does not make a verdict grow
 // without bound.
 func TestVerdictsAreBounded(t *testing.T) {

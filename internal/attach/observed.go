@@ -264,7 +264,8 @@ type Task struct {
 	// the (sd-pam) that PAMName= leaves behind, or one in transit.
 	Manager bool `json:"manager,omitempty"`
 	// InTransit: it is on its way to a program, between systemd's fork and its
-	// exec. It will be something else in a moment.
+	// exec, and will be something else in a moment; or it was started by such a
+	// process, as PAM modules do, and will be gone.
 	InTransit bool `json:"inTransit,omitempty"`
 }
 

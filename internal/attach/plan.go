@@ -632,6 +632,9 @@ func Protected(u Unit) *Reason {
 	if i := slices.IndexFunc(u.RestartsWith, isGuarded); i >= 0 {
 		return ptr(because(UnitProtected, "restarting %s would restart %s, and with it the system or the session", u.ID, u.RestartsWith[i]))
 	}
+	if u.RestartsUnknown {
+		return ptr(because(UnitProtected, "what a restart of %s takes along could not be told: %d units and more", u.ID, len(u.RestartsWith)))
+	}
 	if u.RefuseStop || u.RefuseStart {
 		return ptr(because(UnitProtected, "%s refuses to be stopped or started by hand", u.ID))
 	}

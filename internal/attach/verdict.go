@@ -297,8 +297,8 @@ func judgeTask(d Desired, u Unit, t Task) (c Code, ok bool) {
 	switch {
 	case t.Problem != "" || len(t.Label.Profiles) == 0:
 		return TaskUnreadable, true
-	case t.Manager && t.Label.IsUnconfined():
-		// systemd's own process on its way to the program.
+	case t.InTransit, t.Manager && t.Label.IsUnconfined():
+		// systemd's own process on its way to the program, or one of its helpers.
 		return TasksUnstable, true
 	case t.Label.IsUnconfined() && t.PID != u.MainPID && freeCommand(u):
 		// It may end with the command or live on; a look after it will tell.

@@ -261,6 +261,89 @@ func TestChangesMergeABurst(t *testing.T) {
 	}
 }
 
+// A directory above those of the attachment files goes, by removal or under
+// another name, and another one comes in its place.
+func TestChangesSeeWhatComesInPlaceOfADirectoryAbove(t *testing.T) {
+	for name, away := range map[string]func(dir string) error{
+		"removed": os.RemoveAll,
+		"renamed": func(dir string) error { return os.Rename(dir, dir+".old") },
+		"two up":  func(dir string) error { return os.RemoveAll(filepath.Dir(dir)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, root := testFiles(t)
+			above := root + "/etc/aaunit"
+			f.Dirs[0] = above + "/attachments.d"
+			write(t, f.Dirs[0]+"/first.conf", good("first.service"))
+			ctx, cancel := context.WithCancel(context.Background())
+			ch := f.Changes(ctx)
+			// until waits for changes to be told, and for quiet, so that each step
+			// has to be seen by itself.
+			until := func(what string, attachments int) {
+				t.Helper()
+				for deadline := time.After(10 * time.Second); ; {
+					select {
+					case <-ch:
+					case <-deadline:
+						t.Fatalf("%s was not told", what)
+					}
+					if len(f.Read().Attachments) == attachments {
+						break
+					}
+				}
+				for still := false; !still; {
+					select {
+					case <-ch:
+					case <-time.After(2 * quiet):
+						still = true
+					}
+				}
+			}
+			if err := away(above); err != nil {
+				t.Fatal(err)
+			}
+			until("that the directory above went", 0)
+			write(t, f.Dirs[0]+"/second.conf", good("second.service"))
+			until("what came in its place", 1)
+			write(t, f.Dirs[0]+"/third.conf", good("third.service"))
+			until("a file in the new directory", 2)
+			cancel()
+			for range ch {
+			}
+		})
+	}
+}
+
+func TestAStreamOfChangesHoldsNoReportBack(t *testing.T) {
+	f, root := testFiles(t)
+	write(t, root+"/etc/a.conf", good("a.service"))
+	ctx, cancel := context.WithCancel(context.Background())
+	ch := f.Changes(ctx)
+	end, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(quiet / 10):
+				_ = os.WriteFile(root+"/etc/a.conf", []byte(good("a.service")), 0o644)
+			}
+		}
+	}()
+	for range 2 {
+		select {
+		case <-ch:
+		case <-time.After(3 * maxDelay):
+			t.Error("nothing was told while the changes went on")
+		}
+	}
+	close(end)
+	<-done
+	cancel()
+	for range ch {
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(good("a.service")))
 	f.Add([]byte("[Attachment]\nUnit=a.service \\\n b.service\nProfile=%p\nAllowProfiles=\"a b\" c\nSettleSec=5min\n"))

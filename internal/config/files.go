@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/safefile"
@@ -21,10 +22,18 @@ import (
 // maxFile bounds one attachment file.
 const maxFile = 64 << 10
 
-// quiet is how long the directories must be still before a change is told, so
-// that a burst of files is one change, and a file that is being written is not
-// read while it is still empty.
-const quiet = 250 * time.Millisecond
+const (
+	// quiet is how long the directories must be still before a change is told,
+	// so that a burst of files is one change, and a file that is being written
+	// is not read while it is still empty.
+	quiet = 250 * time.Millisecond
+	// maxDelay bounds how long a stream of changes holds a report back: one
+	// file that is written over and over must not hide the others.
+	maxDelay = 2 * time.Second
+	// rewatch is how long to wait before what could not be watched is tried
+	// again.
+	rewatch = 10 * time.Second
+)
 
 // Dirs are the directories of attachment files, the first wins: a file masks
 // those of the same name in later directories, and a link to /dev/null masks
@@ -180,59 +189,136 @@ func (f *Files) Remove(path string) error {
 }
 
 // Changes tells that files came, went or changed; bursts are merged into one.
-// A directory that appears later is watched from then on.
+// The channel is closed when ctx ends. The directories may come later, go, and
+// be made anew, and so may those above them.
 func (f *Files) Changes(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		f.Log.Error("cannot watch the attachment files; changes are seen at the slow re-check only", "err", err)
-		close(out)
-		return out
-	}
-	watchAll := func() {
-		for _, d := range f.Dirs {
-			for _, p := range []string{filepath.Dir(d), d} {
-				if err := w.Add(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					f.Log.Error("cannot watch directory; changes there are seen at the slow re-check only", "dir", p, "err", err)
-				}
-			}
-		}
-	}
-	watchAll()
+	w := &watch{log: f.Log, dirs: f.Dirs.andAbove(), blind: map[string]bool{}}
+	w.all() // here: what happens after the return is told
 	go func() {
 		defer close(out)
-		defer w.Close()
-		timer := time.NewTimer(time.Hour)
-		timer.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case ev, ok := <-w.Events:
-				if !ok {
-					return
-				}
-				switch {
-				case slices.Contains(f.Dirs, ev.Name):
-					watchAll()
-				case !slices.Contains(f.Dirs, filepath.Dir(ev.Name)) || !strings.HasSuffix(ev.Name, ".conf"):
-					continue
-				}
-				timer.Reset(quiet)
-			case err, ok := <-w.Errors:
-				if !ok {
-					return
-				}
-				// The queue overflowed: something changed, we do not know what.
-				f.Log.Warn("the watch on attachment files lost events; reading all again", "err", err)
-				timer.Reset(quiet)
-			case <-timer.C:
-				select {
-				case out <- struct{}{}:
-				default:
-				}
-			}
-		}
+		w.run(ctx, f.Dirs, out)
 	}()
 	return out
+}
+
+// andAbove lists the directories and all above them, those above first.
+func (d Dirs) andAbove() []string {
+	var out []string
+	for _, p := range d {
+		for ; !slices.Contains(out, p); p = filepath.Dir(p) {
+			out = append(out, p)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// watch is the watch on directories. A watch goes with its directory, whatever
+// comes to lie at the path later, and only a watch on the one above tells of
+// that: so all of them are watched, up to the root, and watched anew whenever
+// something happened to one of them.
+type watch struct {
+	log   *slog.Logger
+	dirs  []string // those above first: nothing can come unseen between two steps
+	w     *fsnotify.Watcher
+	blind map[string]bool // those that could not be watched; "" is all
+}
+
+// all watches all directories, and says whether one is watched now that could
+// not be before. One that does not exist is no failure: the one above tells
+// when it comes.
+func (w *watch) all() (found bool) {
+	if w.w == nil {
+		fresh, err := fsnotify.NewWatcher()
+		found = w.judge("", err)
+		if err != nil {
+			return false
+		}
+		w.w = fresh
+	}
+	for _, d := range w.dirs {
+		err := w.w.Add(d)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			err = nil
+		}
+		found = w.judge(d, err) || found
+	}
+	return found
+}
+
+// judge remembers whether a directory is watched, complains once where it is
+// not, and says whether it is again.
+func (w *watch) judge(dir string, err error) bool {
+	was := w.blind[dir]
+	switch {
+	case err == nil:
+		delete(w.blind, dir)
+		return was
+	case was:
+	case dir == "":
+		w.blind[dir] = true
+		w.log.Error("cannot watch the attachment files; until a later try succeeds, changes are seen at the slow re-check only", "err", err)
+	default:
+		w.blind[dir] = true
+		w.log.Error("cannot watch directory; until a later try succeeds, changes there are seen at the slow re-check only", "dir", dir, "err", err)
+	}
+	return false
+}
+
+func (w *watch) run(ctx context.Context, dirs Dirs, out chan<- struct{}) {
+	var since time.Time // the first change that is not told yet; zero: there is none
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	changed := func() {
+		if since.IsZero() {
+			since = time.Now()
+		}
+		timer.Reset(min(quiet, time.Until(since.Add(maxDelay))))
+	}
+	defer func() {
+		if w.w != nil {
+			w.w.Close()
+		}
+	}()
+	var again <-chan time.Time
+	for {
+		if again == nil && len(w.blind) > 0 {
+			again = time.After(rewatch)
+		}
+		var events <-chan fsnotify.Event
+		var lost <-chan error
+		if w.w != nil {
+			events, lost = w.w.Events, w.w.Errors
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case ev := <-events:
+			name := filepath.Clean(ev.Name) // fsnotify says "//etc" for what is in "/"
+			switch {
+			case slices.Contains(w.dirs, name):
+				w.all()
+			case !slices.Contains(dirs, filepath.Dir(name)) || !strings.HasSuffix(name, ".conf"):
+				continue
+			}
+			changed()
+		case err := <-lost:
+			// The queue overflowed: something changed, we do not know what.
+			w.log.Warn("the watch on attachment files lost events; reading all again", "err", err)
+			w.all()
+			changed()
+		case <-again:
+			again = nil
+			if w.all() {
+				changed() // what happened there meanwhile was missed
+			}
+		case <-timer.C:
+			since = time.Time{}
+			select {
+			case out <- struct{}{}:
+			default: // one is waiting to be read already
+			}
+		}
+	}
 }

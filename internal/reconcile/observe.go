@@ -109,6 +109,10 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 	p := attach.Policy{Candidates: map[string][]attach.Profile{}}
 	var files []string
 	for i, name := range names {
+		if how == quick {
+			p.Candidates[name] = l.apparmor.Known(name) // for the hint at a rule
+			continue
+		}
 		found := l.apparmor.ByName(name)
 		if file := d.Attachment.ProfileFile; i == 0 && file != "" {
 			inFile, err := l.apparmor.InFile(file)

@@ -258,17 +258,21 @@ func (j *job) trampled() map[string]attach.Reason {
 }
 
 // carries reports whether the unit runs and all its tasks are under the
-// profile already.
+// profile already. What systemd has not executed yet is not.
 func carries(d attach.Desired, o attach.Observed) bool {
-	if o.Scan == nil || len(o.Scan.Tasks) == 0 {
+	if o.Scan == nil {
 		return false
 	}
+	seen := false
 	for _, t := range o.Scan.Tasks {
-		if !t.Manager && (t.Problem != "" || t.Label.Fits(d.Profile, d.Attachment.AllowProfiles) == attach.FitOther) {
+		switch {
+		case t.InTransit, t.Problem != "", !t.Manager && t.Label.Fits(d.Profile, d.Attachment.AllowProfiles) == attach.FitOther:
 			return false
+		case !t.Manager:
+			seen = true
 		}
 	}
-	return true
+	return seen
 }
 
 // free reports whether the unit runs and all its tasks are unconfined: an

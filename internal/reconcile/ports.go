@@ -46,6 +46,9 @@ type Systemd interface {
 // AppArmor is what the loop needs of AppArmor.
 type AppArmor interface {
 	attach.Index
+	// Known answers like ByName from what is known already, for hints in
+	// messages: it waits for nothing and starts no parser.
+	Known(name string) []attach.Profile
 	// Profiles lists every profile that a file directly in /etc/apparmor.d
 	// defines.
 	Profiles() []attach.Profile
@@ -56,8 +59,8 @@ type AppArmor interface {
 	// what it cannot compile it names in problems. Results are kept while the
 	// file, what it includes, the parser and the kernel stay the same.
 	Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason)
-	// Load makes compiled policies live: all in one call, one by one where
-	// that fails. failed holds an error for each file whose profiles the kernel
+	// Load makes compiled policies live, all of them in one go; what is wrong
+	// with one keeps no other from being loaded. failed holds an error for each file whose profiles the kernel
 	// does not have afterwards, as read back from the kernel.
 	Load(ctx context.Context, policies []attach.Compiled) (failed map[string]error)
 	// Live reads the named profiles, their children and hats.

@@ -236,9 +236,19 @@ func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
 // running without the profile it had.
 func (l *Loop) stopUnlessCarried(ctx context.Context, j *job) {
 	former := attach.Desired{Unit: j.d.Unit, Profile: cmp.Or(j.before.Profile, j.d.Profile), Attachment: j.d.Attachment, Record: j.before}
-	o, err := l.observe(ctx, former, quick)
-	if err == nil && (!o.Unit.Active() || carries(former, o)) {
-		return
+	for begun := time.Now(); ; {
+		o, err := l.observe(ctx, former, quick)
+		if err == nil && (!o.Unit.Active() || carries(former, o)) {
+			return
+		}
+		starting := err == nil && o.Scan != nil && slices.ContainsFunc(o.Scan.Tasks, func(t attach.Task) bool { return t.InTransit })
+		if !starting || ctx.Err() != nil || time.Since(begun) > passing {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
 	}
 	if err := l.systemd.Stop(ctx, j.d.Unit); err != nil {
 		l.log.Error("cannot stop a unit that does not come up confined again", journal.FieldUnit, j.d.Unit, "err", err)

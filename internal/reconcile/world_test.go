@@ -378,6 +378,8 @@ func (w *world) ByName(name string) []attach.Profile {
 	return nil
 }
 
+func (w *world) Known(name string) []attach.Profile { return w.ByName(name) }
+
 func (w *world) InFile(p string) ([]attach.Profile, error) {
 	if found := w.ByName(path.Base(p)); found != nil {
 		return found, nil

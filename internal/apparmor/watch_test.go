@@ -1,0 +1,239 @@
+package apparmor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+)
+
+// follows starts Changes and gives the watch time to be there.
+func (h *host) follows(c context.Context) <-chan struct{} {
+	told := h.Changes(c)
+	for end := time.Now().Add(500 * time.Millisecond); !h.index.watch.isWhole() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	return told
+}
+
+// tells waits for a change to be told, and then for quiet.
+func (h *host) tells(told <-chan struct{}, what string) {
+	h.t.Helper()
+	select {
+	case <-told:
+	case <-time.After(10 * time.Second):
+		h.t.Fatalf("%s was not told", what)
+	}
+	h.drain(told)
+}
+
+func (h *host) drain(told <-chan struct{}) {
+	for {
+		select {
+		case <-told:
+		case <-time.After(3 * quiet):
+			return
+		}
+	}
+}
+
+// limit makes a watch on some directories impossible, as the kernel's limit on
+// watches does.
+func (h *host) limit(hit func(dir string) bool) {
+	h.index.watch.again = 100 * time.Millisecond
+	h.index.watch.add = func(w *fsnotify.Watcher, dir string) error {
+		if hit(dir) {
+			return unix.ENOSPC
+		}
+		return w.Add(dir)
+	}
+}
+
+// A directory below /etc/apparmor.d, or one elsewhere, cannot be watched: the
+// index must not answer from what it knew before a change there, and the watch
+// must be had when there is room again.
+func TestADirectoryThatCannotBeWatched(t *testing.T) {
+	for name, file := range map[string]string{
+		"below":     profileDir + "/tunables/x",
+		"elsewhere": "/opt/rules/x",
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			var full atomic.Bool
+			full.Store(true)
+			h.limit(func(dir string) bool { return full.Load() && dir == filepath.Dir(filepath.Join(h.root, file)) })
+			h.write(file, "profile x1 { }\n")
+			h.profile("a", "include \""+file+"\"\n")
+			told := h.follows(ctx(t))
+			if got := names(h, "x1"); got != "x1@a" {
+				t.Fatalf("%q", got)
+			}
+			time.Sleep(3 * racy) // times tell now, and the watch has been asked
+			if got := names(h, "x1"); got != "x1@a" {
+				t.Fatalf("%q", got)
+			}
+			h.write(file, "profile x2 { }\n")
+			if got := names(h, "x1") + names(h, "x2"); got != "x2@a" {
+				t.Errorf("an unwatched directory was trusted: %q", got)
+			}
+			h.tells(told, "a change that is not watched")
+
+			full.Store(false)
+			h.tells(told, "that there is a watch again")
+			if !h.index.watch.isWhole() {
+				t.Fatal("there is no watch")
+			}
+			names(h, "x2")
+			if !h.index.watch.isClean() {
+				t.Error("with a watch on everything, it is not trusted")
+			}
+			h.write(file, "profile x3 { }\n")
+			h.tells(told, "a change that is watched again")
+			if got := names(h, "x3"); got != "x3@a" {
+				t.Errorf("%q", got)
+			}
+		})
+	}
+}
+
+// A directory that comes later may be the one for which there is no room.
+func TestANewDirectoryThatCannotBeWatched(t *testing.T) {
+	h := newHost(t)
+	h.limit(func(dir string) bool { return strings.HasSuffix(dir, "/late") })
+	h.profile("a", "include if exists <late/x>\nprofile a { }\n")
+	told := h.follows(ctx(t))
+	names(h, "a")
+	h.write(profileDir+"/late/x", "profile x1 { }\n")
+	h.tells(told, "a new directory")
+	time.Sleep(3 * racy)
+	if got := names(h, "x1"); got != "x1@a" {
+		t.Fatalf("%q", got)
+	}
+	h.write(profileDir+"/late/x", "profile x2 { }\n")
+	if got := names(h, "x2"); got != "x2@a" {
+		t.Errorf("an unwatched directory was trusted: %q", got)
+	}
+	h.tells(told, "a change that is not watched")
+}
+
+func TestMoreDirectoriesThanAreWatched(t *testing.T) {
+	h := newHost(t)
+	for i := range maxWatched {
+		h.mkdir(fmt.Sprintf("%s/d/%04d", profileDir, i))
+	}
+	file := h.write(profileDir+"/z/x", "profile x1 { }\n")
+	h.profile("a", "include <z/x>\n")
+	h.index.watch.again = 100 * time.Millisecond
+	told := h.follows(ctx(t))
+	if got := names(h, "x1"); got != "x1@a" {
+		t.Fatalf("%q", got)
+	}
+	time.Sleep(3 * racy)
+	names(h, "x1")
+	h.write(file, "profile x2 { }\n")
+	if got := names(h, "x2"); got != "x2@a" {
+		t.Errorf("an unwatched directory was trusted: %q", got)
+	}
+	h.tells(told, "a change that is not watched")
+}
+
+// What lies above may go and come back, and a directory of includes may be
+// empty at first.
+func TestWhatComesInPlaceOfADirectoryIsWatched(t *testing.T) {
+	h := newHost(t)
+	h.mkdir("/opt/agent/rules.d")
+	h.profile("a", "include if exists \"/opt/agent/rules.d\"\ninclude if exists \"/opt/other/x\"\nprofile a { }\n")
+	told := h.follows(ctx(t))
+	names(h, "a")
+	h.drain(told)
+	step := func(what, profile string) {
+		t.Helper()
+		h.tells(told, what)
+		if got := names(h, profile); got != profile+"@a" {
+			t.Errorf("%s: %q", what, got)
+		}
+	}
+	h.write("/opt/agent/rules.d/one", "profile one { }\n")
+	step("a first file in an included directory", "one")
+	if err := os.RemoveAll(filepath.Join(h.root, "/opt/agent")); err != nil {
+		t.Fatal(err)
+	}
+	h.tells(told, "that a directory above went")
+	h.write("/opt/agent/rules.d/two", "profile two { }\n")
+	step("a file in a directory that came back", "two")
+	h.write("/opt/agent/rules.d/three", "profile three { }\n")
+	step("another file there", "three")
+	h.write("/opt/other/x", "profile x { }\n")
+	step("a file in a directory that did not exist", "x")
+
+	dir := filepath.Join(h.root, profileDir)
+	if err := os.Rename(dir, dir+".old"); err != nil {
+		t.Fatal(err)
+	}
+	h.tells(told, "that /etc/apparmor.d went")
+	h.profile("a", "profile new { }\n")
+	step("what came in place of /etc/apparmor.d", "new")
+	h.profile("a", "profile newer { }\n")
+	step("a change there", "newer")
+}
+
+// A watch on what is loaded that begins late, or anew, has missed what happened
+// before.
+func TestAWatchOnLoadedPolicyThatBeginsAgainTells(t *testing.T) {
+	h := newHost(t)
+	h.index.watch.again = 300 * time.Millisecond
+	told := h.follows(ctx(t))
+	h.mkdir(securityDir)
+	select {
+	case <-told:
+		t.Fatal("nothing had happened")
+	case <-time.After(4 * h.index.watch.again):
+	}
+	revision := filepath.Join(h.root, securityDir, "revision")
+	if err := unix.Mkfifo(revision, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(revision, os.O_RDWR, 0) // never at its end
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h.tells(told, "that the watch on loaded policy began again")
+	if _, err := f.WriteString("7\n"); err != nil {
+		t.Fatal(err)
+	}
+	h.tells(told, "a new revision")
+}
+
+// No change of a file says when a parser that could not be run can be.
+func TestAParserThatComesBackIsAskedAgain(t *testing.T) {
+	parser := fakeParser(t, `echo a`)
+	if err := os.Chmod(parser, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, parser)
+	file := h.profile("a", "profile a { }\n")
+	h.follows(ctx(t))
+	time.Sleep(3 * racy)
+	names(h, "a")
+	if err := os.Chmod(parser, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	names(h, "a")
+	e := h.index.files[file]
+	if e.err == nil || time.Until(e.again) < retry/2 {
+		t.Fatalf("it is tried again at %v: %v", e.again, e.err)
+	}
+	e.again = time.Now().Add(-time.Second)
+	names(h, "a")
+	if e := h.index.files[file]; e.err != nil || !e.again.IsZero() {
+		t.Errorf("the parser was not asked again: %v", e.err)
+	}
+}
