@@ -1,6 +1,7 @@
 package apparmor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -108,6 +110,9 @@ func (s *System) prune(names []string, live map[string]loaded) error {
 	return errors.Join(errs...)
 }
 
+// startTime is how long an unload waits for starts that are under way.
+const startTime = 3 * time.Second
+
 // Unload removes a profile and its children. It refuses, with ErrInUse, while
 // a task of the host carries one of them: removing it would unconfine the
 // task. A profile that is not loaded is no error.
@@ -131,11 +136,15 @@ func (s *System) unload(name string) error {
 	if _, ok := live[name]; !ok {
 		return nil
 	}
-	who, err := s.carrier(name)
+	who, starting, err := s.carrier(name)
+	for begin := time.Now(); err == nil && who == "" && starting != "" && time.Since(begin) < startTime; {
+		time.Sleep(lookPause)
+		who, starting, err = s.carrier(name)
+	}
 	if err != nil {
 		return fmt.Errorf("cannot unload profile %s: whether a task carries it could not be told: %w", name, err)
 	}
-	if who != "" {
+	if who = cmp.Or(who, starting); who != "" {
 		return fmt.Errorf("cannot unload profile %s: %w: %s", name, ErrInUse, who)
 	}
 	if err := writePolicy(s.real(filepath.Join(securityDir, ".remove")), []byte(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -692,11 +692,14 @@ func readIDs(file string) ([]int, error) {
 }
 
 // carrier finds a task of the host that carries a profile or one of its
-// children, or will with its next exec; "" none.
-func (s *System) carrier(profile string) (string, error) {
+// children, or will with its next exec where the kernel tells that; "" none.
+// starting is a process of systemd's on its way to a program:
+// it may have asked for the profile already, which cannot be told (see
+// markManager), and would run unconfined if the profile went before its exec.
+func (s *System) carrier(profile string) (who, starting string, err error) {
 	names, err := readNames(s.real(procDir))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	l := s.newLook()
 	for _, name := range names {
@@ -704,28 +707,32 @@ func (s *System) carrier(profile string) (string, error) {
 		if err != nil {
 			continue
 		}
-		tasks, _, err := l.process(pid, nil)
+		tasks, own, err := l.process(pid, nil)
 		if err != nil {
-			return "", err
+			return "", "", err
 		}
 		for _, t := range tasks {
-			if t.Problem != "" {
-				return "", fmt.Errorf("the label of process %d: %s", t.PID, t.Problem)
+			switch {
+			case t.Problem != "":
+				return "", "", fmt.Errorf("the label of process %d: %s", t.PID, t.Problem)
+			case carries(t.Label, profile) || carries(l.next(t), profile):
+				return fmt.Sprintf("%s (PID %d) carries %s", clean(t.Comm), t.PID, t.Label), "", nil
+			case own && pid != 1 && t.Label.IsUnconfined() && t.Comm != "(sd-pam)" &&
+				(strings.HasPrefix(t.Comm, "(") && youngerThan(l.starts[pid], transitTime) || youngerThan(l.starts[pid], briefTime)):
+				starting = fmt.Sprintf("systemd is starting %s (PID %d), and whether under the profile cannot be told", clean(t.Comm), t.PID)
 			}
-			if !carries(t.Label, profile) {
-				// systemd sets the label for the exec first: attr/apparmor/exec,
-				// where the kernel tells it (see markManager).
-				next, err := l.read(fmt.Sprintf("%s/%d/task/%d/attr/apparmor/exec", s.real(procDir), t.PID, t.TID))
-				if err != nil || len(bytes.TrimRight(next, "\n\x00")) == 0 {
-					continue
-				}
-				label, err := attach.ParseLabel(string(next))
-				if err != nil || !carries(label, profile) {
-					continue
-				}
-			}
-			return fmt.Sprintf("%s (PID %d) carries %s", clean(t.Comm), t.PID, t.Label), nil
 		}
 	}
-	return "", nil
+	return "", starting, nil
+}
+
+// next is the label that a task has asked for with its next exec; of most
+// kernels no answer is to be had.
+func (l *look) next(t attach.Task) attach.Label {
+	text, err := l.read(fmt.Sprintf("%s/task/%d/attr/apparmor/exec", l.dir(t.PID), t.TID))
+	if err != nil || len(bytes.TrimRight(text, "\n\x00")) == 0 {
+		return attach.Label{}
+	}
+	label, _ := attach.ParseLabel(string(text))
+	return label
 }

@@ -613,6 +613,17 @@ func TestUnloadRefusesWhatIsCarried(t *testing.T) {
 	if wrote, _ := os.ReadFile(filepath.Join(h.root, securityDir, ".remove")); string(wrote) != "x" {
 		t.Errorf("wrote %q", wrote)
 	}
+	// One that is starting may be about to carry it.
+	h.proc(proc{pid: 1, comm: "systemd", exe: "/usr/lib/systemd/systemd", labels: one("unconfined", 1)})
+	h.proc(proc{pid: 13, comm: "(agent)", exe: systemdExecutor, ppid: 1, age: time.Second, labels: one("unconfined", 13)})
+	if err := h.Unload(ctx(t), "x"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "is starting (agent)") {
+		t.Errorf("%v", err)
+	}
+	h.proc(proc{pid: 13, comm: "(sd-pam)", exe: systemdExecutor, ppid: 1, age: time.Second, labels: one("unconfined", 13)})
+	h.proc(proc{pid: 14, comm: "systemd", exe: "/usr/lib/systemd/systemd", uid: 7, ppid: 1, labels: one("unconfined", 14)})
+	if err := h.Unload(ctx(t), "x"); err == nil || errors.Is(err, ErrInUse) {
+		t.Errorf("a session, or a user manager, keeps it loaded: %v", err)
+	}
 	h.proc(proc{pid: 12, comm: "odd", labels: one("? (?)", 12)})
 	if err := h.Unload(ctx(t), "x"); err == nil || !strings.Contains(err.Error(), "could not be told") {
 		t.Errorf("%v", err)

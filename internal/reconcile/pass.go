@@ -519,7 +519,8 @@ func (l *Loop) hardened(j *job, failed map[string]error) {
 }
 
 // unloadChildren removes what the texts no longer define: the kernel hands a
-// replaced profile's children on to the new one.
+// replaced profile's children on to the new one. One that a task carries can go
+// only after the restart, so it is tried then once more.
 func (l *Loop) unloadChildren(ctx context.Context, jobs []*job) {
 	done := map[string]bool{}
 	for _, j := range jobs {
@@ -528,7 +529,7 @@ func (l *Loop) unloadChildren(ctx context.Context, jobs []*job) {
 				continue
 			}
 			done[a.Target] = true
-			if err := l.apparmor.Unload(ctx, a.Target); err != nil {
+			if err := l.apparmor.Unload(ctx, a.Target); err != nil && (j.restarted || !j.plan.Has(attach.Restart)) {
 				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
 			}
 		}
@@ -746,6 +747,7 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 			j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
 			return
 		}
+		l.unloadChildren(ctx, []*job{j})
 		l.settle(ctx, j)
 	})
 }

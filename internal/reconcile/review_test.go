@@ -773,3 +773,19 @@ func TestALookThatHangs(t *testing.T) {
 		}
 	})
 }
+
+// A child profile that the text no longer has and a task still carries goes
+// after the restart, and the attach is not undone for it.
+func TestAChildThatIsCarriedGoesAfterTheRestart(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.own, u.label = "a", "a//old (enforce)"
+	w.kernel["a"], w.kernel["a//old"] = "0", "0"
+	w.run(t, func(l *Loop) {
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		rest()
+		if _, there := w.kernel["a//old"]; there || out[0].Exit != attach.ExitOK || len(out[0].Notes) != 0 {
+			t.Errorf("%+v %q %q", out, w.kernel, w.trace)
+		}
+	})
+}

@@ -442,8 +442,8 @@ func modeOf(version string) attach.Mode {
 func (w *world) Live(names []string) (map[string]attach.LiveProfile, error) {
 	defer w.lock()()
 	out := map[string]attach.LiveProfile{}
-	for _, n := range names {
-		if v, ok := w.kernel[n]; ok {
+	for n, v := range w.kernel {
+		if slices.ContainsFunc(names, func(p string) bool { return n == p || strings.HasPrefix(n, p+"//") }) {
 			out[n] = attach.LiveProfile{Name: n, Mode: modeOf(v), Checksum: "sha256:" + n + v}
 		}
 	}
