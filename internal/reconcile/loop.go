@@ -6,7 +6,8 @@
 // (internal/attach).
 //
 // Read it in this order: loop.go (what triggers what), pass.go (one pass, step
-// by step), undo.go (the way back), manager.go (what people ask for).
+// by step), policy.go (what is loaded), undo.go (the way back), manager.go (what
+// people ask for).
 package reconcile
 
 import (

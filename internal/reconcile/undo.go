@@ -110,47 +110,6 @@ func (l *Loop) putBackDropIns(ctx context.Context, back []*job) (reload bool) {
 	return reload
 }
 
-// holdPattern holds a template or prefix whose drop-in was taken away because
-// no unit of it came up under it: units to come would not either.
-func (l *Loop) holdPattern(ctx context.Context, j *job, path string) {
-	l.mu.Lock()
-	var held *attach.Record
-	for name, r := range l.records {
-		if _, has := r.DropIns[path]; has && attach.IsPattern(name) && name != j.d.Unit {
-			r = r.Clone()
-			delete(r.DropIns, path)
-			r.Hold = &attach.Hold{Reasons: j.failed, Since: time.Now()}
-			held = &r
-		}
-	}
-	l.mu.Unlock()
-	if held == nil {
-		return
-	}
-	if d, err := l.desired(held.Unit); err == nil && d.Attachment != nil {
-		if o, err := l.observe(ctx, d, full); err == nil {
-			held.Hold.Inputs = inputs(&job{d: d, o: o})
-		}
-	}
-	l.remember(*held)
-	l.publish(held.Unit, func(*attach.Status) {})
-}
-
-// releasePattern ends the hold of the template or prefix whose drop-in a unit
-// came up under after all.
-func (l *Loop) releasePattern(d attach.Desired) {
-	name := d.Attachment.Placement(d.Unit)
-	l.mu.Lock()
-	r := l.records[name].Clone()
-	l.mu.Unlock()
-	if name == d.Unit || r.Hold == nil {
-		return
-	}
-	r.Hold = nil
-	l.remember(r)
-	l.queue.add(inputChanged, name)
-}
-
 // neededByOthers reports whether a unit whose attach did not fail is confined
 // by the file: a template's or prefix's, which serves several.
 func (l *Loop) neededByOthers(j *job, back []*job, path string) bool {
