@@ -240,7 +240,11 @@ func (l *look) tasks(u attach.Unit) ([]attach.Task, error) {
 			continue
 		}
 		pids = append(pids, pid)
-		if scope := l.s.sessionOf(pid); scope != "" {
+		scope, err := l.s.sessionOf(pid)
+		if err != nil {
+			return nil, err
+		}
+		if scope != "" {
 			more, err := l.s.processes(scope)
 			if err != nil {
 				return nil, err
@@ -511,20 +515,24 @@ func statusField(status []byte, key string) []string {
 }
 
 // sessionOf gives the control group of a process when it is a session scope of
-// logind's, else "".
-func (s *System) sessionOf(pid int) string {
-	data, err := readAll(s.real(filepath.Join(procDir, strconv.Itoa(pid), "cgroup")), 64<<10)
+// logind's, else "". A process that is gone has none.
+func (s *System) sessionOf(pid int) (string, error) {
+	file := filepath.Join(procDir, strconv.Itoa(pid), "cgroup")
+	data, err := readAll(s.real(file), 64<<10)
 	if err != nil {
-		return ""
+		if gone(err) {
+			return "", nil
+		}
+		return "", fmt.Errorf("cannot read %s: %w", file, bareErrno(err))
 	}
 	for line := range strings.Lines(string(data)) {
 		if group, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
 			if ok, _ := path.Match("/user.slice/user-*.slice/session-*.scope", group); ok {
-				return group
+				return group, nil
 			}
 		}
 	}
-	return ""
+	return "", nil
 }
 
 // label reads a task's label.

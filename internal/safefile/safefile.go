@@ -204,10 +204,12 @@ func open(path string, flags int) (*os.File, error) {
 		return nil, fmt.Errorf("cannot open %q: it is not an absolute path", path)
 	}
 	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC | unix.O_NOFOLLOW), Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS}
-	for {
+	for try := 0; ; try++ {
 		fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
 		switch {
-		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
+		// EAGAIN is a race with a rename, or the lease of somebody who can hold on
+		// to it for long.
+		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) && try < 100:
 			continue
 		case errors.Is(err, unix.ELOOP):
 			return nil, fmt.Errorf("cannot open %s: it is, or leads through, a symbolic link", path)

@@ -219,10 +219,10 @@ func makeDir(dir string) error {
 }
 
 func openat2(at int, path string, how unix.OpenHow) (*os.File, error) {
-	for {
+	for try := 0; ; try++ {
 		fd, err := unix.Openat2(at, path, &how)
 		switch {
-		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) && try < 100: // raced with a rename
 			continue
 		case errors.Is(err, unix.ELOOP):
 			return nil, errors.New("it is, or leads through, a symbolic link")
