@@ -205,6 +205,9 @@ func (w *jobWatch) open(ctx context.Context) error {
 func (w *jobWatch) result(ctx context.Context, job dbus.ObjectPath) (string, error) {
 	tick := time.NewTicker(w.s.wait.poll)
 	defer tick.Stop()
+	over := func() error {
+		return fmt.Errorf("its job has not ended, and systemd goes on with it: %w", context.Cause(ctx))
+	}
 	for {
 		if r, ok := w.get(job); ok {
 			return r, nil
@@ -213,7 +216,7 @@ func (w *jobWatch) result(ctx context.Context, job dbus.ObjectPath) (string, err
 		case <-w.wake:
 			continue
 		case <-ctx.Done():
-			return "", fmt.Errorf("its job has not ended, and systemd goes on with it: %w", context.Cause(ctx))
+			return "", over()
 		case <-w.conn.Context().Done():
 		case owner := <-w.l.owners:
 			if owner != "" {
@@ -226,7 +229,9 @@ func (w *jobWatch) result(ctx context.Context, job dbus.ObjectPath) (string, err
 		if err := w.persist(ctx, func(conn *dbus.Conn) (err error) {
 			gone, err = w.gone(ctx, conn, job)
 			return err
-		}); err != nil {
+		}); ctx.Err() != nil {
+			return "", over()
+		} else if err != nil {
 			return "", err
 		}
 		// What systemd sent before its answer has been taken before it.
