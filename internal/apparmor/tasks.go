@@ -259,7 +259,8 @@ func (l *look) tasks(u attach.Unit) ([]attach.Task, error) {
 			out = append(out, attach.Task{Problem: "it is a process of another PID namespace"})
 			continue
 		}
-		from, own := len(out), false
+		from := len(out)
+		var own bool
 		if out, own, err = l.process(pid, out); err != nil {
 			return out, err
 		}

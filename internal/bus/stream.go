@@ -159,11 +159,13 @@ func (s *stream) call(f fixed, h *Header) error {
 	if err := s.more(int(f.body)); err != nil {
 		return midway(err)
 	}
-	if err := checkBody(f.order, h.Signature, s.buf[f.header():]); err != nil {
-		s.refuse(h, dbus.NewError("org.freedesktop.DBus.Error.InvalidArgs", []any{"cannot take the arguments: " + err.Error()}))
+	bad := checkBody(f.order, h.Signature, s.buf[f.header():])
+	if bad == nil {
+		s.ready = s.buf
 		return nil
 	}
-	s.ready = s.buf
+	// The caller's mistake, not the connection's.
+	s.refuse(h, dbus.NewError("org.freedesktop.DBus.Error.InvalidArgs", []any{"cannot take the arguments: " + bad.Error()}))
 	return nil
 }
 
