@@ -20,7 +20,7 @@ import (
 //
 // The bytes go to the kernel's .replace directly and not through
 // "apparmor_parser --binary --replace": they are exactly the staged ones, no
-// process is started (which costs far more than the load, platform fact 20),
+// process is started (which costs far more than the load),
 // each file is taken whole or not at all, and the kernel's answer arrives as
 // it is. Files are independent of each other: what is wrong with one keeps no
 // other from being loaded.
@@ -173,7 +173,7 @@ type saved struct {
 }
 
 // Save keeps what is loaded under these names: the kernel still has the bytes
-// of every profile (raw_data, platform fact 23). A profile that is loaded and
+// of every profile (raw_data). A profile that is loaded and
 // whose bytes cannot be had is an error.
 func (s *System) Save(names []string) (Saved, error) {
 	s.loading.Lock()

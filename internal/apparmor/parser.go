@@ -296,7 +296,7 @@ func (s *System) alone(ctx context.Context, c *copied, src *source, path string,
 		return nil, &compileError{file: src.file, text: err.Error(), run: true}
 	}
 	said := c.original(string(out.stderr))
-	// Exit 0 is not success (platform fact 21).
+	// Exit 0 is not success (seen on Debian 12 and 13).
 	if out.err != nil || strings.Contains(said, "parser error") {
 		return nil, newCompileError(src, said, out.err)
 	}

@@ -34,7 +34,7 @@ func countingParser(t *testing.T) (parser string, runs func() int) {
 	}
 }
 
-// The parser is what costs most (platform fact 20).
+// The parser is what costs most.
 func TestTheParserRunsOnlyForWhatChanged(t *testing.T) {
 	parser, runs := countingParser(t)
 	h := newHost(t, parser)

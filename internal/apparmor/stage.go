@@ -21,7 +21,7 @@ import (
 const stagePrefix = "aaunit-"
 
 // stage reads the kernel's checksums of compiled policies without making them
-// live (platform fact 24):
+// live (seen on Debian 12 and 13):
 //
 //  1. Make a policy namespace, in which no task is or can be.
 //  2. Write each policy to the namespace's own .replace.

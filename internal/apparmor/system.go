@@ -33,7 +33,7 @@ const (
 const parallel = 2
 
 // ErrInUse says that a profile is not unloaded because a task carries it:
-// unloading would unconfine the task (platform fact 26).
+// unloading would unconfine the task (seen on Debian 12 and 13).
 var ErrInUse = errors.New("a task carries the profile")
 
 // ErrUntrusted says that others than root could have written a profile, or a

@@ -253,7 +253,7 @@ func TestVMStageLoadReadBackUnload(t *testing.T) {
 	v.load(load...) // again
 	v.is(want, all...)
 
-	// The parser's own load of the text is the same policy (platform fact 23),
+	// The parser's own load of the text is the same policy (seen on Debian 12 and 13),
 	// in one go from all texts, and later from its cache.
 	for _, flags := range [][]string{{"-r", "-T", "-W"}, {"-r"}} {
 		for _, c := range load {

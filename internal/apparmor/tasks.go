@@ -53,7 +53,7 @@ const systemdExecutor = "/usr/lib/systemd/systemd-executor"
 // children of a moved process are there too. It looks until what it finds has
 // settled (see history.add); the result is the last look, and all of it. A task
 // that reads as unconfined is believed only when it still does after a while: a
-// process is unconfined between its fork and its exec (platform fact 19). A task
+// process is unconfined between its fork and its exec (seen on Debian 12 and 13). A task
 // that is gone before it could be read is not in the result, and neither is one
 // that has ended and was not yet waited for.
 func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {

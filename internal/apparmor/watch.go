@@ -33,7 +33,7 @@ const (
 )
 
 // Changes tells, merged, that profile files changed or that somebody loaded,
-// replaced or removed policy on the host (platform fact 24). The channel is
+// replaced or removed policy on the host (seen on Debian 12 and 13). The channel is
 // closed when ctx ends. While it is open the index trusts the watch and looks
 // at files only after a change; where a watch cannot be had, or not on every
 // directory, it looks each time. When ctx ends, a look that waits for the

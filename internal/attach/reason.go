@@ -142,6 +142,7 @@ const (
 	NotAttached      Code = "not-attached"
 	UnloadSkipped    Code = "profile-stays-loaded"
 	AttachmentBad    Code = "attachment-bad"
+	RecordBad        Code = "record-bad"
 )
 
 // What a look at the tasks found.
@@ -223,12 +224,13 @@ var entries = []Entry{
 	{RestartDrags, "A restart takes other units along", "Units that require this one, are bound to it or part of it are stopped or restarted with it.", Confined},
 	{Detached, "The attachment was withdrawn", "No attachment names the unit any more.", NotConfined},
 	{AttachFailed, "The unit did not come up confined and healthy", "After the restart the unit failed, restarted by itself or was not confined.", NotConfined},
-	{Held, "Held after a failed attach", "The attach failed and was undone. It is not tried again until the unit, the profile or the attachment changes, or someone asks.", NotConfined},
+	{Held, "Held after a failed attach", "The attach failed. It is not tried again until the unit, the profile or the attachment changes, or someone asks.", NotConfined},
 	{RivalAttachments, "Two attachments name the unit", "They name it equally closely, so which one was meant cannot be told. Remove the unit from one of them.", Unknown},
 	{DeclaredInFile, "Declared in a file", "An attachment file that a person or a configuration tool wrote names the unit. What a file declares is changed in that file.", Confined},
 	{NotAttached, "Not attached", "No attachment names the unit, so aaunit neither confines nor watches it.", NotConfined},
 	{UnloadSkipped, "The profile stays loaded", "Removing a profile takes it off every task that carries it, so a profile in use is never unloaded.", Confined},
 	{AttachmentBad, "The attachment file has an error", "The file is not used until it is corrected; what was attached by its last good version stays as it is.", Unknown},
+	{RecordBad, "A record of aaunitd's could not be read or kept", "aaunitd remembers of each attached unit what it wrote and loaded. A record that cannot be read is set aside, and the unit is looked at anew; a drop-in that was on it is then taken for somebody else's until it says what the attachment asks for.", Unknown},
 
 	{TaskUnconfined, "A task is not confined", "At least one task of the unit runs without any profile.", NotConfined},
 	{TaskOther, "A task runs under another profile", "At least one task of the unit carries a profile that the attachment does not name: a child profile of another name (Px) or a transition of its own. If that is meant, list it in AllowProfiles=.", NotConfined},

@@ -16,6 +16,9 @@ type Request struct {
 	// Trusted: the caller is root and may name any file. Set by the D-Bus
 	// service from the caller's credentials, never by the caller.
 	Trusted bool `json:"-"`
+	// AsDeclared: an attachment that is there is taken as it is, its mode and
+	// all. For checks.
+	AsDeclared bool `json:"-"`
 }
 
 // Step is a stage of an operation that people see.

@@ -625,7 +625,7 @@ func (p *printer) explainUnit(s attach.Status) {
 	case len(s.Refused) > 0:
 		words = fmt.Sprintf("Refused. The unit was declared to run under %s, and something speaks against it, so nothing was done. What follows says what.", profile)
 	case s.Held != nil:
-		words = fmt.Sprintf("Held. The unit was declared to run under %s. The attach failed and was undone, and it is not tried again by itself. What follows says why.", profile)
+		words = fmt.Sprintf("Held. The unit was declared to run under %s. The attach failed, and it is not tried again by itself. What follows says why.", profile)
 	case attach.IsPattern(s.Unit):
 		words = fmt.Sprintf("A pattern. Its drop-in is in place, so that systemd starts every unit of it under %s, also those that do not exist yet. Each unit has a verdict of its own.", profile)
 	case v.Answer == attach.Confined:

@@ -14,6 +14,8 @@ const (
 	MsgAttached MessageID = "5e4b91e0b3f94c8d8753558faf79f5d7"
 	// MsgAttachUndone: an attach failed, and the unit is as it was before.
 	MsgAttachUndone MessageID = "153c1c59ab30450eae301f7e57afa52b"
+	// MsgAttachHeld: an attach failed, and OnFailedAttach= says not to undo it.
+	MsgAttachHeld MessageID = "84bdff404da444d696f65e567a484e51"
 	// MsgAttachRefused: nothing was changed, since something speaks against it.
 	MsgAttachRefused MessageID = "89471ad191b6418aaec8b8551d5e7468"
 	// MsgDetached: an attachment was withdrawn and taken back.

@@ -378,9 +378,20 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 			WithNext("install the profile in /etc/apparmor.d, or run as root"))
 		return false
 	}
+	if declared != nil && !declared.Manual {
+		if over := optionsAgainst(*declared, r); len(over) > 0 {
+			p.refuse(attach.Because(attach.DeclaredInFile, "%s attaches %s, and what it says counts, not %s", declared.Source, p.unit, strings.Join(over, " and ")).
+				At(declared.Source).WithNext("edit " + declared.Source))
+			return false
+		}
+	}
 	// What is attached already, by whoever, answers a request without a profile.
-	if declared != nil && r.Profile == "" && !declared.Manual {
+	if declared != nil && r.Profile == "" {
 		a := *declared
+		if a.Manual && !r.AsDeclared {
+			p.write = true
+			withOptions(&a, r)
+		}
 		p.d.Attachment = &a
 		name, err := a.ProfileFor(p.unit)
 		if err != nil {
@@ -413,13 +424,9 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 	if declared != nil {
 		a = *declared
 	}
-	a.Manual, a.Runtime = true, r.Runtime
+	a.Manual = true
 	a.Units, a.Profile = []string{p.unit}, attach.EscapeSpecifiers(choice.Profile.Name)
-	a.RestartUnit = !r.NoRestart
-	a.Mode = attach.WishEnforce
-	if r.Complain {
-		a.Mode = attach.WishComplain
-	}
+	withOptions(&a, r)
 	a.ProfileFile = ""
 	if filepath.Dir(choice.Profile.File) != "/etc/apparmor.d" {
 		a.ProfileFile = choice.Profile.File
@@ -430,6 +437,30 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 	}
 	p.d.Attachment, p.write = &a, true
 	return true
+}
+
+// withOptions puts a request's options into an attachment made at the command
+// line.
+func withOptions(a *attach.Attachment, r attach.Request) {
+	a.Runtime, a.RestartUnit, a.Mode = r.Runtime, !r.NoRestart, attach.WishEnforce
+	if r.Complain {
+		a.Mode = attach.WishComplain
+	}
+}
+
+// optionsAgainst names the options of a request that a declared attachment says
+// otherwise.
+func optionsAgainst(a attach.Attachment, r attach.Request) (over []string) {
+	if r.Runtime && !a.Runtime {
+		over = append(over, "--runtime")
+	}
+	if r.Complain && a.Mode != attach.WishComplain {
+		over = append(over, "--complain")
+	}
+	if r.NoRestart && a.RestartUnit {
+		over = append(over, "--no-restart")
+	}
+	return over
 }
 
 // prepareDetach finds what is to be taken back.
@@ -570,7 +601,7 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 	out := []attach.Outcome{}
 	for _, arg := range args {
 		if !strings.Contains(arg, "/") {
-			found, err := l.Plan(ctx, attach.Request{Units: []string{arg}, Trusted: trusted})
+			found, err := l.Plan(ctx, attach.Request{Units: []string{arg}, Trusted: trusted, AsDeclared: true})
 			if err != nil {
 				return nil, err
 			}

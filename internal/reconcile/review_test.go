@@ -789,3 +789,36 @@ func TestAChildThatIsCarriedGoesAfterTheRestart(t *testing.T) {
 		}
 	})
 }
+
+// What a file declares is not overruled by options of the command line in
+// silence, and a manual attachment is found again without its profile.
+func TestOptionsAndWhatIsDeclared(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	u := w.addUnit("b.service")
+	w.files["p"] = "1"
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		for _, r := range []attach.Request{{Runtime: true}, {Complain: true}, {NoRestart: true}} {
+			r.Units = []string{"a"}
+			if out := attachUnits(t, l, r); out[0].Exit != attach.ExitFailed || !slices.Contains(codes(out[0].Reasons), attach.DeclaredInFile) {
+				t.Errorf("%+v: %+v", r, out)
+			}
+		}
+		if out := attachUnits(t, l, attach.Request{Units: []string{"b"}, Profile: "p", Complain: true}); out[0].Profile != "p" {
+			t.Fatalf("%+v", out)
+		}
+		// A check takes it as it is, an attach with the options of now.
+		out, err := l.Check(context.Background(), []string{"b"}, true)
+		if err != nil || out[0].Profile != "p" || len(out[0].Plan.Actions) != 0 {
+			t.Errorf("check: %v %+v", err, out)
+		}
+		if out := attachUnits(t, l, attach.Request{Units: []string{"b"}}); out[0].Profile != "p" || out[0].Exit != attach.ExitOK {
+			t.Errorf("attach again: %+v", out)
+		}
+		rest()
+		if w.kernel["p"] != "1" || answer(l, "b") != "confined" {
+			t.Errorf("%+v %q", u, w.kernel)
+		}
+	})
+}

@@ -49,9 +49,11 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 				text = fmt.Sprintf("cannot stop %s: %v", j.d.Unit, err)
 			}
 			j.event(attach.StepUndo, attach.Done, "%s", text)
+			l.sayHeld(j, text)
 			l.hold(ctx, j)
 		case j.restarted && j.d.Attachment.OnFailedAttach == attach.FailedKeep:
 			j.event(attach.StepUndo, attach.Skipped, "left as it is, as OnFailedAttach=keep asks for")
+			l.sayHeld(j, "left as it is, as OnFailedAttach=keep asks for")
 			l.hold(ctx, j)
 		default:
 			back = append(back, j)
@@ -312,6 +314,13 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 	l.hold(ctx, j)
 }
 
+// sayHeld puts into the journal what became of a failed attach that is not
+// undone.
+func (l *Loop) sayHeld(j *job, what string) {
+	l.log.Error("attach of "+j.d.Unit+" failed, and it is "+what+": "+j.failed[0].String(), journal.FieldMessageID, string(journal.MsgAttachHeld),
+		journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldReason, string(j.failed[0].Code))
+}
+
 // hold keeps the attach from being tried again, and tells the truth about the
 // unit as it is now.
 func (l *Loop) hold(ctx context.Context, j *job) {
@@ -359,7 +368,7 @@ func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
 		l.bequeath(j.d)
 		l.forget(j.d.Unit)
 		l.unpublish(j.d.Unit)
-		l.log.Info(j.d.Unit+" is detached", journal.FieldMessageID, string(journal.MsgDetached), journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit)
+		l.log.Info(j.d.Unit+" is detached", journal.FieldMessageID, string(journal.MsgDetached), journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Record.Profile)
 	}
 }
 

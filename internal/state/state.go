@@ -34,11 +34,11 @@ type Dir string
 // named: the unit is then observed anew, and nothing of it is taken as ours.
 func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 	if err := safefile.MkdirAll(string(d), 0o700); err != nil {
-		return nil, []attach.Reason{attach.Because(attach.ScanFailed, "cannot keep records: %v", err)}
+		return nil, []attach.Reason{attach.Because(attach.RecordBad, "cannot keep records: %v", err)}
 	}
 	entries, err := os.ReadDir(string(d))
 	if err != nil {
-		return nil, []attach.Reason{attach.Because(attach.ScanFailed, "cannot list records: %v", err)}
+		return nil, []attach.Reason{attach.Because(attach.RecordBad, "cannot list records: %v", err)}
 	}
 	var records []attach.Record
 	var problems []attach.Reason
@@ -53,9 +53,9 @@ func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 		}
 		if err != nil {
 			aside := path + ".bad"
-			problems = append(problems, attach.Because(attach.ScanFailed, "cannot read record %s: %v; set aside as %s", path, err, aside).At(path))
+			problems = append(problems, attach.Because(attach.RecordBad, "cannot read record %s: %v; set aside as %s", path, err, aside).At(path))
 			if err := os.Rename(path, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				problems = append(problems, attach.Because(attach.ScanFailed, "cannot set %s aside: %v", path, err))
+				problems = append(problems, attach.Because(attach.RecordBad, "cannot set %s aside: %v", path, err))
 			}
 			continue
 		}

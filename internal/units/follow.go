@@ -15,7 +15,7 @@ import (
 // the channel is closed. wants must be quick and may be asked at any time.
 //
 // It only listens: asking systemd about a unit can load it, which makes
-// systemd send signals about it (platform fact 5). Everything an event needs
+// systemd send signals about it (seen on Debian 12 and 13). Everything an event needs
 // is in the signal.
 //
 //   - UnitStarted comes for each InvocationID once when the unit begins to

@@ -306,5 +306,5 @@ func (s *Systemd) endOf(ctx context.Context, unit string) end {
 }
 
 // exitAppArmor is EXIT_APPARMOR_PROFILE, systemd.exec(5). A program may end
-// with it, too (platform fact 1).
+// with it, too (seen on Debian 12 and 13).
 const exitAppArmor = 231

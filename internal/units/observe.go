@@ -296,7 +296,7 @@ func decodeSettings(p *props) attach.Settings {
 	if s.RootDirectory == "" {
 		s.RootDirectory = read[string](p, "RootImage")
 	}
-	// (bs): "-" and the name, platform fact 4.
+	// (bs): "-" and the name.
 	if r := p.row("AppArmorProfile", false, ""); r != nil {
 		s.IgnoreMissing, s.Profile = r[0].(bool), r[1].(string)
 	}
