@@ -11,7 +11,8 @@ export GO
 export PATH := $(dir $(GO)):$(PATH)
 
 # What a package or program is called, and the time of everything in it. Both
-# come from git, or where there is none, from the last entry of the changelog.
+# come from git. Where there is none the version is 0.1.0~dev, and the time that of
+# the last entry of the changelog.
 describe := $(shell git describe --tags --match 'v[0-9]*' 2>/dev/null)
 VERSION ?= $(or $(shell echo '$(describe)' | sed -n 's/^v\([^-]*\)-\([0-9]*\)-g/\1+\2.g/p; s/^v\([^-]*\)$$/\1/p'),0.1.0~dev)
 export VERSION
