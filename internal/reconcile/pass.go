@@ -563,7 +563,7 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 		slots <- struct{}{}
 		begun := time.Now()
 		var err error
-		if j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) {
+		if j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit) {
 			err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, j) })
 		} else {
 			err = l.systemd.TryRestart(ctx, j.d.Unit)
@@ -582,6 +582,13 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 		l.unloadChildren(ctx, []*job{j})
 		l.settle(ctx, j)
 	})
+}
+
+// runs reports whether a unit is active now: one that was stopped meanwhile stays
+// stopped, which a try-restart sees to by itself.
+func (l *Loop) runs(ctx context.Context, unit string) bool {
+	u, err := l.systemd.Observe(ctx, unit)
+	return err == nil && u.Active()
 }
 
 // diedMeanwhile reports whether an attach was cut off between the restart that

@@ -822,3 +822,26 @@ func TestOptionsAndWhatIsDeclared(t *testing.T) {
 		}
 	})
 }
+
+// A unit that somebody stops while it is being detached stays stopped, also
+// where the detach would have started it anew.
+func TestADetachStartsNothingThatWasStopped(t *testing.T) {
+	w := newWorld()
+	w.byPath = map[string]bool{"a": true}
+	u := w.addUnit("a.service")
+	w.run(t, func(l *Loop) {
+		attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		w.onCall = func(call string) {
+			if call == "reload" {
+				u.running = false
+			}
+		}
+		if _, err := l.Detach(context.Background(), attach.Request{Units: []string{"a"}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		rest()
+		if _, loaded := w.kernel["a"]; u.running || loaded || len(w.records) != 0 {
+			t.Errorf("%+v %q %q", u, w.kernel, w.trace)
+		}
+	})
+}
