@@ -336,7 +336,7 @@ func policyObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	}
 	if other := o.Policy.EnforcedBy; other != "" && d.Attachment.Mode == WishComplain {
 		refuse(because(ProfileDisputed, "%s is attached in enforce mode to profile %s or one from the same file", other, d.Profile).
-			at(d.Attachment.Source).next("take Mode=complain out, or give the unit a profile of its own"))
+			at(d.Attachment.Source).next("attach it in enforce mode, or give the unit a profile of its own"))
 	}
 	if d.accepted(o.Policy) {
 		// A text gone bad must not shake what runs.

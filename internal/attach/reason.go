@@ -203,7 +203,7 @@ var entries = []Entry{
 	{PolicyDiffers, "The kernel runs another policy than the accepted one", "The kernel's checksum of the loaded profile is not the one that was checked and accepted: somebody loaded another text under the same name.", NotConfined},
 	{PolicyUnreadable, "The loaded policy could not be read", "The kernel's list of loaded profiles, or a profile's checksum, could not be read.", Unknown},
 	{PolicyNotAccepted, "No policy was accepted yet", "No compiled policy of this profile has passed the checks, so there is nothing to compare the loaded one with.", Unknown},
-	{ChildLeaves, "The profile lets children leave it", "A rule with Ux, PUx, CUx or change_profile to unconfined starts programs without the profile. Use ix (inherit), Cx (child) or Px (another profile) instead.", Confined},
+	{ChildLeaves, "The profile lets children leave it", "A rule with Ux, PUx, CUx, or one whose target is unconfined (Px, change_profile), starts programs without the profile. Use ix (inherit), Cx (child) or Px (another profile) instead.", Confined},
 
 	{IgnorePrefix, "The directive ignores a missing profile", "AppArmorProfile=-NAME starts the service unconfined when the profile is not loaded, and systemd logs nothing.", NotConfined},
 	{ExecPrivileged, "A command line begins with +", "systemd starts a command line with + as root and without the profile. What it leaves running is not confined.", NotConfined},
