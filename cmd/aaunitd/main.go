@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -32,7 +33,8 @@ var version = "unknown"
 
 func main() {
 	recheck := flag.Duration("recheck", reconcile.DefaultRecheck, "interval of the slow re-check of everything")
-	stateDir := flag.String("state", "/var/lib/aaunit/units", "directory of the records of attached units")
+	stateDir := flag.String("state", "/var/lib/aaunit", "directory of the records of attached units and of the accepted policies")
+	policy := flag.Bool("policy", false, "make the accepted policies live and exit, for the boot; needs no daemon")
 	verbose := flag.Bool("debug", false, "log what is done in detail")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
@@ -48,13 +50,30 @@ func main() {
 		os.Exit(2)
 	}
 	log := logger(*verbose)
-	if err := run(log, *recheck, state.Dir(*stateDir)); err != nil {
+	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
+	o := reconcile.Options{
+		AppArmor: apparmor.New(apparmor.Options{Kept: policies.Lookup}),
+		Store:    state.Dir(filepath.Join(*stateDir, "units")),
+		Policies: policies,
+		Log:      log,
+		Recheck:  *recheck,
+		Version:  version,
+		Boot:     state.Boot(),
+	}
+	if *policy {
+		if err := reconcile.MakePolicyLive(context.Background(), o); err != nil {
+			log.Error("not every accepted policy is live: " + err.Error())
+			os.Exit(1)
+		}
+		return
+	}
+	if err := run(log, o); err != nil {
 		log.Error("cannot go on: " + err.Error())
 		os.Exit(1)
 	}
 }
 
-func run(log *slog.Logger, recheck time.Duration, store state.Dir) error {
+func run(log *slog.Logger, o reconcile.Options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -62,16 +81,8 @@ func run(log *slog.Logger, recheck time.Duration, store state.Dir) error {
 
 	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
-	loop := reconcile.New(reconcile.Options{
-		Systemd:     systemd,
-		AppArmor:    apparmor.New(apparmor.Options{}),
-		Attachments: &config.Files{Dirs: config.DefaultDirs, Log: log},
-		Store:       store,
-		Log:         log,
-		Recheck:     recheck,
-		Version:     version,
-		Boot:        state.Boot(),
-	})
+	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log}
+	loop := reconcile.New(o)
 
 	var parts sync.WaitGroup
 	var ready sync.WaitGroup

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,16 +24,15 @@ import (
 // maxBuilt bounds the compiled policies that are kept in memory.
 const maxBuilt = 512
 
-// compileCache keeps compiled policies by what they were made of.
+// compileCache keeps compiled policies, by ID, that are not kept on disk (yet).
 type compileCache struct {
 	sync.Mutex
 	made map[string]attach.Compiled
 }
 
-// Compile compiles each file in a bounded child and stages the result: see
-// reconcile.AppArmor. It reads every file and what it includes anew, so that
-// what is compiled is what the digest stands for, and gives the parser a copy
-// of exactly that:
+// Compile compiles each file in a bounded child: see reconcile.AppArmor. It reads
+// every file and what it includes anew, so that what is compiled is what the
+// digest stands for, and gives the parser a copy of exactly that:
 //
 //  1. Read the file and its closure; refuse what others than root can write.
 //  2. Where the same closure, parser, configuration and kernel compiled
@@ -40,15 +40,9 @@ type compileCache struct {
 //  3. Compile the rest together, those with an error one by one.
 //  4. Refuse a policy that names a policy namespace: it would not go where it
 //     is sent.
-//  5. Stage, and read the kernel's checksums.
 func (s *System) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason) {
 	r := s.newReader()
-	env := s.environment()
-	flags := []string{"--skip-kernel-load", "--skip-cache", "--stdout"}
-	if complain {
-		flags = append(flags, "--Complain")
-	}
-	keys := map[string]string{}
+	env := s.Environment()
 	found := map[string]attach.Compiled{}
 	var order []string
 	var fresh []*source
@@ -67,35 +61,21 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			err = &compileError{file: file, text: bare(err, s.real(file)), run: true}
 		}
-		if err == nil && src.scan.tooLarge {
-			err = &compileError{file: file, text: fmt.Sprintf("with its includes in place it is larger than %d bytes", maxFlat), run: true}
-		}
 		if err != nil {
 			problems = append(problems, problem(file, err))
 			continue
 		}
-		keys[file] = strings.Join([]string{src.digest, env, strconv.FormatBool(complain)}, " ")
-		if c, ok := s.built.get(keys[file]); ok {
+		if c, ok := s.known(policyID(src, complain), env); ok {
 			found[file] = c
 			continue
 		}
 		fresh = append(fresh, src)
 	}
-
-	parts, errs := s.each(ctx, fresh, cutBlobs, flags...)
-	for i, src := range fresh {
-		c, err := attach.Compiled{}, errs[i]
-		if err == nil {
-			c, err = compiled(src, parts[i], complain)
-		}
-		if err != nil {
-			problems = append(problems, problem(src.file, err))
-			continue
-		}
-		found[src.file] = c
+	made, bad := s.compile(ctx, fresh, complain, env)
+	problems = append(problems, bad...)
+	for _, c := range made {
+		found[c.File] = c
 	}
-
-	var unstaged []*attach.Compiled
 	for _, file := range order {
 		if c, ok := found[file]; ok {
 			for i := range c.Profiles {
@@ -105,34 +85,137 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 			done = append(done, c)
 		}
 	}
-	for i := range done {
-		if done[i].Checksums == nil {
-			unstaged = append(unstaged, &done[i])
+	return done, problems
+}
+
+// CompileKept compiles policies anew from the texts that were kept with them,
+// for a parser or a kernel that is another one by now. Nothing is read from
+// /etc/apparmor.d.
+func (s *System) CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems []attach.Reason) {
+	env := s.Environment()
+	for _, complain := range []bool{false, true} {
+		var srcs []*source
+		for _, k := range kept {
+			if k.Complain != complain {
+				continue
+			}
+			src, err := s.keptReader(k.Sources).source(k.File)
+			if err == nil && src.digest != k.Source {
+				err = errors.New("the texts that were kept are not those that it was made from")
+			}
+			if err != nil {
+				problems = append(problems, problem(k.File, &compileError{file: k.File, text: err.Error()}))
+				continue
+			}
+			srcs = append(srcs, src)
 		}
-	}
-	s.stage(ctx, unstaged)
-	for _, c := range done {
-		s.built.put(keys[c.File], c)
+		made, bad := s.compile(ctx, srcs, complain, env)
+		done, problems = append(done, made...), append(problems, bad...)
 	}
 	return done, problems
 }
 
-func (c *compileCache) get(key string) (attach.Compiled, bool) {
+func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env string) (done []attach.Compiled, problems []attach.Reason) {
+	if len(srcs) == 0 {
+		return nil, nil
+	}
+	flags := []string{"--skip-kernel-load", "--skip-cache", "--stdout"}
+	if complain {
+		flags = append(flags, "--Complain")
+	}
+	srcs = slices.DeleteFunc(slices.Clone(srcs), func(src *source) bool {
+		if src.scan.tooLarge {
+			problems = append(problems, problem(src.file, &compileError{file: src.file, text: fmt.Sprintf("with its includes in place it is larger than %d bytes", maxFlat), run: true}))
+		}
+		return src.scan.tooLarge
+	})
+	var version string
+	var asked sync.WaitGroup
+	asked.Go(func() { version = s.parserVersion(ctx) })
+	parts, errs := s.each(ctx, srcs, cutBlobs, flags...)
+	asked.Wait()
+	for i, src := range srcs {
+		c, err := attach.Compiled{}, errs[i]
+		if err == nil {
+			c, err = compiled(src, parts[i], complain)
+		}
+		if err != nil {
+			problems = append(problems, problem(src.file, err))
+			continue
+		}
+		c.ID, c.Environment, c.Parser, c.Kernel, c.At = policyID(src, complain), env, version, release(), time.Now()
+		s.built.put(c)
+		done = append(done, c)
+	}
+	return done, problems
+}
+
+// policyID names what was compiled by what it was made of.
+func policyID(src *source, complain bool) string {
+	sum := sha256.Sum256([]byte(src.file + "\x00" + src.digest + "\x00" + strconv.FormatBool(complain)))
+	return hex.EncodeToString(sum[:])
+}
+
+// known gives what was compiled before in the same environment. Of what is
+// kept on disk, the bytes need not be kept in memory too.
+func (s *System) known(id, env string) (attach.Compiled, bool) {
+	if s.opt.Kept != nil {
+		if c, ok := s.opt.Kept(id); ok && c.Environment == env {
+			s.built.drop(id)
+			c.Profiles = slices.Clone(c.Profiles)
+			return c, true
+		}
+	}
+	c, ok := s.built.get(id)
+	return c, ok && c.Environment == env
+}
+
+// Stage loads compiled policies into a policy namespace of their own and fills
+// in the kernel's checksums, of those that have none yet: see stage.
+func (s *System) Stage(ctx context.Context, policies []attach.Compiled) {
+	var unstaged []*attach.Compiled
+	for i := range policies {
+		if policies[i].Checksums == nil {
+			unstaged = append(unstaged, &policies[i])
+		}
+	}
+	s.stage(ctx, unstaged)
+	for _, c := range unstaged {
+		s.built.put(*c)
+	}
+}
+
+// release is the kernel's, as uname -r prints it.
+func release() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return clean(unix.ByteSliceToString(u.Release[:]))
+}
+
+func (c *compileCache) get(id string) (attach.Compiled, bool) {
 	c.Lock()
 	defer c.Unlock()
-	v, ok := c.made[key]
+	v, ok := c.made[id]
 	v.Profiles = slices.Clone(v.Profiles)
 	return v, ok
 }
 
-func (c *compileCache) put(key string, v attach.Compiled) {
+func (c *compileCache) put(v attach.Compiled) {
 	c.Lock()
 	defer c.Unlock()
 	if c.made == nil || len(c.made) >= maxBuilt {
 		c.made = map[string]attach.Compiled{}
 	}
 	v.Profiles = slices.Clone(v.Profiles)
-	c.made[key] = v
+	c.made[v.ID] = v
+}
+
+func (c *compileCache) drop(id string) {
+	c.Lock()
+	defer c.Unlock()
+	delete(c.made, id)
 }
 
 // compiled makes a result of what the parser printed for one file.
@@ -160,14 +243,14 @@ func compiled(src *source, blob []byte, complain bool) (attach.Compiled, error) 
 		}
 		names = append(names, e.name)
 	}
-	c := attach.Compiled{File: src.file, Source: src.digest, Complain: complain, Blob: bytes.Clone(blob)}
+	c := attach.Compiled{File: src.file, Source: src.digest, Complain: complain, Blob: bytes.Clone(blob), Sources: src.texts()}
 	c.Profiles = profilesOf(src, names)
 	return c, nil
 }
 
-// environment is what a compiled policy depends on beside its source: the
-// parser, its configuration and the kernel's features.
-func (s *System) environment() string {
+// Environment is a digest of what a compiled policy depends on beside its
+// source: the parser, its configuration and the kernel's features.
+func (s *System) Environment() string {
 	h := sha256.New()
 	if p, err := s.parserPath(); err == nil {
 		var st unix.Stat_t

@@ -39,6 +39,32 @@ func (s *System) parserPath() (string, error) {
 	return "", fmt.Errorf("%w: looked for %s; install the package apparmor", errNoParser, strings.Join(s.opt.Parsers, " and "))
 }
 
+// parserVersion is the first line of what "apparmor_parser --version" prints,
+// asked once for each parser; "" where it does not say.
+func (s *System) parserVersion(ctx context.Context) string {
+	s.version.Lock()
+	defer s.version.Unlock()
+	p, err := s.parserPath()
+	var st unix.Stat_t
+	if err != nil || unix.Stat(p, &st) != nil {
+		return ""
+	}
+	if sig := signatureOf(&st); s.version.of != sig {
+		c, err := s.copyTree()
+		if err != nil {
+			return ""
+		}
+		defer c.remove()
+		out, err := s.parse(ctx, c, 1, "--version")
+		if err != nil || out.err != nil {
+			return ""
+		}
+		first, _, _ := strings.Cut(string(out.stdout), "\n")
+		s.version.of, s.version.text = sig, clean(first[:min(len(first), 200)])
+	}
+	return s.version.text
+}
+
 // output is what one run of the parser printed.
 type output struct {
 	stdout []byte

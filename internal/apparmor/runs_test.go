@@ -53,7 +53,7 @@ func TestTheParserRunsOnlyForWhatChanged(t *testing.T) {
 			t.Errorf("%s: the parser ran %d times, want %d", what, got, want)
 		}
 	}
-	compile("for the first time", 1, false, a)
+	compile("for the first time, and for its version", 2, false, a)
 	compile("nothing changed", 0, false, a)
 	compile("another file beside it", 1, false, a, b)
 	compile("nothing changed in two", 0, false, a, b)
@@ -77,7 +77,7 @@ func TestTheParserRunsOnlyForWhatChanged(t *testing.T) {
 	if err := os.WriteFile(parser, append(text, "\n# another one\n"...), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	compile("another parser", 1, false, a)
+	compile("another parser, and for its version", 2, false, a)
 	compile("the same parser since", 0, false, a)
 }
 

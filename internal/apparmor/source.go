@@ -77,10 +77,34 @@ type reader struct {
 	files map[string]*content
 	lists map[string][]string // directory -> names; nil is no directory
 	dirs  map[string]error    // directory -> why it is not trusted
+	// kept: there are no other files and directories than those in the maps.
+	kept bool
 }
 
 func (s *System) newReader() *reader {
 	return &reader{s: s, files: map[string]*content{}, lists: map[string][]string{}, dirs: map[string]error{}}
+}
+
+// keptReader reads texts that were kept together with a policy: Compiled.Sources.
+func (s *System) keptReader(texts map[string][]byte) *reader {
+	r := s.newReader()
+	r.kept = true
+	for p, data := range texts {
+		if dir, ok := strings.CutSuffix(p, "/"); ok {
+			r.lists[dir] = append([]string{}, r.lists[dir]...)
+			continue
+		}
+		r.files[p] = &content{data: data}
+	}
+	for dir := range r.lists {
+		for p := range r.files {
+			if path.Dir(p) == dir {
+				r.lists[dir] = append(r.lists[dir], path.Base(p))
+			}
+		}
+		sort.Strings(r.lists[dir])
+	}
+	return r
 }
 
 // read reads a profile text. A file behind a symbolic link is read too, since
@@ -91,6 +115,10 @@ func (r *reader) read(p string) *content {
 	}
 	c := &content{}
 	r.files[p] = c
+	if r.kept {
+		c.err = fs.ErrNotExist
+		return c
+	}
 	real := r.s.real(p)
 	var st unix.Stat_t
 	if err := unix.Stat(real, &st); err == nil {
@@ -183,7 +211,7 @@ func readFollowing(real string) ([]byte, error) {
 // list gives the names in an included directory as the parser takes them, nil
 // where there is no directory.
 func (r *reader) list(dir string) []string {
-	if names, ok := r.lists[dir]; ok {
+	if names, ok := r.lists[dir]; ok || r.kept {
 		return names
 	}
 	var names []string
@@ -232,6 +260,20 @@ type source struct {
 	scan      textScan
 }
 
+// texts is what can be kept of it, for keptReader.
+func (src *source) texts() map[string][]byte {
+	out := map[string][]byte{}
+	for p, c := range src.files {
+		if c.err == nil {
+			out[p] = c.data
+		}
+	}
+	for _, d := range src.dirs {
+		out[d+"/"] = nil
+	}
+	return out
+}
+
 // source reads a profile file and the closure of what it includes. A missing
 // include is the parser's to complain about.
 func (r *reader) source(file string) (*source, error) {
@@ -263,6 +305,10 @@ func (r *reader) source(file string) (*source, error) {
 			files, dir := r.included(inc.angle, inc.text)
 			if dir != "" && !slices.Contains(src.dirs, dir) {
 				src.dirs = append(src.dirs, dir)
+				if r.kept {
+					queue = append(queue, files...)
+					continue
+				}
 				if err := r.trustDir(dir); err != nil && src.untrusted == nil {
 					src.untrusted = err
 				}

@@ -53,6 +53,9 @@ type Options struct {
 	Scratch string
 	// Owner is the user that trusted files must belong to: root.
 	Owner int
+	// Kept finds, by its ID, a policy that is kept on disk, without its bytes; nil
+	// where none is. What is kept is not compiled again.
+	Kept func(id string) (attach.Compiled, bool)
 	// ParserTime bounds one run of the parser, for one file; more files get
 	// more. 0 means 30 seconds.
 	ParserTime time.Duration
@@ -77,6 +80,11 @@ type System struct {
 		digest string
 	}
 	loading sync.Mutex // Load, Unload and Restore do not mix
+	version struct {
+		sync.Mutex
+		of   signature // of the parser
+		text string
+	}
 }
 
 // New gives the AppArmor of a host. It touches nothing yet.

@@ -129,6 +129,7 @@ func (v vm) compile(files ...string) []attach.Compiled {
 	if len(problems) > 0 || len(done) != len(files) {
 		v.t.Fatalf("Compile: %+v", problems)
 	}
+	v.Stage(v.t.Context(), done)
 	for _, c := range done {
 		if c.Checksums == nil {
 			v.t.Fatalf("%s was not staged: %s", c.File, c.NotStaged)
@@ -311,6 +312,7 @@ func TestVMComplainAndRemovedChildren(t *testing.T) {
 	if len(complain) != 1 {
 		t.Fatal(problems)
 	}
+	v.Stage(t.Context(), complain)
 	v.load(complain...)
 	v.is(complain[0].Checksums, "vm-kids")
 	if live, _ := v.Live([]string{"vm-kids"}); live["vm-kids"].Mode != attach.ModeComplain || live["vm-kids//a"].Mode != attach.ModeComplain {

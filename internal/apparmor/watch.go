@@ -50,6 +50,7 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 		default:
 		}
 	}
+	go s.parserVersion(ctx) // an attach is not to wait for it
 	files := make(chan struct{})
 	go func() {
 		defer close(files)

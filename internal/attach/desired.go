@@ -15,6 +15,12 @@ type Desired struct {
 	// Profile is the internal name, specifiers expanded.
 	Profile string
 	Record  Record
+	// Kept holds the accepted policies of the record that can be made live again,
+	// without their bytes.
+	Kept []Compiled
+	// Asked: a person asks for it now, so that a changed text which is only to be
+	// reported goes live.
+	Asked bool
 }
 
 // Record is what aaunit remembers of a unit between passes and restarts of the
@@ -37,6 +43,15 @@ type Record struct {
 	// Accepted holds the kernel's checksum of each profile that passed the
 	// checks, by name.
 	Accepted map[string]string `json:"accepted,omitempty"`
+	// Policies are the accepted policies that Accepted comes from: profile file and
+	// the ID under which the policy is kept.
+	Policies map[string]string `json:"policies,omitempty"`
+	// Trial is set while a changed policy has yet to show that the unit stays
+	// healthy under it.
+	Trial *Trial `json:"trial,omitempty"`
+	// Retaken is when the unit was last restarted because its profile had been
+	// taken off its tasks.
+	Retaken time.Time `json:"retaken,omitzero"`
 	// RestartUnit is the attachment's, for the day when it is withdrawn.
 	RestartUnit bool `json:"restartUnit"`
 	// Attaching is set from the first change until the first good verdict: an
@@ -59,7 +74,30 @@ func (r Record) Clone() Record {
 	r.Loaded = slices.Clone(r.Loaded)
 	r.Softened = slices.Clone(r.Softened)
 	r.Accepted = maps.Clone(r.Accepted)
+	r.Policies = maps.Clone(r.Policies)
 	return r
+}
+
+// Trial is what a changed policy goes back to when the unit fails under it, is
+// started again or is denied something new within SettleSec=.
+type Trial struct {
+	Accepted map[string]string `json:"accepted"`
+	Policies map[string]string `json:"policies"`
+	Since    time.Time         `json:"since"`
+	Unit     Start             `json:"unit"` // as it was when the trial began
+}
+
+// Start is one start of a unit, for telling whether it is still the same one.
+type Start struct {
+	InvocationID string `json:"invocationID"`
+	MainPID      int    `json:"mainPID,omitempty"`
+	NRestarts    uint32 `json:"nRestarts,omitempty"`
+	Active       bool   `json:"active"`
+}
+
+// Start is the unit's present one.
+func (u Unit) Start() Start {
+	return Start{InvocationID: u.InvocationID, MainPID: u.MainPID, NRestarts: u.NRestarts, Active: u.Active()}
 }
 
 // Before is what a failed first attach goes back to.
@@ -77,6 +115,10 @@ type Hold struct {
 	Since   time.Time `json:"since"`
 	// Former is the profile that the undo brought back; "" none.
 	Former string `json:"former,omitempty"`
+	// Texts: only the changed text of these files is held, by the ID of the policy
+	// that it gives. The unit runs under the policy that was accepted before, and
+	// all else about it goes on.
+	Texts map[string]string `json:"texts,omitempty"`
 }
 
 // wantTmp is the PrivateTmp= that the drop-in asks for: the attachment's, or
@@ -146,6 +188,29 @@ func (d Desired) DropInText(u Unit) string {
 		a.PrivateTmp = d.Attachment.PrivateTmp // shared by all units of the pattern
 	}
 	return DropIn(a, profile)
+}
+
+// Keeps reports whether the unit is attached and what was accepted for it can be
+// made live again, whatever the profile's text says now.
+func (d Desired) Keeps() bool {
+	if d.Attachment == nil || len(d.Record.DropIns) == 0 || d.Record.Attaching || d.Record.Profile != d.Profile || len(d.Kept) == 0 {
+		return false
+	}
+	sums := map[string]string{}
+	for _, k := range d.Kept {
+		maps.Copy(sums, k.Checksums)
+	}
+	for _, name := range d.names() {
+		if d.Record.Accepted[name] == "" {
+			return false
+		}
+	}
+	return maps.Equal(sums, d.Record.Accepted)
+}
+
+// heldText reports whether no more than the profile's changed text is held.
+func (d Desired) heldText() bool {
+	return d.Record.Hold != nil && len(d.Record.Hold.Texts) > 0 && d.Keeps()
 }
 
 // names are the profiles whose policy belongs to the unit.

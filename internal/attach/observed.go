@@ -192,16 +192,30 @@ type Leave struct {
 
 // Compiled is a profile file as compiled, not loaded.
 type Compiled struct {
+	// ID stands for File, Source and Complain: what may be kept once for all
+	// units that run under it.
+	ID       string    `json:"id"`
 	File     string    `json:"file"`
 	Source   string    `json:"source"`             // SHA-256 of the file and all it includes
 	Profiles []Profile `json:"profiles"`           // children and hats too
 	Complain bool      `json:"complain,omitempty"` // compiled with every profile in complain mode
-	Blob     []byte    `json:"-"`
 	// Checksums are the kernel's own, per profile ("name", "name//child"), as
 	// read from the staging namespace; nil where it has none to give.
 	Checksums map[string]string `json:"checksums,omitempty"`
 	// NotStaged says why Checksums is nil.
 	NotStaged string `json:"notStaged,omitempty"`
+	// Environment is a digest of what else decides about the bytes: the parser, its
+	// configuration and the kernel's features. Parser and Kernel are the versions.
+	Environment string    `json:"environment"`
+	Parser      string    `json:"parser,omitempty"`
+	Kernel      string    `json:"kernel,omitempty"`
+	At          time.Time `json:"at"`
+
+	// Blob is the policy as the kernel takes it. Sources are the texts that it was
+	// made from, by path; a path that ends with a slash is a directory that was
+	// included. Both are nil where the policy is kept on disk.
+	Blob    []byte            `json:"-"`
+	Sources map[string][]byte `json:"-"`
 }
 
 // LiveProfile is a profile as the kernel has it.
@@ -219,6 +233,11 @@ type Policy struct {
 	Candidates map[string][]Profile `json:"candidates,omitempty"`
 	// Compiled holds the files that define them, each once.
 	Compiled []Compiled `json:"compiled,omitempty"`
+	// Texts are the files as they are now. Compiled holds another version of one
+	// where a unit that shares it is not to leave the accepted one, which Standing
+	// tells.
+	Texts    []Compiled `json:"texts,omitempty"`
+	Standing []Reason   `json:"standing,omitempty"`
 	// Problems says which file does not compile or may not be used, and why.
 	Problems []Reason `json:"problems,omitempty"`
 	// Live holds the profiles, their children and hats, as loaded now; a name

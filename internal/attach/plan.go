@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 )
 
 // ActionKind is a step of a plan.
@@ -15,6 +16,9 @@ type ActionKind string
 // In the order in which a pass takes them.
 const (
 	LoadPolicy ActionKind = "load-policy"
+	// RestorePolicy makes the accepted policy of a file live again where that is
+	// not, or not yet, what the file says now.
+	RestorePolicy ActionKind = "restore-policy"
 	// UnloadChild removes a child profile or hat that the text no longer has.
 	// Loading the text anew does not: the kernel hands the children of the
 	// replaced profile on to the new one (__replace_profile in its policy.c),
@@ -47,6 +51,9 @@ type Plan struct {
 	Warnings []Reason `json:"warnings,omitempty"`
 	// Pending says what is left to a person or to the next start.
 	Pending []Reason `json:"pending,omitempty"`
+	// KeepsPolicy: the unit stays under the policy that was accepted before,
+	// whatever the profile's text says now.
+	KeepsPolicy bool `json:"keepsPolicy,omitempty"`
 	// RestartsWith lists the units that the restart takes along.
 	RestartsWith []string `json:"restartsWith,omitempty"`
 	// TmpFiles lists files in the host's /tmp and /var/tmp that the unit has
@@ -75,35 +82,23 @@ func Diff(d Desired, o Observed) Plan {
 	} else {
 		p.Refusals, p.Warnings = Obstacles(d, o)
 	}
-	if d.Record.Hold != nil {
-		p.Pending = append(p.Pending, append([]Reason{because(Held, "the attach of %s failed and is held", d.Unit)}, d.Record.Hold.Reasons...)...)
-		return p
+	if h := d.Record.Hold; h != nil {
+		what := fmt.Sprintf("the attach of %s failed and is held", d.Unit)
+		if d.heldText() {
+			what = fmt.Sprintf("a changed policy of %s was undone and is held", d.Unit)
+		}
+		p.Pending = append(p.Pending, append([]Reason{because(Held, "%s", what)}, h.Reasons...)...)
+		if !d.heldText() {
+			if d.Keeps() {
+				diffPolicy(&p, d, o)
+			}
+			return p
+		}
 	}
 	if len(p.Refusals) > 0 {
 		return p
 	}
-
-	report := d.Attachment.OnProfileChange == ChangeReport && d.accepted(o.Policy)
-	for _, c := range o.Policy.Compiled {
-		why := needsLoading(c, o.Policy)
-		switch {
-		case why == nil:
-		case why.Code == PolicyChanged && report:
-			p.Pending = append(p.Pending, *why)
-		default:
-			p.add(LoadPolicy, c.File, *why)
-		}
-	}
-	for _, c := range o.Policy.Compiled {
-		for _, name := range strays(c, o.Policy) {
-			why := because(PolicyChanged, "the kernel has %s, which %s does not define", name, c.File).at(c.File)
-			if report {
-				p.Pending = append(p.Pending, why)
-			} else {
-				p.add(UnloadChild, name, why)
-			}
-		}
-	}
+	diffPolicy(&p, d, o)
 
 	file, text := d.DropInPath(), d.DropInText(o.Unit)
 	switch {
@@ -127,10 +122,132 @@ func Diff(d Desired, o Observed) Plan {
 	}
 
 	if why := lacks(d, o); why != nil {
-		left := why.Code != TmpShared && d.Record.ProvedAs(o.Unit.InvocationID, d.Profile)
+		left := why.Code != TmpShared && d.Record.ProvedAs(o.Unit.InvocationID, d.Profile) && !takenOff(d, o, *why)
 		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
 	}
 	return p
+}
+
+// diffPolicy plans what is loaded. What a unit runs under is what was accepted
+// for it; the profile's text becomes that only when nothing speaks against it.
+func diffPolicy(p *Plan, d Desired, o Observed) {
+	p.Pending = append(p.Pending, o.Policy.Standing...)
+	text, _ := textObstacles(d, o)
+	report := d.Attachment.OnProfileChange == ChangeReport && !d.Asked && (d.Keeps() || d.accepted(o.Policy)) && !d.otherMode(o.Policy)
+	if p.KeepsPolicy = d.Keeps() && (len(text) > 0 || d.Record.Hold != nil || report); p.KeepsPolicy {
+		for _, k := range d.Kept {
+			if needsLoading(k, o.Policy) != nil {
+				p.add(RestorePolicy, k.File, trampled(k, o.Policy))
+			}
+			planStrays(p, k, o.Policy, false)
+		}
+		for _, c := range o.Policy.Compiled {
+			if report && !d.acceptedText(c) {
+				p.Pending = append(p.Pending, because(PolicyChanged, "%s says something else than what was accepted for %s", c.File, d.Unit).at(c.File).
+					next("aaunitctl attach "+d.Unit))
+			}
+		}
+		return
+	}
+	for _, c := range o.Policy.Compiled {
+		why := needsLoading(c, o.Policy)
+		switch {
+		case why == nil:
+		case d.acceptedText(c):
+			p.add(LoadPolicy, c.File, trampled(c, o.Policy))
+		case why.Code == PolicyChanged && report:
+			p.Pending = append(p.Pending, *why)
+		default:
+			p.add(LoadPolicy, c.File, *why)
+		}
+	}
+	for _, c := range o.Policy.Compiled {
+		planStrays(p, c, o.Policy, report)
+	}
+}
+
+func planStrays(p *Plan, c Compiled, have Policy, report bool) {
+	for _, name := range strays(c, have) {
+		why := because(PolicyChanged, "the kernel has %s, which %s does not define", name, c.File).at(c.File)
+		if report {
+			p.Pending = append(p.Pending, why)
+		} else {
+			p.add(UnloadChild, name, why)
+		}
+	}
+}
+
+// acceptedText reports whether a file says just what was accepted.
+func (d Desired) acceptedText(c Compiled) bool {
+	for name, sum := range c.Checksums {
+		if d.Record.Accepted[name] != sum {
+			return false
+		}
+	}
+	return len(c.Checksums) > 0
+}
+
+// otherMode reports whether the attachment asks for another mode than the one
+// that was accepted.
+func (d Desired) otherMode(p Policy) bool {
+	return slices.ContainsFunc(p.Compiled, func(c Compiled) bool {
+		return slices.ContainsFunc(d.Kept, func(k Compiled) bool { return k.File == c.File && k.Complain != c.Complain })
+	})
+}
+
+// trampled says what somebody else did to an accepted policy, and by which text
+// where that can be told.
+func trampled(k Compiled, p Policy) Reason {
+	for _, name := range sortedKeys(k.Checksums) {
+		live, loaded := p.Live[name]
+		if live.Checksum == k.Checksums[name] {
+			continue
+		}
+		top, _, _ := strings.Cut(name, "//")
+		var text Profile
+		if all := p.Candidates[top]; len(all) > 0 {
+			text = all[0]
+		}
+		switch {
+		case !loaded && text.DisabledBy != "":
+			return because(PolicyTrampled, "somebody removed profile %s, which %s disables", name, text.DisabledBy).at(text.DisabledBy)
+		case !loaded:
+			return because(PolicyTrampled, "somebody removed profile %s", name)
+		case !live.Mode.Confines() && !k.Complain && text.ComplainBy != "":
+			return because(PolicyTrampled, "somebody put profile %s into %s mode, for which %s asks", name, live.Mode, text.ComplainBy).at(text.ComplainBy)
+		case !live.Mode.Confines() && !k.Complain && text.HasFlag("complain"):
+			return because(PolicyTrampled, "somebody put profile %s into %s mode, as %s says now", name, live.Mode, text.File).at(fmt.Sprintf("%s:%d", text.File, text.Line))
+		case !live.Mode.Confines() && !k.Complain:
+			return because(PolicyTrampled, "somebody put profile %s into %s mode", name, live.Mode)
+		}
+		for _, c := range slices.Concat(p.Texts, p.Compiled) {
+			if c.Checksums[name] == live.Checksum {
+				return because(PolicyTrampled, "somebody replaced profile %s by what %s says now", name, c.File).at(c.File)
+			}
+		}
+		return because(PolicyTrampled, "somebody replaced profile %s by a text that is not that of %s", name, k.File)
+	}
+	return because(PolicyTrampled, "somebody changed the policy of %s", k.File)
+}
+
+// retake is how often a unit may be restarted because its profile was taken off.
+const retake = 10 * time.Minute
+
+// takenOff reports whether tasks that were seen confined can have lost the
+// profile only because somebody removed it from the kernel: no rule of it lets a
+// task leave. A new start puts it on again. Should that come to nothing, it is
+// not tried again for ten minutes.
+func takenOff(d Desired, o Observed, why Reason) bool {
+	if why.Code != TaskUnconfined || !d.Keeps() || o.At.Sub(d.Record.Retaken) < retake {
+		return false
+	}
+	leaves := func(p Profile) bool { return len(p.Leaves) > 0 }
+	for _, all := range o.Policy.Candidates {
+		if slices.ContainsFunc(all, leaves) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(d.Kept, func(k Compiled) bool { return slices.ContainsFunc(k.Profiles, leaves) })
 }
 
 // ProvedAs reports whether this start of the unit was seen confined by the
@@ -329,22 +446,17 @@ func patternObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 func policyObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	refuse := func(r ...Reason) { refusals = append(refusals, r...) }
 	warn := func(r ...Reason) { warnings = append(warnings, r...) }
-	for _, name := range d.names() {
-		r, w := ProfileObstacles(d, o, name)
-		refuse(r...)
-		warn(w...)
+	text, w := textObstacles(d, o)
+	warn(w...)
+	if d.Keeps() && !d.Asked {
+		warn(text...) // a text gone bad must not shake what runs
+	} else {
+		refuse(text...)
 	}
 	if other := o.Policy.EnforcedBy; other != "" && d.Attachment.Mode == WishComplain {
 		refuse(because(ProfileDisputed, "%s is attached in enforce mode to profile %s or one from the same file", other, d.Profile).
 			at(d.Attachment.Source).next("attach it in enforce mode, or give the unit a profile of its own"))
 	}
-	if d.accepted(o.Policy) {
-		// A text gone bad must not shake what runs.
-		warn(o.Policy.Problems...)
-	} else {
-		refuse(o.Policy.Problems...)
-	}
-	refuse(notStaged(d, o.Policy)...)
 	if o.Policy.LiveError != "" {
 		refuse(because(PolicyUnreadable, "the loaded policy could not be read: %s", o.Policy.LiveError))
 	}
@@ -355,6 +467,20 @@ func policyObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		warn(because(BootServiceMissing, "whether apparmor.service is enabled could not be read").next("systemctl is-enabled apparmor.service"))
 	}
 	return refusals, warnings
+}
+
+// textObstacles finds what speaks against making the profiles' texts live.
+func textObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
+	for _, name := range d.names() {
+		r, w := ProfileObstacles(d, o, name)
+		refusals, warnings = append(refusals, r...), append(warnings, w...)
+	}
+	if d.Keeps() || !d.accepted(o.Policy) {
+		refusals = append(refusals, o.Policy.Problems...)
+	} else {
+		warnings = append(warnings, o.Policy.Problems...)
+	}
+	return append(refusals, notStaged(d, o.Policy)...), warnings
 }
 
 // dropInObstacles looks at what lies at the place of the drop-in.

@@ -107,6 +107,9 @@ const (
 	ProfileNotStaged   Code = "profile-not-staged"
 	PolicyChanged      Code = "policy-changed"
 	PolicyDiffers      Code = "policy-differs"
+	PolicyNotKept      Code = "policy-not-kept"
+	PolicyTrampled     Code = "policy-changed-by-others"
+	PolicyUndone       Code = "policy-undone"
 	PolicyUnreadable   Code = "policy-unreadable"
 	PolicyNotAccepted  Code = "policy-not-accepted"
 	ChildLeaves        Code = "child-leaves"
@@ -201,6 +204,9 @@ var entries = []Entry{
 	{ProfileNotStaged, "The kernel could not check the policy beforehand", "The compiled policy could not be loaded into a policy namespace to read its checksum, so what runs cannot be compared with what was checked.", Unknown},
 	{PolicyChanged, "The profile's text changed and is not loaded", "What the file says now and what the kernel runs differ.", Confined},
 	{PolicyDiffers, "The kernel runs another policy than the accepted one", "The kernel's checksum of the loaded profile is not the one that was checked and accepted: somebody loaded another text under the same name.", NotConfined},
+	{PolicyTrampled, "Somebody else changed the loaded policy", "A package, systemctl reload apparmor, aa-complain, aa-disable, aa-teardown or a person replaced or removed the policy that was accepted for the unit. aaunitd puts the accepted policy back. Removing a profile takes it off the tasks that run, which a new start puts right. Who changes it on purpose says so before, with aaunitctl pause.", NotConfined},
+	{PolicyUndone, "A changed policy was undone", "The profile's text changed and was loaded, and within SettleSec= the unit failed, was started again by systemd or was denied something that it had not been denied before. The policy that was accepted before is live again, and the changed text is held until it, the unit or the attachment changes, or someone asks (aaunitctl attach UNIT).", Confined},
+	{PolicyNotKept, "The accepted policy could not be kept", "Before a policy goes live it is written to /var/lib/aaunit/policy, so that it can be put back and is there at boot. That could not be written or read; look for a full or read-only disk.", Unknown},
 	{PolicyUnreadable, "The loaded policy could not be read", "The kernel's list of loaded profiles, or a profile's checksum, could not be read.", Unknown},
 	{PolicyNotAccepted, "No policy was accepted yet", "No compiled policy of this profile has passed the checks, so there is nothing to compare the loaded one with.", Unknown},
 	{ChildLeaves, "The profile lets children leave it", "A rule with Ux, PUx, CUx, or one whose target is unconfined (Px, change_profile), starts programs without the profile. Use ix (inherit), Cx (child) or Px (another profile) instead.", Confined},

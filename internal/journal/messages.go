@@ -35,6 +35,10 @@ const (
 	// it was put back.
 	MsgPolicyHealed MessageID = "9b3f0d7d44f0466f96a5e1b6f0bb4c6a"
 
+	// MsgPolicyUndone: a changed policy went live, the unit did not stay well under
+	// it, and the policy that was accepted before is live again.
+	MsgPolicyUndone MessageID = "4f1c6e0b8d5a4b0f9d27c3a8e6f1b254"
+
 	// MsgAttachmentBad: an attachment file is not used.
 	MsgAttachmentBad MessageID = "6086f7b4ab834f9a8b6963ff9d310756"
 	// MsgBusLost and MsgBusBack: nothing was heard of systemd in between.

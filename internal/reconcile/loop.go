@@ -6,8 +6,9 @@
 // (internal/attach).
 //
 // Read it in this order: loop.go (what triggers what), pass.go (one pass, step
-// by step), policy.go (what is loaded), undo.go (the way back), manager.go (what
-// people ask for).
+// by step), policy.go (what is loaded), trial.go (a changed policy), undo.go (the
+// way back), manager.go (what people ask for), boot.go (what is done without the
+// daemon).
 package reconcile
 
 import (
@@ -39,7 +40,10 @@ type Options struct {
 	AppArmor    AppArmor
 	Attachments Attachments
 	Store       Store
-	Log         *slog.Logger
+	Policies    Policies
+	// Gate may be nil: then what compiles may run.
+	Gate Gate
+	Log  *slog.Logger
 	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
 	Recheck time.Duration
 	Version string
@@ -54,6 +58,8 @@ type Loop struct {
 	apparmor    AppArmor
 	attachments Attachments
 	store       Store
+	policies    Policies
+	gate        Gate
 	log         *slog.Logger
 	recheck     time.Duration
 	version     string
@@ -94,7 +100,7 @@ func New(o Options) *Loop {
 		o.Recheck = DefaultRecheck
 	}
 	return &Loop{
-		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store,
+		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot,
 		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
@@ -109,8 +115,10 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	records, problems := l.store.Load()
+	problems = append(problems, l.policies.Load()...)
 	l.mu.Lock()
 	for _, r := range records {
+		r.Accepted = acceptedOf(l.policies, r)
 		if r.Boot != l.boot || l.boot == "" {
 			r.Boot, r.Loaded, r.Softened = l.boot, nil, nil
 		}
@@ -445,7 +453,8 @@ func (l *Loop) target(unit string) *attach.Attachment {
 func (l *Loop) desired(unit string) (attach.Desired, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	d := attach.Desired{Unit: unit, Record: l.records[unit].Clone()}
+	d := attach.Desired{Unit: unit}
+	d.Record, d.Kept = l.recall(unit)
 	a, ok := l.targets[unit]
 	if !ok {
 		return d, nil
@@ -457,6 +466,17 @@ func (l *Loop) desired(unit string) (attach.Desired, error) {
 	var err error
 	d.Profile, err = a.ProfileFor(unit)
 	return d, err
+}
+
+// recall is what is remembered of a unit. The lock is held.
+func (l *Loop) recall(unit string) (r attach.Record, kept []attach.Compiled) {
+	r = l.records[unit].Clone()
+	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
+		if k, ok := l.policies.Lookup(r.Policies[file]); ok {
+			kept = append(kept, k)
+		}
+	}
+	return r, kept
 }
 
 func (l *Loop) forgetHost() {
@@ -545,7 +565,7 @@ func (l *Loop) wouldAccept(ctx context.Context, d attach.Desired) bool {
 		return false
 	}
 	p := attach.Diff(d, o)
-	return len(p.Refusals)+len(p.Pending) == 0 && len(o.Policy.Problems) == 0 && !p.Has(attach.LoadPolicy) && !p.Has(attach.UnloadChild)
+	return len(p.Refusals)+len(p.Pending) == 0 && len(o.Policy.Problems) == 0 && !p.KeepsPolicy && !p.Has(attach.LoadPolicy) && !p.Has(attach.UnloadChild)
 }
 
 // learnAlias remembers under which name systemd really knows a unit.

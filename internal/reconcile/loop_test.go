@@ -692,7 +692,7 @@ func TestAPatternWithoutUnits(t *testing.T) {
 		w.begin(u)
 		w.mu.Unlock()
 		rest()
-		if u.label != "w-1 (enforce)" || answer(l, "w@1") != "confined" || len(w.trace) != trace {
+		if u.label != "w-1 (enforce)" || answer(l, "w@1") != "confined" || len(w.trace) != trace+1 || w.trace[trace] != "keep /etc/apparmor.d/w-1 1" {
 			t.Errorf("%+v %s %q", u, answer(l, "w@1"), w.trace[trace:])
 		}
 		// The unit goes, the drop-in stays; the attachment goes, and so does it.

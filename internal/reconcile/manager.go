@@ -347,9 +347,10 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 	}
 	p.d.Unit = p.unit
 	l.mu.Lock()
-	p.d.Record = l.records[p.unit].Clone()
+	p.d.Record, p.d.Kept = l.recall(p.unit)
 	l.mu.Unlock()
 	p.d.Record.Hold = nil
+	p.d.Asked = !r.AsDeclared
 	o, err := l.observe(ctx, p.d, full)
 	if err != nil {
 		p.refuse(attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", p.unit, err))
@@ -626,7 +627,7 @@ func (l *Loop) checkFile(ctx context.Context, file string, trusted bool) attach.
 	if err != nil {
 		return bad(attach.Because(attach.ProfileBroken, "%v", err).At(file))
 	}
-	_, problems := l.apparmor.Compile(ctx, []string{file}, false)
+	_, problems := l.compile(ctx, []string{file}, false)
 	for _, p := range problems {
 		o = bad(p)
 	}

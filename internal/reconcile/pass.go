@@ -36,6 +36,8 @@ type job struct {
 	took      time.Duration // of the restart
 	verdict   attach.Verdict
 	unloaded  bool // what a withdrawn attachment had loaded
+	// tried: the unit did not stay well under a changed policy.
+	tried bool
 	// stuck: the drop-in serves other units and cannot be taken back.
 	stuck bool
 	over  bool // nothing more is to be done for the unit in this pass
@@ -48,7 +50,8 @@ type job struct {
 //  3. write and remove drop-ins
 //  4. one daemon-reload
 //  5. read the effective settings back: a file of somebody else may win
-//  6. restart what must be restarted, and wait until it has settled
+//  6. restart what must be restarted, and wait until it has settled; a changed
+//     policy goes live without a restart, and is watched as long (trial.go)
 //  7. look, and give the verdict
 //  8. undo what failed (undo.go), also together, with one more daemon-reload
 //  9. unload what a withdrawn attachment had loaded
@@ -65,6 +68,7 @@ func (l *Loop) pass(ctx context.Context, units []string, op *operation) map[stri
 	l.verdicts(ctx, jobs)
 	l.undo(ctx, jobs, saved, op)
 	l.finishDetached(ctx, jobs)
+	l.retain()
 	if ctx.Err() != nil {
 		cutOff(jobs)
 	}
@@ -111,7 +115,9 @@ func (j *job) alive() bool { return !j.over && len(j.failed) == 0 }
 
 // held reports whether the unit stays as the undo left it: nothing is written,
 // and nothing is recorded as written.
-func (j *job) held() bool { return j.d.Attachment != nil && j.d.Record.Hold != nil }
+func (j *job) held() bool {
+	return j.d.Attachment != nil && j.d.Record.Hold != nil && len(j.d.Record.Hold.Texts) == 0
+}
 
 // plan is step 1.
 func (l *Loop) plan(ctx context.Context, units []string, op *operation) []*job {
@@ -133,6 +139,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 	}
 	var err error
 	j.d, err = l.desired(unit)
+	j.d.Asked = op != nil
 	j.out.Profile = j.d.Profile
 	if err != nil {
 		l.refuse(j, attach.Because(attach.ProfileNameBad, "%v", err).At(j.d.Attachment.Source))
@@ -215,11 +222,16 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 		l.refuse(j, j.plan.Refusals...)
 		return j
 	}
-	if len(j.trampled()) > 0 {
+	if len(j.heals()) > 0 {
 		// It is put back in a moment; that it was not in force is told first.
 		if v := attach.Judge(j.d, j.o); v.Answer == attach.NotConfined && !v.At.IsZero() {
 			l.conclude(j.d, j.o, v)
 		}
+	}
+	if j.plan.Has(attach.Restart) && j.d.Record.ProvedAs(j.o.Unit.InvocationID, j.d.Profile) {
+		// Its profile was taken off. Should this be cut off, the next start goes on.
+		j.d.Record.Retaken, j.d.Record.Proved = j.o.At, ""
+		l.remember(j.d.Record)
 	}
 	if ended {
 		// Not before: what could not be compiled for a moment ends no hold.
@@ -365,7 +377,7 @@ func inputs(j *job) string {
 		Fragment   string
 	}{Attachment: *j.d.Attachment, Problems: j.o.Policy.Problems, Fragment: j.o.Unit.FragmentPath}
 	in.Attachment.Line = 0
-	for _, c := range j.o.Policy.Compiled {
+	for _, c := range j.o.Policy.Texts {
 		in.Sources = append(in.Sources, c.Source)
 	}
 	for _, c := range j.o.Unit.Settings.Exec {
@@ -553,12 +565,16 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s failed while an attach was cut off%s", j.d.Unit, exitText(j.o.Unit)).
 				WithNext("journalctl -u "+j.d.Unit))
 		}
-		if j.alive() && j.plan.Has(attach.Restart) {
+		if j.alive() && (j.plan.Has(attach.Restart) || j.d.Record.Trial != nil && j.d.Attachment != nil) {
 			need = append(need, j)
 		}
 	}
 	slots := make(chan struct{}, parallel)
 	eachAll(need, func(j *job) {
+		if !j.plan.Has(attach.Restart) {
+			l.tryPolicy(ctx, j)
+			return
+		}
 		j.event(attach.StepRestart, attach.Running, "restarting")
 		slots <- struct{}{}
 		begun := time.Now()
@@ -604,6 +620,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 		j.fail(attach.StepRestart, unheard(j.d, err).Reasons...)
 		return
 	}
+	first.NRestarts = 0 // systemd counts from 0 again when a job starts a unit
 	// What is not confined from the start needs no waiting for.
 	if v, o := l.judge(ctx, j.d, true); v.Answer == attach.NotConfined && o.Unit.Active() && !only(v, attach.TaskComplain) {
 		j.verdict, j.seen = v, o
@@ -611,27 +628,17 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 		return
 	}
 	span := j.d.Attachment.Settle
-	interval := max(span/10, 100*time.Millisecond)
-	for deadline := time.Now().Add(span); ; {
-		u, err := l.systemd.Observe(ctx, j.d.Unit)
-		if err != nil {
-			j.fail(attach.StepRestart, unheard(j.d, err).Reasons...)
-			return
-		}
-		if why := unhealthy(first, u); why != "" {
-			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s", why).WithNext("journalctl -u "+j.d.Unit))
-			return
-		}
-		left := time.Until(deadline)
-		if left <= 0 {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			j.over = true // the next start goes on from here
-			return
-		case <-time.After(min(interval, left)):
-		}
+	why, err := l.watch(ctx, j.d.Unit, first.Start(), span)
+	switch {
+	case ctx.Err() != nil:
+		j.over = true // the next start goes on from here
+		return
+	case err != nil:
+		j.fail(attach.StepRestart, unheard(j.d, err).Reasons...)
+		return
+	case why != "":
+		j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s", why).WithNext("journalctl -u "+j.d.Unit))
+		return
 	}
 	if span == 0 {
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
@@ -640,17 +647,40 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	j.event(attach.StepRestart, attach.Done, "active after %s, stayed healthy for %s", seconds(j.took), seconds(span))
 }
 
-// unhealthy compares a unit with how it was right after its restart.
-func unhealthy(first, now attach.Unit) string {
+// watch looks at a unit for as long as span, and says what is wrong with it, or
+// "". It ends early when the answer is clear, or ctx ends.
+func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration) (why string, err error) {
+	interval := max(span/10, 100*time.Millisecond)
+	for deadline := time.Now().Add(span); ; {
+		u, err := l.systemd.Observe(ctx, unit)
+		if err != nil {
+			return "", err
+		}
+		if why := unhealthy(first, u); why != "" {
+			return why, nil
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return "", nil
+		}
+		select {
+		case <-ctx.Done():
+			return "", nil
+		case <-time.After(min(interval, left)):
+		}
+	}
+}
+
+// unhealthy compares a unit with how it was at the beginning.
+func unhealthy(first attach.Start, now attach.Unit) string {
 	switch {
 	case now.ActiveState == "failed":
 		return now.ID + " failed" + exitText(now)
-	case now.NRestarts != 0 || now.SubState == "auto-restart":
-		// systemd counts from 0 again when a job starts a unit.
+	case now.NRestarts > first.NRestarts || now.SubState == "auto-restart":
 		return now.ID + " ended and was restarted by systemd" + exitText(now)
 	case now.InvocationID != first.InvocationID:
 		return fmt.Sprintf("%s was started anew", now.ID)
-	case now.Type != "oneshot" && first.Active() && !now.Active() && now.Result != "success":
+	case now.Type != "oneshot" && first.Active && !now.Active() && now.Result != "success":
 		return now.ID + " ended" + exitText(now)
 	case first.MainPID != 0 && now.MainPID != 0 && now.MainPID != first.MainPID:
 		return fmt.Sprintf("the main process of %s changed", now.ID)
@@ -702,7 +732,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 			return
 		}
 		if attach.IsPattern(j.d.Unit) {
-			if r := &j.d.Record; len(r.DropIns) > 0 && r.Hold == nil {
+			if r := &j.d.Record; len(r.DropIns) > 0 && !j.held() {
 				r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
 				r.Attaching = false
 				l.remember(*r)
@@ -728,13 +758,13 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 			j.event(attach.StepVerdict, attach.Warned, "%s", VerdictText(v))
 		}
 		if j.alive() {
-			if r := &j.d.Record; len(r.DropIns) > 0 && r.Hold == nil {
+			if r := &j.d.Record; len(r.DropIns) > 0 && !j.held() {
 				r.Unit, r.Attachment, r.Profile, r.RestartUnit = j.d.Unit, j.d.Attachment.Source, j.d.Profile, j.d.Attachment.RestartUnit
 				if r.Attaching && v.Answer == attach.Confined {
 					l.log.Info(j.d.Unit+" is attached to profile "+j.d.Profile, journal.FieldMessageID, string(journal.MsgAttached),
 						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
 				}
-				r.Attaching = false
+				r.Attaching, r.Trial = false, nil
 				l.remember(*r)
 				if v.Answer == attach.Confined {
 					l.releasePattern(j.d)

@@ -2,127 +2,298 @@ package reconcile
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/journal"
 )
 
-// trampled lists the files of this plan's loads that still say what was
-// accepted, and that the kernel does not run: somebody has loaded another
-// policy, or removed it. With each comes what is wrong.
-func (j *job) trampled() map[string]attach.Reason {
-	out := map[string]attach.Reason{}
-	if j.fresh || j.d.Attachment == nil || j.held() {
-		return out
+// compile compiles files, asks the gate, and stages what may go on.
+func (l *Loop) compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason) {
+	done, problems = l.apparmor.Compile(ctx, files, complain)
+	if l.gate != nil {
+		done = slices.DeleteFunc(done, func(c attach.Compiled) bool {
+			against := l.gate.Check(ctx, c)
+			problems = append(problems, against...)
+			return len(against) > 0
+		})
 	}
+	l.apparmor.Stage(ctx, done)
+	return done, problems
+}
+
+// acceptedOf is what was accepted for a record, by the policies that are kept: a
+// boot with another parser or kernel has compiled them anew, and the kernel's
+// checksums with them.
+func acceptedOf(kept Policies, r attach.Record) map[string]string {
+	sums := map[string]string{}
+	for _, id := range r.Policies {
+		k, ok := kept.Lookup(id)
+		if !ok {
+			return r.Accepted
+		}
+		maps.Copy(sums, k.Checksums)
+	}
+	if len(sums) == 0 {
+		return r.Accepted
+	}
+	return sums
+}
+
+// healing reports whether an action puts back what somebody else has changed.
+func healing(a attach.Action) bool { return a.Reason.Code == attach.PolicyTrampled }
+
+// heals lists what the plan puts back.
+func (j *job) heals() (out []attach.Action) {
 	for _, a := range j.plan.Actions {
-		for _, c := range j.o.Policy.Compiled {
-			if a.Kind != attach.LoadPolicy || a.Target != c.File {
-				continue
-			}
-			for name, want := range c.Checksums {
-				if j.d.Record.Accepted[name] == want && j.o.Policy.Live[name].Checksum != want {
-					out[c.File] = a.Reason
-				}
-			}
+		if healing(a) {
+			out = append(out, a)
 		}
 	}
 	return out
 }
 
-// loadPolicies is step 2. It returns how to bring back what was loaded before,
-// by file.
+// loading finds the policy that an action makes live.
+func (j *job) loading(a attach.Action) (c attach.Compiled, ok bool) {
+	from := j.o.Policy.Compiled
+	switch a.Kind {
+	case attach.LoadPolicy:
+	case attach.RestorePolicy:
+		from = j.d.Kept
+	default:
+		return c, false
+	}
+	i := slices.IndexFunc(from, func(c attach.Compiled) bool { return c.File == a.Target })
+	if i < 0 {
+		return c, false
+	}
+	return from[i], true
+}
+
+// accepts reports whether what the unit's files say is what it runs under from
+// now on.
+func (j *job) accepts() bool {
+	reported := slices.ContainsFunc(j.plan.Pending, func(r attach.Reason) bool { return r.Code == attach.PolicyChanged && len(j.o.Policy.Standing) == 0 })
+	return j.d.Attachment != nil && !j.held() && !j.plan.KeepsPolicy && !reported && len(j.o.Policy.Compiled) > 0 && len(j.o.Policy.Problems) == 0
+}
+
+// loadPolicies is step 2. What is accepted is kept first, so that it can be put
+// back whatever comes. It returns how to bring back what was loaded before, by
+// file.
 func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
-	saved := map[string]Saved{}
-	var load []attach.Compiled
 	for _, j := range jobs {
-		if !j.alive() {
-			continue
-		}
-		for _, c := range j.o.Policy.Compiled {
-			if !slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Kind == attach.LoadPolicy && a.Target == c.File }) {
-				continue
-			}
-			if _, done := saved[c.File]; done {
-				continue
-			}
-			names := sortedNames(c)
-			s, err := l.apparmor.Save(names)
-			if err != nil {
-				l.log.Warn("cannot keep the loaded policy; an undo cannot bring it back", "file", c.File, "err", err)
-			}
-			saved[c.File] = s
-			load = append(load, c)
+		if j.alive() && j.accepts() {
+			l.keepPolicies(j)
 		}
 	}
+	saved, load, failed := l.gather(jobs)
 	for _, j := range jobs {
-		if j.alive() && j.plan.Has(attach.LoadPolicy) {
-			for _, c := range j.o.Policy.Compiled {
-				if j.d.Attachment == nil {
-					break
-				}
-				soft := func(file string) bool { return file == c.File }
-				if !c.Complain {
-					j.d.Record.Softened = slices.DeleteFunc(j.d.Record.Softened, soft)
-				}
-				for _, name := range sortedNames(c) {
-					live, loaded := j.o.Policy.Live[name]
-					if !loaded && !strings.Contains(name, "//") && !slices.Contains(j.d.Record.Loaded, name) {
-						j.d.Record.Loaded = append(j.d.Record.Loaded, name)
-					}
-					if loaded && c.Complain && live.Mode.Confines() && !slices.ContainsFunc(j.d.Record.Softened, soft) && !slices.Contains(j.d.Record.Loaded, name) {
-						j.d.Record.Softened = append(j.d.Record.Softened, c.File)
-					}
-				}
-			}
+		if j.alive() && (j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy)) {
+			j.willLoad()
 			l.remember(j.d.Record)
 			j.event(attach.StepPolicy, attach.Running, "loading")
 		}
 	}
-	failed := map[string]error{}
 	if len(load) > 0 {
-		failed = l.apparmor.Load(ctx, load)
+		maps.Copy(failed, l.apparmor.Load(ctx, load))
 	}
 	for _, j := range jobs {
-		if !j.alive() {
-			continue
-		}
-		if j.d.Attachment == nil {
+		switch {
+		case !j.alive():
+		case j.d.Attachment == nil:
 			l.hardened(j, failed)
-			continue
+		default:
+			l.accept(j, failed)
 		}
-		accepted := map[string]string{}
-		for _, c := range j.o.Policy.Compiled {
-			if err := failed[c.File]; err != nil {
-				j.fail(attach.StepPolicy, attach.Because(attach.ProfileNotLoaded, "cannot load %s: %v", c.File, err).At(c.File))
-				continue
-			}
-			for name, sum := range c.Checksums {
-				accepted[name] = sum
-			}
-		}
-		if !j.alive() || j.held() {
-			continue
-		}
-		for file, why := range j.trampled() {
-			l.log.Warn("put back the policy of "+j.d.Unit+": "+why.String(), journal.FieldMessageID, string(journal.MsgPolicyHealed),
-				journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, file)
-		}
-		reported := slices.ContainsFunc(j.plan.Pending, func(r attach.Reason) bool { return r.Code == attach.PolicyChanged })
-		if len(accepted) > 0 && len(j.o.Policy.Problems) == 0 && !reported {
-			j.d.Record.Accepted = accepted
-			if len(j.d.Record.DropIns) > 0 {
-				l.remember(j.d.Record) // a look at the unit compares with it from now on
-			}
-		}
-		j.out.Changed = j.out.Changed || j.plan.Has(attach.LoadPolicy)
-		j.event(attach.StepPolicy, attach.Done, "%s, %s; the kernel runs what was checked (%s)",
-			map[bool]string{true: "loaded", false: "already loaded"}[j.plan.Has(attach.LoadPolicy)], j.d.Attachment.Mode, shortSum(j.d.Record.Accepted[j.d.Profile]))
 	}
 	l.unloadChildren(ctx, jobs)
 	return saved
+}
+
+// keepPolicies puts what a unit is to run under on disk. Without that it could
+// not be put back, so nothing is loaded.
+func (l *Loop) keepPolicies(j *job) {
+	for _, c := range j.o.Policy.Compiled {
+		err := l.policies.Keep(c)
+		if err == nil {
+			continue
+		}
+		why := attach.Because(attach.PolicyNotKept, "%v", err).At(c.File).WithNext("df /var/lib/aaunit")
+		if j.fresh {
+			j.fail(attach.StepPolicy, why)
+		} else {
+			l.refuse(j, why) // what runs goes on, and the next trigger tries again
+		}
+		return
+	}
+}
+
+// gather puts together what all plans load, each file once, with its bytes.
+func (l *Loop) gather(jobs []*job) (saved map[string]Saved, load []attach.Compiled, failed map[string]error) {
+	saved, failed = map[string]Saved{}, map[string]error{}
+	chosen := map[string]attach.Compiled{}
+	heal := map[string]bool{}
+	for _, j := range jobs {
+		for _, a := range j.plan.Actions {
+			c, ok := j.loading(a)
+			if !ok || !j.alive() {
+				continue
+			}
+			// Of two that differ, what was accepted for a unit wins.
+			if _, done := chosen[c.File]; !done || healing(a) {
+				chosen[c.File] = c
+			}
+			heal[c.File] = heal[c.File] || healing(a)
+		}
+	}
+	for _, file := range slices.Sorted(maps.Keys(chosen)) {
+		c := chosen[file]
+		if c.Blob == nil {
+			kept, err := l.policies.Get(c.ID)
+			if err != nil {
+				failed[file] = err
+				continue
+			}
+			c.Blob = kept.Blob
+		}
+		if !heal[file] { // what somebody else has made of it is not to come back
+			s, err := l.apparmor.Save(sortedNames(c))
+			if err != nil {
+				l.log.Warn("cannot keep the loaded policy; an undo cannot bring it back", "file", file, "err", err)
+			}
+			saved[file] = s
+		}
+		load = append(load, c)
+	}
+	return saved, load, failed
+}
+
+// willLoad notes what a detach has to take back.
+func (j *job) willLoad() {
+	if j.d.Attachment == nil {
+		return
+	}
+	r := &j.d.Record
+	for _, a := range j.plan.Actions {
+		c, ok := j.loading(a)
+		if !ok {
+			continue
+		}
+		soft := func(file string) bool { return file == c.File }
+		if !c.Complain {
+			r.Softened = slices.DeleteFunc(r.Softened, soft)
+		}
+		for _, name := range sortedNames(c) {
+			live, loaded := j.o.Policy.Live[name]
+			if !loaded && !healing(a) && !strings.Contains(name, "//") && !slices.Contains(r.Loaded, name) {
+				r.Loaded = append(r.Loaded, name)
+			}
+			if loaded && c.Complain && live.Mode.Confines() && !slices.ContainsFunc(r.Softened, soft) && !slices.Contains(r.Loaded, name) {
+				r.Softened = append(r.Softened, c.File)
+			}
+		}
+	}
+}
+
+// accept records what a unit runs under, once the kernel has it.
+func (l *Loop) accept(j *job, failed map[string]error) {
+	files := map[string]bool{}
+	for _, c := range slices.Concat(j.o.Policy.Compiled, j.d.Kept) {
+		files[c.File] = true
+	}
+	for _, file := range slices.Sorted(maps.Keys(files)) {
+		if err := failed[file]; err != nil {
+			j.fail(attach.StepPolicy, attach.Because(attach.ProfileNotLoaded, "cannot load %s: %v", file, err).At(file))
+			l.queue.add(inputChanged, j.d.Unit) // what could not be read is compiled anew
+		}
+	}
+	if !j.alive() {
+		return
+	}
+	for _, a := range j.heals() {
+		l.log.Warn("put back the policy of "+j.d.Unit+": "+a.Reason.String(), journal.FieldMessageID, string(journal.MsgPolicyHealed),
+			journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, a.Target)
+	}
+	loads := j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy)
+	if j.accepts() {
+		accepted, policies := map[string]string{}, map[string]string{}
+		for _, c := range j.o.Policy.Compiled {
+			maps.Copy(accepted, c.Checksums)
+			policies[c.File] = c.ID
+		}
+		r := &j.d.Record
+		if !maps.Equal(accepted, r.Accepted) && j.d.Keeps() && r.Trial == nil && j.o.Unit.Active() && !j.plan.Has(attach.Restart) && j.d.Attachment.Settle > 0 {
+			r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: time.Now(), Unit: j.o.Unit.Start()}
+		}
+		r.Accepted, r.Policies = accepted, policies
+		if len(r.DropIns) > 0 {
+			l.remember(*r) // a look at the unit compares with it from now on
+		}
+		if j.d.Asked {
+			l.acceptForOthers(j)
+		}
+	}
+	j.out.Changed = j.out.Changed || loads
+	if j.held() {
+		return
+	}
+	j.event(attach.StepPolicy, attach.Done, "%s, %s; the kernel runs what was checked (%s)",
+		map[bool]string{true: "loaded", false: "already loaded"}[loads], j.d.Attachment.Mode, shortSum(j.d.Record.Accepted[j.d.Profile]))
+}
+
+// acceptForOthers: the kernel has one policy of a name. What a person asks for
+// on behalf of one unit is accepted for all that share the file.
+func (l *Loop) acceptForOthers(j *job) {
+	var changed []attach.Record
+	l.mu.Lock()
+	for other, r := range l.records {
+		if other == j.d.Unit {
+			continue
+		}
+		differs := false
+		r = r.Clone()
+		for file, id := range j.d.Record.Policies {
+			if old, has := r.Policies[file]; has && old != id {
+				r.Policies[file], differs = id, true
+			}
+		}
+		if differs {
+			r.Accepted = acceptedOf(l.policies, r)
+			if r.Hold != nil && len(r.Hold.Texts) > 0 {
+				r.Hold = nil
+			}
+			changed = append(changed, r)
+		}
+	}
+	l.mu.Unlock()
+	for _, r := range changed {
+		l.remember(r)
+		l.queue.add(inputChanged, r.Unit)
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.PolicyChanged, "%s runs under the changed policy too", r.Unit))
+	}
+}
+
+// retain removes what is kept and no unit can go back to.
+func (l *Loop) retain() {
+	ids := map[string]bool{}
+	l.mu.Lock()
+	for _, r := range l.records {
+		for _, id := range r.Policies {
+			ids[id] = true
+		}
+		if r.Trial != nil {
+			for _, id := range r.Trial.Policies {
+				ids[id] = true
+			}
+		}
+	}
+	l.mu.Unlock()
+	if err := l.policies.Retain(ids); err != nil {
+		l.log.Warn("cannot remove an accepted policy that nobody needs any more", "err", err)
+	}
 }
 
 // hardened says that what a withdrawn attachment had loaded in complain mode is
@@ -210,8 +381,16 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 	}
 	if how == full && len(files) > 0 {
 		var problems []attach.Reason
-		p.Compiled, problems = l.apparmor.Compile(ctx, files, d.Attachment.Mode == attach.WishComplain)
+		p.Compiled, problems = l.compile(ctx, files, d.Attachment.Mode == attach.WishComplain)
 		p.Problems = append(p.Problems, problems...)
+		p.Texts = slices.Clone(p.Compiled)
+		for i, c := range p.Compiled {
+			if k, who := l.standing(d, c); who != "" {
+				p.Compiled[i] = k
+				p.Standing = append(p.Standing, attach.Because(attach.PolicyChanged, "%s says something else by now, which is not to go live for %s; so the policy that was accepted before is that of %s too", c.File, who, d.Unit).
+					At(c.File).WithNext("aaunitctl attach "+who))
+			}
+		}
 		if d.Attachment.Mode == attach.WishComplain {
 			p.EnforcedBy = l.wantedBy(d.Unit, attach.WishEnforce, append(l.namesIn(files), names...))
 		}
@@ -233,6 +412,30 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 	return p
 }
 
+// standing finds another unit that runs under an earlier version of a file, and
+// is not to leave it: the kernel has one policy of a name, so that one counts for
+// all units, until a person says otherwise.
+func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled, who string) {
+	if d.Asked {
+		return k, ""
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, other := range slices.Sorted(maps.Keys(l.records)) {
+		r := l.records[other]
+		id, has := r.Policies[c.File]
+		if !has || id == c.ID || other == d.Unit || !settled(r) {
+			continue
+		}
+		if a, ok := l.targets[other]; ok && (a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID) {
+			if k, ok := l.policies.Lookup(id); ok && k.Complain == c.Complain {
+				return k, other
+			}
+		}
+	}
+	return k, ""
+}
+
 // softened is the policy, as their texts say it, of the files that an
 // attachment which is gone had loaded in complain mode. A file that another
 // attached unit still wants so is left to that one.
@@ -244,7 +447,7 @@ func (l *Loop) softened(ctx context.Context, d attach.Desired) attach.Policy {
 		}
 	}
 	var p attach.Policy
-	p.Compiled, p.Problems = l.apparmor.Compile(ctx, files, false)
+	p.Compiled, p.Problems = l.compile(ctx, files, false)
 	var names []string
 	for _, c := range p.Compiled {
 		names = append(names, sortedNames(c)...)

@@ -55,10 +55,20 @@ type AppArmor interface {
 
 	// Host reads the kernel's state; BootService is left to the caller.
 	Host() attach.Host
-	// Compile compiles each file in a bounded child and stages the result;
-	// what it cannot compile it names in problems. Results are kept while the
-	// file, what it includes, the parser and the kernel stay the same.
+	// Environment is a digest of what a compiled policy depends on beside its
+	// source: parser, its configuration, kernel.
+	Environment() string
+	// Compile compiles each file in a bounded child; what it cannot compile it
+	// names in problems. Results are kept while the file, what it includes, the
+	// parser and the kernel stay the same. A policy that Policies keeps comes
+	// without its bytes.
 	Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason)
+	// CompileKept compiles policies anew from the texts that were kept with them.
+	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems []attach.Reason)
+	// Stage has the kernel read the policies in a policy namespace of their own,
+	// where they confine nobody, and fills in its checksums of those that have
+	// none, or why there are none.
+	Stage(ctx context.Context, policies []attach.Compiled)
 	// Load makes compiled policies live, all of them in one go; what is wrong
 	// with one keeps no other from being loaded. failed holds an error for each file whose profiles the kernel
 	// does not have afterwards, as read back from the kernel.
@@ -102,6 +112,29 @@ type Attachments interface {
 	Remove(file string) error
 	// Changes tells, merged, that files came, went or changed.
 	Changes(ctx context.Context) <-chan struct{}
+}
+
+// Gate is asked about every compiled policy before the kernel sees it.
+type Gate interface {
+	// Check says what speaks against letting it run; nothing is nil.
+	Check(ctx context.Context, c attach.Compiled) []attach.Reason
+}
+
+// Policies keeps accepted policies, with their bytes and the texts that they
+// were made from, across restarts of the daemon and of the machine.
+type Policies interface {
+	// Load reads what is kept; what cannot be read is set aside and named in
+	// problems.
+	Load() (problems []attach.Reason)
+	// Lookup finds a policy by its ID, without its bytes.
+	Lookup(id string) (attach.Compiled, bool)
+	// Get reads one with its bytes and texts. After an error it is not kept any
+	// more.
+	Get(id string) (attach.Compiled, error)
+	// Keep stores one so that a crash leaves it whole or not there.
+	Keep(c attach.Compiled) error
+	// Retain removes all but these.
+	Retain(ids map[string]bool) error
 }
 
 // Store keeps records across restarts of the daemon.

@@ -32,7 +32,7 @@ import (
 // When the daemon is told to end, what failed may have failed for that alone:
 // nothing is held or withdrawn then, and the next start goes on from the record.
 func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op *operation) {
-	var back []*job
+	var back, tried []*job
 	for _, j := range jobs {
 		if len(j.failed) == 0 || j.over || j.d.Attachment == nil {
 			continue
@@ -42,6 +42,8 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 		switch {
 		case ctx.Err() != nil:
 			continue
+		case j.tried:
+			tried = append(tried, j)
 		case j.restarted && j.d.Attachment.OnFailedAttach == attach.FailedStop:
 			j.event(attach.StepUndo, attach.Running, "stopping")
 			text := "stopped, as OnFailedAttach=stop asks for"
@@ -58,6 +60,9 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 		default:
 			back = append(back, j)
 		}
+	}
+	if len(tried) > 0 {
+		l.undoTrials(ctx, tried, jobs)
 	}
 	if len(back) == 0 {
 		return

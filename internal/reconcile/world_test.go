@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type world struct {
 	att     map[string]attach.Attachment
 	broken  map[string]bool
 	records map[string]attach.Record
+	kept    map[string]attach.Compiled // accepted policies on disk
 	calls   map[string]int
 	trace   []string
 
@@ -52,6 +54,11 @@ type world struct {
 	boots    int  // of the machine
 	diskFull bool // records cannot be saved
 	dead     bool
+	// deadly: version of a policy -> what becomes of a unit that runs under it.
+	deadly map[string]string
+	flags  map[string][]string // profile -> flags in its text
+	gate   func(attach.Compiled) []attach.Reason
+	parser string
 	// also: profile -> another one that its file defines.
 	also map[string]string
 	// deaf: systemd does not reload.
@@ -103,7 +110,7 @@ func newWorld() *world {
 	return &world{
 		units: map[string]*unit{}, aliases: map[string]string{}, disk: map[string]string{}, read: map[string]string{},
 		files: map[string]string{}, bad: map[string]bool{}, kernel: map[string]string{}, att: map[string]attach.Attachment{},
-		broken: map[string]bool{}, records: map[string]attach.Record{}, calls: map[string]int{},
+		broken: map[string]bool{}, records: map[string]attach.Record{}, kept: map[string]attach.Compiled{}, calls: map[string]int{},
 		events: make(chan attach.UnitEvent, 1000), changed: make(chan struct{}, 1),
 	}
 }
@@ -363,7 +370,7 @@ func (w *world) Follow(_ context.Context, wants func(string) bool) <-chan attach
 }
 
 func (w *world) profile(name string) attach.Profile {
-	p := attach.Profile{Name: name, File: "/etc/apparmor.d/" + name, Line: 1}
+	p := attach.Profile{Name: name, File: "/etc/apparmor.d/" + name, Line: 1, Flags: w.flags[name]}
 	if w.byPath[name] {
 		p.Attachment = "/usr/bin/x"
 	}
@@ -399,6 +406,10 @@ func (w *world) Compile(_ context.Context, files []string, complain bool) (done 
 	defer w.lock()()
 	for _, f := range files {
 		name := path.Base(f)
+		if _, there := w.files[name]; !there {
+			problems = append(problems, attach.Because(attach.ProfileNotFound, "%s does not exist", f).At(f))
+			continue
+		}
 		if w.bad[name] {
 			problems = append(problems, attach.Because(attach.ProfileBroken, "syntax error in %s", f).At(f))
 			continue
@@ -407,8 +418,10 @@ func (w *world) Compile(_ context.Context, files []string, complain bool) (done 
 		if complain {
 			v += soft
 		}
-		done = append(done, attach.Compiled{File: f, Source: name + w.files[name], Complain: complain, Profiles: []attach.Profile{w.profile(name)},
-			Checksums: map[string]string{name: "sha256:" + name + v}})
+		id := f + " " + v
+		v += w.by()
+		done = append(done, attach.Compiled{ID: id, File: f, Source: name + w.files[name], Complain: complain, Profiles: []attach.Profile{w.profile(name)},
+			Checksums: map[string]string{name: "sha256:" + name + v}, Blob: []byte(v), Sources: map[string][]byte{f: nil}, Environment: w.Environment()})
 		if other, ok := w.also[name]; ok {
 			done[len(done)-1].Checksums[other] = "sha256:" + other + v
 		}
@@ -416,17 +429,75 @@ func (w *world) Compile(_ context.Context, files []string, complain bool) (done 
 	return done, problems
 }
 
+func (w *world) Environment() string { return cmp.Or(w.parser, "parser 1") }
+
+func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []attach.Compiled, problems []attach.Reason) {
+	defer w.lock()()
+	for _, k := range kept {
+		k.Environment = w.Environment()
+		k.Checksums = maps.Clone(k.Checksums)
+		for name, sum := range k.Checksums {
+			k.Checksums[name] = sum + w.by()
+		}
+		done = append(done, k)
+	}
+	return done, problems
+}
+
+// by marks what another parser has made.
+func (w *world) by() string {
+	if w.Environment() == "parser 1" {
+		return ""
+	}
+	return " by " + w.Environment()
+}
+
+func (w *world) Stage(context.Context, []attach.Compiled) {}
+
 func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error {
 	defer w.lock()()
 	if err := w.call("load %d", len(all)); err != nil {
 		return map[string]error{all[0].File: err}
 	}
 	for _, c := range all {
+		if len(c.Blob) == 0 {
+			return map[string]error{c.File: errors.New("no bytes")}
+		}
 		for name, sum := range c.Checksums {
-			w.kernel[name] = strings.TrimPrefix(sum, "sha256:"+name)
+			w.replace(name, strings.TrimPrefix(sum, "sha256:"+name))
 		}
 	}
 	return nil
+}
+
+// replace is apparmor_parser --replace, by whomever. Tasks that carry the profile
+// are under the new policy at once.
+func (w *world) replace(name, version string) {
+	w.kernel[name] = version
+	for _, u := range w.units {
+		if !u.running || !strings.HasPrefix(u.label, name+" ") {
+			continue
+		}
+		switch w.deadly[version] {
+		case "dies":
+			u.running, u.failed = false, true
+			w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: u.name}
+		case "restarts":
+			u.start++
+			u.restarts++
+			w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: u.name}
+		}
+	}
+}
+
+// remove is apparmor_parser --remove: it unconfines the tasks.
+func (w *world) remove(name string) {
+	delete(w.kernel, name)
+	for _, u := range w.units {
+		if strings.HasPrefix(u.label, name+" ") {
+			u.label = "unconfined"
+		}
+	}
 }
 
 // soft ends the version of a policy in complain mode.
@@ -611,8 +682,68 @@ func (s store) Delete(unit string) error {
 	return nil
 }
 
-func (w *world) loop() *Loop {
-	return New(Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)})
+// Policies.
+
+type policies struct{ *world }
+
+func (p policies) Load() []attach.Reason { return nil }
+
+func (p policies) Lookup(id string) (attach.Compiled, bool) {
+	c, err := p.Get(id)
+	c.Blob, c.Sources = nil, nil
+	return c, err == nil
+}
+
+func (p policies) Get(id string) (attach.Compiled, error) {
+	defer p.lock()()
+	c, ok := p.kept[id]
+	if !ok {
+		return c, errors.New("not kept")
+	}
+	return c, nil
+}
+
+func (p policies) Keep(c attach.Compiled) error {
+	defer p.lock()()
+	if old, ok := p.kept[c.ID]; ok && old.Environment == c.Environment {
+		return nil
+	}
+	if p.diskFull {
+		return errors.New("no space left on device")
+	}
+	if err := p.call("keep %s", c.ID); err != nil {
+		return err
+	}
+	p.kept[c.ID] = c
+	return nil
+}
+
+func (p policies) Retain(ids map[string]bool) error {
+	defer p.lock()()
+	for id := range p.kept {
+		if ids[id] {
+			continue
+		}
+		if err := p.call("drop %s", id); err != nil {
+			return err
+		}
+		delete(p.kept, id)
+	}
+	return nil
+}
+
+// Check is the gate's.
+func (w *world) Check(_ context.Context, c attach.Compiled) []attach.Reason {
+	if w.gate == nil {
+		return nil
+	}
+	return w.gate(c)
+}
+
+func (w *world) loop() *Loop { return New(w.options()) }
+
+func (w *world) options() Options {
+	return Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
 }
 
 // run runs the daemon in a bubble of fake time until body returns.

@@ -1,0 +1,78 @@
+package apparmor
+
+import (
+	"maps"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// What was kept with a policy is enough to compile it again, whatever became of
+// the files, and gives the same bytes.
+func TestCompileKept(t *testing.T) {
+	h := newHost(t)
+	h.write(profileDir+"/tunables/x", "@{X}=/srv\n")
+	h.write(profileDir+"/x.d/one", "/one r,\n")
+	h.write(profileDir+"/x.d/two", "/two r,\n")
+	h.write(profileDir+"/empty.d/.hidden", "")
+	text := "include <tunables/x>\nprofile a {\n  include <x.d>\n  include <empty.d>\n  include if exists <local/a>\n  @{X}/a r,\n}\n"
+	f := h.profile("a", text)
+	done, problems := h.Compile(ctx(t), []string{f}, false)
+	if len(done) != 1 {
+		t.Fatal(problems)
+	}
+	h.profile("a", "profile a { /other r, }\n")
+	h.write(profileDir+"/x.d/three", "/three r,\n")
+	h.write(profileDir+"/local/a", "/local r,\n")
+	again, problems := New(h.opt).CompileKept(ctx(t), done)
+	if len(again) != 1 || string(again[0].Blob) != string(done[0].Blob) || again[0].ID != done[0].ID || again[0].Environment != done[0].Environment {
+		t.Fatalf("%v", problems)
+	}
+	if !maps.EqualFunc(again[0].Sources, done[0].Sources, func(a, b []byte) bool { return string(a) == string(b) }) {
+		t.Error("other sources")
+	}
+
+	for name, spoil := range map[string]func(map[string][]byte){
+		"changed": func(s map[string][]byte) { s[f] = append([]byte("# \n"), s[f]...) },
+		"missing": func(s map[string][]byte) { delete(s, profileDir+"/x.d/two") },
+		"one more": func(s map[string][]byte) {
+			s[profileDir+"/local/a"] = []byte("/ rw,\n")
+		},
+		"all gone": func(s map[string][]byte) { clear(s) },
+	} {
+		bad := done[0]
+		bad.Sources = maps.Clone(bad.Sources)
+		spoil(bad.Sources)
+		if got, problems := h.CompileKept(ctx(t), []attach.Compiled{bad}); len(got) > 0 || len(problems) != 1 {
+			t.Errorf("%s: %d compiled, %v", name, len(got), problems)
+		}
+	}
+}
+
+// What is kept on disk is neither compiled again nor held in memory.
+func TestWhatIsKeptIsNotCompiled(t *testing.T) {
+	parser, runs := countingParser(t)
+	h := newHost(t, parser)
+	f := h.profile("a", "profile a { }\n")
+	done, _ := h.Compile(ctx(t), []string{f}, false)
+	if len(done) != 1 || len(done[0].Blob) == 0 {
+		t.Fatal(done)
+	}
+	kept := done[0]
+	kept.Blob, kept.Sources, kept.Checksums = nil, nil, map[string]string{"a": "sha256:aa"}
+	opt := h.opt
+	opt.Kept = func(id string) (attach.Compiled, bool) { return kept, id == kept.ID }
+	s := New(opt)
+	runs()
+	again, problems := s.Compile(ctx(t), []string{f}, false)
+	if len(again) != 1 || again[0].Checksums["a"] != "sha256:aa" || again[0].Blob != nil || runs() != 0 {
+		t.Errorf("%+v %v", again, problems)
+	}
+	if other, _ := s.Compile(ctx(t), []string{f}, true); len(other) != 1 || len(other[0].Blob) == 0 {
+		t.Error("complain mode is another policy")
+	}
+	kept.Environment = "of another kernel"
+	if other, _ := s.Compile(ctx(t), []string{f}, false); len(other) != 1 || len(other[0].Blob) == 0 {
+		t.Error("another kernel's policy was taken")
+	}
+}

@@ -1,0 +1,377 @@
+package reconcile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+const textA = "/etc/apparmor.d/a"
+
+// attached is a world with units that are attached to profile "a" by one file
+// for each, and run.
+func attached(change func(*attach.Attachment), units ...string) *world {
+	w := newWorld()
+	w.deadly, w.flags = map[string]string{}, map[string][]string{}
+	for _, u := range units {
+		w.addUnit(u + ".service")
+		w.declareUnit("/etc/aaunit/attachments.d/"+u+".conf", u+".service", func(at *attach.Attachment) {
+			at.Profile = "a"
+			if change != nil {
+				change(at)
+			}
+		})
+	}
+	w.files["a"] = "1"
+	return w
+}
+
+// edit changes the text of profile "a" as an editor would.
+func (w *world) edit(version string) {
+	w.mu.Lock()
+	w.files["a"] = version
+	w.mu.Unlock()
+	w.trigger()
+}
+
+func (w *world) trigger() { w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded} }
+
+func keptIDs(w *world) (ids []string) {
+	defer w.lock()()
+	for id := range w.kept {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func status(t *testing.T, l *Loop, unit string) attach.Status {
+	t.Helper()
+	r := l.Status([]string{unit})
+	if len(r.Units) != 1 {
+		t.Fatalf("%s: %+v", unit, r)
+	}
+	return r.Units[0]
+}
+
+func TestAChangedPolicyGoesLiveWithoutARestart(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.edit("2")
+		rest()
+		if w.kernel["a"] != "2" || w.calls["restart"] != 1 || answer(l, "a") != "confined" {
+			t.Errorf("%q %q %s", w.kernel, w.trace, answer(l, "a"))
+		}
+		if r := w.records["a.service"]; r.Trial != nil || r.Policies[textA] != textA+" 2" || r.Accepted["a"] != "sha256:a2" {
+			t.Errorf("%+v", r)
+		}
+		if ids := keptIDs(w); !slices.Equal(ids, []string{textA + " 2"}) {
+			t.Errorf("kept: %q", ids)
+		}
+	})
+}
+
+// While a changed policy is on trial its unit is judged by it, and what was
+// accepted before is kept.
+func TestAPolicyOnTrial(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a")
+	w.run(t, func(l *Loop) {
+		w.onCall = func(call string) {
+			if call == "load 1" {
+				w.onCall = nil
+				go func() {
+					l.look(t.Context(), "a.service", false)
+					if ids := keptIDs(w); len(ids) != 2 {
+						t.Errorf("kept during the trial: %q", ids)
+					}
+				}()
+			}
+		}
+		w.edit("2")
+		rest()
+		if answer(l, "a") != "confined" || w.calls["stop"] != 0 {
+			t.Errorf("%s %q", answer(l, "a"), w.trace)
+		}
+	})
+}
+
+func TestAChangedPolicyThatAUnitFailsUnderIsUndone(t *testing.T) {
+	for _, what := range []string{"dies", "restarts"} {
+		w := attached(nil, "a", "b")
+		w.deadly["2"] = what
+		w.run(t, func(l *Loop) {
+			w.edit("2")
+			rest()
+			for _, name := range []string{"a", "b"} {
+				s := status(t, l, name)
+				if s.Held == nil || len(s.Held.Texts) == 0 || s.Verdict == nil || s.Verdict.Answer != attach.Confined || !w.units[name+".service"].running {
+					t.Errorf("%s: %s: %+v", what, name, s)
+				}
+			}
+			if w.kernel["a"] != "1" || w.log.count("the changed policy of a.service was undone") != 1 {
+				t.Errorf("%s: %q %q\n%s", what, w.kernel, w.trace, w.log.String())
+			}
+			// It is not tried again by itself, and not let in by others either.
+			w.mu.Lock()
+			delete(w.deadly, "2")
+			w.replace("a", "2")
+			w.mu.Unlock()
+			w.trigger()
+			rest()
+			if w.kernel["a"] != "1" || answer(l, "a") != "confined" || w.log.count("by what /etc/apparmor.d/a says now") == 0 {
+				t.Errorf("%s: a refused text that somebody loads: %q\n%s", what, w.kernel, w.log.String())
+			}
+			// Another text is.
+			w.edit("3")
+			rest()
+			if s := status(t, l, "a"); w.kernel["a"] != "3" || s.Held != nil || answer(l, "b") != "confined" {
+				t.Errorf("%s: %q %+v", what, w.kernel, s)
+			}
+		})
+	}
+}
+
+func TestAHeldTextGoesLiveWhenSomebodyAsks(t *testing.T) {
+	w := attached(nil, "a", "b")
+	w.deadly["2"] = "dies"
+	w.run(t, func(l *Loop) {
+		w.edit("2")
+		rest()
+		delete(w.deadly, "2")
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		rest()
+		if out[0].Exit != attach.ExitOK || w.kernel["a"] != "2" || answer(l, "a") != "confined" || answer(l, "b") != "confined" || status(t, l, "b").Held != nil {
+			t.Errorf("%+v %q", out[0], w.kernel)
+		}
+	})
+}
+
+// Killed before any step of a policy change that fails, the next daemon ends
+// with the accepted policy and a unit that runs under it.
+func TestAPolicyChangeKilledAtAnyStep(t *testing.T) {
+	for _, what := range []string{"", "dies"} {
+		for kill := 1; ; kill++ {
+			w := attached(nil, "a", "b")
+			w.run(t, func(*Loop) {})
+			w.deadly["2"] = what
+			w.files["a"] = "2"
+			w.killAt = len(w.trace) + kill
+			w.run(t, func(*Loop) {})
+			if !w.dead {
+				break
+			}
+			w.dead, w.killAt = false, 0
+			w.run(t, func(l *Loop) {
+				want := "2"
+				if what != "" {
+					want = "1"
+				}
+				for _, u := range w.units {
+					if !u.running || u.label != "a (enforce)" || w.kernel["a"] != want || answer(l, u.name) != "confined" || status(t, l, u.name).Held != nil != (what != "") {
+						t.Errorf("%q, after a kill before step %d: %+v, kernel %q, %s, %q", what, kill, u, w.kernel, answer(l, u.name), w.trace)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestWhatOthersDoToAnAcceptedPolicyIsNamedAndPutBack(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		do   func(w *world)
+		says string
+	}{
+		{"replaced", func(w *world) { w.replace("a", "evil") }, "somebody replaced profile a by a text that is not that of /etc/apparmor.d/a"},
+		{"aa-complain", func(w *world) {
+			w.files["a"], w.flags["a"] = "1"+soft, []string{"complain"}
+			w.replace("a", "1"+soft)
+		}, "somebody put profile a into complain mode, as /etc/apparmor.d/a says now"},
+		{"complain, text untouched", func(w *world) { w.replace("a", "1"+soft) }, "somebody put profile a into complain mode"},
+		{"a package's broken text, and a reload that removed it", func(w *world) {
+			w.bad["a"] = true
+			w.remove("a")
+		}, "somebody removed profile a"},
+		{"text and profile gone", func(w *world) {
+			delete(w.files, "a")
+			w.remove("a")
+		}, "somebody removed profile a"},
+		{"aa-teardown", func(w *world) { w.remove("a") }, "somebody removed profile a"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a")
+			w.run(t, func(l *Loop) {
+				for try := range 2 { // the second time too
+					w.mu.Lock()
+					tt.do(w)
+					w.mu.Unlock()
+					w.trigger()
+					rest()
+					u := w.units["a.service"]
+					if w.kernel["a"] != "1" || !strings.Contains(w.log.String(), tt.says) {
+						t.Fatalf("time %d: %q\n%s", try, w.kernel, w.log.String())
+					}
+					if try == 0 && (answer(l, "a") != "confined" || u.label != "a (enforce)" || !u.running) {
+						t.Errorf("%s %+v %q", answer(l, "a"), u, w.trace)
+					}
+				}
+				if n := w.calls["restart"]; n > 2 {
+					t.Errorf("%d restarts: %q", n, w.trace)
+				}
+			})
+		})
+	}
+}
+
+// A text that is only to be reported does not go live by itself, for nobody.
+func TestAChangeToBeReported(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport }, "a")
+	w.addUnit("b.service")
+	w.files["b"] = "1"
+	w.run(t, func(l *Loop) {
+		w.edit("2")
+		rest()
+		if w.kernel["a"] != "1" || answer(l, "a") != "confined" || !slices.Contains(codes(status(t, l, "a").Notes), attach.PolicyChanged) {
+			t.Errorf("%q %+v", w.kernel, status(t, l, "a"))
+		}
+		// A unit that comes later runs under the same policy.
+		w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) { a.Profile = "a" })
+		rest()
+		if w.kernel["a"] != "1" || answer(l, "b") != "confined" || w.calls["load"] != 1 {
+			t.Errorf("%q %s %q", w.kernel, answer(l, "b"), w.trace)
+		}
+		// What somebody loads is put back, be it what the file says.
+		w.mu.Lock()
+		w.replace("a", "2")
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if w.kernel["a"] != "1" {
+			t.Errorf("%q", w.kernel)
+		}
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		rest()
+		if out[0].Exit != attach.ExitOK || w.kernel["a"] != "2" || answer(l, "a") != "confined" || answer(l, "b") != "confined" {
+			t.Errorf("%+v %q %s", out[0], w.kernel, answer(l, "b"))
+		}
+	})
+}
+
+// What cannot be kept does not go live.
+func TestAPolicyThatCannotBeKept(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.diskFull = true
+		w.edit("2")
+		rest()
+		if s := status(t, l, "a"); w.kernel["a"] != "1" || answer(l, "a") != "confined" || !slices.Contains(codes(s.Refused), attach.PolicyNotKept) {
+			t.Errorf("%q %s %+v", w.kernel, answer(l, "a"), s)
+		}
+		w.diskFull = false
+		w.trigger()
+		rest()
+		if s := status(t, l, "a"); w.kernel["a"] != "2" || answer(l, "a") != "confined" || len(s.Refused) > 0 {
+			t.Errorf("%q %s %+v", w.kernel, answer(l, "a"), s)
+		}
+	})
+}
+
+// A gate that refuses a text keeps what runs; a first attach is refused.
+func TestTheGate(t *testing.T) {
+	w := attached(nil, "a")
+	w.gate = func(c attach.Compiled) []attach.Reason {
+		if strings.HasSuffix(c.ID, " 2") {
+			return []attach.Reason{attach.Because(attach.ProfileBroken, "it may not").At(c.File)}
+		}
+		return nil
+	}
+	w.addUnit("b.service")
+	w.run(t, func(l *Loop) {
+		w.edit("2")
+		rest()
+		if w.kernel["a"] != "1" || answer(l, "a") != "confined" || !slices.Contains(codes(status(t, l, "a").Notes), attach.ProfileBroken) {
+			t.Errorf("%q %+v", w.kernel, status(t, l, "a"))
+		}
+		out := attachUnits(t, l, attach.Request{Units: []string{"b"}, Profile: "a"})
+		if out[0].Exit != attach.ExitFailed || w.kernel["a"] != "1" {
+			t.Errorf("%+v", out[0])
+		}
+	})
+}
+
+// A policy that cannot be read any more is compiled again from its file.
+func TestAKeptPolicyIsLost(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.kept = map[string]attach.Compiled{}
+		w.replace("a", "evil")
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if w.kernel["a"] != "1" || answer(l, "a") != "confined" || fmt.Sprint(keptIDs(w)) != "["+textA+" 1]" {
+			t.Errorf("%q %s %q", w.kernel, answer(l, "a"), keptIDs(w))
+		}
+	})
+}
+
+// At boot apparmor.service has loaded what /etc/apparmor.d says; what was
+// accepted is made live, compiled anew where parser or kernel changed.
+func TestMakePolicyLive(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		loaded string // of profile a, by apparmor.service
+		parser string
+		want   string
+		trace  []string
+	}{
+		{"the same", "1", "parser 1", "1", nil},
+		{"another text", "2", "parser 1", "1", []string{"load 1"}},
+		{"none", "", "parser 1", "1", []string{"load 1"}},
+		{"another parser", "1", "parser 2", "1 by parser 2", []string{"keep " + textA + " 1", "load 1"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := attached(nil, "a")
+			w.run(t, func(*Loop) {})
+			w.files["a"] = "2"
+			w.boots++
+			w.parser = tt.parser
+			w.kernel = map[string]string{"other": "1"}
+			if tt.loaded != "" {
+				w.kernel["a"] = tt.loaded
+			}
+			w.trace = nil
+			if err := MakePolicyLive(t.Context(), w.options()); err != nil {
+				t.Fatal(err)
+			}
+			if w.kernel["a"] != tt.want || w.kernel["other"] != "1" || !slices.Equal(w.trace, tt.trace) {
+				t.Errorf("%q %q", w.kernel, w.trace)
+			}
+			// The unit starts under it, and the daemon that comes later agrees.
+			w.units["a.service"].start++
+			w.files["a"] = "1"
+			w.trace = nil
+			w.run(t, func(l *Loop) {
+				if answer(l, "a") != "confined" || w.calls["restart"] != 1 || w.kernel["a"] != tt.want || len(w.trace) > 0 {
+					t.Errorf("%s %q %q", answer(l, "a"), w.kernel, w.trace)
+				}
+			})
+		})
+	}
+}
+
+// One policy that is damaged, and one that cannot be loaded, keep no other back.
+func TestMakePolicyLiveGoesOn(t *testing.T) {
+	w := attached(nil, "a")
+	w.addUnit("b.service")
+	w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", nil)
+	w.run(t, func(*Loop) {})
+	w.kernel = map[string]string{}
+	delete(w.kept, "/etc/apparmor.d/b 1")
+	if err := MakePolicyLive(t.Context(), w.options()); err == nil || w.kernel["a"] != "1" {
+		t.Errorf("%v %q", err, w.kernel)
+	}
+}

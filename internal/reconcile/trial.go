@@ -1,0 +1,141 @@
+package reconcile
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/journal"
+)
+
+// A changed policy goes live under a running unit without a restart. It is on
+// trial then: the unit must stay the same start, healthy and without new denials,
+// for as long as SettleSec= says. Else the policy that was accepted before is
+// made live again, for all units that share the file, and the changed text is
+// held. The trial is on record, so one that is cut off is gone through again.
+
+// tryPolicy watches a unit under a changed policy.
+func (l *Loop) tryPolicy(ctx context.Context, j *job) {
+	t := j.d.Record.Trial
+	j.event(attach.StepPolicy, attach.Running, "watching %s under the changed policy", j.d.Unit)
+	why, err := l.watch(ctx, j.d.Unit, t.Unit, j.d.Attachment.Settle)
+	switch {
+	case ctx.Err() != nil, err != nil:
+		j.over = true // neither good nor bad: the next trigger goes on
+	case why != "":
+		j.tried = true
+		j.fail(attach.StepPolicy, attach.Because(attach.PolicyUndone, "under the changed policy %s", why).At(j.out.File).WithNext("journalctl -u "+j.d.Unit))
+	default:
+		j.event(attach.StepPolicy, attach.Done, "%s stayed healthy for %s under the changed policy", j.d.Unit, seconds(j.d.Attachment.Settle))
+	}
+}
+
+// undoTrials goes back to the policies that were accepted before.
+func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
+	back := map[string]string{}   // file -> ID that it goes back to
+	undone := map[string]string{} // file -> ID that it comes from
+	why := map[string]*job{}      // file -> because of whom
+	for _, j := range failed {
+		for file, id := range j.d.Record.Trial.Policies {
+			if now := j.d.Record.Policies[file]; now != id && now != "" {
+				back[file], undone[file], why[file] = id, now, j
+			}
+		}
+	}
+	var load []attach.Compiled
+	bad := map[string]error{}
+	for _, file := range slices.Sorted(maps.Keys(back)) {
+		k, err := l.policies.Get(back[file])
+		if err != nil {
+			bad[file] = err
+			continue
+		}
+		load = append(load, k)
+	}
+	if len(load) > 0 {
+		maps.Copy(bad, l.apparmor.Load(ctx, load))
+	}
+	for file, err := range bad {
+		l.log.Error("cannot make the accepted policy live again", journal.FieldFile, file, "err", err)
+		why[file].out.Notes = append(why[file].out.Notes, attach.Because(attach.PolicyNotKept, "the policy that was accepted before could not be made live again: %v", err).At(file))
+	}
+	eachAll(failed, func(j *job) { l.startAfterTrial(ctx, j) })
+	if ctx.Err() != nil {
+		return // the trial is on record
+	}
+	jobOf := map[string]*job{}
+	for _, j := range jobs {
+		jobOf[j.d.Unit] = j
+	}
+	for _, unit := range l.sharing(undone) {
+		l.goBack(ctx, unit, jobOf[unit], back, undone, why)
+	}
+}
+
+// startAfterTrial starts a unit that ended under the changed policy again.
+func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
+	u, err := l.systemd.Observe(ctx, j.d.Unit)
+	if err != nil || !j.d.Record.Trial.Unit.Active || u.ActiveState == "active" || u.ActiveState == "reloading" {
+		return
+	}
+	if err := l.startAgain(ctx, j.d.Unit); err != nil {
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
+			WithNext("journalctl -u "+j.d.Unit))
+	}
+}
+
+// sharing lists the units on whose records one of these policies is.
+func (l *Loop) sharing(policies map[string]string) (units []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for unit, r := range l.records {
+		for file, id := range policies {
+			if r.Policies[file] == id {
+				units = append(units, unit)
+				break
+			}
+		}
+	}
+	slices.Sort(units)
+	return units
+}
+
+// goBack puts on a unit's record that it runs under the earlier policy again,
+// and holds the changed text. j is the unit's job in this pass, nil where it has
+// none.
+func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map[string]string, why map[string]*job) {
+	d, err := l.desired(unit)
+	if err != nil || d.Attachment == nil {
+		return
+	}
+	first := j
+	r := &d.Record
+	for file, id := range undone {
+		if r.Policies[file] == id {
+			r.Policies[file], first = back[file], why[file]
+		}
+	}
+	r.Trial, r.Accepted = nil, acceptedOf(l.policies, *r)
+	r.Hold = &attach.Hold{Reasons: first.failed, Since: time.Now(), Former: r.Profile, Texts: undone}
+	var seen attach.Observed
+	if seen, err = l.observe(ctx, d, full); err == nil {
+		r.Hold.Inputs = inputs(&job{d: d, o: seen})
+	}
+	l.remember(*r)
+	l.log.Error("the changed policy of "+unit+" was undone: "+first.failed[0].String(), journal.FieldMessageID, string(journal.MsgPolicyUndone),
+		journal.FieldUnit, unit, journal.FieldObjectUnit, unit, journal.FieldProfile, d.Profile, journal.FieldReason, string(first.failed[0].Code))
+	if attach.IsPattern(unit) {
+		l.publish(unit, func(*attach.Status) {})
+		return
+	}
+	v, o := l.judge(ctx, d, false)
+	l.conclude(d, o, v)
+	if j != nil {
+		j.d, j.verdict, j.seen, j.out.Verdict, j.out.Undone = d, v, o, &v, true
+		j.out.Reasons, j.out.Exit = first.failed, attach.ExitFailed
+		j.event(attach.StepUndo, attach.Done, "%s runs under the policy that was accepted before", unit)
+		l.publish(unit, func(s *attach.Status) { s.Notes = j.out.Notes })
+	}
+}
