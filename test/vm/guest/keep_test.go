@@ -1,0 +1,292 @@
+//go:build vm
+
+package guest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// saidAbout is what aaunitd has said about a unit in this boot, since a moment
+// that mark gave.
+func saidAbout(t testing.TB, unit, since string) string {
+	t.Helper()
+	return run(t, "journalctl", "-b", "--no-pager", "-o", "cat", "--after-cursor="+since, "_SYSTEMD_UNIT=aaunitd.service", "UNIT="+unit)
+}
+
+// mark is this moment in the journal.
+func mark(t testing.TB) string {
+	t.Helper()
+	out := run(t, "journalctl", "-b", "--no-pager", "-n", "0", "--show-cursor")
+	_, cursor, _ := strings.Cut(out, "cursor: ")
+	return strings.TrimSpace(cursor)
+}
+
+// loadText has the kernel take a text under a profile's name without touching
+// the profile's file, as a person might.
+func (s *scene) loadText(text string) {
+	s.t.Helper()
+	file := filepath.Join(s.t.TempDir(), "text")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	run(s.t, "apparmor_parser", "--replace", "--skip-cache", "--base", "/etc/apparmor.d", file)
+}
+
+// waitSays waits until aaunitd has said something about a unit.
+func waitSays(t testing.TB, unit, since, what string) {
+	t.Helper()
+	waitFor(t, fmt.Sprintf("%q about %s", what, unit), func() (bool, string) {
+		text := saidAbout(t, unit, since)
+		return strings.Contains(text, what), text
+	})
+}
+
+// waitKept waits until a unit is confined again under the accepted policy.
+func waitKept(t testing.TB, unit, profile, sum string) {
+	t.Helper()
+	waitFor(t, unit+" to be under the accepted policy", func() (bool, string) {
+		if live := checksum(t, profile); live != sum {
+			return false, "the kernel has " + live + ", accepted was " + sum
+		}
+		lie := truth(t, unit, profile)
+		return lie == "", lie
+	})
+	waitFor(t, "the verdict on "+unit, func() (bool, string) {
+		rep, r := report(t, "status", unit)
+		return len(rep.Units) == 1 && rep.Units[0].Verdict != nil && rep.Units[0].Verdict.Answer == attach.Confined && !rep.Units[0].Busy &&
+			rep.Units[0].Verdict.InvocationID == show(t, unit, "InvocationID"), r.stdout
+	})
+}
+
+// TestWhatOthersDoToThePolicyIsPutBack does to a unit that is attached and
+// confined what packages and people do to the policies of AppArmor. Each is
+// named and put back, and the files in /etc/apparmor.d are left as they are.
+func TestWhatOthersDoToThePolicyIsPutBack(t *testing.T) {
+	a := newAgents(t)
+	const unit, profile = "kept.service", "kept"
+	file := a.ProfileFile(profile, profileText(profile))
+	a.Unit(unit, a.agentUnit())
+	a.Reload()
+	run(t, "systemctl", "start", unit)
+	if r := ctl(t, "attach", "kept"); r.exit != 0 {
+		t.Fatal(r.stdout, r.stderr)
+	}
+	good, sum, started := profileText(profile), checksum(t, profile), show(t, unit, "InvocationID")
+	archives, _ := filepath.Glob("/var/lib/aaunit/policy/kept-*.tar")
+	if len(archives) != 1 {
+		t.Fatalf("the accepted policy is not kept: %v", archives)
+	}
+	if list := run(t, "tar", "-tf", archives[0]); !strings.Contains(list, "source/etc/apparmor.d/kept") || !strings.Contains(list, "source/etc/apparmor.d/abstractions/base") {
+		t.Errorf("what is kept:\n%s", list)
+	}
+	restarted := func(what string, want bool) {
+		t.Helper()
+		now := show(t, unit, "InvocationID")
+		if (now != started) != want {
+			t.Errorf("%s: restarted %v, want %v", what, now != started, want)
+		}
+		started = now
+	}
+	notes := func(code attach.Code) {
+		t.Helper()
+		waitFor(t, string(code)+" in the status", func() (bool, string) {
+			rep, r := report(t, "status", unit)
+			return slices.Contains(codesOf(rep.Units[0].Notes), code), r.stdout
+		})
+	}
+
+	since := mark(t)
+	a.loadText(strings.Replace(good, "/etc/hostname r,", "/etc/** rw,", 1))
+	waitSays(t, unit, since, "somebody replaced profile kept by a text that is not that of "+file)
+	waitKept(t, unit, profile, sum)
+	waitSays(t, unit, since, "not-confined")
+	restarted("another text", false)
+
+	// aa-complain writes the flag and loads the file.
+	since = mark(t)
+	a.ProfileFile(profile, strings.Replace(good, "profile kept {", "profile kept flags=(complain) {", 1))
+	run(t, "apparmor_parser", "--replace", "--skip-cache", file)
+	waitSays(t, unit, since, "somebody put profile kept into complain mode, as "+file+" says now")
+	waitKept(t, unit, profile, sum)
+	notes(attach.ProfileComplain)
+	if text := read(t, file); !strings.Contains(text, "flags=(complain)") {
+		t.Error("the file was changed")
+	}
+	// And so does the next reload of all profiles.
+	since = mark(t)
+	run(t, "systemctl", "reload", "apparmor")
+	waitSays(t, unit, since, "put back the policy of kept.service")
+	waitKept(t, unit, profile, sum)
+	restarted("complain mode", false)
+	a.ProfileFile(profile, good)
+
+	// aa-disable links the file and removes the profile, which unconfines the
+	// tasks for good: only a new start helps.
+	since = mark(t)
+	link := "/etc/apparmor.d/disable/kept"
+	os.MkdirAll(filepath.Dir(link), 0o755)
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(link) })
+	run(t, "apparmor_parser", "--remove", file)
+	waitSays(t, unit, since, "somebody removed profile kept, which "+link+" disables")
+	waitKept(t, unit, profile, sum)
+	notes(attach.ProfileDisabled)
+	restarted("removed", true)
+	os.Remove(link)
+
+	// A package is removed, and its profile with it.
+	since = mark(t)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "apparmor_parser", "--replace", "--skip-cache", "--quiet", a.ProfileFile("unrelated", profileText("unrelated")))
+	notes(attach.ProfileNotFound)
+	waitKept(t, unit, profile, sum)
+	restarted("the file is gone", false)
+	a.loadText(strings.Replace(good, "/etc/hostname r,", "/etc/** rw,", 1))
+	waitSays(t, unit, since, "somebody replaced profile kept")
+	waitKept(t, unit, profile, sum)
+
+	// The daemon was away, and has nothing but what it kept.
+	run(t, "systemctl", "kill", "--signal=KILL", "aaunitd.service")
+	a.loadText(strings.Replace(good, "/etc/hostname r,", "/etc/** rw,", 1))
+	waitKept(t, unit, profile, sum)
+	a.ProfileFile(profile, "profile kept {\n  this is not a rule\n}\n")
+	notes(attach.ProfileBroken)
+	waitKept(t, unit, profile, sum)
+	restarted("while the daemon was away", false)
+	a.ProfileFile(profile, good)
+}
+
+// TestChangedTexts edits the text of a profile and its include under units that
+// run. A good change goes live without a restart; a bad one is taken back.
+func TestChangedTexts(t *testing.T) {
+	a := newAgents(t)
+	profile := func(rules ...string) string {
+		return strings.Replace(profileText("text", append(rules, "/usr/bin/{dash,sleep} mrix,", "/dev/tty rw,")...), "/etc/hostname r,", "include if exists <local/text>", 1)
+	}
+	needs := "/etc/aaunit-needs r,"
+	a.ProfileFile("text", profile(needs))
+	a.File("/etc/aaunit-needs", "x\n", 0o644)
+	a.Unit("t-agent.service", a.agentUnit())
+	port := port(a.port)
+	// They end as soon as they may not read their file any more.
+	const needy = "[Service]\nExecStart=/bin/sh -c 'while read -r x </etc/aaunit-needs; do sleep 0.3; done; exit 3'\n"
+	a.Unit("t-needy.service", needy)
+	a.Unit("t-always.service", needy+"Restart=always\nRestartSec=100ms\n")
+	a.Unit("t-report.service", "[Service]\nExecStart=/bin/sleep infinity\n")
+	a.ProfileFile("t-report", profileText("t-report", "/usr/bin/sleep mrix,"))
+	a.Reload()
+	units := []string{"t-agent.service", "t-needy.service", "t-always.service", "t-report.service"}
+	run(t, "systemctl", append([]string{"start"}, units...)...)
+	a.attachmentFile("text.conf", "[Attachment]\nUnit=t-agent.service t-needy.service t-always.service\nProfile=text\n")
+	a.attachmentFile("report.conf", "[Attachment]\nUnit=t-report.service\nProfile=t-report\nOnProfileChange=report\n")
+	started := map[string]string{}
+	for _, u := range units {
+		if v := waitVerdict(t, u); v.Answer != attach.Confined {
+			t.Fatalf("%+v", v)
+		}
+		started[u] = show(t, u, "InvocationID")
+	}
+	sum := checksum(t, "text")
+	if got := ask(t, port, "read /etc/hostname"); !strings.HasPrefix(got, "error ") {
+		t.Fatalf("before the change: %s", got)
+	}
+
+	// An editor's file and a package's mean nothing; the include does.
+	since := mark(t)
+	for _, name := range []string{".text.swp", "text.dpkg-new", "text~"} {
+		a.File("/etc/apparmor.d/local/"+name, "/etc/** rw,\n", 0o644)
+	}
+	a.File("/etc/apparmor.d/local/text", "/etc/hostname r,\n", 0o644)
+	waitFor(t, "the changed include to be live", func() (bool, string) {
+		got := ask(t, port, "read /etc/hostname")
+		return strings.HasPrefix(got, "ok "), got
+	})
+	if got := ask(t, port, "read /etc/shadow"); !strings.HasPrefix(got, "error ") {
+		t.Errorf("what an editor left behind was loaded: %s", got)
+	}
+	waitIdle(t)
+	for _, u := range units {
+		if now := show(t, u, "InvocationID"); now != started[u] {
+			t.Errorf("%s was restarted by a change of an include", u)
+		}
+	}
+	second := checksum(t, "text")
+	if second == sum {
+		t.Error("the changed policy has the same checksum")
+	}
+	if strings.Contains(saidAbout(t, "t-agent.service", since), "not-confined") {
+		t.Errorf("a change that was accepted raised an alarm:\n%s", saidAbout(t, "t-agent.service", since))
+	}
+
+	// A change that two units cannot live with: taken back for all three.
+	since = mark(t)
+	a.ProfileFile("text", profile())
+	waitFor(t, "the change to be undone", func() (bool, string) {
+		rep, r := report(t, "status", units[0], units[1], units[2])
+		return len(rep.Units) == 3 && !slices.ContainsFunc(rep.Units, func(u attach.Status) bool {
+			return u.Held == nil || u.Busy || u.Verdict == nil || u.Verdict.Answer != attach.Confined || u.ActiveState != "active"
+		}), r.stdout
+	})
+	waitSays(t, "t-agent.service", since, "the changed policy of t-agent.service was undone: under the changed policy t-")
+	if got := checksum(t, "text"); got != second {
+		t.Errorf("the kernel has %s, before the change it had %s", got, second)
+	}
+	for _, u := range units[:3] {
+		waitFor(t, u+" to be confined", func() (bool, string) { lie := truth(t, u, "text"); return lie == "", lie })
+	}
+	if now := show(t, units[0], "InvocationID"); now != started[units[0]] {
+		t.Error("the agent was restarted, which lived with the change")
+	}
+	r := ctl(t, "status", "t-agent")
+	if r.exit != 0 || !strings.Contains(r.stdout, "held") {
+		t.Errorf("status of a unit whose changed text is held: exit %d\n%s", r.exit, r.stdout)
+	}
+	// Neither a reload of all profiles nor a restart of the daemon lets it in.
+	run(t, "systemctl", "reload", "apparmor")
+	waitKept(t, "t-agent.service", "text", second)
+	run(t, "systemctl", "restart", "aaunitd.service")
+	waitIdle(t)
+	waitKept(t, "t-needy.service", "text", second)
+
+	// Another text ends the hold.
+	a.ProfileFile("text", profile(needs, "/etc/machine-id r,"))
+	waitFor(t, "the mended text to be live", func() (bool, string) {
+		got := ask(t, port, "read /etc/machine-id")
+		return strings.HasPrefix(got, "ok "), got
+	})
+	waitFor(t, "the hold to end", func() (bool, string) {
+		rep, r := report(t, "status", units[0], units[1], units[2])
+		return !slices.ContainsFunc(rep.Units, func(u attach.Status) bool {
+			return u.Held != nil || u.Busy || u.Verdict == nil || u.Verdict.Answer != attach.Confined
+		}), r.stdout
+	})
+
+	// What is only to be reported waits for a person.
+	reported := checksum(t, "t-report")
+	a.ProfileFile("t-report", profileText("t-report", "/usr/bin/sleep mrix,", "/etc/machine-id r,"))
+	waitFor(t, "the report", func() (bool, string) {
+		rep, r := report(t, "status", "t-report.service")
+		return slices.Contains(codesOf(rep.Units[0].Notes), attach.PolicyChanged), r.stdout
+	})
+	waitKept(t, "t-report.service", "t-report", reported)
+	run(t, "apparmor_parser", "--replace", "--skip-cache", "/etc/apparmor.d/t-report")
+	waitKept(t, "t-report.service", "t-report", reported)
+	out, r := outcomes(t, "attach", "t-report")
+	if r.exit != 0 || out["t-report.service"].Restarted || checksum(t, "t-report") == reported {
+		t.Errorf("attach after a report: exit %d\n%s", r.exit, r.stdout)
+	}
+	if now := show(t, "t-report.service", "InvocationID"); now != started["t-report.service"] {
+		t.Error("a changed text has restarted the unit")
+	}
+}
