@@ -65,7 +65,8 @@ type Loop struct {
 	version     string
 	boot        string
 
-	queue *queue
+	queue   *queue
+	denials denialLog
 	// asked hands operations that people ask for to the one goroutine that
 	// changes things.
 	asked chan func(context.Context)
@@ -133,12 +134,14 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	units := l.systemd.Follow(ctx, l.wants)
 	files := l.attachments.Changes(ctx)
 	policy := l.apparmor.Changes(ctx)
+	denials := l.apparmor.Denials(ctx)
 	l.declare(ctx)
 	ready()
 
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { l.change(ctx) })
+	wg.Go(func() { l.hear(ctx, denials) })
 	tick := time.NewTicker(l.recheck)
 	defer tick.Stop()
 	slots := make(chan struct{}, parallel)

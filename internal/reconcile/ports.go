@@ -92,6 +92,10 @@ type AppArmor interface {
 
 	// Changes tells, merged, that profile files or what is loaded changed.
 	Changes(ctx context.Context) <-chan struct{}
+	// Denials tells what the kernel denies, or lets pass in complain mode, of any
+	// profile, and what of that was not heard. It waits for no reader. It is
+	// closed when ctx ends.
+	Denials(ctx context.Context) <-chan attach.Denial
 }
 
 // Saved is a policy as it was. It is an alias, so that an adapter can return it

@@ -39,6 +39,7 @@ type world struct {
 
 	events  chan attach.UnitEvent
 	changed chan struct{}
+	denials chan attach.Denial
 	// onCall is told each call before it takes effect.
 	onCall func(call string)
 	// killAt is the number of the call before which the daemon is killed; from
@@ -648,6 +649,8 @@ type apparmor struct{ *world }
 
 func (apparmor) Changes(context.Context) <-chan struct{} { return nil }
 
+func (a apparmor) Denials(context.Context) <-chan attach.Denial { return a.denials }
+
 // Store.
 
 type store struct{ *world }
@@ -758,6 +761,7 @@ func (w *world) run(t *testing.T, body func(l *Loop)) {
 func (w *world) boot(body func(l *Loop)) {
 	// Channels belong to one bubble.
 	w.events, w.changed = make(chan attach.UnitEvent, 1000), make(chan struct{}, 1)
+	w.denials = make(chan attach.Denial)
 	ctx, cancel := context.WithCancel(context.Background())
 	l := w.loop()
 	var wg sync.WaitGroup

@@ -1,0 +1,122 @@
+package apparmor
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+const (
+	// invocationDir is where systemd keeps the InvocationID of each unit that
+	// runs, as the target of a symbolic link (unit_export_state_files in
+	// src/core/unit.c).
+	invocationDir = "/run/systemd/units"
+	// clockTick is the unit of times in /proc: USER_HZ, 100 a second on every
+	// architecture that Go knows.
+	clockTick = time.Second / 100
+	// startSlack is how much later than its record a process may seem to have
+	// begun and still be the one that it is about: the record has the time of the
+	// kernel's last tick. No PID comes back within so short a time: the kernel
+	// gives out all others first (idr_alloc_cyclic in alloc_pid, kernel/pid.c).
+	startSlack = 50 * time.Millisecond
+)
+
+// attribute says in which unit the denial's process runs. It says nothing where
+// it could not tell: the process is gone, its number is another one's by now, it
+// has left the unit for a session (pam_systemd(8)), or it is not the one whose
+// profile refused.
+func (s *System) attribute(d *attach.Denial) {
+	if d.PID <= 0 || d.ByPeer() {
+		return
+	}
+	dir := filepath.Join(procDir, strconv.Itoa(d.PID))
+	data, err := readAll(s.real(dir+"/cgroup"), 64<<10)
+	if err != nil {
+		return
+	}
+	group := unifiedGroup(string(data))
+	unit := unitOfGroup(group)
+	invocation := ""
+	if unit != "" {
+		invocation = s.invocation(unit)
+	}
+	// Last: if the process is the right one now, it was so before.
+	stat, err := readAll(s.real(dir+"/stat"), 16<<10)
+	if err != nil {
+		return
+	}
+	_, _, start, ok := parseStat(stat)
+	if !ok || !startedBefore(start, time.Now(), d.Time) {
+		return
+	}
+	d.Cgroup, d.Unit, d.InvocationID = group, unit, invocation
+}
+
+// startedBefore reports whether a process had started when a record was written:
+// start is field 22 of proc_pid_stat(5), in clock ticks since boot. Both are
+// turned into ages, by a clock each: the one of the record may have been set
+// since the boot.
+func startedBefore(start string, now, record time.Time) bool {
+	ticks, err := strconv.ParseInt(start, 10, 38) // 43 years
+	var up unix.Timespec
+	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
+		return false
+	}
+	age := now.Sub(record)
+	if age < 0 {
+		return false // the clock was set back just now: anything may be
+	}
+	return time.Duration(up.Nano())-time.Duration(ticks)*clockTick+startSlack >= age
+}
+
+// unifiedGroup finds the control group in proc_pid_cgroup(5): the line of the
+// unified hierarchy. One that was removed meanwhile is marked.
+func unifiedGroup(text string) string {
+	for line := range strings.Lines(text) {
+		if group, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			return strings.TrimSuffix(group, " (deleted)")
+		}
+	}
+	return ""
+}
+
+// unitOfGroup gives the service whose control group it is, or lies in: what comes
+// first after the slices (skip_slices and cg_path_decode_unit in systemd's
+// src/basic/cgroup-util.c). Services of a user's own manager are in that
+// manager's, user@UID.service.
+func unitOfGroup(group string) string {
+	if !strings.HasPrefix(group, "/") {
+		return ""
+	}
+	for name := range strings.SplitSeq(group[1:], "/") {
+		// systemd puts "_" before a name that cgroupfs has a use for, or that
+		// begins with "_" or "." (cg_escape).
+		name = strings.TrimPrefix(name, "_")
+		if strings.HasSuffix(name, ".slice") {
+			continue
+		}
+		if !strings.HasSuffix(name, ".service") {
+			return ""
+		}
+		if unit, err := attach.UnitName(name); err == nil {
+			return unit
+		}
+		return ""
+	}
+	return ""
+}
+
+// invocation reads the InvocationID of a unit, "" where it cannot be told.
+func (s *System) invocation(unit string) string {
+	id, err := os.Readlink(s.real(filepath.Join(invocationDir, "invocation:"+unit)))
+	if err != nil || len(id) != 32 || strings.Trim(id, "0123456789abcdef") != "" {
+		return ""
+	}
+	return id
+}

@@ -1,0 +1,177 @@
+package reconcile
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// Bounds on the denials that are kept. A unit that is denied ever new things
+// pushes out its own.
+const (
+	maxUnitDenials = 200
+	maxDenials     = 2000
+)
+
+// hear takes what AppArmor denies into the log until ctx ends.
+func (l *Loop) hear(ctx context.Context, denials <-chan attach.Denial) {
+	deaf := false
+	for {
+		var d attach.Denial
+		select {
+		case <-ctx.Done():
+			return
+		case next, ok := <-denials:
+			if !ok {
+				return
+			}
+			d = next
+		}
+		switch {
+		case d.Deaf != "":
+			deaf = true
+			l.log.Warn(d.String())
+		case deaf:
+			deaf = false
+			l.log.Info("denials are heard again")
+		}
+		if d.IsDenial() && d.Unit == "" {
+			d.Unit, d.Candidates = attach.Attribute(d, l.profilesOfUnits())
+		}
+		l.denials.add(d)
+	}
+}
+
+// profilesOfUnits lists what each attached unit may carry.
+func (l *Loop) profilesOfUnits() map[string][]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := map[string][]string{}
+	for unit, a := range l.targets {
+		if attach.IsPattern(unit) {
+			continue // no task is of a template
+		}
+		if profile, err := a.ProfileFor(unit); err == nil {
+			out[unit] = append([]string{profile}, a.AllowProfiles...)
+		}
+	}
+	return out
+}
+
+// denialLog keeps what was denied, merged, by unit. Where the unit is not known
+// that is "". It lives as long as the daemon. The zero value is ready for use.
+type denialLog struct {
+	mu    sync.Mutex
+	units map[string]map[attach.DenialKey]attach.Denial
+	total int
+	lost  int
+	deaf  string
+}
+
+// add takes in one element of AppArmor.Denials.
+func (g *denialLog) add(d attach.Denial) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.deaf = d.Deaf
+	g.lost += d.Lost
+	if !d.IsDenial() {
+		return
+	}
+	of := g.units[d.Unit]
+	k := d.Key()
+	if old, ok := of[k]; ok {
+		old.Merge(d)
+		of[k] = old
+		return
+	}
+	if of == nil {
+		if g.units == nil {
+			g.units = map[string]map[attach.DenialKey]attach.Denial{}
+		}
+		of = map[attach.DenialKey]attach.Denial{}
+		g.units[d.Unit] = of
+	}
+	of[k] = d
+	g.total++
+	switch {
+	case len(of) > maxUnitDenials:
+		g.forget(d.Unit)
+	case g.total > maxDenials:
+		// Of the unit that has most of them: one that is denied much takes
+		// nothing from the others.
+		most := d.Unit
+		for unit, all := range g.units {
+			if len(all) > len(g.units[most]) {
+				most = unit
+			}
+		}
+		g.forget(most)
+	}
+}
+
+// forget drops the denial of a unit that was last seen longest ago.
+func (g *denialLog) forget(unit string) {
+	of := g.units[unit]
+	var oldest attach.DenialKey
+	first := true
+	for k, d := range of {
+		if first || d.Last.Before(of[oldest].Last) {
+			oldest, first = k, false
+		}
+	}
+	delete(of, oldest)
+	g.total--
+	if len(of) == 0 {
+		delete(g.units, unit)
+	}
+}
+
+// since lists the denials of a unit that happened at t or later, in the order in
+// which they were first seen, and those that may be its own: of a profile that
+// it shares with other units (attach.Denial.Candidates).
+func (g *denialLog) since(unit string, t time.Time) []attach.Denial {
+	return g.find(unit, func(d attach.Denial) bool { return !d.Last.Before(t) })
+}
+
+// newSince lists those of which none happened before t. One that was pushed out
+// of the log counts as new when it comes again.
+func (g *denialLog) newSince(unit string, t time.Time) []attach.Denial {
+	return g.find(unit, func(d attach.Denial) bool { return !d.First.Before(t) })
+}
+
+func (g *denialLog) find(unit string, wanted func(attach.Denial) bool) []attach.Denial {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []attach.Denial
+	for d := range maps.Values(g.units[unit]) {
+		if wanted(d) {
+			out = append(out, d)
+		}
+	}
+	if unit != "" {
+		for d := range maps.Values(g.units[""]) {
+			if wanted(d) && slices.Contains(d.Candidates, unit) {
+				out = append(out, d)
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b attach.Denial) int {
+		if n := a.First.Compare(b.First); n != 0 {
+			return n
+		}
+		return a.Last.Compare(b.Last)
+	})
+	return out
+}
+
+// missed says what the log cannot know: how many records were lost, and why
+// nothing is heard at present.
+func (g *denialLog) missed() (lost int, deaf string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.lost, g.deaf
+}
