@@ -108,6 +108,7 @@ const (
 	PolicyChanged      Code = "policy-changed"
 	PolicyDiffers      Code = "policy-differs"
 	PolicyNotKept      Code = "policy-not-kept"
+	Denied             Code = "denied"
 	PolicyTrampled     Code = "policy-changed-by-others"
 	PolicyUndone       Code = "policy-undone"
 	PolicyUnreadable   Code = "policy-unreadable"
@@ -207,6 +208,7 @@ var entries = []Entry{
 	{PolicyTrampled, "Somebody else changed the loaded policy", "A package, systemctl reload apparmor, aa-complain, aa-disable, aa-teardown or a person replaced or removed the policy that was accepted for the unit. aaunitd puts the accepted policy back. Removing a profile takes it off the tasks that run, which a new start puts right. Who changes it on purpose says so before, with aaunitctl pause.", NotConfined},
 	{PolicyUndone, "A changed policy was undone", "The profile's text changed and was loaded, and within SettleSec= the unit failed, was started again by systemd or was denied something that it had not been denied before. The policy that was accepted before is live again, and the changed text is held until it, the unit or the attachment changes, or someone asks (aaunitctl attach UNIT).", Confined},
 	{PolicyNotKept, "The accepted policy could not be kept", "Before a policy goes live it is written to /var/lib/aaunit/policy, so that it can be put back and is there at boot. That could not be written or read; look for a full or read-only disk.", Unknown},
+	{Denied, "AppArmor denied something", "A rule that is missing, or one that denies, kept a task of the unit from something. If the unit needs it, allow it in the profile; the kernel's log has the record: journalctl -k --grep apparmor=.DENIED", Confined},
 	{PolicyUnreadable, "The loaded policy could not be read", "The kernel's list of loaded profiles, or a profile's checksum, could not be read.", Unknown},
 	{PolicyNotAccepted, "No policy was accepted yet", "No compiled policy of this profile has passed the checks, so there is nothing to compare the loaded one with.", Unknown},
 	{ChildLeaves, "The profile lets children leave it", "A rule with Ux, PUx, CUx, or one whose target is unconfined (Px, change_profile), starts programs without the profile. Use ix (inherit), Cx (child) or Px (another profile) instead.", Confined},

@@ -62,6 +62,58 @@ func (l *Loop) profilesOfUnits() map[string][]string {
 	return out
 }
 
+const (
+	// hearing is how long the kernel's word of what was just denied may take.
+	hearing = 300 * time.Millisecond
+	// maxTold bounds the denials that a failed attach tells of.
+	maxTold = 8
+)
+
+// addDenials puts beside the reasons of what failed what was denied meanwhile.
+func (l *Loop) addDenials(ctx context.Context, jobs []*job) {
+	late := false
+	for _, j := range jobs {
+		if len(j.failed) == 0 || j.over || j.since.IsZero() || attach.IsPattern(j.d.Unit) {
+			continue
+		}
+		if !late {
+			late = true
+			select {
+			case <-ctx.Done():
+			case <-time.After(hearing):
+			}
+		}
+		all := l.deniedSince(j.d.Unit, j.since, l.denials.since)
+		for i, d := range all {
+			if i == maxTold {
+				j.failed = append(j.failed, attach.Because(attach.Denied, "%d more denials", len(all)-i))
+				break
+			}
+			j.failed = append(j.failed, attach.Because(attach.Denied, "profile %s: %s", d.Profile, d))
+		}
+		if _, deaf := l.denials.missed(); deaf != "" {
+			j.failed = append(j.failed, attach.Because(attach.Denied, "what was denied could not be heard: %s", deaf))
+		}
+	}
+}
+
+// deniedSince lists a unit's denials, without what complain mode let pass. The
+// kernel's clock for them is a little behind.
+func (l *Loop) deniedSince(unit string, t time.Time, find func(string, time.Time) []attach.Denial) []attach.Denial {
+	return slices.DeleteFunc(find(unit, t.Add(-20*time.Millisecond)), func(d attach.Denial) bool { return d.Allowed })
+}
+
+// whyFailed is the first reason, with the first denial beside it.
+func whyFailed(reasons []attach.Reason) string {
+	s := reasons[0].String()
+	for _, r := range reasons[1:] {
+		if r.Code == attach.Denied {
+			return s + "; " + r.String()
+		}
+	}
+	return s
+}
+
 // denialLog keeps what was denied, merged, by unit. Where the unit is not known
 // that is "". It lives as long as the daemon. The zero value is ready for use.
 type denialLog struct {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -33,6 +34,7 @@ type job struct {
 	// failed says why the attach failed; empty while it has not.
 	failed    []attach.Reason
 	restarted bool
+	since     time.Time     // when the restart, or the new policy, came
 	took      time.Duration // of the restart
 	verdict   attach.Verdict
 	unloaded  bool // what a withdrawn attachment had loaded
@@ -570,14 +572,16 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 		}
 	}
 	slots := make(chan struct{}, parallel)
+	var spoiled atomic.Bool
 	eachAll(need, func(j *job) {
 		if !j.plan.Has(attach.Restart) {
-			l.tryPolicy(ctx, j)
+			l.tryPolicy(ctx, j, &spoiled)
 			return
 		}
 		j.event(attach.StepRestart, attach.Running, "restarting")
 		slots <- struct{}{}
 		begun := time.Now()
+		j.since = begun
 		var err error
 		if j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit) {
 			err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, j) })
@@ -628,7 +632,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 		return
 	}
 	span := j.d.Attachment.Settle
-	why, err := l.watch(ctx, j.d.Unit, first.Start(), span)
+	why, err := l.watch(ctx, j.d.Unit, first.Start(), span, func() string { return "" })
 	switch {
 	case ctx.Err() != nil:
 		j.over = true // the next start goes on from here
@@ -647,9 +651,9 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	j.event(attach.StepRestart, attach.Done, "active after %s, stayed healthy for %s", seconds(j.took), seconds(span))
 }
 
-// watch looks at a unit for as long as span, and says what is wrong with it, or
-// "". It ends early when the answer is clear, or ctx ends.
-func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration) (why string, err error) {
+// watch looks at a unit, and asks also, for as long as span, and says what is
+// wrong with it, or "". It ends early when the answer is clear, or ctx ends.
+func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration, also func() string) (why string, err error) {
 	interval := max(span/10, 100*time.Millisecond)
 	for deadline := time.Now().Add(span); ; {
 		u, err := l.systemd.Observe(ctx, unit)
@@ -658,6 +662,9 @@ func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span 
 		}
 		if why := unhealthy(first, u); why != "" {
 			return why, nil
+		}
+		if why := also(); why != "" {
+			return unit + " " + why, nil
 		}
 		left := time.Until(deadline)
 		if left <= 0 {

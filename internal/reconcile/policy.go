@@ -97,6 +97,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 			j.event(attach.StepPolicy, attach.Running, "loading")
 		}
 	}
+	begun := time.Now()
 	if len(load) > 0 {
 		maps.Copy(failed, l.apparmor.Load(ctx, load))
 	}
@@ -106,7 +107,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		case j.d.Attachment == nil:
 			l.hardened(j, failed)
 		default:
-			l.accept(j, failed)
+			l.accept(j, failed, begun)
 		}
 	}
 	l.unloadChildren(ctx, jobs)
@@ -198,8 +199,9 @@ func (j *job) willLoad() {
 	}
 }
 
-// accept records what a unit runs under, once the kernel has it.
-func (l *Loop) accept(j *job, failed map[string]error) {
+// accept records what a unit runs under, once the kernel has it, for which begun
+// is the earliest time.
+func (l *Loop) accept(j *job, failed map[string]error, begun time.Time) {
 	files := map[string]bool{}
 	for _, c := range slices.Concat(j.o.Policy.Compiled, j.d.Kept) {
 		files[c.File] = true
@@ -226,7 +228,7 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 		}
 		r := &j.d.Record
 		if !maps.Equal(accepted, r.Accepted) && j.d.Keeps() && r.Trial == nil && j.o.Unit.Active() && !j.plan.Has(attach.Restart) && j.d.Attachment.Settle > 0 {
-			r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: time.Now(), Unit: j.o.Unit.Start()}
+			r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: begun, Unit: j.o.Unit.Start()}
 		}
 		r.Accepted, r.Policies = accepted, policies
 		if len(r.DropIns) > 0 {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -374,4 +375,69 @@ func TestMakePolicyLiveGoesOn(t *testing.T) {
 	if err := MakePolicyLive(t.Context(), w.options()); err == nil || w.kernel["a"] != "1" {
 		t.Errorf("%v %q", err, w.kernel)
 	}
+}
+
+func denial(unit, name string) attach.Denial {
+	now := time.Now()
+	return attach.Denial{Time: now, First: now, Last: now, Count: 1, Profile: "a", Operation: "open", Name: name, Denied: "r", Unit: unit}
+}
+
+// A changed policy that denies a unit something new is undone; what it was
+// denied before, and what another unit is denied, is no cause.
+func TestAChangedPolicyThatDeniesSomethingNewIsUndone(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		change := func(version string, d attach.Denial) {
+			w.edit(version)
+			time.Sleep(2 * time.Second)
+			d.Time, d.First, d.Last = time.Now(), time.Now(), time.Now()
+			w.denials <- d
+			rest()
+		}
+		w.denials <- denial("a.service", "/old")
+		rest()
+		change("2", denial("a.service", "/old"))
+		if s := status(t, l, "a"); w.kernel["a"] != "2" || s.Held != nil {
+			t.Errorf("an old denial: %q %+v", w.kernel, s)
+		}
+		change("3", denial("b.service", "/new"))
+		if s := status(t, l, "a"); w.kernel["a"] != "3" || s.Held != nil {
+			t.Errorf("another unit's: %q %+v", w.kernel, s)
+		}
+		change("4", denial("a.service", "/new"))
+		s := status(t, l, "a")
+		if w.kernel["a"] != "3" || s.Held == nil || answer(l, "a") != "confined" || w.calls["restart"] != 1 || !strings.Contains(w.log.String(), "open /new (r) denied") {
+			t.Errorf("%q %+v\n%s", w.kernel, s, w.log.String())
+		}
+		// Whoever asks for it gets it.
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		if out[0].Exit != attach.ExitOK || w.kernel["a"] != "4" {
+			t.Errorf("%+v %q", out[0], w.kernel)
+		}
+	})
+}
+
+// An attach that is undone tells what was denied to the unit, and no more.
+func TestAnUndoneAttachShowsWhatWasDenied(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.breaks["a"] = true
+	w.run(t, func(l *Loop) {
+		w.denials <- denial("a.service", "/long/ago")
+		rest()
+		w.onCall = func(call string) {
+			if strings.HasPrefix(call, "restart ") {
+				w.denials <- denial("a.service", "/etc/needed")
+				w.denials <- denial("b.service", "/etc/other")
+			}
+		}
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		text := fmt.Sprint(out[0].Reasons)
+		if !strings.Contains(text, "open /etc/needed (r) denied") || strings.Contains(text, "/long/ago") || strings.Contains(text, "/etc/other") || !out[0].Undone {
+			t.Errorf("%+v", out[0])
+		}
+		if !strings.Contains(w.log.String(), "/etc/needed") {
+			t.Error(w.log.String())
+		}
+	})
 }

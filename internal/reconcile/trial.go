@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -17,14 +18,34 @@ import (
 // held. The trial is on record, so one that is cut off is gone through again.
 
 // tryPolicy watches a unit under a changed policy.
-func (l *Loop) tryPolicy(ctx context.Context, j *job) {
+// spoiled is set when one of the units of the pass fails: the others, who may be
+// under the same policy, are not waited for then.
+func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 	t := j.d.Record.Trial
 	j.event(attach.StepPolicy, attach.Running, "watching %s under the changed policy", j.d.Unit)
-	why, err := l.watch(ctx, j.d.Unit, t.Unit, j.d.Attachment.Settle)
+	ended := false
+	denied := func() string {
+		if ended = spoiled.Load(); ended {
+			return "is not waited for any longer"
+		}
+		if j.d.Asked {
+			return "" // for whoever asks to decide
+		}
+		if new := l.deniedSince(j.d.Unit, t.Since, l.denials.newSince); len(new) > 0 {
+			return "was denied what it had not been denied before: " + new[0].String()
+		}
+		return ""
+	}
+	why, err := l.watch(ctx, j.d.Unit, t.Unit, j.d.Attachment.Settle, denied)
 	switch {
 	case ctx.Err() != nil, err != nil:
 		j.over = true // neither good nor bad: the next trigger goes on
+	case ended:
+		j.over = true
+		l.queue.add(inputChanged, j.d.Unit) // if it was under another policy the trial goes on
 	case why != "":
+		spoiled.Store(true)
+		j.since = t.Since
 		j.tried = true
 		j.fail(attach.StepPolicy, attach.Because(attach.PolicyUndone, "under the changed policy %s", why).At(j.out.File).WithNext("journalctl -u "+j.d.Unit))
 	default:
@@ -61,7 +82,11 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 		l.log.Error("cannot make the accepted policy live again", journal.FieldFile, file, "err", err)
 		why[file].out.Notes = append(why[file].out.Notes, attach.Because(attach.PolicyNotKept, "the policy that was accepted before could not be made live again: %v", err).At(file))
 	}
-	eachAll(failed, func(j *job) { l.startAfterTrial(ctx, j) })
+	eachAll(jobs, func(j *job) {
+		if t := j.d.Record.Trial; t != nil && slices.ContainsFunc(slices.Collect(maps.Keys(undone)), func(file string) bool { return j.d.Record.Policies[file] == undone[file] }) {
+			l.startAfterTrial(ctx, j)
+		}
+	})
 	if ctx.Err() != nil {
 		return // the trial is on record
 	}
@@ -124,7 +149,7 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map
 		r.Hold.Inputs = inputs(&job{d: d, o: seen})
 	}
 	l.remember(*r)
-	l.log.Error("the changed policy of "+unit+" was undone: "+first.failed[0].String(), journal.FieldMessageID, string(journal.MsgPolicyUndone),
+	l.log.Error("the changed policy of "+unit+" was undone: "+whyFailed(first.failed), journal.FieldMessageID, string(journal.MsgPolicyUndone),
 		journal.FieldUnit, unit, journal.FieldObjectUnit, unit, journal.FieldProfile, d.Profile, journal.FieldReason, string(first.failed[0].Code))
 	if attach.IsPattern(unit) {
 		l.publish(unit, func(*attach.Status) {})

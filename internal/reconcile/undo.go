@@ -33,6 +33,7 @@ import (
 // nothing is held or withdrawn then, and the next start goes on from the record.
 func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op *operation) {
 	var back, tried []*job
+	l.addDenials(ctx, jobs)
 	for _, j := range jobs {
 		if len(j.failed) == 0 || j.over || j.d.Attachment == nil {
 			continue
@@ -287,7 +288,7 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 		text = fmt.Sprintf("%s was not touched; what had been changed for it was taken back", j.d.Unit)
 	}
 	j.event(attach.StepUndo, attach.Done, "%s", text)
-	l.log.Error("attach of "+j.d.Unit+" failed and was undone: "+j.failed[0].String(), journal.FieldMessageID, string(journal.MsgAttachUndone),
+	l.log.Error("attach of "+j.d.Unit+" failed and was undone: "+whyFailed(j.failed), journal.FieldMessageID, string(journal.MsgAttachUndone),
 		journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldReason, string(j.failed[0].Code))
 	if withdraw := op.withdrawal(j.d.Unit); withdraw != nil {
 		if err := withdraw(); err != nil {
@@ -322,7 +323,7 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 // sayHeld puts into the journal what became of a failed attach that is not
 // undone.
 func (l *Loop) sayHeld(j *job, what string) {
-	l.log.Error("attach of "+j.d.Unit+" failed, and it is "+what+": "+j.failed[0].String(), journal.FieldMessageID, string(journal.MsgAttachHeld),
+	l.log.Error("attach of "+j.d.Unit+" failed, and it is "+what+": "+whyFailed(j.failed), journal.FieldMessageID, string(journal.MsgAttachHeld),
 		journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldReason, string(j.failed[0].Code))
 }
 

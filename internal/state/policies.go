@@ -46,6 +46,7 @@ const (
 	maxArchive  = 96 << 20 // of one policy
 	maxArchived = 5000     // files in it
 	suffix      = ".tar"
+	tarEnd      = 1024 // zero bytes, tar(5)
 )
 
 // described is policy.json.
@@ -204,7 +205,8 @@ func pack(c attach.Compiled) ([]byte, error) {
 	for _, name := range slices.Sorted(maps.Keys(c.Sources)) {
 		err = errors.Join(err, put("source"+name, c.Sources[name]))
 	}
-	return b.Bytes(), errors.Join(err, w.Close())
+	err = errors.Join(err, w.Close())
+	return b.Bytes(), err
 }
 
 func unpack(file string) (attach.Compiled, error) {
@@ -223,6 +225,10 @@ func parse(data []byte) (attach.Compiled, error) {
 	var c attach.Compiled
 	sources := map[string][]byte{}
 	var blob []byte
+	// Without its end an archive that was cut off between two files looks whole.
+	if end := bytes.TrimRight(data, "\x00"); len(data)-len(end) < tarEnd {
+		return c, errors.New("its end is missing")
+	}
 	r := tar.NewReader(bytes.NewReader(data))
 	for n := 0; ; n++ {
 		h, err := r.Next()

@@ -89,6 +89,9 @@ func TestADamagedPolicyIsSetAside(t *testing.T) {
 		"torn": func(_ *testing.T, f string, data []byte) error {
 			return os.WriteFile(f, data[:len(data)/2], 0o600)
 		},
+		"torn between two files": func(_ *testing.T, f string, data []byte) error {
+			return os.WriteFile(f, data[:len(data)-1024], 0o600)
+		},
 		"zeroes": func(_ *testing.T, f string, data []byte) error {
 			return os.WriteFile(f, make([]byte, len(data)), 0o600)
 		},

@@ -13,11 +13,11 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// saidAbout is what aaunitd has said about a unit in this boot, since a moment
-// that mark gave.
+// saidAbout is what was said about a unit, by itself, systemd and aaunitd, since a
+// moment that mark gave.
 func saidAbout(t testing.TB, unit, since string) string {
 	t.Helper()
-	return run(t, "journalctl", "-b", "--no-pager", "-o", "cat", "--after-cursor="+since, "_SYSTEMD_UNIT=aaunitd.service", "UNIT="+unit)
+	return run(t, "journalctl", "-b", "--no-pager", "-o", "cat", "--after-cursor="+since, "-u", unit)
 }
 
 // mark is this moment in the journal.
@@ -83,7 +83,7 @@ func TestWhatOthersDoToThePolicyIsPutBack(t *testing.T) {
 	if len(archives) != 1 {
 		t.Fatalf("the accepted policy is not kept: %v", archives)
 	}
-	if list := run(t, "tar", "-tf", archives[0]); !strings.Contains(list, "source/etc/apparmor.d/kept") || !strings.Contains(list, "source/etc/apparmor.d/abstractions/base") {
+	if list := run(t, "tar", "-t", "-f", archives[0]); !strings.Contains(list, "source/etc/apparmor.d/kept") || !strings.Contains(list, "source/etc/apparmor.d/abstractions/base") {
 		t.Errorf("what is kept:\n%s", list)
 	}
 	restarted := func(what string, want bool) {

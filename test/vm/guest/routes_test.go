@@ -230,7 +230,11 @@ func TestWaysAroundThatOpenLater(t *testing.T) {
 		rep, r := report(t, "status", "w-mode")
 		return len(rep.Units) == 1 && rep.Units[0].Verdict != nil && rep.Units[0].Verdict.Answer == attach.Confined, r.stdout
 	})
-	// While its text is broken there is nothing to put back: it stays told.
+	// Nothing is put back of a unit that somebody works on: it stays told. Its text
+	// may be broken meanwhile.
+	if r := ctl(t, "pause", "w-mode"); r.exit != 0 {
+		t.Fatal(r.stdout, r.stderr)
+	}
 	a.ProfileFile("w-mode", "profile w-mode {\n  nonsense\n")
 	waitFor(t, "the broken text", func() (bool, string) {
 		rep, r := report(t, "status", "w-mode")
