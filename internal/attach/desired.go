@@ -21,6 +21,10 @@ type Desired struct {
 	// Asked: a person asks for it now, so that a changed text which is only to be
 	// reported goes live.
 	Asked bool
+	// PatternPause is the pause of Pattern, the template or prefix whose drop-in
+	// serves the unit; nil where that is not paused.
+	PatternPause *Pause
+	Pattern      string
 }
 
 // Record is what aaunit remembers of a unit between passes and restarts of the
@@ -64,6 +68,8 @@ type Record struct {
 	// OnViolation= to say; it is not restarted over and over.
 	Proved string `json:"proved,omitempty"`
 	Hold   *Hold  `json:"hold,omitempty"`
+	// Pause is the unit's own. A new one takes its place; it is never changed.
+	Pause *Pause `json:"pause,omitempty"`
 	// Verdict is the last one.
 	Verdict *Verdict `json:"verdict,omitempty"`
 }

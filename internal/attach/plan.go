@@ -73,6 +73,9 @@ func (p *Plan) add(k ActionKind, target string, r Reason) {
 // Diff compares the wish with the world. It never plans a step for a unit that
 // something speaks against: a refusal leaves everything as it is.
 func Diff(d Desired, o Observed) Plan {
+	if why := d.WhyPaused(o.At); why != nil {
+		return diffPaused(d, *why)
+	}
 	if d.Attachment == nil {
 		return diffDetach(d, o)
 	}

@@ -13,6 +13,11 @@ type Request struct {
 	Complain  bool     `json:"complain,omitempty"`
 	NoRestart bool     `json:"noRestart,omitempty"`
 	DryRun    bool     `json:"dryRun,omitempty"`
+	// For is how long Pause shall pause.
+	For time.Duration `json:"for,omitempty"`
+	// By is who asks, in words. Set by the D-Bus service from the caller's
+	// credentials, never by the caller.
+	By string `json:"-"`
 	// Trusted: the caller is root and may name any file. Set by the D-Bus
 	// service from the caller's credentials, never by the caller.
 	Trusted bool `json:"-"`
@@ -32,6 +37,8 @@ const (
 	StepRestart Step = "restarted"
 	StepVerdict Step = "verdict"
 	StepUndo    Step = "undone"
+	StepPause   Step = "paused"
+	StepResume  Step = "resumed"
 )
 
 // State of a step.
@@ -67,6 +74,7 @@ type Outcome struct {
 	// Restarted: the unit was restarted, also where that failed.
 	Restarted bool     `json:"restarted,omitempty"`
 	Undone    bool     `json:"undone,omitempty"`
+	Paused    *Pause   `json:"paused,omitempty"`  // the new pause
 	Reasons   []Reason `json:"reasons,omitempty"` // refusals or failures
 	Notes     []Reason `json:"notes,omitempty"`   // warnings and what is pending
 	Plan      *Plan    `json:"plan,omitempty"`
@@ -125,6 +133,8 @@ type Status struct {
 	ActiveState string   `json:"activeState"`
 	Verdict     *Verdict `json:"verdict,omitempty"`
 	Held        *Hold    `json:"held,omitempty"`
+	// Paused is in force: the unit's pause, or that of its template or prefix.
+	Paused *Pause `json:"paused,omitempty"`
 	// Refused says why the attachment could not be made.
 	Refused []Reason `json:"refused,omitempty"`
 	Notes   []Reason `json:"notes,omitempty"`

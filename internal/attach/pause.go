@@ -1,0 +1,114 @@
+package attach
+
+import (
+	"cmp"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// How long a pause lasts where nobody says, and at most: what is paused and
+// forgotten comes back under its profile.
+const (
+	DefaultPause = time.Hour
+	MaxPause     = 7 * 24 * time.Hour
+)
+
+// Pause has a unit left alone for a time, since somebody changes its profile,
+// its drop-in or its loaded policy on purpose.
+type Pause struct {
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"`
+	By    string    `json:"by"` // who asked for it
+}
+
+// InForce reports whether the pause lasts at a time; no pause never does.
+func (p *Pause) InForce(at time.Time) bool { return p != nil && at.Before(p.Until) }
+
+func (p Pause) String() string {
+	return "until " + p.Until.Format("2006-01-02 15:04:05 MST") + ", by " + cmp.Or(p.By, "unknown")
+}
+
+// Paused gives the pause in force at a time, the unit's own or its pattern's,
+// whichever lasts longer; nil where there is none.
+func (d Desired) Paused(at time.Time) *Pause {
+	var last *Pause
+	for _, p := range []*Pause{d.Record.Pause, d.PatternPause} {
+		if p.InForce(at) && (last == nil || p.Until.After(last.Until)) {
+			last = p
+		}
+	}
+	return last
+}
+
+// WhyPaused says that the unit is paused at a time, and how to end that; nil
+// where it is not.
+func (d Desired) WhyPaused(at time.Time) *Reason {
+	pause, name := d.Paused(at), d.Unit
+	if pause == nil {
+		return nil
+	}
+	if pause == d.PatternPause {
+		name = d.Pattern
+	}
+	return ptr(because(Paused, "%s is paused %s", name, pause).next("aaunitctl resume " + name))
+}
+
+// diffPaused plans nothing, whatever differs: also a unit whose attachment was
+// withdrawn stays as it is.
+func diffPaused(d Desired, why Reason) Plan {
+	return Plan{Unit: d.Unit, Profile: cmp.Or(d.Profile, d.Record.Profile), Actions: []Action{}, Pending: []Reason{why}}
+}
+
+// PlaceOf is the unit, template or prefix in whose directory a drop-in lies.
+func PlaceOf(dropIn string) string {
+	return strings.TrimSuffix(path.Base(path.Dir(dropIn)), ".d")
+}
+
+// CheckPause says why a pause cannot last so long.
+func CheckPause(d time.Duration) error {
+	if d <= 0 || d > MaxPause {
+		return fmt.Errorf("cannot pause for %v: it must be more than 0 and at most 7 days", d)
+	}
+	return nil
+}
+
+// spanUnits are the units of systemd.time(7), from seconds to weeks.
+var spanUnits = map[string]time.Duration{
+	"": time.Second, "s": time.Second, "sec": time.Second, "second": time.Second, "seconds": time.Second,
+	"m": time.Minute, "min": time.Minute, "minute": time.Minute, "minutes": time.Minute,
+	"h": time.Hour, "hr": time.Hour, "hour": time.Hour, "hours": time.Hour,
+	"d": 24 * time.Hour, "day": 24 * time.Hour, "days": 24 * time.Hour,
+	"w": MaxPause, "week": MaxPause, "weeks": MaxPause,
+}
+
+// ParsePause reads how long a pause shall last: numbers with systemd's units,
+// which are added up (90s, 30min, "1h 30min", 1d); a bare number is seconds.
+func ParsePause(span string) (time.Duration, error) {
+	bad := fmt.Errorf("cannot read time span %q: write a number with s, min, h or d, such as 90s, 30min, 2h or 1d", span)
+	var sum time.Duration
+	rest := strings.TrimSpace(span)
+	if rest == "" {
+		return 0, bad
+	}
+	for rest != "" {
+		digits := len(rest) - len(strings.TrimLeft(rest, "0123456789"))
+		word := strings.TrimLeft(rest[digits:], " ")
+		letters := len(word) - len(strings.TrimLeftFunc(word, unicode.IsLetter))
+		unit, ok := spanUnits[word[:letters]]
+		n, err := strconv.ParseUint(rest[:digits], 10, 32)
+		if !ok || digits == 0 {
+			return 0, bad
+		}
+		// Too many digits are too long a time; the sum must not overflow.
+		if err != nil || n > uint64(MaxPause/unit) || sum > MaxPause {
+			return 0, fmt.Errorf("cannot pause for %s: it must be more than 0 and at most 7 days", span)
+		}
+		sum += time.Duration(n) * unit
+		rest = strings.TrimLeft(word[letters:], " ")
+	}
+	return sum, CheckPause(sum)
+}
