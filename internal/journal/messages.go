@@ -39,6 +39,13 @@ const (
 	// it, and the policy that was accepted before is live again.
 	MsgPolicyUndone MessageID = "4f1c6e0b8d5a4b0f9d27c3a8e6f1b254"
 
+	// MsgPaused: somebody had a unit left alone for a time.
+	MsgPaused MessageID = "3fd42d28ab6041afbb650b98f0a79721"
+	// MsgResumed: somebody ended a pause before its time.
+	MsgResumed MessageID = "81adab407d5f49878c47eac2041c843b"
+	// MsgPauseOver: the time of a pause is over.
+	MsgPauseOver MessageID = "7dc9b5e04b774a7eabb3c93d88eb05f2"
+
 	// MsgAttachmentBad: an attachment file is not used.
 	MsgAttachmentBad MessageID = "6086f7b4ab834f9a8b6963ff9d310756"
 	// MsgBusLost and MsgBusBack: nothing was heard of systemd in between.
@@ -66,4 +73,6 @@ const (
 	FieldReason = "AAUNIT_REASON"
 	// FieldFile is the file that the message is about, an attachment or a drop-in.
 	FieldFile = "AAUNIT_FILE"
+	// FieldBy is the user who asked for what the message is about.
+	FieldBy = "AAUNIT_BY"
 )

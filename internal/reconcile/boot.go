@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/journal"
@@ -19,6 +20,8 @@ import (
 //     texts that were accepted.
 //  2. All of it is staged, so that the kernel's checksums are known.
 //  3. What the kernel does not have is loaded; nothing is ever removed.
+//
+// What only paused units run under is left as it was loaded.
 //
 // A policy that fails keeps no other from going live: what apparmor.service has
 // loaded stays in its place, and the daemon's verdict tells.
@@ -34,8 +37,9 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	say(o.Policies.Load())
 
 	ids := map[string]bool{}
+	alone := pausedIn(records, time.Now())
 	for _, r := range records {
-		if len(r.DropIns) > 0 {
+		if len(r.DropIns) > 0 && !alone[r.Unit] {
 			for _, id := range r.Policies {
 				ids[id] = true
 			}

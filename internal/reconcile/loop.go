@@ -199,12 +199,20 @@ func (l *Loop) Ping(ctx context.Context) error {
 // change is the one goroutine that changes anything: passes over what is due,
 // and what people ask for, one after the other.
 func (l *Loop) change(ctx context.Context) {
+	alarm := time.NewTimer(0)
+	defer alarm.Stop()
 	for {
+		alarm.Stop()
+		if next := l.endPauses(); next > 0 {
+			alarm.Reset(next)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case op := <-l.asked:
 			op(ctx)
+			continue
+		case <-alarm.C:
 			continue
 		case <-l.queue.plans:
 		}
@@ -458,6 +466,7 @@ func (l *Loop) desired(unit string) (attach.Desired, error) {
 	defer l.mu.Unlock()
 	d := attach.Desired{Unit: unit}
 	d.Record, d.Kept = l.recall(unit)
+	d.Pattern, d.PatternPause = l.patternPause(unit, time.Now())
 	a, ok := l.targets[unit]
 	if !ok {
 		return d, nil
@@ -533,7 +542,7 @@ func broughtBack(d attach.Desired, o attach.Observed) bool {
 // stopViolator carries out OnViolation=stop: on a start that is not confined,
 // and on one that was confined and is no more. A start from before the
 // attachment, which waits for its restart, is not stopped, and neither is what
-// an undo brought back or a unit that complains because it shall. before is the
+// an undo brought back, a unit that complains because it shall or a paused one. before is the
 // record as it was before the look, or before the pass that the look ends.
 func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach.Record, o *attach.Observed, v attach.Verdict) {
 	if v.Answer != attach.NotConfined || d.Attachment.OnViolation != attach.ViolationStop || !o.Unit.Active() {
@@ -547,6 +556,9 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 	}
 	if only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) {
 		l.queue.add(inputChanged|started, d.Unit)
+		return
+	}
+	if l.whyPaused(d.Unit) != nil {
 		return
 	}
 	l.log.Error("stopping "+d.Unit+", which is not confined: "+v.Reasons[0].String(), journal.FieldMessageID, string(journal.MsgStopped),

@@ -182,23 +182,30 @@ func (l *Loop) passFor(ctx context.Context, units []string, op *operation) map[s
 	if len(units) == 0 {
 		return nil
 	}
-	var mine []string
-	for rest := units; len(rest) > 0; {
+	mine := l.claim(ctx, units)
+	defer l.queue.release(mine)
+	if len(mine) < len(units) {
+		return notBegun(units)
+	}
+	return l.pass(ctx, units, op)
+}
+
+// claim waits until nobody works on the units, and marks them busy; fewer than
+// all of them when ctx ends.
+func (l *Loop) claim(ctx context.Context, units []string) (mine []string) {
+	for rest := units; ; {
 		var taken []string
 		taken, rest = l.queue.claim(rest)
 		mine = append(mine, taken...)
 		if len(rest) == 0 {
-			break
+			return mine
 		}
 		select {
 		case <-ctx.Done():
-			l.queue.release(mine)
-			return notBegun(units)
+			return mine
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	defer l.queue.release(mine)
-	return l.pass(ctx, units, op)
 }
 
 // notBegun says of units that the daemon ended before it came to them.
@@ -342,6 +349,10 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 		l.learnAlias(p.unit, u)
 		p.unit, p.out.Unit = u.ID, u.ID
 	}
+	if why := l.whyPaused(p.unit); why != nil && !r.AsDeclared {
+		p.refuse(*why)
+		return
+	}
 	if !l.chooseProfile(p, u, r) {
 		return
 	}
@@ -349,7 +360,7 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 	l.mu.Lock()
 	p.d.Record, p.d.Kept = l.recall(p.unit)
 	l.mu.Unlock()
-	p.d.Record.Hold = nil
+	p.d.Record.Hold, p.d.Record.Pause = nil, nil
 	p.d.Asked = !r.AsDeclared
 	o, err := l.observe(ctx, p.d, full)
 	if err != nil {
@@ -464,10 +475,10 @@ func optionsAgainst(a attach.Attachment, r attach.Request) (over []string) {
 	return over
 }
 
-// prepareDetach finds what is to be taken back.
-func (l *Loop) prepareDetach(ctx context.Context, r attach.Request) []*prepared {
+// named completes names, and expands globs to the attached units that match.
+func (l *Loop) named(ctx context.Context, words []string) []*prepared {
 	var all []*prepared
-	for _, w := range r.Units {
+	for _, w := range words {
 		if attach.IsGlob(w) {
 			hit := false
 			for _, unit := range l.everything() {
@@ -485,6 +496,12 @@ func (l *Loop) prepareDetach(ctx context.Context, r attach.Request) []*prepared 
 		}
 		all = append(all, l.units(ctx, []string{w})...)
 	}
+	return all
+}
+
+// prepareDetach finds what is to be taken back.
+func (l *Loop) prepareDetach(ctx context.Context, r attach.Request) []*prepared {
+	all := l.named(ctx, r.Units)
 	for _, p := range all {
 		if p.refused() || attach.IsGlob(p.unit) {
 			continue
@@ -497,7 +514,10 @@ func (l *Loop) prepareDetach(ctx context.Context, r attach.Request) []*prepared 
 		p.d.Record = l.records[p.unit].Clone()
 		remembered := p.d.Record.Unit != ""
 		l.mu.Unlock()
+		why := l.whyPaused(p.unit)
 		switch {
+		case why != nil:
+			p.refuse(*why)
 		case attached && a.Manual:
 			p.d.Attachment, p.write = &a, true
 			p.out.Profile, _ = a.ProfileFor(p.unit)

@@ -181,6 +181,10 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 			return l.planUnit(ctx, unit, op)
 		}
 	}
+	if j.d.Paused(j.o.At) != nil {
+		l.leavePaused(ctx, j)
+		return j
+	}
 	if a := j.d.Attachment; a != nil && !attach.IsPattern(unit) && !j.o.Unit.Found() && a.Matches(unit) < attach.MatchName {
 		// A unit that only a pattern named is gone: so is what it had from it.
 		l.drop(unit)

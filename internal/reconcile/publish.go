@@ -99,6 +99,7 @@ func (l *Loop) publish(unit string, change func(*attach.Status)) {
 	}
 	r := l.records[unit]
 	s.Held = r.Hold
+	s.Paused = l.pauseOf(unit, time.Now())
 	s.DropIn = ""
 	for path := range r.DropIns {
 		s.DropIn = max(s.DropIn, path)
@@ -184,7 +185,7 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 	used := make([]bool, len(units))
 	for unit, s := range l.statuses {
 		if l.selected(unit, units, used) {
-			s.Busy = l.queue.isBusy(unit)
+			s.Busy, s.Paused = l.queue.isBusy(unit), l.pauseOf(unit, r.At)
 			if attach.IsPattern(unit) {
 				r.Patterns = append(r.Patterns, s)
 			} else {
@@ -195,7 +196,7 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 	// Attached, and no pass has come to it yet.
 	for unit, a := range l.targets {
 		if _, known := l.statuses[unit]; !known && l.selected(unit, units, used) {
-			s := attach.Status{Unit: unit, Profile: a.Profile, Attachment: a.Source, Busy: true}
+			s := attach.Status{Unit: unit, Profile: a.Profile, Attachment: a.Source, Busy: true, Paused: l.pauseOf(unit, r.At)}
 			if attach.IsPattern(unit) {
 				r.Patterns = append(r.Patterns, s)
 				continue
