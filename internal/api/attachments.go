@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/godbus/dbus/v5"
@@ -25,6 +26,7 @@ var attachmentIface = iface{
 		{"InvocationID", "s", ""},
 		{"VerdictTimestamp", "t", ""},
 		{"Held", "b", ""},
+		{"PausedUntil", "t", ""},
 		{"Tasks", "u", ""},
 		{"Processes", "u", ""},
 		{"PrivateTmp", "s", ""},
@@ -44,9 +46,9 @@ func attachmentProperties(s attach.Status) map[string]dbus.Variant {
 		codes = append(codes, clean(string(r.Code)))
 		texts = append(texts, clean(r.String()))
 	}
-	var at uint64
-	if us := v.At.UnixMicro(); !v.At.IsZero() && us > 0 {
-		at = uint64(us)
+	var until time.Time
+	if s.Paused != nil {
+		until = s.Paused.Until
 	}
 	return map[string]dbus.Variant{
 		"Unit":             dbus.MakeVariant(clean(s.Unit)),
@@ -58,12 +60,21 @@ func attachmentProperties(s attach.Status) map[string]dbus.Variant {
 		"Reasons":          dbus.MakeVariant(codes),
 		"ReasonText":       dbus.MakeVariant(texts),
 		"InvocationID":     dbus.MakeVariant(clean(v.InvocationID)),
-		"VerdictTimestamp": dbus.MakeVariant(at),
+		"VerdictTimestamp": dbus.MakeVariant(microseconds(v.At)),
 		"Held":             dbus.MakeVariant(s.Held != nil),
+		"PausedUntil":      dbus.MakeVariant(microseconds(until)),
 		"Tasks":            dbus.MakeVariant(uint32(max(0, v.Tasks))),
 		"Processes":        dbus.MakeVariant(uint32(max(0, v.Processes))),
 		"PrivateTmp":       dbus.MakeVariant(v.PrivateTmp.String()),
 	}
+}
+
+// microseconds gives a time as systemd does on the bus; 0 for never.
+func microseconds(t time.Time) uint64 {
+	if t.IsZero() {
+		return 0
+	}
+	return uint64(max(0, t.UnixMicro()))
 }
 
 func interfacesOf(s attach.Status) map[string]map[string]dbus.Variant {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/user"
 	"strconv"
 	"sync"
 	"time"
@@ -83,6 +84,16 @@ func (s *session) askPolkit(ctx context.Context, sender, action string, interact
 		return false, false, err
 	}
 	return result.Authorized, result.Challenge, nil
+}
+
+// userName is the name of a user for people, from /etc/passwd.
+func userName(uid uint32) string {
+	id := strconv.FormatUint(uint64(uid), 10)
+	u, err := user.LookupId(id)
+	if err != nil || u.Username == "" {
+		return "uid " + id
+	}
+	return clean(u.Username)
 }
 
 // identities remembers the users behind unique names: those never change, and

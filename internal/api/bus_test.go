@@ -311,6 +311,14 @@ func (m *fakeManager) Detach(ctx context.Context, r attach.Request, progress fun
 	return m.Attach(ctx, r, progress)
 }
 
+func (m *fakeManager) Pause(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return m.Attach(ctx, r, progress)
+}
+
+func (m *fakeManager) Resume(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return m.Attach(ctx, r, progress)
+}
+
 func (m *fakeManager) Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error) {
 	m.took(r)
 	if m.plan != nil {

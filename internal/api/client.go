@@ -183,6 +183,16 @@ func (c *Client) Detach(ctx context.Context, r attach.Request, progress func(att
 	return c.operate(ctx, "Detach", r, progress)
 }
 
+// Pause has attached units left alone for r.For; 0 is the default.
+func (c *Client) Pause(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return c.operate(ctx, "Pause", r, progress)
+}
+
+// Resume ends pauses.
+func (c *Client) Resume(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return c.operate(ctx, "Resume", r, progress)
+}
+
 // StartAttach and StartDetach do not wait; they give the operation's object.
 func (c *Client) StartAttach(ctx context.Context, r attach.Request) (string, error) {
 	path, err := c.start(ctx, "Attach", r)

@@ -420,7 +420,7 @@ func setProperty(_ context.Context, r *request) ([]any, *dbus.Error) {
 	if name := r.body[1].(string); all[name].Value() == nil {
 		return nil, fail(errorUnknownProperty, "there is no property %s", shorten(name))
 	}
-	return nil, fail(errorReadOnly, "the property is read-only; Attach and Detach change things")
+	return nil, fail(errorReadOnly, "the property is read-only; Attach, Detach, Pause and Resume change things")
 }
 
 // propertiesOf answers for the interface that the first argument names. The

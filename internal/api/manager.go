@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,10 @@ type Manager interface {
 	// Detach takes back exactly what Attach did. With r.DryRun it changes
 	// nothing and says in Outcome.Plan what it would do.
 	Detach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	// Pause leaves attached units alone for r.For, and Resume ends that. They
+	// return when it is so, which may take as long as a pass that is under way.
+	Pause(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	Resume(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	// Plan says what Attach would do; it changes nothing.
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
 	// Verify looks again, now, at attached units (names and globs; none: all).
@@ -47,6 +52,8 @@ var managerIface = iface{
 	methods: []method{
 		{name: "Attach", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callAttach},
 		{name: "Detach", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callDetach},
+		{name: "Pause", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callPause},
+		{name: "Resume", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callResume},
 		{name: "Plan", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"outcomes", "s"}}, call: callPlan},
 		{name: "Verify", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerify},
 		{name: "Describe", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, large: true, call: callDescribe},
@@ -85,12 +92,29 @@ func callDetach(ctx context.Context, r *request) ([]any, *dbus.Error) {
 	return r.begin(ctx, req, r.session.manager.Detach)
 }
 
+func callPause(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	req, failed := decodeRequest(r.body[0].([]string), r.body[1].(map[string]dbus.Variant), pauseOptions)
+	if failed != nil {
+		return nil, failed
+	}
+	req.For = cmp.Or(req.For, attach.DefaultPause)
+	return r.begin(ctx, req, r.session.manager.Pause)
+}
+
+func callResume(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	req, failed := decodeRequest(r.body[0].([]string), r.body[1].(map[string]dbus.Variant), nil)
+	if failed != nil {
+		return nil, failed
+	}
+	return r.begin(ctx, req, r.session.manager.Resume)
+}
+
 // begin asks whether the caller may, and starts the work.
 func (r *request) begin(ctx context.Context, req attach.Request, work func(context.Context, attach.Request, func(attach.Event)) ([]attach.Outcome, error)) ([]any, *dbus.Error) {
 	if failed := r.authorize(ctx, ActionManage); failed != nil {
 		return nil, failed
 	}
-	req.Trusted = r.root()
+	req.Trusted, req.By = r.root(), userName(r.uid)
 	o, failed := r.session.operations.start(r.session.life, r, func(ctx context.Context, progress func(attach.Event)) ([]attach.Outcome, error) {
 		return work(ctx, req, progress)
 	})

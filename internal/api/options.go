@@ -1,9 +1,11 @@
 package api
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -17,14 +19,16 @@ const (
 	optComplain  = "complain"   // b
 	optNoRestart = "no-restart" // b
 	optDryRun    = "dry-run"    // b; Detach only
+	optFor       = "for"        // t, microseconds; Pause only
 )
 
 var (
 	attachOptions = []string{optProfile, optRuntime, optComplain, optNoRestart}
 	detachOptions = []string{optNoRestart, optDryRun}
+	pauseOptions  = []string{optFor}
 )
 
-// decodeRequest reads the arguments of Attach, Detach and Plan.
+// decodeRequest reads the arguments of what changes or plans something.
 func decodeRequest(units []string, options map[string]dbus.Variant, allowed []string) (attach.Request, *dbus.Error) {
 	r := attach.Request{Units: units}
 	if len(units) == 0 {
@@ -38,7 +42,7 @@ func decodeRequest(units []string, options map[string]dbus.Variant, allowed []st
 	}
 	for _, key := range slices.Sorted(maps.Keys(options)) {
 		if !slices.Contains(allowed, key) {
-			return r, invalidArgs("unknown option %q; known are %s", shorten(key), strings.Join(allowed, ", "))
+			return r, invalidArgs("unknown option %q; known are %s", shorten(key), cmp.Or(strings.Join(allowed, ", "), "none"))
 		}
 		var ok bool
 		switch v := options[key].Value(); key {
@@ -56,6 +60,15 @@ func decodeRequest(units []string, options map[string]dbus.Variant, allowed []st
 			r.NoRestart, ok = v.(bool)
 		case optDryRun:
 			r.DryRun, ok = v.(bool)
+		case optFor:
+			var usec uint64
+			if usec, ok = v.(uint64); ok {
+				// Bounded first: it must not overflow.
+				r.For = time.Duration(min(usec, uint64(attach.MaxPause.Microseconds())+1)) * time.Microsecond
+				if err := attach.CheckPause(r.For); err != nil {
+					return r, invalidArgs("%v", err)
+				}
+			}
 		}
 		if !ok {
 			return r, invalidArgs("option %q has type %q", key, options[key].Signature().String())
@@ -69,6 +82,9 @@ func encodeOptions(r attach.Request) map[string]dbus.Variant {
 	out := map[string]dbus.Variant{}
 	if r.Profile != "" {
 		out[optProfile] = dbus.MakeVariant(r.Profile)
+	}
+	if r.For != 0 {
+		out[optFor] = dbus.MakeVariant(uint64(max(0, r.For.Microseconds())))
 	}
 	for key, on := range map[string]bool{optRuntime: r.Runtime, optComplain: r.Complain, optNoRestart: r.NoRestart, optDryRun: r.DryRun} {
 		if on {

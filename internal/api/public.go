@@ -24,7 +24,7 @@ var plain = map[attach.Code]bool{
 
 	attach.DropInMissing: true, attach.DropInDiffers: true, attach.DropInForeign: true, attach.DropInStale: true,
 	attach.ReloadNeeded: true, attach.RestartPending: true, attach.RestartDrags: true, attach.Detached: true,
-	attach.RivalAttachments: true, attach.NotAttached: true,
+	attach.RivalAttachments: true, attach.NotAttached: true, attach.Paused: true,
 
 	attach.TmpShared: true, attach.NotRunning: true, attach.EndedBeforeSeen: true, attach.RestartedMeanwhl: true,
 	attach.SystemdUnheard: true,

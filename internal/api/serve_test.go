@@ -41,7 +41,7 @@ func TestAttachTellsEveryStepInOrder(t *testing.T) {
 	if len(out) != 2 || out[1].Unit != "b.service" || !out[1].Changed {
 		t.Errorf("outcomes: %+v", out)
 	}
-	wantReq := []attach.Request{{Units: []string{"a.service", "b.service"}, Profile: "p", NoRestart: true, Trusted: true}}
+	wantReq := []attach.Request{{Units: []string{"a.service", "b.service"}, Profile: "p", NoRestart: true, By: "root", Trusted: true}}
 	if d := cmp.Diff(wantReq, r.manager.got()); d != "" {
 		t.Errorf("request (-want +got):\n%s", d)
 	}
@@ -205,6 +205,8 @@ func TestAuthorization(t *testing.T) {
 	}{
 		{"Attach", "org.aaunit1.manage", []any{[]string{"a"}, none}},
 		{"Detach", "org.aaunit1.manage", []any{[]string{"a"}, none}},
+		{"Pause", "org.aaunit1.manage", []any{[]string{"a"}, none}},
+		{"Resume", "org.aaunit1.manage", []any{[]string{"a"}, none}},
 		{"Plan", "org.aaunit1.inspect", []any{[]string{"a"}, none}},
 		{"Verify", "org.aaunit1.inspect", []any{[]string{"a"}}},
 		{"Check", "org.aaunit1.inspect", []any{[]string{"a"}}},
@@ -290,6 +292,38 @@ func TestRootAsksNoPolkit(t *testing.T) {
 	}
 	if got := r.manager.got(); len(got) != 1 || !got[0].Trusted || !got[0].DryRun {
 		t.Errorf("request %+v", got)
+	}
+}
+
+func TestPauseSaysHowLongAndWhoAsked(t *testing.T) {
+	r := startRig(t)
+	startPolkit(t, r.privateBus, &fakePolkit{yes: true})
+	root, user := r.client(t, 0), r.client(t, 4_000_000_000) // who is in no /etc/passwd
+	for _, f := range []func() error{
+		func() error {
+			_, err := root.Pause(t.Context(), attach.Request{Units: []string{"a"}, For: 90 * time.Second}, nil)
+			return err
+		},
+		func() error {
+			_, err := user.Pause(t.Context(), attach.Request{Units: []string{"a"}, By: "root"}, nil)
+			return err
+		},
+		func() error {
+			_, err := user.Resume(t.Context(), attach.Request{Units: []string{"a"}}, nil)
+			return err
+		},
+	} {
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []attach.Request{
+		{Units: []string{"a"}, For: 90 * time.Second, By: "root", Trusted: true},
+		{Units: []string{"a"}, For: attach.DefaultPause, By: "uid 4000000000"},
+		{Units: []string{"a"}, By: "uid 4000000000"},
+	}
+	if d := cmp.Diff(want, r.manager.got()); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
 	}
 }
 
@@ -488,7 +522,7 @@ func TestAttachmentObjects(t *testing.T) {
 	want := map[string]any{
 		"Unit": unit, "Profile": "agent", "ProfileFile": "/etc/apparmor.d/agent", "AttachmentFile": "/etc/aaunit/attachments.d/a.conf",
 		"ActiveState": "active", "Verdict": "not-confined", "Reasons": []string{"task-unconfined"}, "ReasonText": []string{"A task is not confined"},
-		"InvocationID": "00112233445566778899aabbccddeeff", "VerdictTimestamp": uint64(1_700_000_000_123_456), "Held": false,
+		"InvocationID": "00112233445566778899aabbccddeeff", "VerdictTimestamp": uint64(1_700_000_000_123_456), "Held": false, "PausedUntil": uint64(0),
 		"Tasks": uint32(3), "Processes": uint32(2), "PrivateTmp": "yes",
 	}
 	got := map[string]any{}
@@ -502,6 +536,14 @@ func TestAttachmentObjects(t *testing.T) {
 		if v, ok := all[p.name]; !ok || v.Signature().String() != p.typ {
 			t.Errorf("property %s: %v, want type %s", p.name, v, p.typ)
 		}
+	}
+
+	paused := status(unit, attach.NotConfined, attach.Because(attach.TaskUnconfined, "/usr/bin/secret (PID 7) is unconfined"))
+	paused.Paused = &attach.Pause{Until: time.UnixMicro(1_700_003_600_000_000)}
+	r.manager.tell(paused)
+	s = receive(t, ch, "PropertiesChanged", named("PropertiesChanged"))
+	if changed := s.Body[1].(map[string]dbus.Variant); s.Path != path || len(changed) != 1 || changed["PausedUntil"].Value() != uint64(1_700_003_600_000_000) {
+		t.Errorf("PropertiesChanged by a pause: %+v", s)
 	}
 
 	var objects map[dbus.ObjectPath]map[string]map[string]dbus.Variant
@@ -623,6 +665,12 @@ func TestHostileArguments(t *testing.T) {
 		{"option of another type", m + "Attach", []any{[]string{"a"}, opts("runtime", "yes")}, errorInvalidArgs},
 		{"option in a variant", m + "Attach", []any{[]string{"a"}, opts("runtime", dbus.MakeVariant(true))}, errorInvalidArgs},
 		{"many options", m + "Attach", []any{[]string{"a"}, lots}, errorInvalidArgs},
+		{"a pause of no time", m + "Pause", []any{[]string{"a"}, opts("for", uint64(0))}, errorInvalidArgs},
+		{"a pause too long", m + "Pause", []any{[]string{"a"}, opts("for", uint64(attach.MaxPause.Microseconds()+1))}, errorInvalidArgs},
+		{"a pause for ever", m + "Pause", []any{[]string{"a"}, opts("for", ^uint64(0))}, errorInvalidArgs},
+		{"a pause of another type", m + "Pause", []any{[]string{"a"}, opts("for", "1h")}, errorInvalidArgs},
+		{"a pause by somebody else", m + "Pause", []any{[]string{"a"}, opts("by", "root")}, errorInvalidArgs},
+		{"a resume with an option", m + "Resume", []any{[]string{"a"}, opts("for", uint64(1))}, errorInvalidArgs},
 		{"unknown method", m + "Explode", nil, errorUnknownMethod},
 		{"unknown interface", "org.aaunit1.Bomb.Explode", nil, errorUnknownInterface},
 		{"interface of another object", OperationInterface + ".Describe", nil, errorUnknownInterface},
