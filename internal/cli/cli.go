@@ -21,6 +21,8 @@ import (
 type Daemon interface {
 	Attach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Detach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	Pause(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	Resume(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	StartAttach(ctx context.Context, r attach.Request) (operation string, err error)
 	StartDetach(ctx context.Context, r attach.Request) (operation string, err error)
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
@@ -165,7 +167,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON document")
 	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours (also: NO_COLOR in the environment)")
 	root.AddCommand(
-		a.attachCommand(), a.detachCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
+		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
 		a.planCommand(), a.explainCommand(), a.checkCommand(), a.completionCommand(), a.versionCommand(),
 	)
 	for _, cmd := range root.Commands() {

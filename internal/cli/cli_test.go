@@ -58,6 +58,16 @@ func (d *fakeDaemon) Detach(_ context.Context, r attach.Request, _ func(attach.E
 	return d.outcomes, d.err
 }
 
+func (d *fakeDaemon) Pause(_ context.Context, r attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
+	d.did, d.request = "pause", r
+	return d.outcomes, d.err
+}
+
+func (d *fakeDaemon) Resume(_ context.Context, r attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
+	d.did, d.request = "resume", r
+	return d.outcomes, d.err
+}
+
 func (d *fakeDaemon) StartAttach(_ context.Context, r attach.Request) (string, error) {
 	d.did, d.request = "start attach", r
 	return "/org/aaunit1/operation/7", d.err
@@ -267,6 +277,18 @@ func mixedReport() attach.Report {
 	}
 }
 
+var pause = attach.Pause{Since: now.Add(-time.Minute), Until: now.Add(time.Hour), By: "alice"}
+
+// pausedReport has a paused template, and two paused units of which one runs
+// unconfined.
+func pausedReport() attach.Report {
+	r := mixedReport()
+	r.Problems, r.Missing, r.Units, r.Patterns = nil, nil, r.Units[:2], r.Patterns[:1]
+	r.Patterns[0].Paused, r.Units[0].Paused, r.Units[1].Paused = &pause, &pause, &pause
+	r.Units[1].Verdict.Reasons = r.Units[1].Verdict.Reasons[:1]
+	return r
+}
+
 func TestOutput(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -284,6 +306,32 @@ func TestOutput(t *testing.T) {
 			s.daemon.outcomes = []attach.Outcome{{Unit: "a.service", Profile: "a", Exit: attach.ExitUnknown, Undone: true, Verdict: &attach.Verdict{Answer: attach.Unknown,
 				Reasons: []attach.Reason{attach.Because(attach.EndedBeforeSeen, "a.service started and had no task left when it was looked at")}}}}
 		}, []string{"attach", "a"}, 5},
+		{"pause", func(s *scene) {
+			s.daemon.outcomes = []attach.Outcome{
+				{Unit: "myagent.service", Profile: "myagent", Changed: true, Paused: &pause, Events: []attach.Event{event(attach.StepPause, attach.Done, pause.String())},
+					Notes: []attach.Reason{attach.Because(attach.PolicyKept, "b.service is also attached to myagent and not paused: its policy is kept")}},
+				{Unit: "ssh.service", Exit: attach.ExitFailed, Reasons: []attach.Reason{attach.Because(attach.NotAttached, "ssh.service is not attached").WithNext("aaunitctl attach ssh.service")}},
+				{Unit: "nope.service", Exit: attach.ExitNoUnit, Reasons: []attach.Reason{attach.Because(attach.UnitNotFound, "systemd knows no unit nope.service")}},
+			}
+		}, []string{"pause", "myagent", "ssh", "nope", "--for", "1h"}, 1},
+		{"pause-json", func(s *scene) {
+			s.daemon.outcomes = []attach.Outcome{{Unit: "myagent.service", Profile: "myagent", Changed: true, Paused: &pause}}
+		}, []string{"pause", "myagent", "--json"}, 0},
+		{"resume", func(s *scene) {
+			s.daemon.outcomes = []attach.Outcome{
+				{Unit: "myagent.service", Profile: "myagent", Changed: true, Events: []attach.Event{event(attach.StepResume, attach.Done, "what is not as declared is put back now")}},
+				{Unit: "b.service", Profile: "b", Events: []attach.Event{event(attach.StepResume, attach.Skipped, "it was not paused")}},
+			}
+		}, []string{"resume", "myagent", "b"}, 0},
+		{"paused-status", func(s *scene) { s.daemon.report = pausedReport() }, []string{"status"}, 3},
+		{"paused-list", func(s *scene) { s.daemon.report = pausedReport() }, []string{"list"}, 3},
+		{"paused-verify", func(s *scene) { s.daemon.report = pausedReport(); s.env["LC_ALL"] = "C" }, []string{"verify"}, 3},
+		{"paused-explain", func(s *scene) { s.daemon.report = pausedReport() }, []string{"explain", "a", "b"}, 3},
+		{"paused-json", func(s *scene) {
+			s.daemon.report = pausedReport()
+			s.daemon.report.Units, s.daemon.report.Patterns = s.daemon.report.Units[:1], nil
+		}, []string{"explain", "a", "--json"}, 0},
+		{"help-pause", func(*scene) {}, []string{"pause", "--help"}, 0},
 		{"no-wait", func(*scene) {}, []string{"attach", "a", "--no-wait"}, 0},
 		{"plan", func(s *scene) {
 			nothing := attach.Outcome{Unit: "done.service", Profile: "done", Plan: &attach.Plan{}}
@@ -403,6 +451,10 @@ func TestErrors(t *testing.T) {
 		{"empty unit", nil, []string{"status", ""}, 2, "usage", "empty"},
 		{"wait and no-wait", nil, []string{"attach", "a", "--wait", "--no-wait"}, 2, "usage", "do not go together"},
 		{"dry-run and no-wait", nil, []string{"detach", "a", "--dry-run", "--no-wait"}, 2, "usage", "do not go together"},
+		{"a pause of no time", nil, []string{"pause", "a", "--for", "0"}, 2, "usage", "more than 0"},
+		{"a pause without a unit of time", nil, []string{"pause", "a", "--for", "1x"}, 2, "usage", "such as 90s, 30min, 2h or 1d"},
+		{"a pause too long", nil, []string{"pause", "a", "--for", "8d"}, 2, "usage", "at most 7 days"},
+		{"a pause of nothing", nil, []string{"pause"}, 2, "usage", "name at least one unit"},
 		{"all and names", nil, []string{"verify", "a", "--all"}, 2, "usage", "--all"},
 		{"unknown shell", nil, []string{"completion", "tcsh"}, 2, "usage", "tcsh"},
 		{"arguments to list", nil, []string{"list", "a"}, 2, "usage", ""},
@@ -623,6 +675,7 @@ func TestCompletion(t *testing.T) {
 	}
 	s := newScene()
 	s.daemon.report = mixedReport()
+	s.daemon.report.Units[1].Paused = &pause
 	s.daemon.profiles = []attach.Profile{{Name: "agent"}, {Name: "two words"}, {Name: "other"}}
 	for _, tc := range []struct {
 		args []string
@@ -634,6 +687,8 @@ func TestCompletion(t *testing.T) {
 		{[]string{"attach", "--profile", "a"}, []string{"agent"}},
 		{[]string{"detach", ""}, []string{"a.service", "b.service", "c.service", "d.service"}},
 		{[]string{"status", "b"}, []string{"b.service"}},
+		{[]string{"pause", ""}, []string{"a.service", "agent@.service", "b.service", "c.service", "d.service", "web-.service"}},
+		{[]string{"resume", ""}, []string{"b.service"}},
 		{[]string{"verify", "c"}, []string{"c.service"}},
 		{[]string{"explain", "b"}, []string{"b.service", "boot-service-disabled"}},
 		{[]string{"check", "o"}, []string{"other.service"}},

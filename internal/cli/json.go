@@ -14,8 +14,8 @@ import (
 // grow:
 //
 //	status, list, verify   attach.Report
-//	attach, detach, plan,
-//	check                  {"outcomes": [attach.Outcome]}
+//	attach, detach, pause,
+//	resume, plan, check    {"outcomes": [attach.Outcome]}
 //	  with --no-wait       {"operation": "/org/aaunit1/operation/1"}
 //	list --profiles        {"profiles": [attach.Profile]}
 //	explain UNIT           {"units": [explained], "missing": [attach.Missing]}
@@ -48,6 +48,7 @@ type explained struct {
 	Unit    string            `json:"unit"`
 	Profile string            `json:"profile"`
 	Answer  attach.Answer     `json:"answer"`
+	Paused  *attach.Pause     `json:"paused,omitempty"`
 	Reasons []explainedReason `json:"reasons"`
 }
 

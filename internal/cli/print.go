@@ -444,6 +444,9 @@ func (p *printer) status(s attach.Status) {
 	if s.Held != nil {
 		rows = append(rows, row{mark: markBad, label: "held", text: "the attach failed " + ago(p.now.Sub(s.Held.Since)) + ", and is not tried again by itself"})
 	}
+	if s.Paused != nil {
+		rows = append(rows, row{mark: markWarn, label: "paused", text: p.pause(*s.Paused)})
+	}
 	if s.ActiveState != "" {
 		rows = append(rows, row{label: "state", text: p.text(s.ActiveState)})
 	}
@@ -583,6 +586,9 @@ func (p *printer) list(units []attach.Status) {
 		case len(v.Reasons) > 0:
 			why = v.Reasons[0].Code.Title()
 		}
+		if s.Paused != nil {
+			why = strings.TrimPrefix(why+"; paused "+p.pause(*s.Paused), "; ")
+		}
 		tasks := "-"
 		if v.Tasks > 0 {
 			tasks = fmt.Sprint(v.Tasks)
@@ -641,6 +647,9 @@ func (p *printer) explainUnit(s attach.Status) {
 	if s.Held != nil {
 		reasons = append(reasons, attach.Reason{Code: attach.Held})
 		reasons = append(reasons, s.Held.Reasons...)
+	}
+	if s.Paused != nil {
+		reasons = append(reasons, p.pauseReason(s))
 	}
 	reasons = append(reasons, s.Notes...)
 	told := map[attach.Code]bool{}

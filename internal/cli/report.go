@@ -291,7 +291,7 @@ func explainAll(r attach.Report, codes []attach.Entry) explainDoc {
 	doc := explainDoc{Units: []explained{}, Missing: r.Missing, Codes: codes}
 	for _, s := range slices.Concat(r.Patterns, r.Units) {
 		v := verdictOf(s)
-		e := explained{Pattern: attach.IsPattern(s.Unit), Unit: s.Unit, Profile: s.Profile, Answer: v.Answer, Reasons: []explainedReason{}}
+		e := explained{Pattern: attach.IsPattern(s.Unit), Unit: s.Unit, Profile: s.Profile, Answer: v.Answer, Paused: s.Paused, Reasons: []explainedReason{}}
 		reasons := slices.Concat(s.Refused, v.Reasons)
 		if s.Held != nil {
 			reasons = append(reasons, s.Held.Reasons...)
