@@ -18,6 +18,9 @@ const (
 	// UnitsReloaded: systemd has read its unit files again, or unit files came
 	// and went; nothing known of settings and names holds any more.
 	UnitsReloaded
+	// DropInChanged: somebody else changed or removed a drop-in of ours. Unit is
+	// what its directory is named after, a template or prefix too.
+	DropInChanged
 	// BusLost: the connection went; nothing is heard until BusBack.
 	BusLost
 	// BusBack: connected again; whatever happened meanwhile was missed.

@@ -262,12 +262,28 @@ func (l *Loop) heard(ev attach.UnitEvent) {
 		l.queue.add(what, ev.Unit)
 	case attach.UnitsReloaded:
 		l.everythingAnew()
+	case attach.DropInChanged:
+		l.queue.add(inputChanged, l.servedBy(ev.Unit)...)
 	case attach.BusLost:
 		l.log.Warn("lost the connection to systemd", journal.FieldMessageID, string(journal.MsgBusLost))
 	case attach.BusBack:
 		l.log.Info("connected to systemd again", journal.FieldMessageID, string(journal.MsgBusBack))
 		l.everythingAnew()
 	}
+}
+
+// servedBy lists the units that have a drop-in in the directory of that name.
+func (l *Loop) servedBy(place string) (units []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for unit, r := range l.records {
+		for _, runtime := range []bool{false, true} {
+			if _, has := r.DropIns[attach.DropInPath(place, runtime)]; has {
+				units = append(units, unit)
+			}
+		}
+	}
+	return units
 }
 
 func (l *Loop) everythingAnew() {
@@ -506,6 +522,9 @@ func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 	}
 	v, o := l.judge(ctx, d, justStarted)
 	l.learnAlias(unit, o.Unit)
+	if settled(d.Record) && o.DropIn.Problem == "" && o.DropIn.Content != d.DropInText(o.Unit) && d.Record.Hold == nil {
+		l.queue.add(inputChanged, unit) // it is to be put back
+	}
 	l.stopViolator(ctx, d, d.Record, &o, v)
 	l.conclude(d, o, v)
 }

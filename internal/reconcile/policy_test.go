@@ -441,3 +441,27 @@ func TestAnUndoneAttachShowsWhatWasDenied(t *testing.T) {
 		}
 	})
 }
+
+// A drop-in that somebody takes away is put back when that is told, and when a
+// start is met by it.
+func TestATrampledDropInIsPutBack(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		for i, tell := range []attach.UnitEvent{{Kind: attach.DropInChanged, Unit: "a.service"}, {Kind: attach.UnitStarted, Unit: "a.service"}} {
+			w.mu.Lock()
+			delete(w.disk, dropIn)
+			w.mu.Unlock()
+			w.events <- tell
+			rest()
+			if w.disk[dropIn] == "" || w.log.count("put back the drop-in of a.service") != i+1 || answer(l, "a") != "confined" {
+				t.Errorf("%+v: %q\n%s", tell, w.disk, w.log.String())
+			}
+		}
+		w.trace = nil
+		w.events <- attach.UnitEvent{Kind: attach.DropInChanged, Unit: "other.service"}
+		rest()
+		if len(w.trace) > 0 {
+			t.Errorf("%q", w.trace)
+		}
+	})
+}

@@ -34,6 +34,7 @@ func (s *Systemd) ReadDropIn(path string) (text string, exists bool, err error) 
 	if err != nil {
 		return "", false, err
 	}
+	s.note(real, string(f.Data))
 	return string(f.Data), true, nil
 }
 
@@ -53,6 +54,7 @@ func (s *Systemd) WriteDropIn(path, text string) (changed bool, err error) {
 	if err := makeDir(filepath.Dir(real)); err != nil {
 		return false, fmt.Errorf("cannot write drop-in %s: %w", path, err)
 	}
+	s.note(real, text) // before: our own change is no news
 	return safefile.Write(real, []byte(text), 0o644)
 }
 
@@ -65,6 +67,7 @@ func (s *Systemd) RemoveDropIn(path string) (changed bool, err error) {
 	if err := inTheWay(real, path); err != nil {
 		return false, fmt.Errorf("cannot remove drop-in %s: %w", path, err)
 	}
+	s.note(real, "")
 	if changed, err = safefile.Remove(real); err != nil {
 		return changed, err
 	}

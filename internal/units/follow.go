@@ -26,6 +26,8 @@ import (
 //     systemd told of in one signal give both.
 //   - UnitsReloaded comes after a daemon-reload and when unit files were
 //     enabled, disabled, masked or linked.
+//   - DropInChanged comes when somebody else changes or removes a drop-in that
+//     was read or written here.
 //   - BusLost and BusBack also stand for systemd itself being away
 //     (daemon-reexec).
 //
@@ -44,11 +46,13 @@ func (s *Systemd) Follow(ctx context.Context, wants func(unit string) bool) <-ch
 		s.log.Warn("cannot follow systemd yet", "err", err)
 		f.queue.push(attach.UnitEvent{Kind: attach.BusLost})
 	}
+	watch := s.watchDropIns()
 	out := make(chan attach.UnitEvent)
 	go func() {
 		defer close(out)
 		var wg sync.WaitGroup
 		wg.Go(func() { f.stay(ctx, conn, l) })
+		wg.Go(func() { watch(ctx, f.queue.push) })
 		f.queue.deliver(ctx, out)
 		wg.Wait()
 	}()

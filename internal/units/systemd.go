@@ -61,6 +61,8 @@ type Systemd struct {
 	// taken out to be used for dialling and put back at once, so that waiting
 	// for it can be given up with the context.
 	calls chan *dbus.Conn
+
+	dropIns dropInWatch
 }
 
 // waits are the durations that tests shorten.
