@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -31,13 +32,14 @@ type Denial struct {
 
 	// Profile refused: "name", "name//child", and in complain mode also
 	// "name//null-/usr/bin/id". Where a whole stack refused it is all of it,
-	// joined by "//&". Namespace is the policy namespace, "" for the host's.
+	// joined by "//&". Namespace is the policy namespace as the kernel names it
+	// ("root//ns"), "" for the host's.
 	Profile   string `json:"profile"`
 	Namespace string `json:"namespace,omitempty"`
 
 	Operation string `json:"operation"`        // "open", "capable", "ptrace" …
-	Class     string `json:"class,omitempty"`  // "file", "net" …; since Linux 6.1
-	Name      string `json:"name,omitempty"`   // path, profile, capability's operation
+	Class     string `json:"class,omitempty"`  // "file", "net" …; Debian 12 has none
+	Name      string `json:"name,omitempty"`   // path, or profile
 	Target    string `json:"target,omitempty"` // the other path, or the profile to change to
 	Peer      string `json:"peer,omitempty"`   // the other task's label
 	Requested string `json:"requested,omitempty"`
@@ -174,10 +176,7 @@ func (d Denial) String() string {
 		word("->")
 		word(quoted(d.Target))
 	}
-	mask := d.Denied
-	if mask == "" {
-		mask = d.Requested
-	}
+	mask := cmp.Or(d.Denied, d.Requested, d.Flags)
 	if mask != "" && mask != d.Operation {
 		word("(" + mask + ")")
 	}
@@ -202,7 +201,11 @@ func (d Denial) String() string {
 	if d.Count > 1 {
 		fmt.Fprintf(&b, ", %d times", d.Count)
 	}
-	return printable(b.String())
+	line := printable(b.String())
+	if len(line) > maxDetail {
+		line = strings.ToValidUTF8(line[:maxDetail], "") + "…"
+	}
+	return line
 }
 
 // quoted sets off a text that holds spaces, quotes or brackets. What is in it
