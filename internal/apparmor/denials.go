@@ -49,7 +49,7 @@ const (
 //     suppressed" is about the kernel's own log only;
 //   - denials of AppArmor by others than the kernel, as by the bus (type USER_AVC).
 func (s *System) Denials(ctx context.Context) <-chan attach.Denial {
-	l := listener{open: openAudit, attribute: s.attribute, wait: relisten}
+	l := listener{open: openAudit, attribute: (&asker{s: s}).attribute, wait: relisten}
 	return l.listen(ctx)
 }
 

@@ -316,9 +316,42 @@ func TestAttribute(t *testing.T) {
 		if c.d.Time.IsZero() {
 			c.d.Time = now
 		}
-		h.attribute(&c.d)
+		(&asker{s: h.System}).attribute(&c.d)
 		if got := c.d.Unit + " " + c.d.InvocationID + " " + c.d.Cgroup; got != c.want {
 			t.Errorf("%s: %q, want %q", c.what, got, c.want)
 		}
+	}
+}
+
+// One process that is denied much is asked about once a second at most.
+func TestAttributeInABurst(t *testing.T) {
+	h := newHost(t, "/nonexistent")
+	own, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range []string{"10", "11"} {
+		h.write("/proc/"+pid+"/stat", string(own))
+		h.write("/proc/"+pid+"/cgroup", "0::/system.slice/a"+pid+".service\n")
+	}
+	a := asker{s: h.System}
+	unit := func(d attach.Denial) string {
+		d.Time = time.Now()
+		a.attribute(&d)
+		return d.Unit
+	}
+	first := unit(attach.Denial{PID: 10})
+	h.write("/proc/10/cgroup", "0::/system.slice/b.service\n")
+	again, other, back := unit(attach.Denial{PID: 10}), unit(attach.Denial{PID: 11}), unit(attach.Denial{PID: 10})
+	if first != "a10.service" || again != first || other != "a11.service" || back != "b.service" {
+		t.Errorf("%s, %s, %s, %s", first, again, other, back)
+	}
+	a.at = a.at.Add(-2 * askAgain)
+	h.write("/proc/10/cgroup", "0::/system.slice/c.service\n")
+	if late := unit(attach.Denial{PID: 10}); late != "c.service" {
+		t.Errorf("an old answer, %s, was given", late)
+	}
+	if by := unit(attach.Denial{PID: 10, Operation: "signal", Denied: "receive"}); by != "" {
+		t.Errorf("a sender's unit, %s, was given", by)
 	}
 }

@@ -25,16 +25,37 @@ const (
 	// kernel's last tick. No PID comes back within so short a time: the kernel
 	// gives out all others first (idr_alloc_cyclic in alloc_pid, kernel/pid.c).
 	startSlack = 50 * time.Millisecond
+	// askAgain is how long an answer about a process serves for its next records:
+	// asking takes longer than receiving, and the kernel waits for nobody.
+	askAgain = time.Second
 )
+
+// asker attributes records as they come. One process is often denied many things
+// in a row.
+type asker struct {
+	s    *System
+	last attach.Denial
+	at   time.Time // when last was attributed; zero: not yet
+}
+
+func (a *asker) attribute(d *attach.Denial) {
+	if d.PID <= 0 || d.ByPeer() {
+		return
+	}
+	now := time.Now()
+	if a.at.IsZero() || a.last.PID != d.PID || d.Time.Before(a.last.Time) || now.Sub(a.at) > askAgain {
+		a.s.attribute(d)
+		a.last, a.at = *d, now
+		return
+	}
+	d.Cgroup, d.Unit, d.InvocationID = a.last.Cgroup, a.last.Unit, a.last.InvocationID
+}
 
 // attribute says in which unit the denial's process runs. It says nothing where
 // it could not tell: the process is gone, its number is another one's by now, it
 // has left the unit for a session (pam_systemd(8)), or it is not the one whose
-// profile refused.
+// profile refused (asker.attribute).
 func (s *System) attribute(d *attach.Denial) {
-	if d.PID <= 0 || d.ByPeer() {
-		return
-	}
 	dir := filepath.Join(procDir, strconv.Itoa(d.PID))
 	data, err := readAll(s.real(dir+"/cgroup"), 64<<10)
 	if err != nil {

@@ -103,7 +103,7 @@ func playAuditd(t *testing.T) {
 
 func TestVMDenials(t *testing.T) {
 	v := &deniedVM{vm: newVM(t)}
-	const read = "  /usr/** mrix,\n  /bin/* mrix,\n  /lib/** mr,\n  /etc/ld.so.cache r,\n  /dev/null rw,\n  /srv/vm-denied/ r,\n  signal (send, receive) peer=vm-denied,\n"
+	const read = "  /usr/** mrix,\n  /bin/* mrix,\n  /lib/** mr,\n  /etc/ld.so.cache r,\n  /dev/null rw,\n  /srv/vm-denied/ r,\n  signal peer=vm-denied,\n  signal receive set=(term, kill, cont) peer=unconfined,\n"
 	f := v.profile("vm.denied", "profile vm-denied flags=(attach_disconnected) {\n"+read+"}\n"+
 		"profile vm-complains flags=(attach_disconnected, complain) {\n"+read+"}\n"+
 		"profile \"vm spaced\" flags=(attach_disconnected) {\n"+read+"}\n")
@@ -170,9 +170,9 @@ func TestVMDenials(t *testing.T) {
 			// A signal that the receiver's profile does not let in: the record has
 			// the PID of the sender, which is of another unit.
 			pid := v.run("systemctl", "show", "-P", "MainPID", unit)
-			_ = exec.Command("systemd-run", "--quiet", "--wait", "--collect", "--unit=vm-sender-"+suffix, "/bin/sh", "-c", "kill -CONT "+pid+"; sleep 1").Run()
+			_ = exec.Command("systemd-run", "--quiet", "--wait", "--collect", "--unit=vm-sender-"+suffix, "/bin/sh", "-c", "kill -USR1 "+pid+"; sleep 1").Run()
 			d = v.until("a signal", func(d attach.Denial) bool { return d.Operation == "signal" })
-			if !d.ByPeer() || d.Unit != "" || d.Profile != "vm-denied" || d.Peer != "unconfined" || d.Signal != "cont" {
+			if !d.ByPeer() || d.Unit != "" || d.Profile != "vm-denied" || d.Peer != "unconfined" || d.Signal != "usr1" {
 				t.Errorf("%s %+v", d, d)
 			}
 
