@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -49,7 +51,7 @@ const (
 //     suppressed" is about the kernel's own log only;
 //   - denials of AppArmor by others than the kernel, as by the bus (type USER_AVC).
 func (s *System) Denials(ctx context.Context) <-chan attach.Denial {
-	l := listener{open: openAudit, attribute: (&asker{s: s}).attribute, wait: relisten}
+	l := listener{open: s.openAudit, attribute: (&asker{s: s}).attribute, wait: relisten}
 	return l.listen(ctx)
 }
 
@@ -64,7 +66,10 @@ type auditSource interface {
 // multicast is one through go-libaudit.
 type multicast struct{ *libaudit.AuditClient }
 
-func openAudit() (auditSource, error) {
+func (s *System) openAudit() (auditSource, error) {
+	if err := s.inHostNetwork(); err != nil {
+		return nil, err
+	}
 	c, err := libaudit.NewMulticastAuditClient(nil)
 	if err != nil {
 		return nil, err
@@ -137,6 +142,21 @@ func (l *listener) run(ctx context.Context, src auditSource, err error) {
 			l.pending.lose(1) // whatever came meanwhile
 		}
 	}
+}
+
+// inHostNetwork says whether this process is where PID 1 is: in any other network
+// namespace a listener is let in, and hears nothing. Where it cannot be read it is
+// not known, and said to be fine.
+func (s *System) inHostNetwork() error {
+	own, err := os.Readlink(s.real(filepath.Join(procDir, "self/ns/net")))
+	if err != nil {
+		return nil
+	}
+	host, err := os.Readlink(s.real(filepath.Join(procDir, "1/ns/net")))
+	if err == nil && own != host {
+		return errors.New("the kernel sends it to the host's network namespace only, and this process is in another one (PrivateNetwork=?)")
+	}
+	return nil
 }
 
 // explain adds to an error what to do about it.

@@ -355,3 +355,27 @@ func TestAttributeInABurst(t *testing.T) {
 		t.Errorf("a sender's unit, %s, was given", by)
 	}
 }
+
+// In a network namespace of its own it would hear nothing, and not know it.
+func TestDenialsInAnotherNetwork(t *testing.T) {
+	h := newHost(t, "/nonexistent")
+	h.symlink("net:[4026531840]", "/proc/1/ns/net")
+	if err := h.inHostNetwork(); err != nil {
+		t.Errorf("what cannot be read is no other network: %v", err)
+	}
+	h.symlink("net:[4026531840]", "/proc/self/ns/net")
+	if err := h.inHostNetwork(); err != nil {
+		t.Error(err)
+	}
+	h = newHost(t, "/nonexistent")
+	h.symlink("net:[4026531840]", "/proc/1/ns/net")
+	h.symlink("net:[4026532000]", "/proc/self/ns/net")
+	c, cancel := context.WithCancel(t.Context())
+	out := h.Denials(c)
+	if d := <-out; !strings.Contains(d.Deaf, "PrivateNetwork") {
+		t.Errorf("%+v", d)
+	}
+	cancel()
+	for range out {
+	}
+}
