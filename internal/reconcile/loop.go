@@ -263,7 +263,7 @@ func (l *Loop) heard(ev attach.UnitEvent) {
 	case attach.UnitsReloaded:
 		l.everythingAnew()
 	case attach.DropInChanged:
-		l.queue.add(inputChanged, l.servedBy(ev.Unit)...)
+		l.queue.add(inputChanged, l.ownersOf(ev.Unit)...)
 	case attach.BusLost:
 		l.log.Warn("lost the connection to systemd", journal.FieldMessageID, string(journal.MsgBusLost))
 	case attach.BusBack:
@@ -272,8 +272,8 @@ func (l *Loop) heard(ev attach.UnitEvent) {
 	}
 }
 
-// servedBy lists the units that have a drop-in in the directory of that name.
-func (l *Loop) servedBy(place string) (units []string) {
+// ownersOf lists the units that have a drop-in in the directory of that name.
+func (l *Loop) ownersOf(place string) (units []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for unit, r := range l.records {
