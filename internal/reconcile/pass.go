@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -571,6 +572,12 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s failed while an attach was cut off%s", j.d.Unit, exitText(j.o.Unit)).
 				WithNext("journalctl -u "+j.d.Unit))
 		}
+		if j.alive() && j.plan.Has(attach.Restart) && !j.fresh && j.d.Attachment != nil && !l.inPlace(j.d.Record) {
+			// Somebody took it away since the plan was made: the unit would not start.
+			j.over = true
+			l.queue.add(inputChanged, j.d.Unit)
+			continue
+		}
 		if j.alive() && (j.plan.Has(attach.Restart) || j.d.Record.Trial != nil && j.d.Attachment != nil) {
 			need = append(need, j)
 		}
@@ -606,6 +613,21 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 		l.unloadChildren(ctx, []*job{j})
 		l.settle(ctx, j)
 	})
+}
+
+// inPlace reports whether the kernel has what was accepted for a unit, at this
+// moment.
+func (l *Loop) inPlace(r attach.Record) bool {
+	live, err := l.apparmor.Live(slices.Collect(maps.Keys(r.Accepted)))
+	if err != nil {
+		return false
+	}
+	for name, sum := range r.Accepted {
+		if live[name].Checksum != sum {
+			return false
+		}
+	}
+	return true
 }
 
 // runs reports whether a unit is active now: one that was stopped meanwhile stays

@@ -465,3 +465,41 @@ func TestATrampledDropInIsPutBack(t *testing.T) {
 		}
 	})
 }
+
+// A profile that goes while a unit is about to be restarted does not cost the
+// unit its life.
+func TestAProfileThatGoesDuringAPass(t *testing.T) {
+	for _, when := range []string{"scan", "restart"} {
+		w := attached(nil, "a")
+		w.run(t, func(l *Loop) {
+			w.mu.Lock()
+			u := w.units["a.service"]
+			u.label = "unconfined" // as if the profile had been taken off, and loaded again
+			gone := false
+			switch when {
+			case "scan":
+				w.onScan = func() {
+					if !gone {
+						gone = true
+						w.remove("a")
+					}
+				}
+			case "restart":
+				w.onCall = func(call string) {
+					if !gone && call == "restart a.service" {
+						gone = true
+						w.remove("a")
+					}
+				}
+			}
+			w.mu.Unlock()
+			w.trigger()
+			rest()
+			w.trigger()
+			rest()
+			if !gone || !u.running || u.label != "a (enforce)" || w.kernel["a"] != "1" || answer(l, "a") != "confined" {
+				t.Errorf("%s: %v %+v %q %s %q", when, gone, u, w.kernel, answer(l, "a"), w.trace)
+			}
+		})
+	}
+}

@@ -143,6 +143,7 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 	wasConfined := !j.fresh || j.d.Record.Before.Confined
 	if wasConfined {
 		l.putBackPolicy(ctx, j, back, saved)
+		l.restoreAccepted(ctx, j)
 	}
 	running := j.d.Record.Before.Running || (!j.fresh && j.restarted)
 	var loaded []string
@@ -254,6 +255,26 @@ func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map
 			continue
 		}
 		j.d.Record.Loaded, j.d.Record.Softened = j.before.Loaded, j.before.Softened
+	}
+}
+
+// restoreAccepted makes live again what was accepted for a unit before the pass,
+// where somebody has taken it away meanwhile.
+func (l *Loop) restoreAccepted(ctx context.Context, j *job) {
+	if l.inPlace(j.before) {
+		return
+	}
+	var load []attach.Compiled
+	for _, id := range j.before.Policies {
+		if k, err := l.policies.Get(id); err == nil {
+			load = append(load, k)
+		}
+	}
+	if len(load) == 0 {
+		return
+	}
+	for file, err := range l.apparmor.Load(ctx, load) {
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.ProfileNotLoaded, "%v", err).At(file))
 	}
 }
 

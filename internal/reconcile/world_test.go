@@ -42,6 +42,8 @@ type world struct {
 	denials chan attach.Denial
 	// onCall is told each call before it takes effect.
 	onCall func(call string)
+	// onScan is told each look at tasks.
+	onScan func()
 	// killAt is the number of the call before which the daemon is killed; from
 	// then on, nothing it calls has any effect.
 	killAt int
@@ -574,6 +576,9 @@ func (w *world) Scan(_ context.Context, u attach.Unit) attach.Scan {
 		<-hang
 	}
 	defer w.lock()()
+	if w.onScan != nil {
+		w.onScan()
+	}
 	f := w.units[u.ID]
 	s := attach.Scan{Stable: true, At: time.Now(), HostTmp: attach.TmpView{Tmp: "8:1 /tmp", VarTmp: "8:1 /var/tmp"}, Tmp: map[int]attach.TmpView{}}
 	if !f.running {
