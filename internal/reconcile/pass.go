@@ -48,7 +48,8 @@ type job struct {
 
 // pass brings units to what is declared, all of them together:
 //
-//  1. observe every unit and ask the core for its plan
+//  1. compile what they need together, observe every unit and ask the core for
+//     its plan
 //  2. load the policies of all plans in one call
 //  3. write and remove drop-ins
 //  4. one daemon-reload
@@ -124,6 +125,7 @@ func (j *job) held() bool {
 
 // plan is step 1.
 func (l *Loop) plan(ctx context.Context, units []string, op *operation) []*job {
+	l.compileTogether(ctx, units)
 	jobs := make([]*job, len(units))
 	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op) })
 	// An alias leads to a unit that may be in the list already.

@@ -350,23 +350,45 @@ func sortedNames(c attach.Compiled) []string {
 	return out
 }
 
-func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.Policy {
-	var names []string
-	if d.Profile != "" {
-		names = append([]string{d.Profile}, d.Attachment.AllowProfiles...)
+// compileTogether compiles what the units of a pass need, all of it in one go:
+// starting the parser is what costs. Each unit finds its own among what the
+// adapter keeps then, and what was wrong with it is told there.
+func (l *Loop) compileTogether(ctx context.Context, units []string) {
+	if len(units) < 2 {
+		return
 	}
-	p := attach.Policy{Candidates: map[string][]attach.Profile{}}
-	var files []string
-	for i, name := range names {
-		if how == quick {
-			p.Candidates[name] = l.apparmor.Known(name) // for the hint at a rule
-			continue
+	files := map[bool][]string{} // by complain
+	for _, u := range units {
+		if d, err := l.desired(u); err == nil && d.Attachment != nil {
+			_, found, _ := l.candidates(d)
+			complain := d.Attachment.Mode == attach.WishComplain
+			files[complain] = append(files[complain], found...)
 		}
+	}
+	for complain, all := range files {
+		if len(all) > 0 {
+			l.apparmor.Compile(ctx, all, complain)
+		}
+	}
+}
+
+// profilesOf are the profiles whose policy a unit needs, its own first.
+func profilesOf(d attach.Desired) []string {
+	if d.Profile == "" {
+		return nil // a pattern's, which depends on the unit
+	}
+	return append([]string{d.Profile}, d.Attachment.AllowProfiles...)
+}
+
+// candidates finds the files that define a unit's profiles.
+func (l *Loop) candidates(d attach.Desired) (byName map[string][]attach.Profile, files []string, problems []attach.Reason) {
+	byName = map[string][]attach.Profile{}
+	for i, name := range profilesOf(d) {
 		found := l.apparmor.ByName(name)
 		if file := d.Attachment.ProfileFile; i == 0 && file != "" {
 			inFile, err := l.apparmor.InFile(file)
 			if err != nil {
-				p.Problems = append(p.Problems, attach.Because(attach.ProfileNotFound, "cannot read profile file %s: %v", file, err).At(file))
+				problems = append(problems, attach.Because(attach.ProfileNotFound, "cannot read profile file %s: %v", file, err).At(file))
 			}
 			for _, c := range inFile {
 				if c.Name == name && !slices.ContainsFunc(found, func(f attach.Profile) bool { return f.File == c.File }) {
@@ -374,14 +396,28 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 				}
 			}
 		}
-		p.Candidates[name] = found
+		byName[name] = found
 		for _, c := range found {
 			if !slices.Contains(files, c.File) {
 				files = append(files, c.File)
 			}
 		}
 	}
-	if how == full && len(files) > 0 {
+	return byName, files, problems
+}
+
+func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.Policy {
+	names := profilesOf(d)
+	p := attach.Policy{Candidates: map[string][]attach.Profile{}}
+	var files []string
+	if how == full {
+		p.Candidates, files, p.Problems = l.candidates(d)
+	} else {
+		for _, name := range names {
+			p.Candidates[name] = l.apparmor.Known(name) // for the hint at a rule
+		}
+	}
+	if len(files) > 0 {
 		var problems []attach.Reason
 		p.Compiled, problems = l.compile(ctx, files, d.Attachment.Mode == attach.WishComplain)
 		p.Problems = append(p.Problems, problems...)
