@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/coreos/go-systemd/v22/util"
 	slogjournal "github.com/systemd/slog-journal"
 
 	"github.com/aaunit/aaunit/internal/api"
@@ -36,6 +37,7 @@ func main() {
 	stateDir := flag.String("state", "/var/lib/aaunit", "directory of the records of attached units and of the accepted policies")
 	policy := flag.Bool("policy", false, "make the accepted policies live and exit, for the boot; needs no daemon")
 	verbose := flag.Bool("debug", false, "log what is done in detail")
+	remove := flag.Bool("remove", false, "make ready for the removal of aaunit from the host, and exit")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	switch {
@@ -48,6 +50,10 @@ func main() {
 	case *recheck <= 0:
 		fmt.Fprintln(os.Stderr, "aaunitd: -recheck must be positive; see aaunitd(8)")
 		os.Exit(2)
+	}
+	if *remove {
+		leave(state.Dir(filepath.Join(*stateDir, "units")))
+		return
 	}
 	log := logger(*verbose)
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
@@ -103,6 +109,19 @@ func run(log *slog.Logger, o reconcile.Options) error {
 		return err
 	}
 	return nil
+}
+
+// leave is what the package asks for before the programs go.
+func leave(store state.Dir) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	systemd := units.New(units.Options{})
+	defer systemd.Close()
+	removal := reconcile.Removal{
+		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{}), Store: store, Booted: util.IsRunningSystemd(),
+		Tell: func(format string, args ...any) { fmt.Printf("aaunit: "+format+"\n", args...) },
+	}
+	removal.Run(ctx)
 }
 
 // watchdog tells the service manager that the loop still turns, twice as often

@@ -57,7 +57,7 @@ func (l *Loop) host(ctx context.Context) attach.Host {
 	boot, read := l.service, l.serviceRead
 	l.mu.Unlock()
 	if !read {
-		boot = l.bootService(ctx)
+		boot = bootService(ctx, l.systemd)
 		l.mu.Lock()
 		l.service, l.serviceRead = boot, boot != attach.CouldNotTell
 		l.mu.Unlock()
@@ -66,10 +66,15 @@ func (l *Loop) host(ctx context.Context) attach.Host {
 	return h
 }
 
+// observer is the part of Systemd that reads a unit.
+type observer interface {
+	Observe(ctx context.Context, unit string) (attach.Unit, error)
+}
+
 // bootService says whether systemd will start apparmor.service at boot; it can
 // change only together with a reload of systemd's files.
-func (l *Loop) bootService(ctx context.Context) attach.Tri {
-	u, err := l.systemd.Observe(ctx, "apparmor.service")
+func bootService(ctx context.Context, systemd observer) attach.Tri {
+	u, err := systemd.Observe(ctx, "apparmor.service")
 	switch {
 	case err != nil:
 		return attach.CouldNotTell

@@ -472,16 +472,15 @@ func (l *Loop) writeDropIns(jobs []*job) {
 // written, and for every unit that one in a pattern's directory serves.
 func (l *Loop) recordDropIn(j *job) error {
 	path := j.d.DropInPath()
-	digest := sha256.Sum256([]byte(j.d.DropInText(j.o.Unit)))
-	sum := hex.EncodeToString(digest[:])
+	text := sum(j.d.DropInText(j.o.Unit))
 	r := &j.d.Record
-	if r.DropIns[path] == sum {
+	if r.DropIns[path] == text {
 		return nil
 	}
 	if r.DropIns == nil {
 		r.DropIns = map[string]string{}
 	}
-	r.DropIns[path] = sum
+	r.DropIns[path] = text
 	if r.Profile != j.d.Profile {
 		r.Proved = ""
 	}

@@ -85,6 +85,27 @@ func (s *Systemd) RemoveDropIn(path string) (changed bool, err error) {
 	return changed, safefile.RemoveEmptyDir(dir)
 }
 
+// DropIns lists the files that have the name and place of one of ours, whoever
+// wrote them.
+func (s *Systemd) DropIns() ([]string, error) {
+	var out []string
+	for _, parent := range []string{"/etc/systemd/system", "/run/systemd/system"} {
+		dirs, err := os.ReadDir(filepath.Join(s.root, parent))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("cannot look for drop-ins: %w", err)
+		}
+		for _, d := range dirs {
+			path := filepath.Join(parent, d.Name(), attach.DropInName)
+			if real, err := s.place(path); err == nil {
+				if _, err := os.Lstat(real); err == nil {
+					out = append(out, path)
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
 // unread reports whether a drop-in of ours lies where systemd would read it for
 // the unit, and was not read: somebody was stopped between writing it and the
 // reload. NeedDaemonReload of systemd 252 overlooks a drop-in directory that is

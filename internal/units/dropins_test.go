@@ -3,6 +3,7 @@ package units
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -269,4 +270,23 @@ func TestUnreadDropIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	need(false)
+}
+
+// Whatever else has the name is none of ours.
+func TestDropInsAreFound(t *testing.T) {
+	s, root := dropInRoot(t)
+	for _, f := range []string{
+		ourDropIn, "/run/systemd/system/x@.service.d/90-aaunit.conf",
+		"/etc/systemd/system/a.socket.d/90-aaunit.conf", "/etc/systemd/system/a.service.d/override.conf", "/etc/systemd/system/b.service/90-aaunit.conf",
+	} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, f)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, f), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := s.DropIns(); err != nil || !slices.Equal(got, []string{ourDropIn, "/run/systemd/system/x@.service.d/90-aaunit.conf"}) {
+		t.Errorf("%q, %v", got, err)
+	}
 }

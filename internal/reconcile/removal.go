@@ -1,0 +1,199 @@
+package reconcile
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// Removal takes aaunit off a host: what the package has done before its programs
+// go. No unit is stopped or restarted, no profile is unloaded, and systemd is not
+// reloaded: the package does that, once, when its unit files are gone too.
+type Removal struct {
+	Systemd interface {
+		observer
+		ReadDropIn(path string) (text string, exists bool, err error)
+		WriteDropIn(path, text string) (changed bool, err error)
+		RemoveDropIn(path string) (changed bool, err error)
+		// DropIns lists the files that have the name and place of one of ours.
+		DropIns() ([]string, error)
+	}
+	AppArmor interface {
+		ByName(name string) []attach.Profile
+		Host() attach.Host
+		Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason)
+		Live(names []string) (map[string]attach.LiveProfile, error)
+	}
+	Store Store
+	// Booted: systemd runs and can be asked. It does not in a chroot, where the
+	// kernel's policy is another system's, too.
+	Booted bool
+	// Tell gets a line for each thing that people should know.
+	Tell func(format string, args ...any)
+
+	records map[string]attach.Record
+}
+
+// Run decides about every drop-in that is on record (attach.LeftDropIn), does
+// it, and tells of each unit what it loses. What cannot be done is told and
+// keeps nothing else from being done. Records stay: a package that is installed
+// again goes on from them.
+func (r *Removal) Run(ctx context.Context) {
+	records, problems := r.Store.Load()
+	for _, p := range problems {
+		r.Tell("%s", p.Detail)
+	}
+	r.records = map[string]attach.Record{}
+	units := map[string][]string{} // by drop-in
+	profiles := map[string]bool{}
+	for _, rec := range records {
+		r.records[rec.Unit] = rec
+		for path := range rec.DropIns {
+			units[path] = append(units[path], rec.Unit)
+			profiles[rec.Profile] = true
+		}
+	}
+	delete(profiles, "") // a pattern's, which depends on the unit
+	missing := r.missing(ctx, slices.Sorted(maps.Keys(profiles)))
+	for _, path := range slices.Sorted(maps.Keys(units)) {
+		left := attach.LeftDropIn{Path: path, Missing: missing}
+		for _, u := range slices.Sorted(slices.Values(units[path])) {
+			left.Records = append(left.Records, r.records[u])
+		}
+		text, exists, err := r.Systemd.ReadDropIn(path)
+		left.Exists, left.Sum = exists, sum(text)
+		if err != nil {
+			left.Problem = err.Error()
+		}
+		r.part(ctx, left, text)
+	}
+	found, err := r.Systemd.DropIns()
+	if err != nil {
+		r.Tell("%v", err)
+	}
+	for _, path := range found {
+		if len(units[path]) == 0 {
+			r.Tell("%s is not on record as written by aaunit, and stays", path)
+		}
+	}
+}
+
+// missing says of each profile that systemd cannot put on without aaunit why
+// that is so: now, because it is not loaded, or after the next boot, because
+// apparmor.service does not load it.
+func (r *Removal) missing(ctx context.Context, names []string) map[string]string {
+	why := map[string]string{}
+	file := map[string]string{}
+	unloaded := r.Booted && bootService(ctx, r.Systemd) == attach.No
+	for _, name := range names {
+		switch found := r.AppArmor.ByName(name); {
+		case len(found) == 0:
+			why[name] = "no file in /etc/apparmor.d has it for the next boot"
+		case found[0].DisabledBy != "":
+			why[name] = "it is disabled by " + found[0].DisabledBy
+		case unloaded:
+			why[name] = "apparmor.service, which loads it at boot, is not enabled"
+		default:
+			file[name] = found[0].File
+		}
+	}
+	// Where AppArmor is off, systemd puts on no profile and misses none.
+	if !r.Booted || r.AppArmor.Host().Enabled != attach.Yes {
+		return why
+	}
+	live, err := r.AppArmor.Live(names)
+	if err != nil {
+		r.Tell("cannot tell which profiles are loaded: %v", err)
+	}
+	for name := range file {
+		switch p, loaded := live[name]; {
+		case err != nil:
+		case !loaded:
+			why[name] = "it is not loaded"
+		case !p.Mode.Confines():
+			why[name] = fmt.Sprintf("it is in %s mode, and what loads it next may enforce it", p.Mode)
+		}
+	}
+	files := slices.Compact(slices.Sorted(maps.Values(file)))
+	done, _ := r.AppArmor.Compile(ctx, files, false)
+	for name, f := range file {
+		if !slices.ContainsFunc(done, func(c attach.Compiled) bool { return c.File == f }) {
+			why[name] = f + " does not compile, and is not loaded at the next boot"
+		}
+	}
+	return why
+}
+
+// part does what is decided about one drop-in.
+func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string) {
+	fate, why := left.Fate()
+	switch fate {
+	case attach.FateKept:
+		text = attach.TextWithoutAaunit(text)
+		if _, err := r.Systemd.WriteDropIn(left.Path, text); err != nil {
+			r.Tell("%v; its units do not start where AppArmor is off", err)
+			return
+		}
+		r.keep(left, sum(text))
+		for _, rec := range left.Records {
+			if rec.Profile != "" {
+				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; where AppArmor is off it starts unconfined", of(rec.Unit), rec.Profile, left.Path)
+			}
+		}
+	case attach.FateTaken:
+		if _, err := r.Systemd.RemoveDropIn(left.Path); err != nil {
+			r.Tell("%v; remove it, or its units may not start: profile %s: %s", err, left.Records[0].Profile, why)
+			return
+		}
+		r.keep(left, "")
+		for _, rec := range left.Records {
+			u, known := attach.Unit{}, false
+			if r.Booted && !attach.IsPattern(rec.Unit) {
+				var err error
+				u, err = r.Systemd.Observe(ctx, rec.Unit)
+				known = err == nil
+			}
+			r.Tell("%s %s: of its profile %s, %s", of(rec.Unit), attach.Afterwards(u, known), rec.Profile, why)
+		}
+	case attach.FateChanged:
+		for _, rec := range left.Records {
+			r.Tell("%s starts as %s says, which is kept: %s", of(rec.Unit), left.Path, why)
+		}
+	case attach.FateUnread:
+		r.Tell("%s stays: %s", left.Path, why)
+	}
+}
+
+// keep has the records say which text a drop-in has now; "" that it is gone.
+func (r *Removal) keep(left attach.LeftDropIn, text string) {
+	for _, rec := range left.Records {
+		rec = r.records[rec.Unit].Clone()
+		rec.DropIns[left.Path] = text
+		if text == "" {
+			delete(rec.DropIns, left.Path)
+		}
+		r.records[rec.Unit] = rec
+		if err := r.Store.Save(rec); err != nil {
+			r.Tell("cannot keep the record of %s: %v", rec.Unit, err)
+		}
+	}
+}
+
+// sum is how a record knows the text of a drop-in again.
+func sum(text string) string {
+	digest := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(digest[:])
+}
+
+// of names a unit, or the units to come of a pattern.
+func of(unit string) string {
+	if attach.IsPattern(unit) {
+		return "each other unit of " + unit
+	}
+	return unit
+}

@@ -1,0 +1,138 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// DropIns makes the world a systemd that aaunit can be removed from.
+func (w *world) DropIns() ([]string, error) {
+	defer w.lock()()
+	return slices.Sorted(maps.Keys(w.disk)), nil
+}
+
+// removal gives a world with attached units, and what removes aaunit from it.
+func removal(units ...string) (w *world, run func(booted bool) string) {
+	w = newWorld()
+	for _, u := range units {
+		w.addUnit(u)
+		name := strings.TrimSuffix(u, ".service")
+		w.kernel[name] = "1"
+		a := attach.NewAttachment()
+		a.Units, a.Profile = []string{u}, name
+		path, text := attach.DropInPath(u, false), attach.DropIn(a, name)
+		w.disk[path] = text
+		w.records[u] = attach.Record{Unit: u, Profile: name, DropIns: map[string]string{path: sum(text)}}
+	}
+	w.read = maps.Clone(w.disk)
+	return w, func(booted bool) string {
+		var said strings.Builder
+		tell := func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
+		(&Removal{Systemd: w, AppArmor: w, Store: store{w}, Booted: booted, Tell: tell}).Run(context.Background())
+		return said.String()
+	}
+}
+
+func TestRemovalKeepsWhatLasts(t *testing.T) {
+	w, run := removal("stays.service", "nofile.service", "broken.service", "unloaded.service", "changed.service")
+	delete(w.files, "nofile")
+	w.bad["broken"] = true
+	delete(w.kernel, "unloaded")
+	path := func(u string) string { return attach.DropInPath(u, false) }
+	w.disk[path("changed.service")] += "# mine\n"
+	changed := w.disk[path("changed.service")]
+	w.disk[path("foreign.service")] = "[Service]\n"
+
+	said := run(true)
+	if got := slices.Sorted(maps.Keys(w.disk)); !slices.Equal(got, []string{path("changed.service"), path("foreign.service"), path("stays.service")}) {
+		t.Errorf("there is left %q", got)
+	}
+	if got := w.disk[path("stays.service")]; strings.Contains(got, "AssertSecurity") || !strings.Contains(got, "\nAppArmorProfile=stays\n") {
+		t.Errorf("the drop-in that stays is\n%s", got)
+	}
+	if w.disk[path("changed.service")] != changed || w.disk[path("foreign.service")] != "[Service]\n" {
+		t.Error("a file that is not as aaunit wrote it was touched")
+	}
+	for _, want := range []string{
+		"stays.service goes on to start under profile stays, by " + path("stays.service"),
+		"nofile.service starts unconfined from its next start: of its profile nofile, no file in /etc/apparmor.d has it",
+		"broken.service starts unconfined from its next start: of its profile broken, /etc/apparmor.d/broken does not compile",
+		"unloaded.service starts unconfined from its next start: of its profile unloaded, it is not loaded",
+		"changed.service starts as " + path("changed.service") + " says, which is kept",
+		path("foreign.service") + " is not on record",
+	} {
+		if !strings.Contains(said, want) {
+			t.Errorf("it does not say %q:\n%s", want, said)
+		}
+	}
+	// Records say what is there, so that a purge and a new installation go on.
+	for u, r := range w.records {
+		text, there := w.disk[path(u)]
+		want, has := r.DropIns[path(u)]
+		if has != there || has && u != "changed.service" && want != sum(text) {
+			t.Errorf("the record of %s has %q", u, r.DropIns)
+		}
+	}
+	for _, call := range []string{"reload", "restart", "stop", "start", "unload"} {
+		if n := w.calls[call]; n > 0 {
+			t.Errorf("%d times %s", n, call)
+		}
+	}
+	before := maps.Clone(w.disk)
+	run(true)
+	if !maps.Equal(before, w.disk) {
+		t.Errorf("a second time changes\n%q\nto\n%q", before, w.disk)
+	}
+}
+
+// In a chroot there is nobody to ask, and what the kernel has loaded is not this
+// system's.
+func TestRemovalInAChroot(t *testing.T) {
+	w, run := removal("stays.service", "nofile.service")
+	delete(w.files, "nofile")
+	w.kernel = map[string]string{}
+	said := run(false)
+	if got := slices.Sorted(maps.Keys(w.disk)); !slices.Equal(got, []string{attach.DropInPath("stays.service", false)}) {
+		t.Errorf("there is left %q", got)
+	}
+	if !strings.Contains(said, "nofile.service starts as its own unit files say from its next start") {
+		t.Errorf("it says\n%s", said)
+	}
+}
+
+// Installed again, the daemon puts back what the removal has taken, and restarts
+// nothing: the services were confined all the time.
+func TestRemovedAndInstalledAgain(t *testing.T) {
+	w := newWorld()
+	for _, u := range []string{"a.service", "b.service"} {
+		w.declareUnit("/etc/aaunit/attachments.d/"+u+".conf", w.addUnit(u).name, nil)
+	}
+	w.run(t, func(*Loop) {})
+	attached, starts := maps.Clone(w.disk), w.calls["restart"]
+	if len(attached) != 2 {
+		t.Fatalf("drop-ins %q", attached)
+	}
+	delete(w.files, "b")
+	(&Removal{Systemd: w, AppArmor: w, Store: store{w}, Booted: true, Tell: t.Logf}).Run(t.Context())
+	if len(w.disk) != 1 || maps.Equal(w.disk, attached) {
+		t.Errorf("after the removal there is %q", w.disk)
+	}
+	w.files["b"] = "1"
+	w.run(t, func(l *Loop) {
+		if a, b := answer(l, "a"), answer(l, "b"); a != "confined" || b != "confined" {
+			t.Errorf("installed again: %s, %s", a, b)
+		}
+	})
+	if !maps.Equal(w.disk, attached) {
+		t.Errorf("installed again, there is %q", w.disk)
+	}
+	if n := w.calls["restart"] - starts; n != 0 {
+		t.Errorf("%d restarts", n)
+	}
+}
