@@ -1,5 +1,12 @@
 // Package state keeps what aaunit must remember across restarts of the daemon:
 // one small JSON file for each attached unit.
+//
+// There is no version in it. A field that an older record lacks has its zero
+// value, which always reads as "not known". One that an older daemon does not
+// know, after a downgrade, is not read, and is gone when that daemon writes the
+// record anew; a record that it cannot read at all is set aside and not lost.
+// The package's postrm finds drop-ins in these files without a daemon: it relies
+// on the lines that Save makes.
 package state
 
 import (

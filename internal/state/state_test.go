@@ -51,3 +51,26 @@ func TestRecordsSurviveAndBadOnesAreSetAside(t *testing.T) {
 		t.Errorf("after delete: %v", got)
 	}
 }
+
+// A downgrade finds records of a daemon that knew more: what it understands it
+// takes, and what it does not understand it sets aside unharmed.
+func TestRecordsOfANewerDaemon(t *testing.T) {
+	d := Dir(t.TempDir())
+	other := `{"unit": "b.service", "profile": {"name": "b"}}`
+	for name, text := range map[string]string{
+		"a.service.json": `{"unit": "a.service", "profile": "a", "dropIns": {"/x": "1"}, "notYet": {"many": [1, 2]}}`,
+		"b.service.json": other,
+	} {
+		if err := os.WriteFile(filepath.Join(string(d), name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, problems := d.Load()
+	want := []attach.Record{{Unit: "a.service", Profile: "a", DropIns: map[string]string{"/x": "1"}}}
+	if diff := cmp.Diff(want, got); diff != "" || len(problems) != 1 {
+		t.Errorf("records (-want +got):\n%s\nproblems %v", diff, problems)
+	}
+	if text, err := os.ReadFile(filepath.Join(string(d), "b.service.json.bad")); err != nil || string(text) != other {
+		t.Errorf("set aside is %q, %v", text, err)
+	}
+}
