@@ -1,0 +1,147 @@
+package packaging_test
+
+import (
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/state"
+)
+
+// list gives a list of units that a script of the package has.
+func list(t *testing.T, script, name string) []string {
+	t.Helper()
+	m := regexp.MustCompile(`(?m)^` + name + `="([^"]*)"$`).FindStringSubmatch(read(t, "deb/"+script))
+	if m == nil {
+		t.Fatalf("%s has no list %s", script, name)
+	}
+	return strings.Fields(m[1])
+}
+
+// Every unit that can be enabled is, and a purge forgets it. Only what runs all
+// the time is restarted and stopped.
+func TestScriptsKnowTheUnits(t *testing.T) {
+	files, err := filepath.Glob("systemd/*.service")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no units: %v", err)
+	}
+	var units, daemons []string
+	for _, file := range files {
+		text := read(t, file)
+		if strings.Contains(text, "\n[Install]\n") {
+			units = append(units, filepath.Base(file))
+		}
+		if !strings.Contains(text, "\nType=oneshot\n") {
+			daemons = append(daemons, filepath.Base(file))
+		}
+		if !strings.Contains(read(t, "nfpm.yaml"), "/usr/lib/systemd/system/"+filepath.Base(file)+"\n") {
+			t.Errorf("%s is not in the package", file)
+		}
+	}
+	for _, script := range []string{"postinst", "postrm"} {
+		same(t, "unit", "packaging/systemd", units, script, list(t, script, "units"))
+	}
+	for _, script := range []string{"postinst", "prerm"} {
+		same(t, "daemon", "packaging/systemd", daemons, script, list(t, script, "daemons"))
+	}
+}
+
+// A purge needs no program of aaunit's, which are gone by then, and no systemd. It
+// takes what a record calls ours, and nothing else.
+func TestPurgeTakesBackWhatIsOnRecord(t *testing.T) {
+	root := t.TempDir()
+	put := func(path string) string {
+		t.Helper()
+		real := filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(real), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(real, []byte("text\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	const sum = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	const etc, run = "/etc/systemd/system/", "/run/systemd/system/"
+	records := state.Dir(filepath.Join(root, "var/lib/aaunit/units"))
+	if _, problems := records.Load(); problems != nil {
+		t.Fatal(problems)
+	}
+	record := func(unit string, paths ...string) {
+		t.Helper()
+		r := attach.Record{Unit: unit, Profile: "p of " + unit, DropIns: map[string]string{}, Accepted: map[string]string{"p": "sha256:" + sum}}
+		for _, p := range paths {
+			r.DropIns[p] = sum
+		}
+		if err := records.Save(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Two files of one unit, one of a pattern that two units share, a name that
+	// systemd has escaped, one that is gone, a unit that has none.
+	record("a.service", put(etc+"a.service.d/90-aaunit.conf"), put(run+"a.service.d/90-aaunit.conf"))
+	put(etc + "a.service.d/.90-aaunit.conf.ABCDEFGH.tmp")
+	record("t@.service", put(etc+"t@.service.d/90-aaunit.conf"))
+	record("t@1.service", etc+"t@.service.d/90-aaunit.conf")
+	record(`dev-x\x2dy.service`, put(etc+`dev-x\x2dy.service.d/90-aaunit.conf`))
+	record("gone.service", etc+"gone.service.d/90-aaunit.conf")
+	record("held.service")
+	// Names that lead elsewhere, in a record that nobody wrote like that, and a
+	// directory that is a link.
+	keep := []string{put("/etc/passwd"), put("/srv/90-aaunit.conf")}
+	record("evil.service", "/etc/passwd", etc+"../../passwd.service.d/90-aaunit.conf", etc+"x/y.service.d/90-aaunit.conf", etc+"link.service.d/90-aaunit.conf")
+	keep = append(keep, put(etc+"x/y.service.d/90-aaunit.conf"))
+	if err := os.Symlink("/srv", filepath.Join(root, etc, "link.service.d")); err != nil {
+		t.Fatal(err)
+	}
+	keep = append(keep, etc+"link.service.d")
+	// What others wrote.
+	keep = append(keep, put(etc+"a.service.d/override.conf"), put(etc+"foreign.service.d/90-aaunit.conf"))
+	put("/etc/aaunit/attachments.d/a.service.conf")
+	put("/run/aaunit/attachments.d/b.service.conf")
+	put("/var/lib/aaunit/policy/p")
+
+	cmd := exec.Command("sh", "deb/postrm", "purge")
+	cmd.Env = append(os.Environ(), "DPKG_ROOT="+root, "DPKG_MAINTSCRIPT_PACKAGE=aaunit")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var left []string
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		rest := strings.TrimPrefix(path, root)
+		if err == nil && (!d.IsDir() || strings.HasSuffix(rest, ".service.d") || strings.HasSuffix(rest, "/aaunit")) {
+			left = append(left, rest)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keep = append(keep, etc+"a.service.d", etc+"foreign.service.d", etc+"x/y.service.d")
+	slices.Sort(keep)
+	slices.Sort(left)
+	if !slices.Equal(left, keep) {
+		t.Errorf("a purge leaves\n%s\nand should leave\n%s", strings.Join(left, "\n"), strings.Join(keep, "\n"))
+	}
+	for _, want := range []string{
+		"aaunit: a.service is not attached to profile p of a.service any more: it starts as its own unit files say from its next start\n",
+		`aaunit: dev-x\x2dy.service is not attached to profile `,
+		"aaunit: each other unit of t@.service starts as",
+		"aaunit: t@1.service is not attached",
+		"/etc/systemd/system/foreign.service.d/90-aaunit.conf is not on record",
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("it does not say %q:\n%s", want, out)
+		}
+	}
+	if strings.Contains(string(out), "held.service") {
+		t.Errorf("it speaks of a unit that had nothing:\n%s", out)
+	}
+}
