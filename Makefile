@@ -137,8 +137,16 @@ setup-vm: need-go
 
 # A guest waits much: the suites run side by side, and each prints what it has to
 # say when it has ended. One suite alone prints as it goes.
+#
+# host/ upgrades to the package of a higher version. It is made first, since it
+# goes through the same build/deb.
 .PHONY: vm
-vm: need-go setup-vm deb build/agent build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=)
+vm: need-go setup-vm build/agent build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=)
+ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
+	@$(MAKE) --no-print-directory VERSION='$(VERSION)+newer' deb
+	mv build/deb/*.deb build/newer-package
+endif
+	@$(MAKE) --no-print-directory deb
 	@$(MAKE) --no-print-directory -j$(words $(SUITE)) $(if $(word 2,$(SUITE)),--output-sync=target) $(SUITE:%=vm-%)
 
 # -p 1: one guest at a time for each suite. Of the adapters' tests, those named
@@ -156,7 +164,8 @@ ifneq ($(inside),)
 	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) '$(RUN)' -exec $(CURDIR)/build/vmexec $(inside)
 endif
 ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
-	AAUNIT_VM_SUITE=$* $(go-test-vm) '$(RUN)' $(filter $(HOST_PACKAGES),$(PKG))
+	AAUNIT_VM_SUITE=$* AAUNIT_VM_PAYLOAD=$$AAUNIT_VM_PAYLOAD:$(CURDIR)/build/newer-package \
+		$(go-test-vm) '$(RUN)' $(filter $(HOST_PACKAGES),$(PKG))
 endif
 
 # Times mean nothing on an emulated machine; the ratios are measured in one run.
