@@ -184,12 +184,9 @@ func (s *service) serveOnce(ctx context.Context) error {
 	s.log.Debug("serving on the bus", "name", BusName)
 	s.ready()
 	n.announce()
-	select {
-	case err = <-lost:
-		return fmt.Errorf("the connection to the bus ended: %w", err)
-	default:
-		return errors.New("the connection to the bus ended")
-	}
+	// What wrote on it may have noticed first.
+	conn.Close()
+	return fmt.Errorf("the connection to the bus ended: %w", <-lost)
 }
 
 func connect(ctx context.Context, address string, rules bus.Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
