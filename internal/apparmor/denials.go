@@ -37,6 +37,9 @@ const (
 // unit and start; what there is no room for is counted, and comes as Lost before
 // the next denial. So does what the kernel had no room for.
 //
+// Count is about right: the kernel sends a record to its listeners again each
+// time that it finds auditd's socket full (kauditd_send_queue in kernel/audit.c).
+//
 // Unit is told where the process was still there, and could be asked, when the
 // record came; attach.Attribute is for the rest.
 //
