@@ -212,10 +212,10 @@ func TestChangedTexts(t *testing.T) {
 		got := ask(t, port, "read /etc/hostname")
 		return strings.HasPrefix(got, "ok "), got
 	})
+	waitIdle(t)
 	if got := ask(t, port, "read /etc/shadow"); !strings.HasPrefix(got, "error ") {
 		t.Errorf("what an editor left behind was loaded: %s", got)
 	}
-	waitIdle(t)
 	for _, u := range units {
 		if now := show(t, u, "InvocationID"); now != started[u] {
 			t.Errorf("%s was restarted by a change of an include", u)
@@ -228,6 +228,22 @@ func TestChangedTexts(t *testing.T) {
 	if strings.Contains(saidAbout(t, "t-agent.service", since), "not-confined") {
 		t.Errorf("a change that was accepted raised an alarm:\n%s", saidAbout(t, "t-agent.service", since))
 	}
+
+	// A change under which something is denied for the first time is taken back.
+	since = mark(t)
+	a.File("/etc/apparmor.d/local/text", "/etc/hostname r,\n/etc/issue r,\n", 0o644)
+	waitFor(t, "the changed include to be live", func() (bool, string) {
+		got := ask(t, port, "read /etc/issue")
+		return strings.HasPrefix(got, "ok "), got
+	})
+	ask(t, port, "read /etc/gshadow")
+	waitSays(t, "t-agent.service", since, "was denied what it had not been denied before: open /etc/gshadow (r) denied")
+	waitKept(t, "t-agent.service", "text", second)
+	a.File("/etc/apparmor.d/local/text", "/etc/hostname r,\n", 0o644)
+	waitFor(t, "the hold to end", func() (bool, string) {
+		rep, r := report(t, "status", "t-agent")
+		return rep.Units[0].Held == nil && !rep.Units[0].Busy, r.stdout
+	})
 
 	// A change that two units cannot live with: taken back for all three.
 	since = mark(t)
