@@ -215,9 +215,11 @@ func (d Desired) Keeps() bool {
 }
 
 // heldText reports whether no more than the profile's changed text is held.
-func (d Desired) heldText() bool {
-	return d.Record.Hold != nil && len(d.Record.Hold.Texts) > 0 && d.Keeps()
-}
+func (d Desired) heldText() bool { return d.Record.Hold.OnlyText() && d.Keeps() }
+
+// OnlyText reports whether the unit itself is attached and goes on, and no more
+// than a changed text of its profile is held.
+func (h *Hold) OnlyText() bool { return h != nil && len(h.Texts) > 0 }
 
 // names are the profiles whose policy belongs to the unit.
 func (d Desired) names() []string {

@@ -259,13 +259,17 @@ func mixedReport() attach.Report {
 	held := st("c.service", nil)
 	held.ActiveState = "failed"
 	held.Held = &attach.Hold{Since: now.Add(-3 * time.Hour), Reasons: []attach.Reason{attach.Because(attach.AttachFailed, "c.service failed after the restart").WithNext("aaunitctl attach c.service")}}
+	undone := st("e.service", confined("e.service"))
+	undone.Held = &attach.Hold{Since: now.Add(-time.Minute), Texts: map[string]string{"/etc/apparmor.d/myagent": "x"}, Former: "myagent",
+		Reasons: []attach.Reason{attach.Because(attach.PolicyUndone, "under the changed policy e.service failed: exit status 3").At("/etc/apparmor.d/myagent"),
+			attach.Because(attach.Denied, "profile myagent: open /etc/needed (r) denied, comm agent")}}
 	stopped := st("d.service", &attach.Verdict{Unit: "d.service", Answer: attach.Unknown, Reasons: []attach.Reason{attach.Because(attach.NotRunning, "d.service is inactive")}, At: now.Add(-50 * time.Hour)})
 	stopped.ActiveState = "inactive"
 	stopped.Busy = true
 	return attach.Report{
 		Version: "1.2.3", Host: hostOn, At: now,
 		Problems: []attach.Reason{attach.Because(attach.AttachmentBad, `unknown key "Porfile"`).At("/etc/aaunit/attachments.d/web.conf:3")},
-		Units:    []attach.Status{st("a.service", confined("a.service")), st("b.service", bad), held, stopped},
+		Units:    []attach.Status{st("a.service", confined("a.service")), st("b.service", bad), held, stopped, undone},
 		Patterns: []attach.Status{
 			{Unit: "agent@.service", Profile: "agent-%i", Attachment: "/etc/aaunit/attachments.d/agents.conf", DropIn: "/etc/systemd/system/agent@.service.d/90-aaunit.conf"},
 			{Unit: "web-.service", Profile: "web", Attachment: "/etc/aaunit/attachments.d/web.conf", Refused: []attach.Reason{attach.Because(attach.ProfileNotFound, "no file under /etc/apparmor.d defines a profile web")}},
@@ -534,6 +538,8 @@ func TestExitStatuses(t *testing.T) {
 	good := attach.Status{Unit: "u", Verdict: confined("u")}
 	held := good
 	held.Held = &attach.Hold{}
+	undone := good
+	undone.Held = &attach.Hold{Texts: map[string]string{"/etc/apparmor.d/u": "x"}}
 	for name, tc := range map[string]struct {
 		r     attach.Report
 		named bool
@@ -544,6 +550,7 @@ func TestExitStatuses(t *testing.T) {
 		"no verdict":             {report(none), false, 5},
 		"the zero verdict":       {report(zero), false, 5},
 		"held":                   {report(held), false, 3},
+		"a text held":            {report(undone), false, 0},
 		"not attached":           {attach.Report{Host: hostOn, Missing: []attach.Missing{{Reason: attach.Reason{Code: attach.Detached}}}}, true, 3},
 		"no such unit":           {attach.Report{Host: hostOn, Missing: []attach.Missing{{Reason: attach.Reason{Code: attach.UnitNotFound}}}}, true, 4},
 		"nothing known of host":  {attach.Report{}, false, 5},
@@ -685,9 +692,9 @@ func TestCompletion(t *testing.T) {
 		{[]string{"attach", "my"}, []string{"myagent.service"}},
 		{[]string{"attach", "other.service", ""}, []string{"myagent.service"}},
 		{[]string{"attach", "--profile", "a"}, []string{"agent"}},
-		{[]string{"detach", ""}, []string{"a.service", "b.service", "c.service", "d.service"}},
+		{[]string{"detach", ""}, []string{"a.service", "b.service", "c.service", "d.service", "e.service"}},
 		{[]string{"status", "b"}, []string{"b.service"}},
-		{[]string{"pause", ""}, []string{"a.service", "agent@.service", "b.service", "c.service", "d.service", "web-.service"}},
+		{[]string{"pause", ""}, []string{"a.service", "agent@.service", "b.service", "c.service", "d.service", "e.service", "web-.service"}},
 		{[]string{"resume", ""}, []string{"b.service"}},
 		{[]string{"verify", "c"}, []string{"c.service"}},
 		{[]string{"explain", "b"}, []string{"b.service", "boot-service-disabled"}},

@@ -441,7 +441,10 @@ func (p *printer) status(s attach.Status) {
 	if s.Busy {
 		rows = append(rows, row{mark: markSkip, label: "at work", text: "aaunitd is working on it"})
 	}
-	if s.Held != nil {
+	switch {
+	case s.Held.OnlyText():
+		rows = append(rows, row{mark: markWarn, label: "held", text: "a change of the profile was undone " + ago(p.now.Sub(s.Held.Since)) + ", and is not tried again by itself"})
+	case s.Held != nil:
 		rows = append(rows, row{mark: markBad, label: "held", text: "the attach failed " + ago(p.now.Sub(s.Held.Since)) + ", and is not tried again by itself"})
 	}
 	if s.Paused != nil {
@@ -464,10 +467,14 @@ func (p *printer) status(s attach.Status) {
 	}
 	p.reasonsOf(&v, said)
 	if s.Held != nil {
+		m := markBad
+		if s.Held.OnlyText() {
+			m = markWarn
+		}
 		for _, r := range s.Held.Reasons {
 			if !said[r] {
 				said[r] = true
-				p.reason(markBad, r)
+				p.reason(m, r)
 			}
 		}
 	}
@@ -480,7 +487,7 @@ func (p *printer) status(s attach.Status) {
 }
 
 func statusColor(s attach.Status) string {
-	if len(s.Refused) > 0 || s.Held != nil {
+	if len(s.Refused) > 0 || s.Held != nil && !s.Held.OnlyText() {
 		return red
 	}
 	if attach.IsPattern(s.Unit) {
@@ -581,8 +588,10 @@ func (p *printer) list(units []attach.Status) {
 		switch {
 		case len(s.Refused) > 0:
 			why = s.Refused[0].Code.Title()
-		case s.Held != nil:
+		case s.Held != nil && !s.Held.OnlyText():
 			why = attach.Held.Title()
+		case s.Held != nil && len(v.Reasons) == 0:
+			why = attach.PolicyUndone.Title()
 		case len(v.Reasons) > 0:
 			why = v.Reasons[0].Code.Title()
 		}
@@ -630,7 +639,7 @@ func (p *printer) explainUnit(s attach.Status) {
 	switch {
 	case len(s.Refused) > 0:
 		words = fmt.Sprintf("Refused. The unit was declared to run under %s, and something speaks against it, so nothing was done. What follows says what.", profile)
-	case s.Held != nil:
+	case s.Held != nil && !s.Held.OnlyText():
 		words = fmt.Sprintf("Held. The unit was declared to run under %s. The attach failed, and it is not tried again by itself. What follows says why.", profile)
 	case attach.IsPattern(s.Unit):
 		words = fmt.Sprintf("A pattern. Its drop-in is in place, so that systemd starts every unit of it under %s, also those that do not exist yet. Each unit has a verdict of its own.", profile)
@@ -645,7 +654,9 @@ func (p *printer) explainUnit(s attach.Status) {
 	p.para(words, 2)
 	reasons := slices.Concat(s.Refused, v.Reasons)
 	if s.Held != nil {
-		reasons = append(reasons, attach.Reason{Code: attach.Held})
+		if !s.Held.OnlyText() {
+			reasons = append(reasons, attach.Reason{Code: attach.Held})
+		}
 		reasons = append(reasons, s.Held.Reasons...)
 	}
 	if s.Paused != nil {

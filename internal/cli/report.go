@@ -121,12 +121,12 @@ func reportExit(r attach.Report, named bool) attach.Exit {
 	codes := []attach.Exit{host}
 	for _, s := range r.Units {
 		codes = append(codes, attach.ExitOf(s.Verdict))
-		if s.Held != nil || len(s.Refused) > 0 {
+		if s.Held != nil && !s.Held.OnlyText() || len(s.Refused) > 0 {
 			codes = append(codes, attach.ExitNotConfined)
 		}
 	}
 	for _, s := range r.Patterns {
-		if s.Held != nil || len(s.Refused) > 0 {
+		if s.Held != nil && !s.Held.OnlyText() || len(s.Refused) > 0 {
 			codes = append(codes, attach.ExitNotConfined)
 		}
 	}

@@ -120,7 +120,7 @@ func (j *job) alive() bool { return !j.over && len(j.failed) == 0 }
 // held reports whether the unit stays as the undo left it: nothing is written,
 // and nothing is recorded as written.
 func (j *job) held() bool {
-	return j.d.Attachment != nil && j.d.Record.Hold != nil && len(j.d.Record.Hold.Texts) == 0
+	return j.d.Attachment != nil && j.d.Record.Hold != nil && !j.d.Record.Hold.OnlyText()
 }
 
 // plan is step 1.

@@ -264,7 +264,7 @@ func (l *Loop) acceptForOthers(j *job) {
 		}
 		if differs {
 			r.Accepted = acceptedOf(l.policies, r)
-			if r.Hold != nil && len(r.Hold.Texts) > 0 {
+			if r.Hold.OnlyText() {
 				r.Hold = nil
 			}
 			changed = append(changed, r)
