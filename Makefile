@@ -56,7 +56,7 @@ need-go:
 test: need-go setup check lint-deb demo vm ## everything that has to pass, from a bare Debian on
 
 .PHONY: test-all
-test-all: test lint ## the same, and the slower linters
+test-all: test lint vm-crash ## the same, the slower linters, and a crash at every step
 
 .PHONY: check
 check: need-go setup-check fmt vet staticcheck man sh race ## what needs no guest: formatting, linters, unit tests, manual
@@ -94,12 +94,14 @@ fmt: need-go
 vet: need-go
 	$(GO) vet ./...
 	$(GO) vet -tags vm ./...
+	$(GO) vet -tags crash ./cmd/aaunitd
 
 # ST1005: our error texts may begin with the name of a setting ("Unit= is …").
 .PHONY: staticcheck
 staticcheck: need-go build/tools/staticcheck
 	build/tools/staticcheck -checks inherit,-ST1005 ./...
 	build/tools/staticcheck -checks inherit,-ST1005 -tags vm ./...
+	build/tools/staticcheck -checks inherit,-ST1005 -tags crash ./cmd/aaunitd
 
 .PHONY: race
 race: need-go
@@ -141,7 +143,7 @@ setup-vm: need-go
 # host/ upgrades to the package of a higher version. It is made first, since it
 # goes through the same build/deb.
 .PHONY: vm
-vm: need-go setup-vm build/agent build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=)
+vm: need-go setup-vm build/agent build/aaunitd-crash build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=)
 ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
 	@$(MAKE) --no-print-directory VERSION='$(VERSION)+newer' deb
 	mv build/deb/*.deb build/newer-package
@@ -155,7 +157,7 @@ go-test-vm = $(GO) test -tags vm -count=1 -v -p 1 -timeout $(VM_TIMEOUT) -run
 adapters = $(filter ./internal/%,$(filter $(GUEST_PACKAGES),$(PKG)))
 inside = $(filter ./test/%,$(filter $(GUEST_PACKAGES),$(PKG)))
 .PHONY: $(SUITES:%=vm-%)
-$(SUITES:%=vm-%): export AAUNIT_VM_PAYLOAD = $(CURDIR)/$(DEB):$(CURDIR)/build/agent
+$(SUITES:%=vm-%): export AAUNIT_VM_PAYLOAD = $(CURDIR)/$(DEB):$(CURDIR)/build/agent:$(CURDIR)/build/aaunitd-crash
 $(SUITES:%=vm-%): vm-%:
 ifneq ($(adapters),)
 	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) '$(or $(RUN),VM)' -exec $(CURDIR)/build/vmexec $(adapters)
@@ -168,6 +170,11 @@ ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
 		$(go-test-vm) '$(RUN)' $(filter $(HOST_PACKAGES),$(PKG))
 endif
 
+# make vm kills aaunitd, and cuts the power, once at each kind of step.
+.PHONY: vm-crash
+vm-crash: ## kill aaunitd, and cut the machine's power, at every single step (SUITE=)
+	@AAUNIT_CRASH=all $(MAKE) --no-print-directory vm PKG='./test/vm/guest ./test/vm/host' RUN='TestKilledAtAnyStep|TestPowerCutAtAnyStep' VM_TIMEOUT=240m
+
 # Times mean nothing on an emulated machine; the ratios are measured in one run.
 .PHONY: bench
 bench: need-go setup-vm deb build/agent build/vmexec ## measure in a guest, against a baseline in the same run (SUITE=)
@@ -178,12 +185,16 @@ bench: need-go setup-vm deb build/agent build/vmexec ## measure in a guest, agai
 ## What is built. go build knows best what is out of date: it is always asked.
 ##
 
-.PHONY: programs build/agent build/vmexec
+.PHONY: programs build/agent build/aaunitd-crash build/vmexec
 programs: need-go
 	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl
 
 build/agent: need-go
 	$(build) -o $@ ./test/vm/agent
+
+# The daemon that a test can kill on the way: never part of the package.
+build/aaunitd-crash: need-go
+	$(build) -tags crash $(ldflags) -o $@ ./cmd/aaunitd
 
 build/vmexec: need-go
 	$(build) -o $@ ./test/vm/vmexec

@@ -88,7 +88,7 @@ func run(log *slog.Logger, o reconcile.Options) error {
 	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
 	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log}
-	loop := reconcile.New(o)
+	loop := reconcile.New(breakable(o))
 
 	var parts sync.WaitGroup
 	var ready sync.WaitGroup
