@@ -63,6 +63,10 @@ type Record struct {
 	Attaching bool `json:"attaching,omitempty"`
 	// Before is what the unit had before the attach.
 	Before Before `json:"before"`
+	// Former is set from the first change of an attachment that was in place to
+	// another one until that is done or undone: what an undo goes back to, also
+	// when the change was cut off half-way.
+	Former *Former `json:"former,omitempty"`
 	// Proved is the InvocationID of the start that was last seen confined under
 	// Profile. What becomes of such a start when it is confined no more is for
 	// OnViolation= to say; it is not restarted over and over.
@@ -104,6 +108,15 @@ type Start struct {
 // Start is the unit's present one.
 func (u Unit) Start() Start {
 	return Start{InvocationID: u.InvocationID, MainPID: u.MainPID, NRestarts: u.NRestarts, Active: u.Active()}
+}
+
+// Former is the attachment that a failed change goes back to.
+type Former struct {
+	Profile string `json:"profile"`
+	Running bool   `json:"running"`
+	// DropIns are the texts of the files that the change touches, by path; nil
+	// where there was none.
+	DropIns map[string]*string `json:"dropIns"`
 }
 
 // Before is what a failed first attach goes back to.

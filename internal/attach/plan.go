@@ -354,8 +354,12 @@ func diffDetach(d Desired, o Observed) Plan {
 	}
 	// Only a task that carries the profile has something to lose by a restart;
 	// one that would get the same profile from the unit's own files has not.
+	var former []string
+	if f := d.Record.Former; f != nil {
+		former = []string{f.Profile} // a change from it was cut off before the restart
+	}
 	if o.Unit.Found() && o.Scan != nil && ownProfile(o.Unit) != d.Record.Profile &&
-		slices.ContainsFunc(o.Scan.Tasks, func(t Task) bool { return t.Label.Fits(d.Record.Profile, nil) != FitOther }) {
+		slices.ContainsFunc(o.Scan.Tasks, func(t Task) bool { return t.Label.Fits(d.Record.Profile, former) != FitOther }) {
 		planRestart(&p, o.Unit, d.Record.RestartUnit, gone)
 	}
 	for _, c := range o.Policy.Compiled {

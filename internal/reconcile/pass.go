@@ -202,10 +202,17 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 	j.fresh = len(j.d.Record.DropIns) == 0 || j.d.Record.Attaching || j.d.Record.Proved == "" && free(j.o)
 	j.before = j.d.Record.Clone()
 	j.files = map[string]*string{}
-	if j.fresh {
+	former := j.before.Former
+	j.before.Former = nil
+	switch {
+	case j.fresh:
 		for path := range j.d.Record.DropIns {
 			j.files[path] = nil // also what an attach wrote that was cut off
 		}
+	case former != nil:
+		// The way back leads to before the change that was cut off.
+		j.before.Profile = former.Profile
+		maps.Copy(j.files, former.DropIns)
 	}
 	j.plan = attach.Diff(j.d, j.o)
 	j.out.Notes = append(j.out.Notes, j.plan.Warnings...)
@@ -413,16 +420,15 @@ func (l *Loop) writeDropIns(jobs []*job) {
 		if !j.alive() || j.held() {
 			continue
 		}
+		if j.d.Attachment == nil {
+			// From here on a start is not confined, and nobody looks at it.
+			l.publish(j.d.Unit, func(s *attach.Status) { s.Verdict = nil })
+		}
 		healed := len(j.d.Record.DropIns) > 0 && !j.fresh
+		l.readFormer(j)
 		for _, a := range j.plan.Actions {
 			var changed bool
 			var err error
-			if a.Kind == attach.WriteDropIn || a.Kind == attach.RemoveDropIn {
-				j.files[a.Target] = nil
-				if text, exists, err := l.systemd.ReadDropIn(a.Target); err == nil && exists {
-					j.files[a.Target] = &text
-				}
-			}
 			switch a.Kind {
 			case attach.WriteDropIn:
 				// A file that is not on record would not be known as ours.
@@ -468,6 +474,20 @@ func (l *Loop) writeDropIns(jobs []*job) {
 	}
 }
 
+// readFormer reads the drop-ins that will be changed, for the way back. What a
+// change that was cut off has read before is not read again.
+func (l *Loop) readFormer(j *job) {
+	for _, a := range j.plan.Actions {
+		if _, known := j.files[a.Target]; known || a.Kind != attach.WriteDropIn && a.Kind != attach.RemoveDropIn {
+			continue
+		}
+		j.files[a.Target] = nil
+		if text, exists, err := l.systemd.ReadDropIn(a.Target); err == nil && exists {
+			j.files[a.Target] = &text
+		}
+	}
+}
+
 // recordDropIn remembers that the unit's drop-in is aaunit's: before it is
 // written, and for every unit that one in a pattern's directory serves.
 func (l *Loop) recordDropIn(j *job) error {
@@ -483,6 +503,9 @@ func (l *Loop) recordDropIn(j *job) error {
 	r.DropIns[path] = text
 	if r.Profile != j.d.Profile {
 		r.Proved = ""
+	}
+	if !j.fresh && r.Former == nil {
+		r.Former = &attach.Former{Profile: j.before.Profile, Running: j.o.Unit.Active(), DropIns: maps.Clone(j.files)}
 	}
 	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
 	return l.keep(*r)
@@ -641,7 +664,8 @@ func (l *Loop) runs(ctx context.Context, unit string) bool {
 // diedMeanwhile reports whether an attach was cut off between the restart that
 // failed and its undo.
 func (j *job) diedMeanwhile() bool {
-	return j.d.Attachment != nil && j.before.Attaching && j.before.Before.Running && j.o.Unit.ActiveState == "failed"
+	f := j.d.Record.Former
+	return j.d.Attachment != nil && (j.before.Attaching && j.before.Before.Running || f != nil && f.Running) && j.o.Unit.ActiveState == "failed"
 }
 
 // settle waits until the unit has stayed the same start for SettleSec.
@@ -768,7 +792,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 		if attach.IsPattern(j.d.Unit) {
 			if r := &j.d.Record; len(r.DropIns) > 0 && !j.held() {
 				r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
-				r.Attaching = false
+				r.Attaching, r.Former = false, nil
 				l.remember(*r)
 				l.publish(j.d.Unit, func(*attach.Status) {})
 			}
@@ -798,7 +822,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 					l.log.Info(j.d.Unit+" is attached to profile "+j.d.Profile, journal.FieldMessageID, string(journal.MsgAttached),
 						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
 				}
-				r.Attaching, r.Trial = false, nil
+				r.Attaching, r.Trial, r.Former = false, nil, nil
 				l.remember(*r)
 				if v.Answer == attach.Confined {
 					l.releasePattern(j.d)

@@ -357,7 +357,7 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 	}
 	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
 	r.RestartUnit = j.d.Attachment.RestartUnit
-	r.Attaching = false
+	r.Attaching, r.Former = false, nil
 	r.Hold = &attach.Hold{Inputs: inputs(j), Reasons: j.failed, Since: time.Now()}
 	if len(r.DropIns) > 0 && !j.fresh {
 		r.Hold.Former = cmp.Or(j.before.Profile, j.d.Profile)

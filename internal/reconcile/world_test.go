@@ -47,6 +47,10 @@ type world struct {
 	// killAt is the number of the call before which the daemon is killed; from
 	// then on, nothing it calls has any effect.
 	killAt int
+	// onStep is told everything that is about to change anything, records and
+	// attachments included; it says whether the daemon is killed there.
+	onStep func(step string) (kill bool)
+	daemon *Loop // that runs
 	// unlisted: systemd does not list units.
 	unlisted bool
 	log      journalText
@@ -123,10 +127,24 @@ func (w *world) call(format string, args ...any) error {
 	if w.dead = w.dead || w.killAt > 0 && len(w.trace) == w.killAt-1; w.dead {
 		return errDead
 	}
+	if err := w.step(c); err != nil {
+		return err
+	}
 	w.calls[strings.Fields(c)[0]]++
 	w.trace = append(w.trace, c)
 	if f := w.onCall; f != nil {
 		f(c)
+	}
+	return nil
+}
+
+// step is a point at which the daemon can be killed.
+func (w *world) step(name string) error {
+	if !w.dead && w.onStep != nil {
+		w.dead = w.onStep(name)
+	}
+	if w.dead {
+		return errDead
 	}
 	return nil
 }
@@ -626,6 +644,9 @@ func (a attachments) Read() attach.Declared {
 
 func (a attachments) Write(unit string, at attach.Attachment) (string, func() error, error) {
 	defer a.lock()()
+	if err := a.step("write attachment " + unit); err != nil {
+		return "", nil, err
+	}
 	file := "/etc/aaunit/attachments.d/" + unit + ".conf"
 	old, had := a.att[file]
 	at.Source = file
@@ -633,6 +654,9 @@ func (a attachments) Write(unit string, at attach.Attachment) (string, func() er
 	return file, func() error {
 		a.mu.Lock()
 		defer a.mu.Unlock()
+		if err := a.step("withdraw attachment " + unit); err != nil {
+			return err
+		}
 		delete(a.att, file)
 		if had {
 			a.att[file] = old
@@ -643,6 +667,9 @@ func (a attachments) Write(unit string, at attach.Attachment) (string, func() er
 
 func (a attachments) Remove(file string) error {
 	defer a.lock()()
+	if err := a.step("remove attachment " + file); err != nil {
+		return err
+	}
 	delete(a.att, file)
 	return nil
 }
@@ -674,8 +701,8 @@ func (s store) Save(r attach.Record) error {
 	if s.diskFull {
 		return errors.New("no space left on device")
 	}
-	if s.dead {
-		return errDead
+	if err := s.step("save record " + r.Unit); err != nil {
+		return err
 	}
 	s.records[r.Unit] = r.Clone()
 	return nil
@@ -683,8 +710,8 @@ func (s store) Save(r attach.Record) error {
 
 func (s store) Delete(unit string) error {
 	defer s.lock()()
-	if s.dead {
-		return errDead
+	if err := s.step("delete record " + unit); err != nil {
+		return err
 	}
 	delete(s.records, unit)
 	return nil
@@ -769,6 +796,7 @@ func (w *world) boot(body func(l *Loop)) {
 	w.denials = make(chan attach.Denial)
 	ctx, cancel := context.WithCancel(context.Background())
 	l := w.loop()
+	w.daemon = l
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if err := l.Run(ctx, func() {}); err != nil {
