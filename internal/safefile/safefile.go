@@ -77,6 +77,15 @@ func DirOnlyBy(dir string, uid uint32) error {
 	return onlyBy(uid, st.Uid, fs.FileMode(st.Mode&0o7777))
 }
 
+// tmpSuffix ends the name of a file that is being written.
+const tmpSuffix = ".tmp"
+
+// IsTemporary reports whether a file has such a name as [Write] gives to what
+// is not complete yet. One that stays was left by a write that was cut off.
+func IsTemporary(name string) bool {
+	return strings.HasPrefix(name, ".") && strings.HasSuffix(name, tmpSuffix)
+}
+
 // Write gives the file that content. It writes beside the target, syncs,
 // renames and syncs the directory, and touches nothing when the file has that
 // content already; changed says which. The file's directory must exist.
@@ -102,7 +111,7 @@ func Write(path string, data []byte, mode fs.FileMode) (changed bool, err error)
 	case err != nil && !errors.Is(err, unix.ENOENT):
 		return false, err
 	}
-	tmp := "." + name + "." + rand.Text()[:8] + ".tmp"
+	tmp := "." + name + "." + rand.Text()[:8] + tmpSuffix
 	fd, err := unix.Openat(int(dir.Fd()), tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, uint32(mode.Perm()))
 	if err != nil {
 		return false, err

@@ -37,8 +37,10 @@ const maxRecord = 4 << 20
 // Dir is the directory of records, /var/lib/aaunit/units on a host.
 type Dir string
 
-// Load reads all records. One that cannot be read is set aside as NAME.bad and
-// named: the unit is then observed anew, and nothing of it is taken as ours.
+// Load reads all records. One that cannot be read, or that others than the
+// daemon's user could have written, is set aside and named: the unit is then
+// observed anew, and nothing of it is taken as ours. What a write that was cut
+// off has left is removed.
 func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 	if err := safefile.MkdirAll(string(d), 0o700); err != nil {
 		return nil, []attach.Reason{attach.Because(attach.RecordBad, "cannot keep records: %v", err)}
@@ -50,30 +52,54 @@ func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 	var records []attach.Record
 	var problems []attach.Reason
 	for _, e := range entries {
+		path := filepath.Join(string(d), e.Name())
+		if safefile.IsTemporary(e.Name()) {
+			_, _ = safefile.Remove(path) // in nobody's way where it stays
+		}
 		if !strings.HasSuffix(e.Name(), ".json") || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		path := filepath.Join(string(d), e.Name())
 		r, err := load(path)
 		if err == nil && d.path(r.Unit) != path {
 			err = fmt.Errorf("it is about %q", r.Unit)
 		}
-		if err != nil {
-			aside := path + ".bad"
-			problems = append(problems, attach.Because(attach.RecordBad, "cannot read record %s: %v; set aside as %s", path, err, aside).At(path))
-			if err := os.Rename(path, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				problems = append(problems, attach.Because(attach.RecordBad, "cannot set %s aside: %v", path, err))
-			}
+		if err == nil {
+			records = append(records, r)
 			continue
 		}
-		records = append(records, r)
+		aside, failed := setAside(path)
+		text := "set aside as " + aside
+		if failed != nil {
+			text = fmt.Sprintf("it cannot be set aside either: %v", failed)
+		}
+		problems = append(problems, attach.Because(attach.RecordBad, "cannot read record %s: %v; %s", path, err, text).At(path))
 	}
 	return records, problems
+}
+
+// maxAside bounds how many bad records of one unit are kept: the last of them
+// is overwritten then.
+const maxAside = 10
+
+// setAside renames a record, whatever it is, to the first free one of its name
+// with .bad, .bad2 and so on behind.
+func setAside(path string) (aside string, err error) {
+	aside = path + ".bad"
+	for n := 2; n <= maxAside; n++ {
+		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		aside = fmt.Sprintf("%s.bad%d", path, n)
+	}
+	return aside, os.Rename(path, aside)
 }
 
 func load(path string) (attach.Record, error) {
 	f, err := safefile.Read(path, maxRecord)
 	if err != nil {
+		return attach.Record{}, err
+	}
+	if err := f.OnlyBy(uint32(os.Geteuid())); err != nil {
 		return attach.Record{}, err
 	}
 	var r attach.Record

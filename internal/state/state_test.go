@@ -1,12 +1,18 @@
 package state
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -26,8 +32,9 @@ func TestRecordsSurviveAndBadOnesAreSetAside(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// A torn write, an empty file, and a record under another unit's name.
-	for name, text := range map[string]string{"torn.service.json": `{"unit":"torn.serv`, "empty.service.json": "", "b.service.json": `{"unit":"a.service"}`} {
+	// A record under another unit's name, and what a write that was cut off has
+	// left.
+	for name, text := range map[string]string{"b.service.json": `{"unit":"a.service"}`, ".a.service.json.ABCDEFGH.tmp": `{"unit":`} {
 		if err := os.WriteFile(filepath.Join(string(d), name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -36,8 +43,11 @@ func TestRecordsSurviveAndBadOnesAreSetAside(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("records (-want +got):\n%s", diff)
 	}
-	if len(problems) != 3 {
-		t.Errorf("want three problems, got %v", problems)
+	if len(problems) != 1 {
+		t.Errorf("want one problem, got %v", problems)
+	}
+	if left, _ := filepath.Glob(filepath.Join(string(d), ".*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
 	}
 	if _, problems := d.Load(); len(problems) != 0 {
 		t.Errorf("a record that was set aside is reported again: %v", problems)
@@ -72,5 +82,70 @@ func TestRecordsOfANewerDaemon(t *testing.T) {
 	}
 	if text, err := os.ReadFile(filepath.Join(string(d), "b.service.json.bad")); err != nil || string(text) != other {
 		t.Errorf("set aside is %q, %v", text, err)
+	}
+}
+
+// Whatever lies in a record's place is set aside and said, more than once too,
+// and the unit's next record takes the place.
+func TestTornRecords(t *testing.T) {
+	d := Dir(filepath.Join(t.TempDir(), "units"))
+	d.Load()
+	r := attach.Record{Unit: "a.service", Profile: "a", DropIns: map[string]string{"/x": "1"}, Accepted: map[string]string{"a": "sha256:1"}}
+	if err := d.Save(r); err != nil {
+		t.Fatal(err)
+	}
+	path := d.path(r.Unit)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(text []byte, mode os.FileMode) func() error {
+		return func() error {
+			if err := os.WriteFile(path, text, mode); err != nil {
+				return err
+			}
+			return os.Chmod(path, mode)
+		}
+	}
+	damage := map[string]func() error{
+		"zeroes":              write(make([]byte, len(text)), 0o600),
+		"zeroes at the end":   write(append(slices.Clone(text[:len(text)/2]), make([]byte, len(text)/2)...), 0o600),
+		"garbage":             write([]byte("\x7fELF\xff\xfe\x00"), 0o600),
+		"two records":         write(append(slices.Clone(text), text...), 0o600),
+		"another shape":       write([]byte(`{"unit": 1, "dropIns": []}`), 0o600),
+		"null":                write([]byte("null"), 0o600),
+		"too large":           write(make([]byte, maxRecord+1), 0o600),
+		"others can write it": write(text, 0o620),
+		"a directory":         func() error { return os.Mkdir(path, 0o700) },
+		"a full directory":    func() error { return os.MkdirAll(filepath.Join(path, "x"), 0o700) },
+		"a link":              func() error { return os.Symlink("/etc/passwd", path) },
+		"a pipe":              func() error { return unix.Mkfifo(path, 0o600) },
+	}
+	for n := 0; n < len(bytes.TrimSpace(text)); n += 17 {
+		damage[fmt.Sprintf("the first %d bytes", n)] = write(text[:n], 0o600)
+	}
+	if os.Geteuid() == 0 {
+		damage["another's"] = func() error { return errors.Join(write(text, 0o600)(), os.Chown(path, 1, 1)) }
+	}
+	for _, what := range slices.Sorted(maps.Keys(damage)) {
+		if err := os.RemoveAll(path); err != nil {
+			t.Fatal(err)
+		}
+		if err := damage[what](); err != nil {
+			t.Fatal(err)
+		}
+		records, problems := d.Load()
+		if len(records) != 0 || len(problems) != 1 || problems[0].Where != path || !strings.Contains(problems[0].Detail, "set aside as "+path+".bad") {
+			t.Errorf("%s: records %v, problems %v", what, records, problems)
+		}
+		if err := d.Save(r); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if records, problems := d.Load(); len(records) != 1 || len(problems) != 0 {
+			t.Errorf("%s: then records %v, problems %v", what, records, problems)
+		}
+	}
+	if aside, _ := filepath.Glob(path + ".bad*"); len(aside) != maxAside {
+		t.Errorf("%d bad records are kept", len(aside))
 	}
 }
