@@ -242,7 +242,7 @@ var entries = []Entry{
 	{NotAttached, "Not attached", "No attachment names the unit, so aaunit neither confines nor watches it.", NotConfined},
 	{UnloadSkipped, "The profile stays loaded", "Removing a profile takes it off every task that carries it, so a profile in use is never unloaded.", Confined},
 	{AttachmentBad, "The attachment file has an error", "The file is not used until it is corrected; what was attached by its last good version stays as it is.", Unknown},
-	{RecordBad, "A record of aaunitd's could not be read or kept", "aaunitd remembers of each attached unit what it wrote and loaded. A record that cannot be read is set aside, and the unit is looked at anew; a drop-in that was on it is then taken for somebody else's until it says what the attachment asks for.", Unknown},
+	{RecordBad, "A record of aaunitd's could not be read or kept", "aaunitd remembers of each attached unit what it wrote and loaded. A record that cannot be read, or that others than root could have written, is set aside with .bad behind its name, and the unit is looked at anew; a drop-in that was on it is then taken for somebody else's until it says what the attachment asks for.", Unknown},
 
 	{TaskUnconfined, "A task is not confined", "At least one task of the unit runs without any profile.", NotConfined},
 	{TaskOther, "A task runs under another profile", "At least one task of the unit carries a profile that the attachment does not name: a child profile of another name (Px) or a transition of its own. If that is meant, list it in AllowProfiles=.", NotConfined},
