@@ -67,6 +67,9 @@ type Record struct {
 	// another one until that is done or undone: what an undo goes back to, also
 	// when the change was cut off half-way.
 	Former *Former `json:"former,omitempty"`
+	// Stopped is set while aaunit has stopped the unit to start it again: one that
+	// is found down then is not down because somebody wants it so.
+	Stopped bool `json:"stopped,omitempty"`
 	// Proved is the InvocationID of the start that was last seen confined under
 	// Profile. What becomes of such a start when it is confined no more is for
 	// OnViolation= to say; it is not restarted over and over.

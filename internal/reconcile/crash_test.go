@@ -42,53 +42,58 @@ func TestKilledBetweenAnyTwoSteps(t *testing.T) {
 		{"undo", "", false, attachTo("bad")},
 		{"undo of another profile", "a", true, attachTo("bad")},
 	} {
-		t.Run(s.name, func(t *testing.T) {
-			for kill := 1; ; kill++ {
-				w := newWorld()
-				u := w.addUnit("a.service")
-				w.files["b"], w.files["bad"] = "1", "1"
-				u.breaks["bad"] = true
-				w.run(t, func(l *Loop) {
-					if s.former != "" {
-						attachTo(s.former)(t, w, l)
+		for _, byPath := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, by path %v", s.name, byPath), func(t *testing.T) {
+				for kill := 1; ; kill++ {
+					w := newWorld()
+					if byPath {
+						w.byPath = map[string]bool{"a": true, "b": true, "bad": true}
+					}
+					u := w.addUnit("a.service")
+					w.files["b"], w.files["bad"] = "1", "1"
+					u.breaks["bad"] = true
+					w.run(t, func(l *Loop) {
+						if s.former != "" {
+							attachTo(s.former)(t, w, l)
+							rest()
+						}
+					})
+					var steps []string
+					armed := true
+					w.onStep = func(step string) bool {
+						bare := u.running && u.label == "unconfined"
+						if r, _ := w.daemon.known([]string{"a.service"}); bare && len(r.Units) == 1 && r.Units[0].Verdict != nil && r.Units[0].Verdict.Answer == attach.Confined {
+							t.Errorf("before %s, the unit is not confined and is said to be", step)
+						}
+						if bare && s.keeps {
+							t.Errorf("before %s, the unit runs without the profile", step)
+						}
+						steps = append(steps, step)
+						return armed && len(steps) == kill
+					}
+					w.run(t, func(l *Loop) {
+						s.ask(t, w, l)
 						rest()
+					})
+					killed := w.dead
+					w.dead, armed = false, false
+					if killed {
+						steps = append(steps[:kill-1], "KILLED")
 					}
-				})
-				var steps []string
-				armed := true
-				w.onStep = func(step string) bool {
-					bare := u.running && u.label == "unconfined"
-					if r, _ := w.daemon.known([]string{"a.service"}); bare && len(r.Units) == 1 && r.Units[0].Verdict != nil && r.Units[0].Verdict.Answer == attach.Confined {
-						t.Errorf("before %s, the unit is not confined and is said to be", step)
+					w.run(t, func(l *Loop) {
+						rest()
+						checkConverged(t, w, l, s.former)
+					})
+					if t.Failed() {
+						t.Fatalf("%q", steps)
 					}
-					if bare && s.keeps {
-						t.Errorf("before %s, the unit runs without the profile", step)
+					if !killed {
+						t.Logf("%d steps: %q", len(steps), steps)
+						break
 					}
-					steps = append(steps, step)
-					return armed && len(steps) == kill
 				}
-				w.run(t, func(l *Loop) {
-					s.ask(t, w, l)
-					rest()
-				})
-				killed := w.dead
-				w.dead, armed = false, false
-				if killed {
-					steps = append(steps[:kill-1], "KILLED")
-				}
-				w.run(t, func(l *Loop) {
-					rest()
-					checkConverged(t, w, l, s.former)
-				})
-				if t.Failed() {
-					t.Fatalf("%q", steps)
-				}
-				if !killed {
-					t.Logf("%d steps: %q", len(steps), steps)
-					break
-				}
-			}
-		})
+			})
+		}
 	}
 }
 

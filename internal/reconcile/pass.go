@@ -602,14 +602,14 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 			l.queue.add(inputChanged, j.d.Unit)
 			continue
 		}
-		if j.alive() && (j.plan.Has(attach.Restart) || j.d.Record.Trial != nil && j.d.Attachment != nil) {
+		if j.alive() && (j.plan.Has(attach.Restart) || j.wasStopped() || j.d.Record.Trial != nil && j.d.Attachment != nil) {
 			need = append(need, j)
 		}
 	}
 	slots := make(chan struct{}, parallel)
 	var spoiled atomic.Bool
 	eachAll(need, func(j *job) {
-		if !j.plan.Has(attach.Restart) {
+		if !j.plan.Has(attach.Restart) && !j.wasStopped() {
 			l.tryPolicy(ctx, j, &spoiled)
 			return
 		}
@@ -618,7 +618,7 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 		begun := time.Now()
 		j.since = begun
 		var err error
-		if j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit) {
+		if j.wasStopped() || j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit) {
 			err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, j) })
 		} else {
 			err = l.systemd.TryRestart(ctx, j.d.Unit)
@@ -665,7 +665,14 @@ func (l *Loop) runs(ctx context.Context, unit string) bool {
 // failed and its undo.
 func (j *job) diedMeanwhile() bool {
 	f := j.d.Record.Former
-	return j.d.Attachment != nil && (j.before.Attaching && j.before.Before.Running || f != nil && f.Running) && j.o.Unit.ActiveState == "failed"
+	ran := j.before.Attaching && j.before.Before.Running || f != nil && f.Running
+	return j.d.Attachment != nil && ran && (j.o.Unit.ActiveState == "failed" || j.before.Stopped && !j.o.Unit.Active())
+}
+
+// wasStopped reports whether a detach was cut off when it had stopped the unit
+// to start it again.
+func (j *job) wasStopped() bool {
+	return j.d.Attachment == nil && j.before.Stopped && !j.o.Unit.Active()
 }
 
 // settle waits until the unit has stayed the same start for SettleSec.
@@ -792,7 +799,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 		if attach.IsPattern(j.d.Unit) {
 			if r := &j.d.Record; len(r.DropIns) > 0 && !j.held() {
 				r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
-				r.Attaching, r.Former = false, nil
+				r.Attaching, r.Stopped, r.Former = false, false, nil
 				l.remember(*r)
 				l.publish(j.d.Unit, func(*attach.Status) {})
 			}
@@ -822,7 +829,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 					l.log.Info(j.d.Unit+" is attached to profile "+j.d.Profile, journal.FieldMessageID, string(journal.MsgAttached),
 						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
 				}
-				r.Attaching, r.Trial, r.Former = false, nil, nil
+				r.Attaching, r.Stopped, r.Trial, r.Former = false, false, nil, nil
 				l.remember(*r)
 				if v.Answer == attach.Confined {
 					l.releasePattern(j.d)

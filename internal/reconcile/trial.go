@@ -105,7 +105,7 @@ func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
 	if err != nil || !j.d.Record.Trial.Unit.Active || u.ActiveState == "active" || u.ActiveState == "reloading" {
 		return
 	}
-	if err := l.startAgain(ctx, j.d.Unit); err != nil {
+	if err := l.startAgain(ctx, j); err != nil {
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
 			WithNext("journalctl -u "+j.d.Unit))
 	}
@@ -142,7 +142,7 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map
 			r.Policies[file], first = back[file], why[file]
 		}
 	}
-	r.Trial, r.Accepted = nil, acceptedOf(l.policies, *r)
+	r.Trial, r.Stopped, r.Accepted = nil, false, acceptedOf(l.policies, *r)
 	r.Hold = &attach.Hold{Reasons: first.failed, Since: time.Now(), Former: r.Profile, Texts: undone}
 	var seen attach.Observed
 	if seen, err = l.observe(ctx, d, full); err == nil {

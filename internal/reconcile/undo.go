@@ -158,7 +158,7 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 		return
 	}
 	if j.restarted && running {
-		if err := l.startAgain(ctx, j.d.Unit); err != nil {
+		if err := l.startAgain(ctx, j); err != nil {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
 				WithNext("journalctl -u "+j.d.Unit))
 		}
@@ -179,11 +179,19 @@ func (l *Loop) byPath(profiles []string) bool {
 	})
 }
 
+// stopToStart stops a unit that is to be started again, also by the next daemon
+// if this one is killed in between.
+func (l *Loop) stopToStart(ctx context.Context, j *job) error {
+	j.d.Record.Stopped = true
+	l.remember(j.d.Record)
+	return l.systemd.Stop(ctx, j.d.Unit)
+}
+
 // startWithout starts a unit anew, and unloads what it must not find again
 // while it is down. What a stop takes along and a start does not bring back is
 // started too.
 func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
-	err := l.systemd.Stop(ctx, j.d.Unit)
+	err := l.stopToStart(ctx, j)
 	unload()
 	if err != nil {
 		return err
@@ -227,7 +235,8 @@ func (l *Loop) stopUnlessCarried(ctx context.Context, j *job) {
 
 // startAgain brings a unit up without the profile, or with its former one:
 // what still runs under the failed one is restarted, what ended is started.
-func (l *Loop) startAgain(ctx context.Context, unit string) error {
+func (l *Loop) startAgain(ctx context.Context, j *job) error {
+	unit := j.d.Unit
 	u, err := l.systemd.Observe(ctx, unit)
 	if err != nil {
 		return err
@@ -237,7 +246,7 @@ func (l *Loop) startAgain(ctx context.Context, unit string) error {
 	}
 	// Whatever systemd is still trying belongs to the failed start.
 	if u.Active() {
-		if err := l.systemd.Stop(ctx, unit); err != nil {
+		if err := l.stopToStart(ctx, j); err != nil {
 			return err
 		}
 	}
@@ -246,15 +255,19 @@ func (l *Loop) startAgain(ctx context.Context, unit string) error {
 
 func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map[string]Saved) {
 	for _, c := range j.o.Policy.Compiled {
-		s := saved[c.File]
-		if s == nil || l.loadedForOthers(j.d.Unit, back, c) {
+		if l.loadedForOthers(j.d.Unit, back, c) {
 			continue
 		}
-		if err := s.Restore(ctx); err != nil {
-			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "the policy that was loaded from %s stays: %v", c.File, err).At(c.File))
-			continue
+		if s := saved[c.File]; s != nil {
+			if err := s.Restore(ctx); err != nil {
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "the policy that was loaded from %s stays: %v", c.File, err).At(c.File))
+				continue
+			}
+			j.d.Record.Loaded, j.d.Record.Softened = j.before.Loaded, j.before.Softened
 		}
-		j.d.Record.Loaded, j.d.Record.Softened = j.before.Loaded, j.before.Softened
+		if j.fresh && !j.d.Record.Before.Confined {
+			l.unloadCutOff(ctx, j, c)
+		}
 	}
 }
 
@@ -276,6 +289,22 @@ func (l *Loop) restoreAccepted(ctx context.Context, j *job) {
 	for file, err := range l.apparmor.Load(ctx, load) {
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.ProfileNotLoaded, "%v", err).At(file))
 	}
+}
+
+// unloadCutOff unloads what an attach that was cut off had loaded: it was there
+// already when this one began.
+func (l *Loop) unloadCutOff(ctx context.Context, j *job, c attach.Compiled) {
+	j.before.Loaded = slices.DeleteFunc(j.before.Loaded, func(name string) bool {
+		if _, ok := c.Checksums[name]; !ok {
+			return false
+		}
+		err := l.apparmor.Unload(ctx, name)
+		if err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
+		}
+		return err == nil
+	})
+	j.d.Record.Loaded = j.before.Loaded
 }
 
 // loadedForOthers reports whether another attached unit that did not fail runs
@@ -357,7 +386,7 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 	}
 	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
 	r.RestartUnit = j.d.Attachment.RestartUnit
-	r.Attaching, r.Former = false, nil
+	r.Attaching, r.Stopped, r.Former = false, false, nil
 	r.Hold = &attach.Hold{Inputs: inputs(j), Reasons: j.failed, Since: time.Now()}
 	if len(r.DropIns) > 0 && !j.fresh {
 		r.Hold.Former = cmp.Or(j.before.Profile, j.d.Profile)
