@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -70,7 +69,7 @@ func (p *Policies) Load() (problems []attach.Reason) {
 	defer p.mu.Unlock()
 	for _, e := range entries {
 		file := filepath.Join(p.dir, e.Name())
-		if strings.HasPrefix(e.Name(), ".") && strings.HasSuffix(e.Name(), ".tmp") {
+		if safefile.IsTemporary(e.Name()) {
 			_, _ = safefile.Remove(file) // what a write left behind that was cut off
 			continue
 		}
@@ -82,10 +81,7 @@ func (p *Policies) Load() (problems []attach.Reason) {
 			err = fmt.Errorf("it is about %s", c.File)
 		}
 		if err != nil {
-			problems = append(problems, attach.Because(attach.RecordBad, "cannot read accepted policy %s: %v; set aside as %s.bad", file, err, file).At(file))
-			if err := os.Rename(file, file+".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				problems = append(problems, attach.Because(attach.RecordBad, "cannot set %s aside: %v", file, err))
-			}
+			problems = append(problems, setAside("accepted policy", file, err))
 			continue
 		}
 		c.Blob, c.Sources = nil, nil

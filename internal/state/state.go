@@ -67,31 +67,30 @@ func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 			records = append(records, r)
 			continue
 		}
-		aside, failed := setAside(path)
-		text := "set aside as " + aside
-		if failed != nil {
-			text = fmt.Sprintf("it cannot be set aside either: %v", failed)
-		}
-		problems = append(problems, attach.Because(attach.RecordBad, "cannot read record %s: %v; %s", path, err, text).At(path))
+		problems = append(problems, setAside("record", path, err))
 	}
 	return records, problems
 }
 
-// maxAside bounds how many bad records of one unit are kept: the last of them
-// is overwritten then.
+// maxAside bounds how many bad ones of one file are kept: the last of them is
+// overwritten then.
 const maxAside = 10
 
-// setAside renames a record, whatever it is, to the first free one of its name
-// with .bad, .bad2 and so on behind.
-func setAside(path string) (aside string, err error) {
-	aside = path + ".bad"
+// setAside renames a file that cannot be used, whatever it is, to the first free
+// one of its name with .bad, .bad2 and so on behind, and says so.
+func setAside(what, path string, why error) attach.Reason {
+	aside := path + ".bad"
 	for n := 2; n <= maxAside; n++ {
 		if _, err := os.Lstat(aside); errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 		aside = fmt.Sprintf("%s.bad%d", path, n)
 	}
-	return aside, os.Rename(path, aside)
+	then := "set aside as " + aside
+	if err := os.Rename(path, aside); err != nil {
+		then = fmt.Sprintf("it cannot be set aside either: %v", err)
+	}
+	return attach.Because(attach.RecordBad, "cannot read %s %s: %v; %s", what, path, why, then).At(path)
 }
 
 func load(path string) (attach.Record, error) {
