@@ -25,22 +25,24 @@ func TestKilledBetweenAnyTwoSteps(t *testing.T) {
 		name   string
 		former string // the profile of the unit before; "" for none
 		keeps  bool   // the unit must be confined all the time
+		loops  bool   // under a profile, the unit ends and is started over and over
 		ask    func(*testing.T, *world, *Loop)
 	}{
-		{"attach", "", false, attachTo("a")},
-		{"detach", "a", false, func(t *testing.T, _ *world, l *Loop) {
+		{"attach", "", false, false, attachTo("a")},
+		{"detach", "a", false, false, func(t *testing.T, _ *world, l *Loop) {
 			_, _ = l.Detach(context.Background(), attach.Request{Units: []string{"a"}}, nil)
 		}},
-		{"new text", "a", true, func(_ *testing.T, w *world, l *Loop) {
+		{"new text", "a", true, false, func(_ *testing.T, w *world, l *Loop) {
 			w.mu.Lock()
 			w.files["a"] = "2"
 			w.mu.Unlock()
 			l.queue.add(inputChanged, "a.service")
 			rest()
 		}},
-		{"other profile", "a", true, attachTo("b")},
-		{"undo", "", false, attachTo("bad")},
-		{"undo of another profile", "a", true, attachTo("bad")},
+		{"other profile", "a", true, false, attachTo("b")},
+		{"undo", "", false, false, attachTo("bad")},
+		{"undo of a loop", "", false, true, attachTo("bad")},
+		{"undo of another profile", "a", true, false, attachTo("bad")},
 	} {
 		for _, byPath := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, by path %v", s.name, byPath), func(t *testing.T) {
@@ -51,7 +53,7 @@ func TestKilledBetweenAnyTwoSteps(t *testing.T) {
 					}
 					u := w.addUnit("a.service")
 					w.files["b"], w.files["bad"] = "1", "1"
-					u.breaks["bad"] = true
+					u.breaks["bad"], u.crashLoop = !s.loops, s.loops
 					w.run(t, func(l *Loop) {
 						if s.former != "" {
 							attachTo(s.former)(t, w, l)

@@ -602,14 +602,20 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 			l.queue.add(inputChanged, j.d.Unit)
 			continue
 		}
-		if j.alive() && (j.plan.Has(attach.Restart) || j.wasStopped() || j.d.Record.Trial != nil && j.d.Attachment != nil) {
+		if j.alive() && (j.plan.Has(attach.Restart) || j.wasStopped() || j.restartedBefore() || j.d.Record.Trial != nil && j.d.Attachment != nil) {
 			need = append(need, j)
 		}
 	}
 	slots := make(chan struct{}, parallel)
 	var spoiled atomic.Bool
 	eachAll(need, func(j *job) {
-		if !j.plan.Has(attach.Restart) && !j.wasStopped() {
+		switch {
+		case j.plan.Has(attach.Restart), j.wasStopped():
+		case j.restartedBefore():
+			j.restarted, j.since = true, time.Now()
+			l.settle(ctx, j)
+			return
+		default:
 			l.tryPolicy(ctx, j, &spoiled)
 			return
 		}
@@ -667,6 +673,15 @@ func (j *job) diedMeanwhile() bool {
 	f := j.d.Record.Former
 	ran := j.before.Attaching && j.before.Before.Running || f != nil && f.Running
 	return j.d.Attachment != nil && ran && (j.o.Unit.ActiveState == "failed" || j.before.Stopped && !j.o.Unit.Active())
+}
+
+// restartedBefore reports whether an attach was cut off when it had restarted the
+// unit: whether it stays healthy has yet to show.
+func (j *job) restartedBefore() bool {
+	f := j.d.Record.Former
+	ran := j.before.Attaching && j.before.Before.Running && !j.before.Before.Confined || f != nil && f.Running && f.Profile != j.d.Profile
+	waits := slices.ContainsFunc(j.plan.Pending, func(r attach.Reason) bool { return r.Code == attach.RestartPending })
+	return j.d.Attachment != nil && ran && j.o.Unit.Active() && !j.plan.Has(attach.Restart) && !waits
 }
 
 // wasStopped reports whether a detach was cut off when it had stopped the unit

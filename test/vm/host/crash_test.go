@@ -82,7 +82,9 @@ func (p powerCut) install(t *testing.T) {
 	p.profile(t, "/etc/apparmor.d/bad", "bad", "")
 	for path, text := range map[string]string{
 		// It notes under which label each start of this boot runs.
-		"/etc/systemd/system/agent.service": `[Service]
+		"/etc/systemd/system/agent.service": `[Unit]
+StartLimitIntervalSec=0
+[Service]
 Type=notify
 ExecStart=/usr/local/bin/agent -listen 127.0.0.1:7001 -tmp /tmp/agent -helper
 ExecStartPost=+/bin/sh -c 'cat /proc/${MAINPID}/attr/apparmor/current >>/run/labels'
