@@ -357,6 +357,7 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 			l.unpublish(j.d.Unit)
 			return
 		}
+		j.before.Stopped = false
 		l.remember(j.before)
 		l.queue.add(inputChanged, j.d.Unit)
 		return
