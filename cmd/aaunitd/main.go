@@ -58,7 +58,7 @@ func main() {
 	log := logger(*verbose)
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
 	o := reconcile.Options{
-		AppArmor: apparmor.New(apparmor.Options{Kept: policies.Lookup}),
+		AppArmor: apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log}),
 		Store:    state.Dir(filepath.Join(*stateDir, "units")),
 		Policies: policies,
 		Log:      log,

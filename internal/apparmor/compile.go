@@ -24,10 +24,14 @@ import (
 // maxBuilt bounds the compiled policies that are kept in memory.
 const maxBuilt = 512
 
-// compileCache keeps compiled policies, by ID, that are not kept on disk (yet).
+// compileCache keeps compiled policies, by ID, that are not kept on disk (yet),
+// and why others could not be compiled, by ID and environment: what did not
+// compile does not compile the next time either, and a file that brings the
+// parser to its bounds must not do so at every look.
 type compileCache struct {
 	sync.Mutex
-	made map[string]attach.Compiled
+	made    map[string]attach.Compiled
+	refused map[string]*compileError
 }
 
 // Compile compiles each file in a bounded child: see reconcile.AppArmor. It reads
@@ -35,8 +39,8 @@ type compileCache struct {
 // digest stands for, and gives the parser a copy of exactly that:
 //
 //  1. Read the file and its closure; refuse what others than root can write.
-//  2. Where the same closure, parser, configuration and kernel compiled
-//     before, take that.
+//  2. Where the same closure, parser, configuration and kernel compiled, or
+//     did not compile, before, take that.
 //  3. Compile the rest together, those with an error one by one.
 //  4. Refuse a policy that names a policy namespace: it would not go where it
 //     is sent.
@@ -127,8 +131,15 @@ func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env
 		if src.scan.tooLarge {
 			problems = append(problems, problem(src.file, &compileError{file: src.file, text: fmt.Sprintf("with its includes in place it is larger than %d bytes", maxFlat), run: true}))
 		}
-		return src.scan.tooLarge
+		e := s.built.refusal(policyID(src, complain) + env)
+		if e != nil && !src.scan.tooLarge {
+			problems = append(problems, problem(src.file, e))
+		}
+		return src.scan.tooLarge || e != nil
 	})
+	if len(srcs) == 0 {
+		return nil, problems
+	}
 	var version string
 	var asked sync.WaitGroup
 	asked.Go(func() { version = s.parserVersion(ctx) })
@@ -140,6 +151,7 @@ func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env
 			c, err = compiled(src, parts[i], complain)
 		}
 		if err != nil {
+			s.built.refuse(policyID(src, complain)+env, err)
 			problems = append(problems, problem(src.file, err))
 			continue
 		}
@@ -216,6 +228,30 @@ func (c *compileCache) drop(id string) {
 	c.Lock()
 	defer c.Unlock()
 	delete(c.made, id)
+}
+
+// refusal is why the same did not compile before, nil where it is to be tried.
+func (c *compileCache) refusal(key string) *compileError {
+	c.Lock()
+	defer c.Unlock()
+	e := c.refused[key]
+	if e == nil || !e.again.IsZero() && !time.Now().Before(e.again) {
+		return nil
+	}
+	return e
+}
+
+func (c *compileCache) refuse(key string, err error) {
+	var e *compileError
+	if !errors.As(err, &e) {
+		return // says nothing about the file
+	}
+	c.Lock()
+	defer c.Unlock()
+	if c.refused == nil || len(c.refused) >= maxBuilt {
+		c.refused = map[string]*compileError{}
+	}
+	c.refused[key] = e
 }
 
 // compiled makes a result of what the parser printed for one file.

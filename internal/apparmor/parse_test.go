@@ -1,8 +1,10 @@
 package apparmor
 
 import (
+	"path"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -110,6 +112,78 @@ func FuzzParseLabel(f *testing.F) {
 func FuzzParseStat(f *testing.F) {
 	f.Add([]byte("12 (a) b) S 1 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 12345 1 1"))
 	f.Fuzz(func(t *testing.T, b []byte) { parseStat(b) })
+}
+
+// What is read of a process's control groups can only be a session scope, and
+// what is read of a group's processes only numbers.
+func FuzzParseGroups(f *testing.F) {
+	f.Add([]byte("0::/user.slice/user-7.slice/session-1.scope\n"))
+	f.Add([]byte("1:name=systemd:/x\n0::/system.slice/a.service/sub\n"))
+	f.Add([]byte("1\n2\n0\n99999999999999999999\n"))
+	f.Add([]byte("Name:\tx\nTgid:\t7\nPPid:\t1\nUid:\t0\t0\t0\t0\n"))
+	f.Add([]byte("0::/user.slice/user-../..slice/session-1.scope/../../x"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if group := parseSession(b); group != "" && (path.Clean(group) != group || strings.Count(group, "/") != 3) {
+			t.Errorf("%q gives the session %q", b, group)
+		}
+		ids, err := parseIDs(b)
+		if err == nil && len(ids) != len(strings.Fields(string(b))) {
+			t.Errorf("%q gives %v", b, ids)
+		}
+		for _, id := range ids {
+			if id < 0 {
+				t.Errorf("%q gives %v", b, ids)
+			}
+		}
+		for _, field := range statusField(b, "Tgid") {
+			if strings.ContainsAny(field, " \n\t") {
+				t.Errorf("%q gives the field %q", b, field)
+			}
+		}
+	})
+}
+
+// A pattern becomes an expression of bounded size, whatever its variables are.
+func FuzzCompileGlob(f *testing.F) {
+	f.Add("/usr/{bin,sbin}/@{exec}", "a b", "/usr/bin/a")
+	f.Add("@{X}@{X}@{X}", "@{X}", "")
+	f.Add("/[^/]**[a-z]?\\*", "", "/x")
+	f.Add("/{a,b}{c,d}{e,{f,g}}**", "{", "//ac")
+	f.Fuzz(func(t *testing.T, pattern, value, program string) {
+		re, ok := compileGlob(pattern, map[string][]string{"X": {value, "/y"}, "exec": strings.Fields(value)})
+		if !ok {
+			return
+		}
+		if n := len(re.String()); n > 2*maxExpanded {
+			t.Errorf("a pattern of %d bytes became one of %d", len(pattern), n)
+		}
+		re.MatchString(program)
+		if n := literalPrefix(pattern); n < 0 || n > len(pattern) {
+			t.Error(n)
+		}
+		if !strings.ContainsAny(pattern, `*?[]{}@\`) && utf8.ValidString(pattern) && !re.MatchString(pattern) {
+			t.Errorf("%q does not match itself", pattern)
+		}
+	})
+}
+
+// Whatever the parser prints becomes one printable line of bounded length.
+func FuzzParserSays(f *testing.F) {
+	f.Add("AppArmor parser error for /scratch/top/0 in profile /scratch/top/0 at line 3: syntax error, unexpected TOK_ID\n", "a\nb\nsocket (tcp) optname=1,\n")
+	f.Add("AppArmor parser error for x in /etc/apparmor.d/a at line 99999999999999999999: boom", "")
+	f.Add("Cache read/write disabled\n\x1b[31m\xff\x00\n", "optname=\n")
+	f.Fuzz(func(t *testing.T, said, text string) {
+		const file = "/etc/apparmor.d/a"
+		src := &source{file: file, files: map[string]*content{file: {data: []byte(text)}}}
+		c := &copied{dir: "/scratch", names: map[string]string{"/scratch/top/0": file}}
+		p := problem(file, newCompileError(src, c.original(said), nil))
+		if p.Code != attach.ProfileBroken || !strings.HasPrefix(p.Detail, "cannot compile "+file) || !strings.HasPrefix(p.Where, "/") {
+			t.Errorf("%q gives %+v", said, p)
+		}
+		if len(p.Detail) > 2100 || !utf8.ValidString(p.Detail+p.Where) || strings.ContainsFunc(p.Detail+p.Where, func(r rune) bool { return r < 0x20 && r != '\t' || r == 0x7f }) {
+			t.Errorf("%q gives %q at %q", said, p.Detail, p.Where)
+		}
+	})
 }
 
 func TestLocate(t *testing.T) {

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/safefile"
 )
 
 // errNoParser says that apparmor_parser is not installed.
@@ -151,12 +152,15 @@ func (s *System) parse(ctx context.Context, c *copied, files int, args ...string
 	case stdout.cut || stderr.cut:
 		return out, fmt.Errorf("%s printed more than %d bytes and was stopped", path, s.opt.ParserOutput)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return out, fmt.Errorf("%s did not end within %v and was stopped", path, limit)
+		return out, fmt.Errorf("%s %s %v and was stopped", path, tooLong, limit)
 	case ctx.Err() != nil:
 		return out, ctx.Err()
 	}
 	return out, nil
 }
+
+// tooLong is what is said of a parser that was stopped for the time it took.
+const tooLong = "did not end within"
 
 // startError is a child that could not be started.
 type startError struct{ err error }
@@ -250,7 +254,7 @@ func (s *System) each(ctx context.Context, srcs []*source, cut func(out []byte, 
 			return
 		}
 		if stuck.Load() >= maxStuck {
-			errs[i] = &compileError{file: srcs[i].file, text: "apparmor_parser did not answer for other files before it", run: true}
+			errs[i] = &compileError{file: srcs[i].file, text: "apparmor_parser did not answer for other files before it", run: true, again: time.Now()}
 			return
 		}
 		parts[i], errs[i] = s.alone(ctx, c, srcs[i], paths[i], flags)
@@ -314,17 +318,23 @@ func (s *System) together(ctx context.Context, c *copied, b batch, paths []strin
 }
 
 func (s *System) alone(ctx context.Context, c *copied, src *source, path string, flags []string) ([]byte, error) {
+	begun := time.Now()
+	later := func() time.Time { return time.Now().Add(retryTimes * time.Since(begun)) }
 	out, err := s.parse(ctx, c, 1, append(append([]string{}, flags...), path)...)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("cannot compile %s: %w", src.file, ctx.Err())
 		}
-		return nil, &compileError{file: src.file, text: err.Error(), run: true}
+		return nil, &compileError{file: src.file, text: err.Error(), run: true, again: later()}
 	}
 	said := c.original(string(out.stderr))
 	// Exit 0 is not success (seen on Debian 12 and 13).
 	if out.err != nil || strings.Contains(said, "parser error") {
-		return nil, newCompileError(src, said, out.err)
+		e := newCompileError(src, said, out.err)
+		if exit := (*exec.ExitError)(nil); errors.As(out.err, &exit) && !exit.Exited() {
+			e.again = later() // somebody, or the kernel for want of memory, has killed it
+		}
+		return nil, e
 	}
 	return out.stdout, nil
 }
@@ -335,6 +345,9 @@ type compileError struct {
 	text  string
 	where string // file:line
 	run   bool   // the parser could not be run, or did not end
+	// again is when it is worth another try although no input has changed; zero:
+	// never.
+	again time.Time
 }
 
 func (e *compileError) Error() string {
@@ -514,10 +527,13 @@ func problem(file string, err error) attach.Reason {
 			where = file
 		}
 		r := attach.Because(attach.ProfileBroken, "%v", ce).At(where)
-		if !ce.run {
+		switch {
+		case !ce.run:
 			r = r.WithNext("correct the file; apparmor_parser -Q -K " + file + " shows whether it compiles")
+		case strings.Contains(ce.text, tooLong):
+			r = r.WithNext("make the file simpler: alternations such as {a,b} multiply, the more so behind **; it is tried again when it changes, and now and then")
 		}
 		return r
 	}
-	return attach.Because(attach.ProfileBroken, "%v", err).At(file)
+	return attach.Because(attach.ProfileBroken, "%v", err).At(file).WithNext(safefile.WayOut(err))
 }

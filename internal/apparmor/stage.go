@@ -167,6 +167,8 @@ func (e *kernelError) Error() string {
 		why = "changing policy needs CAP_MAC_ADMIN, in the first user namespace"
 	case errors.Is(e.err, unix.ENOENT):
 		why = "the profile, or the parent of a child, does not exist"
+	case errors.Is(e.err, unix.ENAMETOOLONG):
+		why = fmt.Sprintf("it makes a directory that is called like the profile, with a number behind it, and such a name has at most %d bytes: give the profile a shorter name", unix.NAME_MAX)
 	case errors.Is(e.err, unix.ENOSPC), errors.Is(e.err, unix.ENOMEM):
 		why = "the kernel has no memory for it"
 	}

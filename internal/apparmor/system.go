@@ -10,6 +10,7 @@ package apparmor
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -61,6 +62,8 @@ type Options struct {
 	ParserTime time.Duration
 	// ParserMemory bounds the address space of the parser. 0 means 1 GiB.
 	ParserMemory uint64
+	// Log gets what is worth knowing later; nil discards it.
+	Log *slog.Logger
 	// ParserOutput bounds what the parser may print. 0 means 64 MiB.
 	ParserOutput int64
 }
@@ -97,6 +100,9 @@ func New(o Options) *System {
 		if os.Geteuid() != 0 {
 			o.Scratch = os.TempDir() // checks on a build machine
 		}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.ParserTime <= 0 {
 		o.ParserTime = 30 * time.Second

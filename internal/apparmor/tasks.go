@@ -526,14 +526,20 @@ func (s *System) sessionOf(pid int) (string, error) {
 		}
 		return "", fmt.Errorf("cannot read %s: %w", file, bareErrno(err))
 	}
-	for line := range strings.Lines(string(data)) {
-		if group, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+	return parseSession(data), nil
+}
+
+// parseSession reads proc_pid_cgroup(5): of the lines of a process the one of
+// cgroup v2 begins with "0::".
+func parseSession(data []byte) string {
+	for line := range bytes.Lines(data) {
+		if group, ok := strings.CutPrefix(strings.TrimSuffix(string(line), "\n"), "0::"); ok {
 			if ok, _ := path.Match("/user.slice/user-*.slice/session-*.scope", group); ok {
-				return group, nil
+				return group
 			}
 		}
 	}
-	return "", nil
+	return ""
 }
 
 // label reads a task's label.
@@ -689,11 +695,20 @@ func readIDs(file string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
+	out, err := parseIDs(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s %w", file, err)
+	}
+	return out, nil
+}
+
+// parseIDs reads the numbers of processes or threads, one a line.
+func parseIDs(data []byte) ([]int, error) {
 	var out []int
 	for w := range bytes.FieldsSeq(data) {
 		n, err := strconv.Atoi(string(w))
 		if err != nil || n < 0 {
-			return nil, fmt.Errorf("%s holds %q, which is no process", file, clean(string(w)))
+			return nil, fmt.Errorf("holds %q, which is no process", clean(string(w)))
 		}
 		out = append(out, n)
 	}

@@ -54,12 +54,17 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 	files := make(chan struct{})
 	go func() {
 		defer close(files)
-		for ctx.Err() == nil {
-			s.watchFiles(ctx, tell)
+		for seen := ""; ctx.Err() == nil; {
+			if s.watchFiles(ctx, tell) {
+				seen = "" // whatever happens until it watches again is missed
+			}
 			select {
 			case <-ctx.Done():
 			case <-time.After(s.index.watch.pause()):
-				tell() // whatever happened meanwhile was missed
+				if now := s.fingerprint(s.real(profileDir)); now != seen {
+					seen = now
+					tell()
+				}
 			}
 		}
 	}()
@@ -123,6 +128,9 @@ type watching struct {
 	// places are the real paths that matter outside /etc/apparmor.d.
 	places map[string]place
 	full   bool // and some more, for which there was no room
+	// why is the last cause for which something is not watched; said: it is told.
+	why  error
+	said bool
 	// life is Changes' context: no parser is started for the index after its
 	// end.
 	life context.Context
@@ -188,6 +196,16 @@ func (w *watching) isWhole() bool {
 	return w.whole
 }
 
+// cause is why not everything is watched.
+func (w *watching) cause() error {
+	w.Lock()
+	defer w.Unlock()
+	if w.full {
+		return fmt.Errorf("profiles depend on more than %d paths outside %s", maxWatched, profileDir)
+	}
+	return w.why
+}
+
 // look says that the index begins to look at the files now. A change during
 // the look makes the next one necessary.
 func (w *watching) look() {
@@ -203,10 +221,11 @@ func (w *watching) dir(by *fsnotify.Watcher, dir string) error {
 	if w.add != nil {
 		add = w.add
 	}
-	if err := add(by, dir); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		return err
+	err := add(by, dir)
+	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("cannot watch %s: %w", dir, err)
 }
 
 // wayTo lists the directories above a path, from the root.
@@ -256,7 +275,8 @@ func (w *watching) follow(p string, why place) {
 		dirs = append(dirs, p)
 	}
 	for _, d := range dirs {
-		if w.dir(w.by, d) != nil {
+		if err := w.dir(w.by, d); err != nil {
+			w.why = err
 			w.lose()
 			return
 		}
@@ -272,20 +292,23 @@ func (w *watching) lose() {
 	}
 }
 
-// followAll watches what matters outside /etc/apparmor.d anew; ok says whether
-// all else is watched.
-func (w *watching) followAll(by *fsnotify.Watcher, ok bool) {
+// followAll watches what matters outside /etc/apparmor.d anew; lost says why not
+// all else is watched, nil where it is.
+func (w *watching) followAll(by *fsnotify.Watcher, lost error) {
 	w.Lock()
 	defer w.Unlock()
 	if w.by != by {
 		return
 	}
 	for _, p := range slices.Sorted(maps.Keys(w.places)) { // those above first
-		if w.places[p]&(above|included) != 0 && w.dir(by, p) != nil {
-			ok = false
+		if w.places[p]&(above|included) == 0 {
+			continue
+		}
+		if err := w.dir(by, p); err != nil {
+			lost = err
 		}
 	}
-	w.whole, w.clean = ok && !w.full, false
+	w.whole, w.clean, w.why = lost == nil && !w.full, false, lost
 }
 
 // concerns reports whether something that happened at a path matters, and
@@ -302,10 +325,12 @@ func (w *watching) concerns(root, p string) (matters, more bool) {
 // which profiles depend, until ctx ends. What cannot be watched, since the
 // kernel's limit is reached (inotify(7)) or there is too much, it tries again
 // and again; until that succeeds it looks for changes itself, now and then.
-func (s *System) watchFiles(ctx context.Context, tell func()) {
+// Where there can be no watch at all it returns false, and the caller does so.
+func (s *System) watchFiles(ctx context.Context, tell func()) bool {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		return
+		s.unwatched(fmt.Errorf("cannot make a watch: %w", err))
+		return false
 	}
 	defer w.Close()
 	root := s.real(profileDir)
@@ -315,11 +340,16 @@ func (s *System) watchFiles(ctx context.Context, tell func()) {
 	// Those above come before those below, so that nothing comes unseen between
 	// two steps.
 	all := func() {
-		ok := true
+		var lost error
 		for _, d := range wayTo(root) {
-			ok = watch.dir(w, d) == nil && ok
+			if err := watch.dir(w, d); err != nil {
+				lost = err
+			}
 		}
-		watch.followAll(w, s.watchTree(w, root) == nil && ok)
+		if err := s.watchTree(w, root); err != nil {
+			lost = err
+		}
+		watch.followAll(w, lost)
 	}
 	all()
 	var again <-chan time.Time
@@ -328,7 +358,9 @@ func (s *System) watchFiles(ctx context.Context, tell func()) {
 		switch {
 		case watch.isWhole():
 			again, seen = nil, ""
+			s.watched()
 		case again == nil:
+			s.unwatched(watch.cause())
 			again = time.After(watch.pause())
 			if seen == "" {
 				seen = s.fingerprint(root)
@@ -336,7 +368,7 @@ func (s *System) watchFiles(ctx context.Context, tell func()) {
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return true
 		case <-lost:
 		case <-again:
 			again = nil
@@ -351,7 +383,7 @@ func (s *System) watchFiles(ctx context.Context, tell func()) {
 			tell()
 		case ev, ok := <-w.Events:
 			if !ok {
-				return
+				return true
 			}
 			name := filepath.Clean(ev.Name) // fsnotify says "//etc" for what is in "/"
 			matters, more := watch.concerns(root, name)
@@ -363,10 +395,13 @@ func (s *System) watchFiles(ctx context.Context, tell func()) {
 				all()
 			case under(root, name):
 				// It came, or had another name meanwhile, which ends its watch.
-				if st, err := os.Lstat(name); err == nil && st.IsDir() && s.watchTree(w, name) != nil {
-					watch.Lock()
-					watch.lose()
-					watch.Unlock()
+				if st, err := os.Lstat(name); err == nil && st.IsDir() {
+					if err := s.watchTree(w, name); err != nil {
+						watch.Lock()
+						watch.why = err
+						watch.lose()
+						watch.Unlock()
+					}
 				}
 			}
 			// After the new watches, or a look in between would count for what
@@ -374,6 +409,28 @@ func (s *System) watchFiles(ctx context.Context, tell func()) {
 			watch.dirty()
 			tell()
 		}
+	}
+}
+
+// unwatched says, once, that changes are looked for instead of being told.
+func (s *System) unwatched(why error) {
+	s.index.watch.Lock()
+	said := s.index.watch.said
+	s.index.watch.said = true
+	s.index.watch.Unlock()
+	if !said {
+		s.opt.Log.Error("cannot watch all profile files; until a later try succeeds they are looked at now and then", "every", s.index.watch.pause().String(), "err", why)
+	}
+}
+
+// watched says that there is a watch after all.
+func (s *System) watched() {
+	s.index.watch.Lock()
+	said := s.index.watch.said
+	s.index.watch.said = false
+	s.index.watch.Unlock()
+	if said {
+		s.opt.Log.Info("all profile files are watched again")
 	}
 }
 

@@ -1,11 +1,14 @@
 package apparmor
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,6 +16,24 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 )
+
+// lines is what was logged.
+type lines struct {
+	sync.Mutex
+	bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.Lock()
+	defer l.Unlock()
+	return l.Buffer.Write(p)
+}
+
+func (l *lines) String() string {
+	l.Lock()
+	defer l.Unlock()
+	return l.Buffer.String()
+}
 
 // follows starts Changes and gives the watch time to be there.
 func (h *host) follows(c context.Context) <-chan struct{} {
@@ -66,6 +87,8 @@ func TestADirectoryThatCannotBeWatched(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
+			var log lines
+			h.opt.Log = slog.New(slog.NewTextHandler(&log, nil))
 			var full atomic.Bool
 			full.Store(true)
 			h.limit(func(dir string) bool { return full.Load() && dir == filepath.Dir(filepath.Join(h.root, file)) })
@@ -89,6 +112,9 @@ func TestADirectoryThatCannotBeWatched(t *testing.T) {
 			h.tells(told, "that there is a watch again")
 			if !h.index.watch.isWhole() {
 				t.Fatal("there is no watch")
+			}
+			if text := log.String(); strings.Count(text, "cannot watch all profile files") != 1 || !strings.Contains(text, "no space left on device") || !strings.Contains(text, "watched again") {
+				t.Errorf("it says\n%s", text)
 			}
 			names(h, "x2")
 			if !h.index.watch.isClean() {

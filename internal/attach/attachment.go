@@ -73,6 +73,12 @@ type Attachment struct {
 	Settle          time.Duration   `json:"settle"` // nanoseconds
 }
 
+// InTheWay is the error of writing an attachment where a file that declares one
+// lies already.
+type InTheWay struct{ Text string }
+
+func (e *InTheWay) Error() string { return e.Text }
+
 // NewAttachment gives an attachment with every default in place.
 func NewAttachment() Attachment {
 	return Attachment{

@@ -409,7 +409,7 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		return refusals, warnings // nothing more can be said about it
 	}
 	if err := CheckProfileName(d.Profile); err != nil {
-		refuse(because(ProfileNameBad, "profile name %q: %v", d.Profile, err))
+		refuse(because(ProfileNameBad, "profile name %.200q: %v", d.Profile, err))
 	}
 	if name, err := d.Attachment.ProfileFor(d.Unit); d.shared() && (err != nil || name != d.Profile) {
 		// The drop-in of a pattern holds the value with its specifiers.

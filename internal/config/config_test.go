@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -9,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -402,5 +405,92 @@ func TestABrokenDirectoryStillMasks(t *testing.T) {
 				t.Error("what it may mask is not known, and c.conf is withdrawn")
 			}
 		})
+	}
+}
+
+// What cannot be watched is looked at.
+func TestChangesWithoutAWatch(t *testing.T) {
+	for name, full := range map[string]func(dir string) bool{
+		"none":          func(string) bool { return true },
+		"one directory": func(dir string) bool { return strings.HasSuffix(dir, "/etc") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, root := testFiles(t)
+			for _, d := range f.Dirs {
+				if err := os.MkdirAll(d, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var log bytes.Buffer
+			w := &watch{log: slog.New(slog.NewTextHandler(&log, nil)), dirs: f.Dirs.andAbove(), blind: map[string]bool{}, again: 50 * time.Millisecond, seen: f.Dirs.fingerprint(),
+				add: func(w *fsnotify.Watcher, dir string) error {
+					if full(dir) {
+						return unix.ENOSPC
+					}
+					return w.Add(dir)
+				}}
+			w.all()
+			ctx, cancel := context.WithCancel(context.Background())
+			told, done := make(chan struct{}, 1), make(chan struct{})
+			go func() { defer close(done); w.run(ctx, f.Dirs, told) }()
+			file := filepath.Join(root, "etc", "a.conf")
+			for _, change := range []struct {
+				what string
+				do   func() error
+			}{
+				{"a new file", func() error { return os.WriteFile(file, []byte(good("a.service")), 0o644) }},
+				{"a mask", func() error { return os.Symlink("/dev/null", filepath.Join(root, "etc", "b.conf")) }},
+				{"a file that changed", func() error { return os.WriteFile(file, []byte(good("b.service")), 0o644) }},
+				{"a file that went", func() error { return os.Remove(file) }},
+			} {
+				if err := change.do(); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case <-told:
+				case <-time.After(10 * time.Second):
+					t.Errorf("%s was not told", change.what)
+				}
+			}
+			select {
+			case <-told:
+				t.Error("a change was told where there was none")
+			case <-time.After(3 * quiet):
+			}
+			cancel()
+			<-done
+			if strings.Count(log.String(), "looked at now and then") != 1 {
+				t.Errorf("it says\n%s", &log)
+			}
+		})
+	}
+}
+
+// A unit's name may be longer than what fits into a file's name with ".conf".
+func TestWriteOfALongName(t *testing.T) {
+	f, _ := testFiles(t)
+	units := []string{strings.Repeat("a", 242) + ".service", strings.Repeat("a", 243) + ".service", strings.Repeat("b", 247) + ".service"}
+	files := map[string]bool{}
+	for _, unit := range units {
+		a := attach.NewAttachment()
+		a.Units, a.Profile = []string{unit}, "p"
+		file, restore, err := f.Write(unit, a)
+		if err != nil {
+			t.Fatalf("%d bytes: %v", len(unit), err)
+		}
+		files[file] = true
+		if unit == units[0] {
+			continue
+		}
+		if err := restore(); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := f.Write(unit, a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := f.Read()
+	if len(files) != len(units) || len(d.Attachments) != len(units) || len(d.Problems) > 0 {
+		t.Errorf("%d files: %d attachments, %v", len(files), len(d.Attachments), d.Problems)
 	}
 }

@@ -2,6 +2,8 @@ package config
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,7 +33,7 @@ const (
 	// file that is written over and over must not hide the others.
 	maxDelay = 2 * time.Second
 	// rewatch is how long to wait before what could not be watched is tried
-	// again.
+	// again, and looked at.
 	rewatch = 10 * time.Second
 )
 
@@ -134,6 +136,16 @@ func (f *Files) readFile(path string) (attach.Attachment, []attach.Reason) {
 	return Parse(path, file.Data)
 }
 
+// fileOf is the name of the file of an attachment made at the command line: after
+// the unit where that fits into a file's name, else after its digest.
+func fileOf(unit string) string {
+	if len(unit) <= unix.NAME_MAX-len(".conf") {
+		return unit + ".conf"
+	}
+	sum := sha256.Sum256([]byte(unit))
+	return "sha256-" + hex.EncodeToString(sum[:]) + ".conf"
+}
+
 // Write stores an attachment made at the command line for one unit. A lasting
 // one takes the place of one for this boot, so that a detach leaves neither.
 func (f *Files) Write(unit string, a attach.Attachment) (string, func() error, error) {
@@ -141,10 +153,11 @@ func (f *Files) Write(unit string, a attach.Attachment) (string, func() error, e
 	if a.Runtime {
 		dir = f.Dirs[1]
 	}
-	path := filepath.Join(dir, unit+".conf")
-	if lasting := filepath.Join(f.Dirs[0], unit+".conf"); a.Runtime {
+	name := fileOf(unit)
+	path := filepath.Join(dir, name)
+	if lasting := filepath.Join(f.Dirs[0], name); a.Runtime {
 		if _, err := os.Lstat(lasting); !errors.Is(err, fs.ErrNotExist) {
-			return "", nil, fmt.Errorf("cannot write %s: %s would mask it; detach %s first", path, lasting, unit)
+			return "", nil, &attach.InTheWay{Text: fmt.Sprintf("cannot write %s: %s would mask it; detach %s first", path, lasting, unit)}
 		}
 	}
 	if err := safefile.MkdirAll(dir, 0o755); err != nil {
@@ -154,7 +167,7 @@ func (f *Files) Write(unit string, a attach.Attachment) (string, func() error, e
 	existed := err == nil
 	switch {
 	case existed && !strings.HasPrefix(string(old.Data), manualHeader+"\n"):
-		return "", nil, fmt.Errorf("cannot write %s: it exists and aaunitctl did not write it; edit that file instead", path)
+		return "", nil, &attach.InTheWay{Text: fmt.Sprintf("cannot write %s: it exists and aaunitctl did not write it; edit that file instead", path)}
 	case !existed && !errors.Is(err, fs.ErrNotExist):
 		return "", nil, err
 	}
@@ -168,7 +181,7 @@ func (f *Files) Write(unit string, a attach.Attachment) (string, func() error, e
 		_, err := safefile.Write(path, old.Data, 0o644)
 		return err
 	}
-	short := filepath.Join(f.Dirs[1], unit+".conf")
+	short := filepath.Join(f.Dirs[1], name)
 	if was, err := safefile.Read(short, maxFile); !a.Runtime && err == nil && strings.HasPrefix(string(was.Data), manualHeader+"\n") {
 		if err := f.Remove(short); err != nil {
 			return "", nil, errors.Join(err, restore())
@@ -193,7 +206,7 @@ func (f *Files) Remove(path string) error {
 // be made anew, and so may those above them.
 func (f *Files) Changes(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
-	w := &watch{log: f.Log, dirs: f.Dirs.andAbove(), blind: map[string]bool{}}
+	w := &watch{log: f.Log, dirs: f.Dirs.andAbove(), blind: map[string]bool{}, again: rewatch, seen: f.Dirs.fingerprint()}
 	w.all() // here: what happens after the return is told
 	go func() {
 		defer close(out)
@@ -214,6 +227,23 @@ func (d Dirs) andAbove() []string {
 	return out
 }
 
+// fingerprint is a digest over names and times of the attachment files, for
+// finding changes without a watch.
+func (d Dirs) fingerprint() string {
+	h := sha256.New()
+	for _, dir := range d {
+		entries, _ := os.ReadDir(dir) // what went away shows
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			var st unix.Stat_t
+			if strings.HasSuffix(path, ".conf") && unix.Lstat(path, &st) == nil {
+				fmt.Fprintf(h, "%q %d %d %d %v %v %o\n", path, st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim, st.Mode)
+			}
+		}
+	}
+	return string(h.Sum(nil))
+}
+
 // watch is the watch on directories. A watch goes with its directory, whatever
 // comes to lie at the path later, and only a watch on the one above tells of
 // that: so all of them are watched, up to the root, and watched anew whenever
@@ -223,6 +253,10 @@ type watch struct {
 	dirs  []string // those above first: nothing can come unseen between two steps
 	w     *fsnotify.Watcher
 	blind map[string]bool // those that could not be watched; "" is all
+	again time.Duration   // rewatch
+	seen  string          // what the files were like when they were last looked at
+	// For tests: what watches a directory.
+	add func(w *fsnotify.Watcher, dir string) error
 }
 
 // all watches all directories, and says whether one is watched now that could
@@ -238,7 +272,11 @@ func (w *watch) all() (found bool) {
 		w.w = fresh
 	}
 	for _, d := range w.dirs {
-		err := w.w.Add(d)
+		add := (*fsnotify.Watcher).Add
+		if w.add != nil {
+			add = w.add
+		}
+		err := add(w.w, d)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			err = nil
 		}
@@ -256,12 +294,12 @@ func (w *watch) judge(dir string, err error) bool {
 		delete(w.blind, dir)
 		return was
 	case was:
-	case dir == "":
-		w.blind[dir] = true
-		w.log.Error("cannot watch the attachment files; until a later try succeeds, changes are seen at the slow re-check only", "err", err)
 	default:
+		first := len(w.blind) == 0
 		w.blind[dir] = true
-		w.log.Error("cannot watch directory; until a later try succeeds, changes there are seen at the slow re-check only", "dir", dir, "err", err)
+		if first {
+			w.log.Error("cannot watch all attachment files; until a later try succeeds they are looked at now and then", "every", w.again.String(), "dir", dir, "err", err)
+		}
 	}
 	return false
 }
@@ -284,7 +322,7 @@ func (w *watch) run(ctx context.Context, dirs Dirs, out chan<- struct{}) {
 	var again <-chan time.Time
 	for {
 		if again == nil && len(w.blind) > 0 {
-			again = time.After(rewatch)
+			again = time.After(w.again)
 		}
 		var events <-chan fsnotify.Event
 		var lost <-chan error
@@ -310,9 +348,11 @@ func (w *watch) run(ctx context.Context, dirs Dirs, out chan<- struct{}) {
 			changed()
 		case <-again:
 			again = nil
-			if w.all() {
+			found, now := w.all(), dirs.fingerprint()
+			if found || now != w.seen {
 				changed() // what happened there meanwhile was missed
 			}
+			w.seen = now
 		case <-timer.C:
 			since = time.Time{}
 			select {

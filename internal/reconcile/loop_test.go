@@ -408,7 +408,7 @@ func TestNoRecordNoDropIn(t *testing.T) {
 	w.diskFull = true
 	w.run(t, func(l *Loop) {
 		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
-		if out[0].Exit != attach.ExitFailed || !strings.Contains(out[0].Reasons[0].Detail, "no space left") {
+		if out[0].Exit != attach.ExitFailed || !strings.Contains(out[0].Reasons[0].Detail, "no space left") || out[0].Reasons[0].Next != "make room" {
 			t.Errorf("%+v", out)
 		}
 		rest()
@@ -416,6 +416,28 @@ func TestNoRecordNoDropIn(t *testing.T) {
 			t.Errorf("%v %+v %v", w.disk, u, w.att)
 		}
 	})
+}
+
+// Why an attachment was not written is not always that there is one.
+func TestAnAttachmentThatCannotBeWritten(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		code attach.Code
+		next string
+	}{
+		{&attach.InTheWay{Text: "cannot write it: there is one"}, attach.DeclaredInFile, ""},
+		{noSpace{}, attach.AttachmentBad, "make room"},
+	} {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		w.refuses = c.err
+		w.run(t, func(l *Loop) {
+			r := attachUnits(t, l, attach.Request{Units: []string{"a"}})[0].Reasons[0]
+			if r.Code != c.code || r.Next != c.next || r.Detail != c.err.Error() || u.start != 1 || len(w.disk) != 0 {
+				t.Errorf("%v: %+v", c.err, r)
+			}
+		})
+	}
 }
 
 func TestPlanChangesNothingAndTellsWhatARestartCosts(t *testing.T) {

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -84,7 +85,11 @@ func (l *Loop) Attach(ctx context.Context, r attach.Request, progress func(attac
 			if p.write {
 				file, restore, err := l.attachments.Write(p.unit, *p.d.Attachment)
 				if err != nil {
-					p.refuse(attach.Because(attach.DeclaredInFile, "%v", err))
+					code := attach.AttachmentBad
+					if other := (*attach.InTheWay)(nil); errors.As(err, &other) {
+						code = attach.DeclaredInFile
+					}
+					p.refuse(attach.Because(code, "%v", err).WithNext(wayOut(err)))
 					p.tell(op.progress)
 					continue
 				}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -454,7 +455,7 @@ func (l *Loop) writeDropIns(jobs []*job) {
 			}
 			j.out.Changed = j.out.Changed || changed
 			if err != nil {
-				j.fail(attach.StepDropIn, attach.Because(attach.DropInUnreadable, "%v", err).At(a.Target))
+				j.fail(attach.StepDropIn, attach.Because(attach.DropInUnreadable, "%v", err).At(a.Target).WithNext(wayOut(err)))
 				break
 			}
 		}
@@ -486,6 +487,16 @@ func (l *Loop) readFormer(j *job) {
 			j.files[a.Target] = &text
 		}
 	}
+}
+
+// wayOut is the next step after a file could not be written, where the error
+// tells one.
+func wayOut(err error) string {
+	var w interface{ WayOut() string }
+	if errors.As(err, &w) {
+		return w.WayOut()
+	}
+	return ""
 }
 
 // recordDropIn remembers that the unit's drop-in is aaunit's: before it is

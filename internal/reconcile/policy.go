@@ -122,7 +122,7 @@ func (l *Loop) keepPolicies(j *job) {
 		if err == nil {
 			continue
 		}
-		why := attach.Because(attach.PolicyNotKept, "%v", err).At(c.File).WithNext("df /var/lib/aaunit")
+		why := attach.Because(attach.PolicyNotKept, "%v", err).At(c.File).WithNext(wayOut(err))
 		if j.fresh {
 			j.fail(attach.StepPolicy, why)
 		} else {

@@ -110,7 +110,9 @@ type Attachments interface {
 	// Read reads all attachment files. It never fails as a whole.
 	Read() attach.Declared
 	// Write stores a manual attachment and gives the file; an existing manual
-	// one of the same unit is replaced. restore puts back what was there.
+	// one of the same unit is replaced. restore puts back what was there. An
+	// error with a method WayOut() string says what to do about it, here and below
+	// Systemd and Store.
 	Write(unit string, a attach.Attachment) (file string, restore func() error, err error)
 	// Remove takes a manual attachment away.
 	Remove(file string) error

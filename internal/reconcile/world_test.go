@@ -58,8 +58,9 @@ type world struct {
 	hang map[string]chan struct{}
 	// byPath: profiles that attach to the program that all units run.
 	byPath   map[string]bool
-	boots    int  // of the machine
-	diskFull bool // records cannot be saved
+	boots    int   // of the machine
+	diskFull bool  // records cannot be saved
+	refuses  error // writing an attachment
 	dead     bool
 	// deadly: version of a policy -> what becomes of a unit that runs under it.
 	deadly map[string]string
@@ -89,6 +90,12 @@ func (j *journalText) count(text string) int {
 	defer j.Unlock()
 	return strings.Count(j.String(), text)
 }
+
+// noSpace is an error that knows its way out.
+type noSpace struct{}
+
+func (noSpace) Error() string  { return "no space left on device" }
+func (noSpace) WayOut() string { return "make room" }
 
 var errDead = errors.New("the daemon was killed")
 
@@ -648,6 +655,9 @@ func (a attachments) Write(unit string, at attach.Attachment) (string, func() er
 		return "", nil, err
 	}
 	file := "/etc/aaunit/attachments.d/" + unit + ".conf"
+	if a.refuses != nil {
+		return "", nil, a.refuses
+	}
 	old, had := a.att[file]
 	at.Source = file
 	a.att[file] = at
@@ -699,7 +709,7 @@ func (s store) Load() ([]attach.Record, []attach.Reason) {
 func (s store) Save(r attach.Record) error {
 	defer s.lock()()
 	if s.diskFull {
-		return errors.New("no space left on device")
+		return noSpace{}
 	}
 	if err := s.step("save record " + r.Unit); err != nil {
 		return err
@@ -744,7 +754,7 @@ func (p policies) Keep(c attach.Compiled) error {
 		return nil
 	}
 	if p.diskFull {
-		return errors.New("no space left on device")
+		return noSpace{}
 	}
 	if err := p.call("keep %s", c.ID); err != nil {
 		return err

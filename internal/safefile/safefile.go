@@ -86,13 +86,42 @@ func IsTemporary(name string) bool {
 	return strings.HasPrefix(name, ".") && strings.HasSuffix(name, tmpSuffix)
 }
 
+// WayOut is what to do about a file that could not be written, "" where the error
+// tells nothing about that.
+func WayOut(err error) string {
+	switch {
+	case errors.Is(err, unix.EROFS):
+		return "findmnt shows what is mounted read-only; mount -o remount,rw makes it writable"
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return "df and df -i show what is full; ask again when there is room"
+	}
+	return ""
+}
+
+// Error is an error of this package's with a way out, for who does not know this
+// package.
+type Error struct{ error }
+
+// WayOut is the way out.
+func (e *Error) WayOut() string { return WayOut(e.error) }
+
+func (e *Error) Unwrap() error { return e.error }
+
+// Helped gives an error its way out, if there is one.
+func Helped(err error) error {
+	if WayOut(err) == "" {
+		return err
+	}
+	return &Error{err}
+}
+
 // Write gives the file that content. It writes beside the target, syncs,
 // renames and syncs the directory, and touches nothing when the file has that
 // content already; changed says which. The file's directory must exist.
 func Write(path string, data []byte, mode fs.FileMode) (changed bool, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("cannot write %s: %w", path, err)
+			err = Helped(fmt.Errorf("cannot write %s: %w", path, err))
 		}
 	}()
 	if old, err := Read(path, int64(len(data))); err == nil && bytes.Equal(old.Data, data) && old.Mode == mode && old.UID == uint32(os.Geteuid()) {
@@ -111,7 +140,8 @@ func Write(path string, data []byte, mode fs.FileMode) (changed bool, err error)
 	case err != nil && !errors.Is(err, unix.ENOENT):
 		return false, err
 	}
-	tmp := "." + name + "." + rand.Text()[:8] + tmpSuffix
+	// Shorter than the longest name that a file can have (255 bytes, NAME_MAX).
+	tmp := "." + name[:min(len(name), 240)] + "." + rand.Text()[:8] + tmpSuffix
 	fd, err := unix.Openat(int(dir.Fd()), tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, uint32(mode.Perm()))
 	if err != nil {
 		return false, err
@@ -153,7 +183,7 @@ func Remove(path string) (changed bool, err error) {
 	case errors.Is(err, unix.ENOENT):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("cannot remove %s: %w", path, err)
+		return false, Helped(fmt.Errorf("cannot remove %s: %w", path, err))
 	}
 	return true, dir.Sync()
 }
@@ -177,7 +207,7 @@ func MkdirAll(path string, mode fs.FileMode) error {
 	}
 	defer dir.Close()
 	if err := unix.Mkdirat(int(dir.Fd()), filepath.Base(path), uint32(mode.Perm())); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("cannot make directory %s: %w", path, err)
+		return Helped(fmt.Errorf("cannot make directory %s: %w", path, err))
 	}
 	return open1(path)
 }

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -93,5 +94,28 @@ func TestOnlyBy(t *testing.T) {
 		if err := c.f.OnlyBy(0); (err == nil) != c.ok {
 			t.Errorf("uid %d mode %o: %v", c.f.UID, c.f.Mode, err)
 		}
+	}
+}
+
+// A name that a file can have can be written, and nothing is cut.
+func TestTheLongestNames(t *testing.T) {
+	dir := t.TempDir()
+	for _, n := range []int{230, 241, 255} {
+		name := filepath.Join(dir, strings.Repeat("n", n))
+		if changed, err := Write(name, []byte("x"), 0o644); err != nil || !changed {
+			t.Errorf("a name of %d bytes: %v", n, err)
+		}
+		if f, err := Read(name, 1); err != nil || string(f.Data) != "x" {
+			t.Errorf("a name of %d bytes: %v", n, err)
+		}
+	}
+	if _, err := Write(filepath.Join(dir, strings.Repeat("n", 256)), []byte("x"), 0o644); !errors.Is(err, unix.ENAMETOOLONG) {
+		t.Errorf("a name of 256 bytes: %v", err)
+	}
+	if _, err := Write("/"+strings.Repeat("d/", 2100)+"x", []byte("x"), 0o644); err == nil {
+		t.Error("a path of more than 4096 bytes was written")
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 3 {
+		t.Errorf("%d files, %v", len(left), err)
 	}
 }

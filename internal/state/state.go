@@ -59,10 +59,7 @@ func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 		if !strings.HasSuffix(e.Name(), ".json") || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		r, err := load(path)
-		if err == nil && d.path(r.Unit) != path {
-			err = fmt.Errorf("it is about %q", r.Unit)
-		}
+		r, err := d.load(path)
 		if err == nil {
 			records = append(records, r)
 			continue
@@ -93,7 +90,7 @@ func setAside(what, path string, why error) attach.Reason {
 	return attach.Because(attach.RecordBad, "cannot read %s %s: %v; %s", what, path, why, then).At(path)
 }
 
-func load(path string) (attach.Record, error) {
+func (d Dir) load(path string) (attach.Record, error) {
 	f, err := safefile.Read(path, maxRecord)
 	if err != nil {
 		return attach.Record{}, err
@@ -101,11 +98,25 @@ func load(path string) (attach.Record, error) {
 	if err := f.OnlyBy(uint32(os.Geteuid())); err != nil {
 		return attach.Record{}, err
 	}
+	return d.parse(path, f.Data)
+}
+
+// parse reads a record, which must be that of the unit after which its file is
+// named.
+func (d Dir) parse(path string, data []byte) (attach.Record, error) {
 	var r attach.Record
-	if err := json.Unmarshal(f.Data, &r); err != nil {
+	if err := json.Unmarshal(data, &r); err != nil {
 		return attach.Record{}, err
 	}
+	if d.path(r.Unit) != path {
+		return attach.Record{}, fmt.Errorf("it is about %q", r.Unit)
+	}
 	return r, nil
+}
+
+func format(r attach.Record) ([]byte, error) {
+	b, err := json.MarshalIndent(r, "", "  ")
+	return append(b, '\n'), err
 }
 
 // path names a record's file: after the unit where that fits into a file name
@@ -121,11 +132,11 @@ func (d Dir) path(unit string) string {
 
 // Save writes a record; a crash leaves the old or the new one.
 func (d Dir) Save(r attach.Record) error {
-	b, err := json.MarshalIndent(r, "", "  ")
+	b, err := format(r)
 	if err != nil {
 		return fmt.Errorf("cannot keep the record of %s: %w", r.Unit, err)
 	}
-	_, err = safefile.Write(d.path(r.Unit), append(b, '\n'), 0o600)
+	_, err = safefile.Write(d.path(r.Unit), b, 0o600)
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -148,4 +149,39 @@ func TestTornRecords(t *testing.T) {
 	if aside, _ := filepath.Glob(path + ".bad*"); len(aside) != maxAside {
 		t.Errorf("%d bad records are kept", len(aside))
 	}
+}
+
+// FuzzRecord reads whatever lies among the records: what is taken stays itself
+// when it is written, and nothing is written outside the directory.
+func FuzzRecord(f *testing.F) {
+	f.Add("a.service", []byte(`{"unit":"a.service","profile":"p q","dropIns":{"/x":"1"},"verdict":{"answer":"confined"}}`))
+	f.Add("..", []byte(`{"unit":"../../etc/passwd"}`))
+	f.Add("a", []byte(`{"unit":"a","hold":{"reasons":[{}]},"accepted":null}`))
+	f.Add("b", []byte(`[{"unit":1}]`))
+	f.Fuzz(func(t *testing.T, unit string, text []byte) {
+		d := Dir("/state")
+		file := d.path(unit)
+		if filepath.Dir(file) != string(d) || len(filepath.Base(file)) > 255 {
+			t.Fatalf("the record of %q would lie in %s", unit, file)
+		}
+		r, err := d.parse(file, text)
+		if err != nil {
+			return
+		}
+		if utf8.ValidString(unit) && r.Unit != unit {
+			t.Errorf("the record of %q is taken for that of %q", r.Unit, unit)
+		}
+		b, err := format(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The zero of an answer and "unknown" are written alike.
+		again, err := d.parse(file, b)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, b)
+		}
+		if c, err := format(again); err != nil || string(c) != string(b) {
+			t.Errorf("%v: written as\n%sand then as\n%s", err, b, c)
+		}
+	})
 }

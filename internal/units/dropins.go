@@ -52,7 +52,7 @@ func (s *Systemd) WriteDropIn(path, text string) (changed bool, err error) {
 		return false, fmt.Errorf("cannot write drop-in %s: %w", path, err)
 	}
 	if err := makeDir(filepath.Dir(real)); err != nil {
-		return false, fmt.Errorf("cannot write drop-in %s: %w", path, err)
+		return false, safefile.Helped(fmt.Errorf("cannot write drop-in %s: %w", path, err))
 	}
 	s.note(real, text) // before: our own change is no news
 	return safefile.Write(real, []byte(text), 0o644)
@@ -170,6 +170,10 @@ func (s *Systemd) place(path string) (string, error) {
 	if !ok || name != attach.DropInName || (parent != "/etc/systemd/system/" && parent != "/run/systemd/system/") ||
 		!strings.HasSuffix(unit, ".service") || fullName(unit) != nil {
 		return "", fmt.Errorf("cannot use %q as a drop-in: aaunit's are /etc/systemd/system/UNIT.d/%s and the same below /run", path, attach.DropInName)
+	}
+	if len(last) > unix.NAME_MAX {
+		return "", fmt.Errorf("cannot use drop-in %s: %s.d would have a name of %d bytes, and a directory's has at most %d: give the unit a name of at most %d",
+			path, unit, len(last), unix.NAME_MAX, unix.NAME_MAX-len(".d"))
 	}
 	return filepath.Join(s.root, path), nil
 }

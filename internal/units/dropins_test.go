@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 )
 
@@ -288,5 +290,54 @@ func TestDropInsAreFound(t *testing.T) {
 	}
 	if got, err := s.DropIns(); err != nil || !slices.Equal(got, []string{ourDropIn, "/run/systemd/system/x@.service.d/90-aaunit.conf"}) {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// FuzzUnitPaths takes names that come over the bus, and paths that come from a
+// record: a unit's object is that unit's, and a drop-in lies where it belongs.
+func FuzzUnitPaths(f *testing.F) {
+	for _, name := range []string{"a.service", "a-b@c.service", "agent@.service", "_.service", "-.service", "../x.service", "a_2e.service"} {
+		f.Add(name, "/org/freedesktop/systemd1/unit/a_2eservice", "/etc/systemd/system/"+name+".d/90-aaunit.conf")
+	}
+	f.Add("", "/org/freedesktop/systemd1/unit/_2", "/etc/systemd/system/a.service.d/../../../passwd")
+	f.Fuzz(func(t *testing.T, name, object, dropIn string) {
+		if got, ok := unitOf(dbus.ObjectPath(object)); ok && got == "" {
+			t.Errorf("%q is the object of a unit without a name", object)
+		}
+		s := New(Options{Root: "/root"})
+		if real, err := s.place(dropIn); err == nil {
+			dir := filepath.Dir(real)
+			if real != "/root"+dropIn || filepath.Base(real) != attach.DropInName || filepath.Dir(dir) != "/root/etc/systemd/system" && filepath.Dir(dir) != "/root/run/systemd/system" {
+				t.Errorf("drop-in %q is placed at %s", dropIn, real)
+			}
+		}
+		if fullName(name) != nil {
+			return
+		}
+		if got, ok := unitOf(pathOf(name)); !ok || got != name {
+			t.Errorf("%q became %q by %s", name, got, pathOf(name))
+		}
+		for _, n := range dropInNames(name) {
+			if strings.Contains(n, "/") || filepath.Ext(n) != filepath.Ext(name) {
+				t.Errorf("%q is served by %q", name, n)
+			}
+		}
+	})
+}
+
+// A unit may have a name for which no directory of drop-ins can be.
+func TestDropInOfALongName(t *testing.T) {
+	s, _ := dropInRoot(t)
+	for n, fits := range map[int]bool{253: true, 254: false, 255: false} {
+		unit := strings.Repeat("n", n-len(".service")) + ".service"
+		path := attach.DropInPath(unit, false)
+		changed, err := s.WriteDropIn(path, "x\n")
+		_, exists, readErr := s.ReadDropIn(path)
+		if fits != (changed && err == nil && exists && readErr == nil) {
+			t.Errorf("%d bytes: %v, %v", n, err, readErr)
+		}
+		if !fits && (!strings.Contains(err.Error(), "give the unit a name of at most 253") || readErr == nil) {
+			t.Errorf("%d bytes: %v, %v", n, err, readErr)
+		}
 	}
 }
