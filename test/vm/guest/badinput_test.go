@@ -293,6 +293,8 @@ func TestParserThatMisbehaves(t *testing.T) {
 		{"", "apparmor_parser is not installed"},
 		{"#!/bin/sh\nexec sleep 3600\n", "did not end within"},
 		{"#!/bin/sh\nhead -c 2000000 /dev/urandom\nexit 0\n", "the parser's output makes no sense"},
+		{"#!/bin/sh\nexec cat /dev/zero\n", "printed more than"},
+		{"#!/bin/sh\n/usr/sbin/apparmor_parser.real \"$@\" | head -c 100\nkill -KILL $$\n", "signal: killed"},
 		{"#!/bin/sh\necho 'AppArmor parser error for x in profile x at line 1: gone' >&2\nexit 0\n", "AppArmor parser error for x in profile x at line 1: gone"},
 	} {
 		os.Remove(parser)

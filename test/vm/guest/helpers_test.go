@@ -125,7 +125,8 @@ func (s *scene) File(path, text string, mode os.FileMode) {
 	}
 	// All at once: aaunitd may read it at any moment, and a binary that runs
 	// cannot be written to.
-	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
+	base := filepath.Base(path)
+	tmp := filepath.Join(filepath.Dir(path), "."+base[:min(len(base), 200)]+".tmp")
 	if err := os.WriteFile(tmp, []byte(text), mode); err != nil {
 		s.t.Fatal(err)
 	}
