@@ -180,7 +180,7 @@ func Remove(path string) (changed bool, err error) {
 	}
 	defer dir.Close()
 	switch err := unix.Unlinkat(int(dir.Fd()), filepath.Base(path), 0); {
-	case errors.Is(err, unix.ENOENT):
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EROFS) && isGone(dir, path):
 		return false, nil
 	case err != nil:
 		return false, Helped(fmt.Errorf("cannot remove %s: %w", path, err))
@@ -231,10 +231,17 @@ func RemoveEmptyDir(path string) error {
 	}
 	defer dir.Close()
 	err = unix.Unlinkat(int(dir.Fd()), filepath.Base(path), unix.AT_REMOVEDIR)
-	if err == nil || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
+	if err == nil || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EROFS) && isGone(dir, path) {
 		return nil
 	}
 	return fmt.Errorf("cannot remove directory %s: %w", path, err)
+}
+
+// isGone reports whether there is nothing of that name. On a read-only file system
+// unlink(2) fails before it looks.
+func isGone(dir *os.File, path string) bool {
+	var st unix.Stat_t
+	return errors.Is(unix.Fstatat(int(dir.Fd()), filepath.Base(path), &st, unix.AT_SYMLINK_NOFOLLOW), unix.ENOENT)
 }
 
 // open opens an absolute path of which no component may be a symbolic link.
