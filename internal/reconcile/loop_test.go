@@ -407,11 +407,13 @@ func TestNoRecordNoDropIn(t *testing.T) {
 	u := w.addUnit("a.service")
 	w.diskFull = true
 	w.run(t, func(l *Loop) {
-		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
-		if out[0].Exit != attach.ExitFailed || !strings.Contains(out[0].Reasons[0].Detail, "no space left") || out[0].Reasons[0].Next != "make room" {
-			t.Errorf("%+v", out)
+		for range 2 { // what was not written is not taken for written the next time
+			out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+			if out[0].Exit != attach.ExitFailed || !strings.Contains(out[0].Reasons[0].Detail, "no space left") || out[0].Reasons[0].Next != "make room" {
+				t.Errorf("%+v", out)
+			}
+			rest()
 		}
-		rest()
 		if len(w.disk) != 0 || u.start != 1 || len(w.att) != 0 {
 			t.Errorf("%v %+v %v", w.disk, u, w.att)
 		}

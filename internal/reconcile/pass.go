@@ -508,6 +508,7 @@ func (l *Loop) recordDropIn(j *job) error {
 	if r.DropIns[path] == text {
 		return nil
 	}
+	was := r.Clone()
 	if r.DropIns == nil {
 		r.DropIns = map[string]string{}
 	}
@@ -519,7 +520,11 @@ func (l *Loop) recordDropIn(j *job) error {
 		r.Former = &attach.Former{Profile: j.before.Profile, Running: j.o.Unit.Active(), DropIns: maps.Clone(j.files)}
 	}
 	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
-	return l.keep(*r)
+	if err := l.keep(*r); err != nil {
+		*r = was
+		return err
+	}
+	return nil
 }
 
 // disown takes a drop-in off the unit's record, so that the last of several
@@ -895,13 +900,16 @@ func (l *Loop) remember(r attach.Record) {
 	if r.Unit == "" {
 		return
 	}
-	if err := l.keep(r); err != nil {
+	if err := l.save(r, true); err != nil {
 		l.log.Error("cannot keep the record of a unit", journal.FieldUnit, r.Unit, "err", err)
 	}
 }
 
-// keep keeps a record, in memory and on disk.
-func (l *Loop) keep(r attach.Record) error {
+// keep keeps a record on disk, and then in memory: what is not on disk does not
+// count as recorded.
+func (l *Loop) keep(r attach.Record) error { return l.save(r, false) }
+
+func (l *Loop) save(r attach.Record, anyhow bool) error {
 	l.keeping.Lock()
 	defer l.keeping.Unlock()
 	r.Boot = l.boot
@@ -909,9 +917,14 @@ func (l *Loop) keep(r attach.Record) error {
 	if old := l.records[r.Unit]; old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
 		r.Verdict = old.Verdict
 	}
-	l.records[r.Unit] = r.Clone()
 	l.mu.Unlock()
-	return l.store.Save(r)
+	err := l.store.Save(r)
+	if err == nil || anyhow {
+		l.mu.Lock()
+		l.records[r.Unit] = r.Clone()
+		l.mu.Unlock()
+	}
+	return err
 }
 
 func (l *Loop) forget(unit string) {

@@ -90,14 +90,17 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		}
 	}
 	saved, load, failed := l.gather(jobs)
+	begun := time.Now()
 	for _, j := range jobs {
+		if j.alive() && j.accepts() {
+			j.beginTrial(begun) // before it is loaded: the unit may not live much longer
+		}
 		if j.alive() && (j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy)) {
 			j.willLoad()
 			l.remember(j.d.Record)
 			j.event(attach.StepPolicy, attach.Running, "loading")
 		}
 	}
-	begun := time.Now()
 	if len(load) > 0 {
 		maps.Copy(failed, l.apparmor.Load(ctx, load))
 	}
@@ -107,7 +110,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		case j.d.Attachment == nil:
 			l.hardened(j, failed)
 		default:
-			l.accept(j, failed, begun)
+			l.accept(j, failed)
 		}
 	}
 	l.unloadChildren(ctx, jobs)
@@ -199,9 +202,29 @@ func (j *job) willLoad() {
 	}
 }
 
-// accept records what a unit runs under, once the kernel has it, for which begun
-// is the earliest time.
-func (l *Loop) accept(j *job, failed map[string]error, begun time.Time) {
+// accepting is what the unit's files give.
+func (j *job) accepting() (accepted, policies map[string]string) {
+	accepted, policies = map[string]string{}, map[string]string{}
+	for _, c := range j.o.Policy.Compiled {
+		maps.Copy(accepted, c.Checksums)
+		policies[c.File] = c.ID
+	}
+	return accepted, policies
+}
+
+// beginTrial notes how a unit that runs is before its policy changes. A trial
+// that was cut off goes on.
+func (j *job) beginTrial(at time.Time) {
+	r := &j.d.Record
+	accepted, _ := j.accepting()
+	if r.Trial != nil || maps.Equal(accepted, r.Accepted) || !j.d.Keeps() || !j.o.Unit.Active() || j.plan.Has(attach.Restart) || j.d.Attachment.Settle == 0 {
+		return
+	}
+	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: at, Unit: j.o.Unit.Start()}
+}
+
+// accept records what a unit runs under, once the kernel has it.
+func (l *Loop) accept(j *job, failed map[string]error) {
 	files := map[string]bool{}
 	for _, c := range slices.Concat(j.o.Policy.Compiled, j.d.Kept) {
 		files[c.File] = true
@@ -221,16 +244,11 @@ func (l *Loop) accept(j *job, failed map[string]error, begun time.Time) {
 	}
 	loads := j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy)
 	if j.accepts() {
-		accepted, policies := map[string]string{}, map[string]string{}
-		for _, c := range j.o.Policy.Compiled {
-			maps.Copy(accepted, c.Checksums)
-			policies[c.File] = c.ID
-		}
 		r := &j.d.Record
-		if !maps.Equal(accepted, r.Accepted) && j.d.Keeps() && r.Trial == nil && j.o.Unit.Active() && !j.plan.Has(attach.Restart) && j.d.Attachment.Settle > 0 {
-			r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: begun, Unit: j.o.Unit.Start()}
+		r.Accepted, r.Policies = j.accepting()
+		if r.Trial != nil && maps.Equal(r.Trial.Policies, r.Policies) {
+			r.Trial = nil // the text is what it was before the trial
 		}
-		r.Accepted, r.Policies = accepted, policies
 		if len(r.DropIns) > 0 {
 			l.remember(*r) // a look at the unit compares with it from now on
 		}
