@@ -30,7 +30,12 @@ GUEST_PACKAGES := ./internal/apparmor ./internal/units ./test/vm/guest
 HOST_PACKAGES := ./test/vm/host
 PKG ?= $(GUEST_PACKAGES) $(HOST_PACKAGES)
 RUN ?=
-VM_TIMEOUT ?= 60m
+# LONG=yes adds the tests of a package's life, of storms, crashes and hostile
+# input, which take an hour and more (the tag long).
+LONG ?=
+VM_TIMEOUT ?= $(if $(LONG),240m,60m)
+vm_tags = vm$(if $(LONG),$(comma)long)
+comma := ,
 
 # Not git's word on the checkout: it may be another user's, or there is no git.
 export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
@@ -56,7 +61,9 @@ need-go:
 test: need-go setup check lint-deb demo vm ## everything that has to pass, from a bare Debian on
 
 .PHONY: test-all
-test-all: test lint vm-crash ## the same, the slower linters, and a crash at every step
+test-all: need-go setup check lint lint-deb demo ## the same, the slower linters, and the tests that take long
+	@$(MAKE) --no-print-directory vm LONG=yes
+	@$(MAKE) --no-print-directory vm-crash
 
 .PHONY: check
 check: need-go setup-check fmt vet staticcheck man sh race ## what needs no guest: formatting, linters, unit tests, manual
@@ -94,6 +101,7 @@ fmt: need-go
 vet: need-go
 	$(GO) vet ./...
 	$(GO) vet -tags vm ./...
+	$(GO) vet -tags vm,long ./...
 	$(GO) vet -tags crash ./cmd/aaunitd
 
 # ST1005: our error texts may begin with the name of a setting ("Unit= is …").
@@ -101,6 +109,7 @@ vet: need-go
 staticcheck: need-go build/tools/staticcheck
 	build/tools/staticcheck -checks inherit,-ST1005 ./...
 	build/tools/staticcheck -checks inherit,-ST1005 -tags vm ./...
+	build/tools/staticcheck -checks inherit,-ST1005 -tags vm,long ./...
 	build/tools/staticcheck -checks inherit,-ST1005 -tags crash ./cmd/aaunitd
 
 .PHONY: race
@@ -143,8 +152,8 @@ setup-vm: need-go
 # host/ upgrades to the package of a higher version. It is made first, since it
 # goes through the same build/deb.
 .PHONY: vm
-vm: need-go setup-vm build/agent build/aaunitd-crash build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=)
-ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
+vm: need-go setup-vm build/agent build/aaunitd-crash build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=, LONG=)
+ifneq ($(LONG),)
 	@$(MAKE) --no-print-directory VERSION='$(VERSION)+newer' deb
 	mv build/deb/*.deb build/newer-package
 endif
@@ -153,7 +162,7 @@ endif
 
 # -p 1: one guest at a time for each suite. Of the adapters' tests, those named
 # VM need a guest; the others belong to check.
-go-test-vm = $(GO) test -tags vm -count=1 -v -p 1 -timeout $(VM_TIMEOUT) -run
+go-test-vm = $(GO) test -tags $(vm_tags) -count=1 -v -p 1 -timeout $(VM_TIMEOUT) -run
 adapters = $(filter ./internal/%,$(filter $(GUEST_PACKAGES),$(PKG)))
 inside = $(filter ./test/%,$(filter $(GUEST_PACKAGES),$(PKG)))
 .PHONY: $(SUITES:%=vm-%)
@@ -166,14 +175,14 @@ ifneq ($(inside),)
 	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) '$(RUN)' -exec $(CURDIR)/build/vmexec $(inside)
 endif
 ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
-	AAUNIT_VM_SUITE=$* AAUNIT_VM_PAYLOAD=$$AAUNIT_VM_PAYLOAD:$(CURDIR)/build/newer-package \
+	AAUNIT_VM_SUITE=$* $(if $(LONG),AAUNIT_VM_PAYLOAD=$$AAUNIT_VM_PAYLOAD:$(CURDIR)/build/newer-package) \
 		$(go-test-vm) '$(RUN)' $(filter $(HOST_PACKAGES),$(PKG))
 endif
 
-# make vm kills aaunitd, and cuts the power, once at each kind of step.
+# LONG=yes kills aaunitd, and cuts the power, once at each kind of step.
 .PHONY: vm-crash
 vm-crash: ## kill aaunitd, and cut the machine's power, at every single step (SUITE=)
-	@AAUNIT_CRASH=all $(MAKE) --no-print-directory vm PKG='./test/vm/guest ./test/vm/host' RUN='TestKilledAtAnyStep|TestPowerCutAtAnyStep' VM_TIMEOUT=240m
+	@AAUNIT_CRASH=all $(MAKE) --no-print-directory vm LONG=yes PKG='./test/vm/guest ./test/vm/host' RUN='TestKilledAtAnyStep|TestPowerCutAtAnyStep'
 
 # Times mean nothing on an emulated machine; the ratios are measured in one run.
 .PHONY: bench

@@ -273,6 +273,9 @@ func TestChangedTexts(t *testing.T) {
 	waitKept(t, "t-agent.service", "text", second)
 	run(t, "systemctl", "restart", "aaunitd.service")
 	waitIdle(t)
+	waitKept(t, "t-agent.service", "text", second)
+	// The reload may have cost them their lives for the moment that it held.
+	run(t, "systemctl", "start", "t-needy.service", "t-always.service")
 	waitKept(t, "t-needy.service", "text", second)
 
 	// Another text ends the hold.

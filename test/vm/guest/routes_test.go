@@ -230,16 +230,15 @@ func TestWaysAroundThatOpenLater(t *testing.T) {
 		rep, r := report(t, "status", "w-mode")
 		return len(rep.Units) == 1 && rep.Units[0].Verdict != nil && rep.Units[0].Verdict.Answer == attach.Confined, r.stdout
 	})
-	// Nothing is put back of a unit that somebody works on: it stays told. Its text
-	// may be broken meanwhile.
-	if r := ctl(t, "pause", "w-mode"); r.exit != 0 {
-		t.Fatal(r.stdout, r.stderr)
-	}
 	a.ProfileFile("w-mode", "profile w-mode {\n  nonsense\n")
 	waitFor(t, "the broken text", func() (bool, string) {
 		rep, r := report(t, "status", "w-mode")
 		return len(rep.Units) == 1 && slices.Contains(codesOf(rep.Units[0].Notes), attach.ProfileBroken), r.stdout
 	})
+	// Nothing is put back of a unit that somebody works on: it stays told.
+	if r := ctl(t, "pause", "w-mode"); r.exit != 0 {
+		t.Fatal(r.stdout, r.stderr)
+	}
 	for _, c := range []struct {
 		what string
 		do   func()
