@@ -152,6 +152,14 @@ type ExecCommand struct {
 	PID           int      `json:"pid,omitempty"`           // of its last run; 0 none
 }
 
+// Clone copies the unit, so that what a caller changes is its own.
+func (u Unit) Clone() Unit {
+	u.Names, u.DropIns, u.RestartsWith = slices.Clone(u.Names), slices.Clone(u.DropIns), slices.Clone(u.RestartsWith)
+	u.Settings.Exec, u.Settings.After = slices.Clone(u.Settings.Exec), slices.Clone(u.Settings.After)
+	u.Settings.Assignments = slices.Clone(u.Settings.Assignments)
+	return u
+}
+
 // Active reports whether the unit has, or is about to have, running tasks.
 func (u Unit) Active() bool {
 	switch u.ActiveState {

@@ -76,11 +76,19 @@ func (f *follower) connect(ctx context.Context) (*dbus.Conn, *listener, error) {
 	f.reloading = false
 	f.mu.Unlock()
 	l := newListener(f.heard)
+	// Who has the name now does not know yet that we want its signals.
+	l.moves = func() { f.s.mirror.open(nil) }
 	conn, err := f.s.listen(ctx, l,
 		"interface='"+propsIface+"',member='PropertiesChanged',path_namespace='"+strings.TrimSuffix(unitPrefix, "/")+"',arg0='"+unitIface+"'",
 		"interface='"+managerIface+"',member='Reloading',path='"+string(managerPath)+"'",
 		"interface='"+managerIface+"',member='UnitFilesChanged',path='"+string(managerPath)+"'",
 	)
+	if err == nil {
+		f.s.mirror.open(conn)
+		if len(l.owners) > 0 { // moved since
+			f.s.mirror.open(nil)
+		}
+	}
 	return conn, l, err
 }
 
@@ -102,6 +110,7 @@ func (f *follower) stay(ctx context.Context, conn *dbus.Conn, l *listener) {
 		f.queue.push(attach.UnitEvent{Kind: kind})
 	}
 	drop := func() {
+		f.s.mirror.open(nil)
 		tell(false)
 		conn.Close()
 		conn = nil
@@ -126,6 +135,7 @@ func (f *follower) stay(ctx context.Context, conn *dbus.Conn, l *listener) {
 		}
 		select {
 		case <-ctx.Done():
+			f.s.mirror.open(nil)
 			conn.Close()
 			return
 		case <-conn.Context().Done():
@@ -136,6 +146,7 @@ func (f *follower) stay(ctx context.Context, conn *dbus.Conn, l *listener) {
 			f.mu.Lock()
 			f.reloading = false
 			f.mu.Unlock()
+			f.s.mirror.open(nil)
 			tell(false)
 			if owner == "" {
 				continue
@@ -144,12 +155,17 @@ func (f *follower) stay(ctx context.Context, conn *dbus.Conn, l *listener) {
 				drop()
 				continue
 			}
+			f.s.mirror.open(conn)
+			if len(l.owners) > 0 { // moved since
+				f.s.mirror.open(nil)
+			}
 			tell(true)
 		}
 	}
 	if conn != nil {
 		conn.Close()
 	}
+	f.s.mirror.open(nil)
 }
 
 // heard takes a signal of systemd's. It runs in the connection's goroutine.
@@ -165,6 +181,7 @@ func (f *follower) heard(sig *dbus.Signal) {
 		if !ok {
 			return
 		}
+		f.s.mirror.forget()
 		f.mu.Lock()
 		f.reloading = begins
 		f.forget()
@@ -173,6 +190,7 @@ func (f *follower) heard(sig *dbus.Signal) {
 			f.queue.push(attach.UnitEvent{Kind: attach.UnitsReloaded})
 		}
 	case managerIface + ".UnitFilesChanged":
+		f.s.mirror.forget()
 		f.mu.Lock()
 		reloading := f.reloading
 		f.mu.Unlock()
@@ -196,7 +214,11 @@ func (f *follower) forget() {
 // the interface each time.
 func (f *follower) changed(sig *dbus.Signal) {
 	unit, ok := unitOf(sig.Path)
-	if !ok || len(sig.Body) < 2 || !f.wants(unit) {
+	if !ok {
+		return
+	}
+	f.s.mirror.changed(unit) // whatever it says, and before anybody hears of it
+	if len(sig.Body) < 2 || !f.wants(unit) {
 		return
 	}
 	if iface, ok := sig.Body[0].(string); !ok || iface != unitIface {

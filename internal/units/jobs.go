@@ -91,10 +91,10 @@ func meaning(result string) string {
 	return ""
 }
 
-// runJob queues a job and waits for its result on a connection of its own.
+// runJob queues a job and waits for its result.
 func (s *Systemd) runJob(ctx context.Context, method, unit string) (string, error) {
-	w := &jobWatch{s: s, results: map[dbus.ObjectPath]string{}, wake: make(chan struct{}, 1)}
-	defer w.close()
+	w := s.jobs.join(s)
+	defer s.jobs.leave(w)
 	var job dbus.ObjectPath
 	err := w.persist(ctx, func(conn *dbus.Conn) error {
 		// Queued a second time because the answer got lost, the job merges with
@@ -107,17 +107,46 @@ func (s *Systemd) runJob(ctx context.Context, method, unit string) (string, erro
 	return w.result(ctx, job)
 }
 
+// jobs shares one watch among all who wait for jobs at the same time.
+type jobs struct {
+	mu    sync.Mutex
+	watch *jobWatch
+	users int
+}
+
+func (j *jobs) join(s *Systemd) *jobWatch {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.watch == nil {
+		j.watch = &jobWatch{s: s, results: map[dbus.ObjectPath]string{}, news: make(chan struct{}), dialling: make(chan struct{}, 1)}
+	}
+	j.users++
+	return j.watch
+}
+
+// leave ends the watch with its last user.
+func (j *jobs) leave(w *jobWatch) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.users--; j.users == 0 {
+		j.watch = nil
+		w.close()
+	}
+}
+
 // jobWatch collects results of jobs. Listening begins before a job is queued,
 // so that none can end unheard; results of other people's jobs are few and
 // forgotten with the watch.
 type jobWatch struct {
-	s    *Systemd
-	conn *dbus.Conn
-	l    *listener
-	wake chan struct{} // one place
+	s *Systemd
+	// dialling has one place, for who opens the connection.
+	dialling chan struct{}
 
 	mu      sync.Mutex
+	conn    *dbus.Conn // nil: none yet
+	l       *listener
 	results map[dbus.ObjectPath]string
+	news    chan struct{} // closed, and replaced, with every result
 }
 
 // maxResults bounds what is remembered; a job whose result was dropped is
@@ -135,24 +164,25 @@ func (w *jobWatch) heard(sig *dbus.Signal) {
 		return
 	}
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if len(w.results) < maxResults {
 		w.results[job] = result
 	}
-	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
+	close(w.news)
+	w.news = make(chan struct{})
 }
 
-func (w *jobWatch) get(job dbus.ObjectPath) (string, bool) {
+// get gives the result of a job, or what tells of the next result.
+func (w *jobWatch) get(job dbus.ObjectPath) (result string, known bool, next <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r, ok := w.results[job]
-	return r, ok
+	result, known = w.results[job]
+	return result, known, w.news
 }
 
 func (w *jobWatch) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.conn != nil {
 		w.conn.Close()
 	}
@@ -164,9 +194,9 @@ func (w *jobWatch) persist(ctx context.Context, do func(*dbus.Conn) error) error
 	var away time.Time
 	pause := w.s.wait.backoff
 	for {
-		err := w.open(ctx)
+		conn, _, err := w.open(ctx)
 		if err == nil {
-			err = do(w.conn)
+			err = do(conn)
 		}
 		switch {
 		case err == nil:
@@ -187,17 +217,29 @@ func (w *jobWatch) persist(ctx context.Context, do func(*dbus.Conn) error) error
 	}
 }
 
-func (w *jobWatch) open(ctx context.Context) error {
-	if w.conn != nil && w.conn.Connected() {
-		return nil
+// open gives the connection, a new one where the old one is lost.
+func (w *jobWatch) open(ctx context.Context) (*dbus.Conn, *listener, error) {
+	select {
+	case w.dialling <- struct{}{}:
+		defer func() { <-w.dialling }()
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
 	}
-	w.l = newListener(w.heard)
-	conn, err := w.s.listen(ctx, w.l, "interface='"+managerIface+"',member='JobRemoved',path='"+string(managerPath)+"'")
+	w.mu.Lock()
+	conn, l := w.conn, w.l
+	w.mu.Unlock()
+	if conn != nil && conn.Connected() {
+		return conn, l, nil
+	}
+	l = newListener(w.heard)
+	conn, err := w.s.listen(ctx, l, "interface='"+managerIface+"',member='JobRemoved',path='"+string(managerPath)+"'")
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	w.conn = conn
-	return nil
+	w.mu.Lock()
+	w.conn, w.l = conn, l
+	w.mu.Unlock()
+	return conn, l, nil
 }
 
 // result waits for the end of a job. It also asks for the job from time to
@@ -209,19 +251,23 @@ func (w *jobWatch) result(ctx context.Context, job dbus.ObjectPath) (string, err
 		return fmt.Errorf("its job has not ended, and systemd goes on with it: %w", context.Cause(ctx))
 	}
 	for {
-		if r, ok := w.get(job); ok {
+		r, known, next := w.get(job)
+		if known {
 			return r, nil
 		}
+		w.mu.Lock()
+		conn, l := w.conn, w.l
+		w.mu.Unlock()
 		select {
-		case <-w.wake:
+		case <-next:
 			continue
 		case <-ctx.Done():
 			return "", over()
-		case <-w.conn.Context().Done():
-		case owner := <-w.l.owners:
+		case <-conn.Context().Done():
+		case owner := <-l.owners:
 			if owner != "" {
 				// Jobs outlive daemon-reexec. That it failed shows below.
-				_ = w.s.subscribe(ctx, w.conn)
+				_ = w.s.subscribe(ctx, conn)
 			}
 		case <-tick.C:
 		}
@@ -235,7 +281,7 @@ func (w *jobWatch) result(ctx context.Context, job dbus.ObjectPath) (string, err
 			return "", err
 		}
 		// What systemd sent before its answer has been taken before it.
-		if r, ok := w.get(job); ok {
+		if r, known, _ := w.get(job); known {
 			return r, nil
 		}
 		if gone {

@@ -17,6 +17,9 @@ type listener struct {
 	// owners has, in its one place, the newest owner of systemd's name that
 	// was not looked at yet; "" is none.
 	owners chan string
+	// moves is called when systemd's name has got another owner, after owners was
+	// filled; nil is nothing.
+	moves func()
 
 	mu    sync.Mutex
 	owner string
@@ -61,6 +64,9 @@ func (l *listener) setOwner(owner string) {
 	default:
 	}
 	l.owners <- owner // there is room: this goroutine is the only one that fills it
+	if l.moves != nil {
+		l.moves()
+	}
 }
 
 // listen opens a connection on which l hears systemd's signals that match one

@@ -20,48 +20,81 @@ import (
 // A template, which systemd does not load, has LoadState "stub"
 // and no settings where a file of that name exists.
 //
-// All properties come from one answer, so that they belong to one moment.
+// All properties come from one answer, so that they belong to one moment. While
+// Follow listens, the answer on a unit that runs is kept for as long as systemd
+// tells of no change (see mirror).
 func (s *Systemd) Observe(ctx context.Context, unit string) (attach.Unit, error) {
-	u, err := s.observe(ctx, unit)
+	u, err := s.observe(ctx, unit, true)
 	if err != nil {
 		return attach.Unit{}, fmt.Errorf("cannot observe %s: %w", shown(unit), err)
 	}
 	return u, nil
 }
 
-func (s *Systemd) observe(ctx context.Context, unit string) (attach.Unit, error) {
+// Glance is Observe without what only a plan needs: NeedReload may be missing,
+// and RestartsWith is.
+func (s *Systemd) Glance(ctx context.Context, unit string) (attach.Unit, error) {
+	u, err := s.observe(ctx, unit, false)
+	if err != nil {
+		return attach.Unit{}, fmt.Errorf("cannot observe %s: %w", shown(unit), err)
+	}
+	return u, nil
+}
+
+func (s *Systemd) observe(ctx context.Context, unit string, plan bool) (attach.Unit, error) {
 	if err := fullName(unit); err != nil {
 		return attach.Unit{}, err
 	}
 	if attach.IsTemplate(unit) {
 		return s.template(ctx, unit)
 	}
+	k, known := s.mirror.get(ctx, s, unit, plan)
+	if !known {
+		r := s.mirror.begin(s, unit)
+		var err error
+		k, err = s.read(ctx, unit)
+		if err != nil || k.u.ID != unit || !k.u.Active() {
+			s.mirror.end(unit, r, nil)
+		} else {
+			s.mirror.end(unit, r, k)
+		}
+		if err != nil {
+			return attach.Unit{}, err
+		}
+	}
+	u := k.u.Clone()
+	if plan && u.Active() {
+		var err error
+		if u.RestartsWith, u.RestartsUnknown, err = s.restartsWith(ctx, u.ID, k.deps); err != nil {
+			return attach.Unit{}, err
+		}
+	}
+	return u, nil
+}
+
+// read asks systemd for all that it knows of a unit, and reads its files.
+func (s *Systemd) read(ctx context.Context, unit string) (*kept, error) {
 	p, err := s.properties(ctx, unit, "")
 	if err != nil {
-		return attach.Unit{}, err
+		return nil, err
 	}
 	u, deps, err := decodeUnit(p)
 	if err != nil {
-		return attach.Unit{}, err
+		return nil, err
 	}
 	if !u.Found() {
 		u.UserFile = s.userFile(unit)
 	}
 	if u.Settings.Assignments, err = s.assignments(u); err != nil {
-		return attach.Unit{}, err
+		return nil, err
 	}
 	if _, told := p.m["PermissionsStartOnly"]; !told && u.Settings.Winner("PermissionsStartOnly") != nil {
 		if u.Settings.PermissionsStartOnly, err = s.permissionsStartOnly(ctx, u.ID); err != nil {
-			return attach.Unit{}, err
+			return nil, err
 		}
 	}
 	u.NeedReload = u.NeedReload || s.unread(u)
-	if u.Active() {
-		if u.RestartsWith, u.RestartsUnknown, err = s.restartsWith(ctx, u.ID, deps); err != nil {
-			return attach.Unit{}, err
-		}
-	}
-	return u, nil
+	return &kept{u: u, deps: deps, files: s.filesOf(u, read[string](p, "SourcePath"))}, nil
 }
 
 // permissionsStartOnly asks for the one property that must be asked for by
@@ -97,6 +130,9 @@ func (s *Systemd) Invocation(ctx context.Context, unit string) (string, error) {
 func (s *Systemd) invocation(ctx context.Context, unit string) (string, error) {
 	if err := fullName(unit); err != nil {
 		return "", err
+	}
+	if k, known := s.mirror.get(ctx, s, unit, false); known {
+		return k.u.InvocationID, nil
 	}
 	var v dbus.Variant
 	if err := s.call(ctx, s.wait.call, pathOf(unit), propsIface+".Get", []any{unitIface, "InvocationID"}, &v); err != nil {

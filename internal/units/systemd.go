@@ -36,6 +36,7 @@ const (
 	unitIface    = "org.freedesktop.systemd1.Unit"
 	serviceIface = "org.freedesktop.systemd1.Service"
 	propsIface   = "org.freedesktop.DBus.Properties"
+	peerIface    = "org.freedesktop.DBus.Peer"
 	busIface     = "org.freedesktop.DBus"
 )
 
@@ -63,6 +64,8 @@ type Systemd struct {
 	calls chan *dbus.Conn
 
 	dropIns dropInWatch
+	mirror  mirror
+	jobs    jobs
 }
 
 // waits are the durations that tests shorten.
@@ -210,7 +213,10 @@ func ask(ctx context.Context, conn *dbus.Conn, timeout time.Duration, dest strin
 	return err
 }
 
-var errSilent = errors.New("systemd did not answer")
+var (
+	errSilent   = errors.New("systemd did not answer")
+	errNotHeard = errors.New("systemd's signals are not heard")
+)
 
 // passing reports whether an error is of the bus or of systemd being away for
 // a moment, and not an answer.

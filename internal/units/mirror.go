@@ -1,0 +1,294 @@
+package units
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// mirror keeps what systemd told about units that run, so that a unit about
+// which nothing has changed need not be read again: reading all properties of
+// a hundred units costs systemd, the bus and us far more than looking at their
+// tasks.
+//
+// What is kept may be used only while it is certain that systemd would say the
+// same now. That rests on the order of messages of one connection, the one on
+// which Follow hears signals:
+//
+//   - systemd tells of every change of a unit by PropertiesChanged, of its files
+//     by Reloading and UnitFilesChanged, and does so before it takes the next
+//     message (manager_loop in its src/core/manager.c: the queue of signals is
+//     empty before an event is waited for; seen in 252 and 257).
+//   - So when it has answered a call that was made after somebody asked here,
+//     every change before that moment has been heard. A read that began before
+//     the last change of its unit is thrown away.
+//   - While more than a thousand messages wait to be sent, systemd holds signals
+//     back. A look asks before and after, and the second answer comes behind
+//     what was held back at the first.
+//
+// What systemd finds out only when it is asked (NeedDaemonReload) is found out
+// here from the same files and directories. Whatever does not fit, and a bus or
+// systemd that went away, costs a new read and nothing else.
+type mirror struct {
+	mu   sync.Mutex
+	conn *dbus.Conn // on which signals are heard; nil: nothing is kept
+	kept map[string]*kept
+	// reads are under way, by unit; a change of the unit spoils them.
+	reads map[string][]*reading
+	// now is being asked, next will be when it is answered.
+	now, next *roundTrip
+}
+
+// maxKept bounds the units that are kept; the others are read each time.
+const maxKept = 4096
+
+// kept is a unit as it was read.
+type kept struct {
+	u     attach.Unit
+	deps  []string
+	files map[string]stamp // unit file, drop-ins, and directories of drop-ins
+	dirs  string           // of the round trip before
+}
+
+// reading is a read under way.
+type reading struct {
+	conn    *dbus.Conn
+	begun   time.Time
+	spoiled bool
+	dirs    string
+}
+
+// racy is how long a file must have been untouched for its times to prove that
+// it did not change since: the kernel's clock for them is coarse.
+const racy = 50 * time.Millisecond
+
+// roundTrip is a call to systemd that several wait for.
+type roundTrip struct {
+	done chan struct{}
+	conn *dbus.Conn
+	err  error
+
+	once  sync.Once
+	state string
+}
+
+// dirs tells the state of the unit directories at a time after the answer.
+func (t *roundTrip) dirs(s *Systemd) string {
+	t.once.Do(func() { t.state = s.unitDirs() })
+	return t.state
+}
+
+// stamp tells a file or directory from what it was.
+type stamp struct {
+	dev, ino     uint64
+	mtime, ctime unix.Timespec
+}
+
+// open says on which connection signals are heard from now on; nil is none, and
+// nothing is kept.
+func (m *mirror) open(conn *dbus.Conn) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.conn = conn
+	m.clear()
+}
+
+// forget throws everything away: it may all have changed.
+func (m *mirror) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.clear()
+}
+
+func (m *mirror) clear() {
+	m.kept = map[string]*kept{}
+	for _, rs := range m.reads {
+		for _, r := range rs {
+			r.spoiled = true
+		}
+	}
+}
+
+// changed says that a unit changed.
+func (m *mirror) changed(unit string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.kept, unit)
+	for _, r := range m.reads[unit] {
+		r.spoiled = true
+	}
+}
+
+// get gives what is kept of a unit, when systemd would say the same now: about
+// its files too, if files is set.
+func (m *mirror) get(ctx context.Context, s *Systemd, unit string, files bool) (*kept, bool) {
+	m.mu.Lock()
+	k := m.kept[unit]
+	m.mu.Unlock()
+	if k == nil {
+		return nil, false
+	}
+	t := m.ask(ctx, s)
+	m.mu.Lock()
+	ok := t.err == nil && t.conn == m.conn && m.kept[unit] == k
+	m.mu.Unlock()
+	if ok && files && (k.dirs != t.dirs(s) || !s.unchanged(k.files)) {
+		m.changed(unit)
+		ok = false
+	}
+	return k, ok
+}
+
+// begin announces a read of a unit; end must follow.
+func (m *mirror) begin(s *Systemd, unit string) *reading {
+	r := &reading{begun: time.Now(), dirs: s.unitDirs()}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r.conn = m.conn
+	if m.reads == nil {
+		m.reads = map[string][]*reading{}
+	}
+	m.reads[unit] = append(m.reads[unit], r)
+	return r
+}
+
+// end keeps what was read, unless something changed meanwhile. k is nil where
+// there is nothing to keep.
+func (m *mirror) end(unit string, r *reading, k *kept) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reads[unit] = slices.DeleteFunc(m.reads[unit], func(o *reading) bool { return o == r })
+	if len(m.reads[unit]) == 0 {
+		delete(m.reads, unit)
+	}
+	if k == nil || k.changedSince(r.begun.Add(-racy)) || r.spoiled || m.conn == nil || r.conn != m.conn || len(m.kept) >= maxKept {
+		return
+	}
+	k.dirs = r.dirs
+	m.kept[unit] = k
+}
+
+// changedSince reports whether a file or directory was changed after a time, so
+// that whether the read has seen it cannot be told.
+func (k *kept) changedSince(t time.Time) bool {
+	for _, st := range k.files {
+		if st != (stamp{}) && time.Unix(st.ctime.Unix()).After(t) {
+			return true
+		}
+	}
+	return false
+}
+
+// ask makes a round trip to systemd that begins after it was called. Callers
+// that come while one is under way share the next one.
+func (m *mirror) ask(ctx context.Context, s *Systemd) *roundTrip {
+	m.mu.Lock()
+	t := m.next
+	if t == nil {
+		t = &roundTrip{done: make(chan struct{})}
+		if m.now == nil {
+			m.now = t
+			go m.travel(s, t)
+		} else {
+			m.next = t
+		}
+	}
+	m.mu.Unlock()
+	select {
+	case <-t.done:
+		return t
+	case <-ctx.Done():
+		return &roundTrip{err: context.Cause(ctx)}
+	}
+}
+
+// travel makes round trips for as long as somebody waits for one.
+func (m *mirror) travel(s *Systemd, t *roundTrip) {
+	for t != nil {
+		m.mu.Lock()
+		t.conn = m.conn
+		m.mu.Unlock()
+		if t.conn == nil {
+			t.err = errNotHeard
+		} else {
+			t.err = ask(context.Background(), t.conn, s.wait.call, systemdName, managerPath, peerIface+".Ping", nil)
+		}
+		m.mu.Lock()
+		close(t.done)
+		t = m.next
+		m.now, m.next = t, nil
+		m.mu.Unlock()
+	}
+}
+
+// unitPaths are the directories in which systemd looks for unit files and
+// drop-ins; systemd.unit(5), "System Unit Search Path".
+var unitPaths = []string{
+	"/etc/systemd/system.control", "/run/systemd/system.control", "/run/systemd/transient",
+	"/run/systemd/generator.early", "/etc/systemd/system", "/etc/systemd/system.attached",
+	"/run/systemd/system", "/run/systemd/system.attached", "/run/systemd/generator",
+	"/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system",
+	"/run/systemd/generator.late",
+}
+
+// unitDirs tells the state of the unit directories: one in which a file or
+// directory comes or goes reads differently.
+func (s *Systemd) unitDirs() string {
+	var b strings.Builder
+	for _, dir := range unitPaths {
+		fmt.Fprint(&b, s.stampOf(dir), " ")
+	}
+	return b.String()
+}
+
+func (s *Systemd) stampOf(path string) stamp {
+	var st unix.Stat_t
+	if unix.Stat(filepath.Join(s.root, path), &st) != nil {
+		return stamp{}
+	}
+	return stamp{st.Dev, st.Ino, st.Mtim, st.Ctim}
+}
+
+func (s *Systemd) unchanged(files map[string]stamp) bool {
+	for path, was := range files {
+		if s.stampOf(path) != was {
+			return false
+		}
+	}
+	return true
+}
+
+// filesOf are the files that a unit was read from (source is what a generator
+// made it of), and the directories in which a drop-in of it could appear. A
+// directory that does not exist yet changes the one above it when it comes.
+func (s *Systemd) filesOf(u attach.Unit, source string) map[string]stamp {
+	files := map[string]stamp{}
+	for _, path := range append([]string{u.FragmentPath, source}, u.DropIns...) {
+		if path != "" && path != os.DevNull {
+			files[path] = s.stampOf(path)
+		}
+	}
+	for _, unit := range append([]string{u.ID}, u.Names...) {
+		if fullName(unit) != nil {
+			continue
+		}
+		for _, name := range append(dropInNames(unit), strings.TrimPrefix(filepath.Ext(unit), ".")) {
+			for _, dir := range unitPaths {
+				dir = filepath.Join(dir, name+".d")
+				if st := s.stampOf(dir); st != (stamp{}) {
+					files[dir] = st
+				}
+			}
+		}
+	}
+	return files
+}

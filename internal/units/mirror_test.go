@@ -1,0 +1,143 @@
+package units
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// following gives a Systemd that hears signals of a bus with one running unit,
+// and what changes that unit without a word.
+func following(t *testing.T) (b *fakeBus, s *Systemd, root string, set func(string, any)) {
+	t.Helper()
+	b = newFakeBus(t)
+	unit := agentProps()
+	unit["Names"] = []string{"agent.service"}
+	set = func(name string, value any) {
+		unit[name] = value
+		b.has(map[string]map[string]any{"agent.service": unit})
+	}
+	set("NeedDaemonReload", false)
+	b.on("Ping", func(busCall) ([]any, error) { return nil, nil })
+	root = t.TempDir()
+	s = b.client(Options{Root: root})
+	s.Follow(t.Context(), func(string) bool { return false }) // of a unit that nobody wants, too
+	return b, s, root, set
+}
+
+func (b *fakeBus) tellChange(unit string) {
+	b.emit(pathOf(unit), propsIface, "PropertiesChanged", unitIface, map[string]dbus.Variant{}, []string{})
+}
+
+// observed reads the unit and says how often systemd was asked for all of it.
+func observed(t *testing.T, b *fakeBus, s *Systemd) (pid, reads int) {
+	t.Helper()
+	u, err := s.Observe(t.Context(), "agent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u.MainPID, b.count("GetAll")
+}
+
+func TestWhatDidNotChangeIsReadOnce(t *testing.T) {
+	b, s, _, set := following(t)
+	for range 3 {
+		if pid, reads := observed(t, b, s); pid != 17 || reads != 1 {
+			t.Fatalf("PID %d after %d reads", pid, reads)
+		}
+	}
+	if id, err := s.Invocation(t.Context(), "agent.service"); err != nil || id != "420000000000000000000000000000ff" || b.count("Get") != 0 {
+		t.Errorf("%q %v, asked %d times", id, err, b.count("Get"))
+	}
+	u, err := s.Observe(t.Context(), "agent.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Names[0], u.Settings.Exec[0].Path = "spoiled", "spoiled"
+	if u, err := s.Glance(t.Context(), "agent.service"); err != nil || u.Names[0] != "agent.service" || u.Settings.Exec[0].Path != "/bin/pre" {
+		t.Errorf("a caller changed what is kept: %+v %v", u, err)
+	}
+
+	// A signal that comes before the answer to the question that follows it.
+	set("MainPID", uint32(99))
+	b.tellChange("agent.service")
+	if pid, reads := observed(t, b, s); pid != 99 || reads != 2 {
+		t.Errorf("after a change: PID %d after %d reads", pid, reads)
+	}
+	set("MainPID", uint32(100))
+	b.emit(managerPath, managerIface, "Reloading", false)
+	if pid, reads := observed(t, b, s); pid != 100 || reads != 3 {
+		t.Errorf("after a reload: PID %d after %d reads", pid, reads)
+	}
+	set("MainPID", uint32(101))
+	b.emit(managerPath, managerIface, "UnitFilesChanged")
+	if pid, reads := observed(t, b, s); pid != 101 || reads != 4 {
+		t.Errorf("after a change of files: PID %d after %d reads", pid, reads)
+	}
+	set("MainPID", uint32(102))
+	b.setOwner(":1.9") // daemon-reexec
+	if pid, reads := observed(t, b, s); pid != 102 || reads != 5 {
+		t.Errorf("after daemon-reexec: PID %d after %d reads", pid, reads)
+	}
+	set("MainPID", uint32(103))
+	b.dropAll()
+	if pid, _ := observed(t, b, s); pid != 103 {
+		t.Errorf("after a loss of the bus: PID %d", pid)
+	}
+}
+
+// What a signal overtakes may be of before or after it.
+func TestAReadThatAChangeOvertakesIsNotKept(t *testing.T) {
+	b, s, _, set := following(t)
+	answer := b.answerTo("GetAll")
+	b.on("GetAll", func(c busCall) ([]any, error) {
+		out, err := answer(c)
+		b.tellChange("agent.service")
+		s.mirror.ask(t.Context(), s) // by now it was heard
+		return out, err
+	})
+	if pid, _ := observed(t, b, s); pid != 17 {
+		t.Fatalf("PID %d", pid)
+	}
+	set("MainPID", uint32(99))
+	if pid, _ := observed(t, b, s); pid != 99 {
+		t.Errorf("what is not known to be of after the change was kept: PID %d", pid)
+	}
+}
+
+func TestNothingIsKeptWhileNobodyListens(t *testing.T) {
+	b := newFakeBus(t)
+	b.has(map[string]map[string]any{"agent.service": agentProps()})
+	s := b.client(Options{Root: t.TempDir()})
+	for want := 1; want < 3; want++ {
+		if _, reads := observed(t, b, s); reads != want {
+			t.Errorf("%d reads, want %d", reads, want)
+		}
+	}
+	b, s, _, set := following(t)
+	observed(t, b, s)
+	set("MainPID", uint32(99))
+	b.on("Ping", func(busCall) ([]any, error) { return nil, busError("org.freedesktop.DBus.Error.Failed", "no") })
+	if pid, _ := observed(t, b, s); pid != 99 {
+		t.Errorf("systemd could not be asked, and what is kept was used: PID %d", pid)
+	}
+}
+
+// systemd finds out that files changed when it is asked, and tells nobody.
+func TestAChangedFileIsAskedFor(t *testing.T) {
+	b, s, root, set := following(t)
+	observed(t, b, s)
+	set("NeedDaemonReload", true)
+	if err := os.MkdirAll(filepath.Join(root, "etc/systemd/system/agent.service.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Glance(t.Context(), "agent.service"); err != nil || b.count("GetAll") != 1 {
+		t.Errorf("a glance, which does not tell it, read %d times: %v", b.count("GetAll"), err)
+	}
+	u, err := s.Observe(t.Context(), "agent.service")
+	if err != nil || !u.NeedReload {
+		t.Errorf("%+v %v", u, err)
+	}
+}
