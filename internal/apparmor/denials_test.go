@@ -282,10 +282,11 @@ func TestAttribute(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _, start, ok := parseStat(own)
+	self, ok := parseStat(own)
 	if !ok {
 		t.Fatal("cannot read the start time")
 	}
+	start := self.start
 	stat := func(pid, start string) {
 		h.write("/proc/"+pid+"/stat", pid+" (a) b) R 1"+strings.Repeat(" 0", 17)+" "+start+" 0 0\n")
 	}

@@ -72,8 +72,8 @@ func (s *System) attribute(d *attach.Denial) {
 	if err != nil {
 		return
 	}
-	_, _, start, ok := parseStat(stat)
-	if !ok || !startedBefore(start, time.Now(), d.Time) {
+	st, ok := parseStat(stat)
+	if !ok || !startedBefore(st.start, time.Now(), d.Time) {
 		return
 	}
 	d.Cgroup, d.Unit, d.InvocationID = group, unit, invocation

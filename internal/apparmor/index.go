@@ -2,6 +2,8 @@ package apparmor
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -199,6 +201,44 @@ func (s *System) Profiles() []attach.Profile {
 	out = s.present(out)
 	slices.SortStableFunc(out, func(a, b attach.Profile) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// Fingerprint tells the state of profiles: of the files that define them (file
+// too, where it is given) with all they include, of the links that stand for
+// these, and of what is loaded. It differs when any of that changed, and when it
+// could not be told.
+func (s *System) Fingerprint(names []string, file string) string {
+	h := sha256.New()
+	loaded := slices.Clone(names)
+	s.index.Lock()
+	s.refresh()
+	note := func(path string, e *indexed) {
+		fmt.Fprintf(h, "%q %q %v\n", path, e.digest, e.err)
+		for _, p := range e.names {
+			loaded = append(loaded, p.Name)
+		}
+	}
+	for _, name := range names {
+		for _, p := range s.named(s.index.files, name) {
+			fmt.Fprintf(h, "%#v\n", p)
+			note(p.File, s.index.files[p.File])
+		}
+	}
+	if file != "" && s.index.files[file] == nil {
+		e, err := s.outsideFile(file)
+		if err != nil {
+			fmt.Fprintln(h, rand.Text()) // could not be told
+		} else {
+			note(file, e)
+		}
+	}
+	s.index.Unlock()
+	live, err := s.Live(loaded)
+	if err != nil {
+		fmt.Fprintln(h, rand.Text())
+	}
+	fmt.Fprintf(h, "%v\n", live) // maps are printed in order
+	return string(h.Sum(nil))
 }
 
 // present sorts profiles and says which links stand for their files now.

@@ -7,7 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -55,9 +59,41 @@ func (s *System) param(name string) (string, error) {
 }
 
 // readLine reads a small file of the kernel's, without its last line break.
-func readLine(path string, limit int64) (string, error) {
-	data, err := readAll(path, limit)
+func readLine(path string, limit int) (string, error) {
+	data, err := readSmall(path, make([]byte, limit+1))
+	if err == nil && len(data) > limit {
+		err = fmt.Errorf("%s is larger than %d bytes", path, limit)
+	}
 	return strings.TrimSuffix(string(data), "\n"), err
+}
+
+// readSmall reads a file into buf, as far as it fits, without the runtime's
+// poller, which has no part in files of the kernel's and costs further calls.
+func readSmall(path string, buf []byte) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	return readFD(fd, path, buf)
+}
+
+// readFD reads an open file from where it stands to its end, or until buf is full.
+func readFD(fd int, path string, buf []byte) ([]byte, error) {
+	n := 0
+	for n < len(buf) {
+		m, err := unix.Read(fd, buf[n:])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		case m == 0:
+			return buf[:n], nil
+		}
+		n += m
+	}
+	return buf, nil
 }
 
 func readAll(path string, limit int64) ([]byte, error) {
@@ -93,9 +129,94 @@ func (s *System) Live(names []string) (map[string]attach.LiveProfile, error) {
 	return out, nil
 }
 
-// live is Live with the profiles' directories. The tree may change while it is
-// read, which shows as an entry that is gone: then it is read again.
+// liveCache keeps what was read of the loaded policy, for one revision of it.
+type liveCache struct {
+	sync.Mutex
+	revision string
+	// tops holds, for each profile that was looked for, itself and its children
+	// and hats; none of them where it is not loaded.
+	tops map[string]map[string]loaded
+}
+
+// maxLive bounds the profiles that are kept.
+const maxLive = 10_000
+
+// revision is the kernel's counter of changes to the host's policy; "" where it
+// does not tell. It is read under the lock that is held across every load,
+// replacement and removal (ns_revision_read and aa_replace_profiles in
+// security/apparmor): no change is half done when it is given.
+func (s *System) revision() string {
+	path := s.real(filepath.Join(securityDir, "revision"))
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	// One read: the next one would wait for a change.
+	var buf [32]byte
+	n, err := unix.Read(fd, buf[:])
+	if err != nil || n <= 0 || n == len(buf) {
+		return ""
+	}
+	return strings.TrimSuffix(string(buf[:n]), "\n")
+}
+
+// live is Live with the profiles' directories. Nothing is read a second time
+// while the kernel's counter says that no policy has changed.
 func (s *System) live(names []string) (map[string]loaded, error) {
+	now := s.revision()
+	if now == "" {
+		return s.readLive(names)
+	}
+	c := &s.kernel
+	c.Lock()
+	defer c.Unlock()
+	if c.revision != now || len(c.tops) > maxLive {
+		c.revision, c.tops = now, map[string]map[string]loaded{}
+	}
+	var missing []string
+	for _, n := range names {
+		if _, known := c.tops[topOf(n)]; !known && !slices.Contains(missing, topOf(n)) {
+			missing = append(missing, topOf(n))
+		}
+	}
+	if len(missing) > 0 {
+		found, err := s.readLive(missing)
+		if err != nil {
+			return nil, err
+		}
+		if s.revision() != now {
+			// It changed meanwhile: what is kept and this are of two moments.
+			c.revision = ""
+			return s.readLive(names)
+		}
+		for _, top := range missing {
+			c.tops[top] = map[string]loaded{}
+		}
+		for name, p := range found {
+			c.tops[topOf(name)][name] = p
+		}
+	}
+	out := map[string]loaded{}
+	for _, n := range names {
+		for name, p := range c.tops[topOf(n)] {
+			if covers(n, name) {
+				out[name] = p
+			}
+		}
+	}
+	return out, nil
+}
+
+// topOf is the profile that a child or hat belongs to.
+func topOf(name string) string {
+	top, _, _ := strings.Cut(name, "//")
+	return top
+}
+
+// readLive reads the tree, which may change while it is read. That shows as an
+// entry that is gone: then it is read again.
+func (s *System) readLive(names []string) (map[string]loaded, error) {
 	root := s.real(filepath.Join(securityDir, "policy", "profiles"))
 	var err error
 	for range 5 {

@@ -129,6 +129,67 @@ func (s *System) tmpView(pid int) attach.TmpView {
 	return v
 }
 
+// tmpInodes are /tmp and /var/tmp of a process, by device and inode.
+type tmpInodes struct{ tmp, varTmp inode }
+
+type inode struct{ dev, ino uint64 }
+
+// sharedWith reports whether one of the directories is one of the other's.
+func (a tmpInodes) sharedWith(b tmpInodes) bool {
+	return a.tmp == b.tmp || a.tmp == b.varTmp || a.varTmp == b.tmp || a.varTmp == b.varTmp
+}
+
+func (a tmpInodes) view() attach.TmpView {
+	text := func(i inode) string {
+		return strconv.FormatUint(i.dev, 16) + " inode " + strconv.FormatUint(i.ino, 10)
+	}
+	return attach.TmpView{Tmp: text(a.tmp), VarTmp: text(a.varTmp)}
+}
+
+// privateTmp looks whether all processes but systemd's own see other directories
+// as /tmp and /var/tmp than PID 1 does, by device and inode. That is the usual
+// case, and far cheaper than the mount tables, which are read, for a full answer,
+// where private is false: it is not so, or could not be told.
+func (l *look) privateTmp(tasks []attach.Task) (host attach.TmpView, views map[int]attach.TmpView, private bool) {
+	h, ok := l.s.tmpInodes(1)
+	if !ok {
+		return attach.TmpView{}, nil, false
+	}
+	views = map[int]attach.TmpView{}
+	for _, t := range tasks {
+		if _, seen := views[t.PID]; seen || t.Manager {
+			continue
+		}
+		v, ok := l.s.tmpInodes(t.PID)
+		if !ok || v.sharedWith(h) || l.ended(t.PID) {
+			return attach.TmpView{}, nil, false
+		}
+		views[t.PID] = v.view()
+	}
+	return h.view(), views, true
+}
+
+// tmpInodes looks at the directories as a process sees them. ok is false where
+// one of them is anything but a directory below directories: a link would be
+// followed from our own root.
+func (s *System) tmpInodes(pid int) (v tmpInodes, ok bool) {
+	root := s.real(procDir) + "/" + strconv.Itoa(pid) + "/root/"
+	if v.tmp, ok = dirInode(root + "tmp"); !ok {
+		return v, false
+	}
+	if _, ok = dirInode(root + "var"); !ok {
+		return v, false
+	}
+	v.varTmp, ok = dirInode(root + "var/tmp")
+	return v, ok
+}
+
+func dirInode(path string) (inode, bool) {
+	var st unix.Stat_t
+	err := unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
+	return inode{st.Dev, st.Ino}, err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
 // follow gives the path that a link which a process sees leads to: some have
 // /var/tmp as a link to /tmp. It looks at the path's last part alone.
 func (s *System) follow(pid int, p string) string {

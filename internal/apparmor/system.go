@@ -73,8 +73,12 @@ type System struct {
 	opt   Options
 	slots chan struct{} // one for each parser that may run
 
-	index indexState
-	built compileCache
+	index  indexState
+	built  compileCache
+	kernel liveCache
+	posts  posts
+	// buffers are those of looks, for the next ones.
+	buffers sync.Pool
 
 	staging  sync.Mutex // one staging namespace at a time
 	swept    bool

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -59,6 +58,15 @@ const systemdExecutor = "/usr/lib/systemd/systemd-executor"
 func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
 	sc := attach.Scan{}
 	look := s.newLook()
+	defer look.done()
+	look.expected = u.Settings.Profile
+	if p := s.posts.take(u); p != nil {
+		if sc, ok := p.scan(look); ok {
+			s.posts.put(u.ID, p)
+			return sc
+		}
+		p.close()
+	}
 	begin := time.Now()
 	var seen history
 	for n := 0; ; n++ {
@@ -88,8 +96,15 @@ func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
 			}
 		}
 	}
-	sc.HostTmp = s.tmpView(1)
-	sc.Tmp = look.tmpViews(ctx, sc.Tasks)
+	var private bool
+	if sc.HostTmp, sc.Tmp, private = look.privateTmp(sc.Tasks); !private {
+		sc.HostTmp = s.tmpView(1)
+		sc.Tmp = look.tmpViews(ctx, sc.Tasks)
+	} else if sc.Stable && look.expected != "" {
+		if p := look.newPost(u, sc.Tasks); p != nil {
+			s.posts.put(u.ID, p)
+		}
+	}
 	return sc
 }
 
@@ -208,15 +223,38 @@ type look struct {
 	s      *System
 	buf    []byte
 	labels map[string]attach.Label // by what the kernel says
+	// expected is the profile that the tasks are meant to carry. About a task that
+	// enforces it, or a child or hat of it, there is nothing to be said, and no more
+	// is read of it than the label. "" expects nothing.
+	expected string
 	// starts holds the start times of the processes, as they were last read: a
 	// PID that was reused is another process.
 	starts  map[int]string
 	manager []os.FileInfo   // systemd's own executables
-	names   map[string]bool // of their files
+	names   map[string]bool // of their files; nil: not looked up yet
 }
 
 func (s *System) newLook() *look {
-	l := &look{s: s, buf: make([]byte, 16<<10), labels: map[string]attach.Label{}, starts: map[int]string{}, names: map[string]bool{path.Base(systemdExecutor): true}}
+	buf, _ := s.buffers.Get().(*[]byte)
+	if buf == nil {
+		b := make([]byte, 16<<10)
+		buf = &b
+	}
+	return &look{s: s, buf: *buf, labels: map[string]attach.Label{}, starts: map[int]string{}}
+}
+
+// done gives the look's buffer back.
+func (l *look) done() {
+	l.s.buffers.Put(&l.buf)
+}
+
+// findManager finds systemd's own executables.
+func (l *look) findManager() {
+	if l.names != nil {
+		return
+	}
+	s := l.s
+	l.names = map[string]bool{path.Base(systemdExecutor): true}
 	if to, err := os.Readlink(s.real(filepath.Join(procDir, "1", "exe"))); err == nil {
 		base, _, _ := strings.Cut(path.Base(to), " ") // " (deleted)", after an upgrade
 		l.names[base] = true
@@ -226,7 +264,6 @@ func (s *System) newLook() *look {
 			l.manager = append(l.manager, st)
 		}
 	}
-	return l
 }
 
 // tasks is one look, in the order of PID and TID.
@@ -305,55 +342,81 @@ func (l *look) markHelpers(tasks []attach.Task) {
 
 // process appends the tasks of a process; one that is gone has none. own says
 // that it runs systemd's own executable.
+//
+// Most processes carry what is expected in all their threads. Only where one does
+// not the labels are read a second time, behind the executable: the other way
+// round, an exec in between would make the label before it look like the
+// program's.
 func (l *look) process(pid int, out []attach.Task) (_ []attach.Task, own bool, err error) {
+	from := len(out)
+	if l.expected != "" {
+		out, err = l.threads(pid, "", out)
+		if err != nil || !slices.ContainsFunc(out[from:], l.unexpected) {
+			return out, false, err
+		}
+	}
+	exe, _ := os.Readlink(l.dir(pid) + "/exe")
+	l.findManager()
+	// By name first: a program may lie on a file system that does not answer.
+	if base, _, _ := strings.Cut(path.Base(exe), " "); !l.names[base] {
+	} else if st, err := os.Stat(l.dir(pid) + "/exe"); err == nil {
+		own = slices.ContainsFunc(l.manager, func(m os.FileInfo) bool { return os.SameFile(m, st) })
+	}
+	out, err = l.threads(pid, exe, out[:from])
+	return out, own, err
+}
+
+// unexpected reports whether there may be something to be said about a task.
+func (l *look) unexpected(t attach.Task) bool {
+	return t.Problem != "" || !t.Label.Mode.Confines() || t.Label.Fits(l.expected, nil) != attach.FitExact
+}
+
+// threads appends the threads of a process.
+func (l *look) threads(pid int, exe string, out []attach.Task) ([]attach.Task, error) {
 	dir := l.dir(pid)
 	stat, err := l.read(dir + "/stat")
 	if err != nil {
 		if gone(err) {
-			return out, false, nil
+			return out, nil
 		}
-		return out, false, fmt.Errorf("cannot read %s/%d/stat: %w", procDir, pid, bareErrno(err))
+		return out, fmt.Errorf("cannot read %s/%d/stat: %w", procDir, pid, bareErrno(err))
 	}
-	comm, state, start, ok := parseStat(stat)
+	st, ok := parseStat(stat)
 	if !ok {
-		return out, false, fmt.Errorf("cannot read %s/%d/stat: it does not have the form of proc(5)", procDir, pid)
+		return out, fmt.Errorf("cannot read %s/%d/stat: it does not have the form of proc(5)", procDir, pid)
 	}
-	l.starts[pid] = start
-	t := attach.Task{PID: pid, Comm: comm}
-	// Before the labels: the other way round, an exec in between would make the
-	// label before it look like the program's.
-	t.Exe, _ = os.Readlink(dir + "/exe")
-	// By name first: a program may lie on a file system that does not answer.
-	if base, _, _ := strings.Cut(path.Base(t.Exe), " "); !l.names[base] {
-	} else if st, err := os.Stat(dir + "/exe"); err == nil {
-		own = slices.ContainsFunc(l.manager, func(m os.FileInfo) bool { return os.SameFile(m, st) })
-	}
-	d, err := os.Open(dir + "/task")
+	l.starts[pid] = st.start
+	fd, err := unix.Open(dir+"/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		if gone(err) {
-			return out, false, nil
+			return out, nil
 		}
-		return out, false, fmt.Errorf("cannot read %s/%d/task: %w", procDir, pid, bareErrno(err))
+		return out, fmt.Errorf("cannot read %s/%d/task: %w", procDir, pid, err)
 	}
-	names, err := d.Readdirnames(-1)
-	d.Close()
-	if err != nil && !gone(err) {
-		return out, false, fmt.Errorf("cannot read %s/%d/task: %w", procDir, pid, bareErrno(err))
+	defer unix.Close(fd)
+	// One that has a single thread is that thread.
+	names := []string{strconv.Itoa(pid)}
+	if st.threads != 1 {
+		if names, err = readDirFD(fd); err != nil && !gone(err) {
+			return out, fmt.Errorf("cannot read %s/%d/task: %w", procDir, pid, err)
+		}
 	}
 	from := len(out)
+	t := attach.Task{PID: pid, Comm: st.comm, Exe: exe}
 	for _, name := range names {
 		tid, err := strconv.Atoi(name)
 		if err != nil {
 			continue
 		}
-		if tid == pid && (state == 'Z' || state == 'X') {
+		if tid == pid && (st.state == 'Z' || st.state == 'X') {
 			continue // has ended; runs nothing any more
 		}
 		t.TID, t.Problem = tid, ""
-		t.Label, err = l.label(dir + "/task/" + name + "/attr/apparmor/current")
+		t.Label, err = l.label(fd, name+"/attr/apparmor/current")
 		if err != nil {
 			if gone(err) {
-				if _, e := os.Stat(dir + "/task/" + name); e != nil {
+				var thread unix.Stat_t
+				if unix.Fstatat(fd, name, &thread, 0) != nil {
 					continue
 				}
 				err = errors.New("the kernel gives no AppArmor label (attr/apparmor/current does not exist)")
@@ -363,7 +426,22 @@ func (l *look) process(pid int, out []attach.Task) (_ []attach.Task, own bool, e
 		out = append(out, t)
 	}
 	slices.SortFunc(out[from:], func(a, b attach.Task) int { return a.TID - b.TID })
-	return out, own, nil
+	return out, nil
+}
+
+// readDirFD lists an open directory.
+func readDirFD(fd int) (names []string, err error) {
+	buf := make([]byte, 8<<10)
+	for {
+		n, err := unix.ReadDirent(fd, buf)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil || n <= 0:
+			return names, err
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
 }
 
 // dir is the directory of a process.
@@ -495,13 +573,13 @@ func (l *look) ended(pid int) bool {
 	if err != nil {
 		return gone(err)
 	}
-	_, state, start, ok := parseStat(stat)
+	st, ok := parseStat(stat)
 	switch {
 	case !ok:
 		return false
-	case start != l.starts[pid]:
+	case st.start != l.starts[pid]:
 		return true
-	case state != 'Z' && state != 'X':
+	case st.state != 'Z' && st.state != 'X':
 		return false
 	}
 	threads, err := readNames(l.dir(pid) + "/task")
@@ -542,12 +620,29 @@ func parseSession(data []byte) string {
 	return ""
 }
 
-// label reads a task's label.
-func (l *look) label(file string) (attach.Label, error) {
-	data, err := l.read(file)
+// label reads a task's label; file is below the open directory dir. The kernel
+// gives it in one read (proc_pid_attr_read in fs/proc/base.c).
+func (l *look) label(dir int, file string) (attach.Label, error) {
+	fd, err := unix.Openat(dir, file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return attach.Label{}, err
+		return attach.Label{}, &fs.PathError{Op: "open", Path: file, Err: err}
 	}
+	defer unix.Close(fd)
+	n, err := unix.Read(fd, l.buf)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Read(fd, l.buf)
+	}
+	if err == nil && n == len(l.buf) {
+		err = errTooLong
+	}
+	if err != nil {
+		return attach.Label{}, &fs.PathError{Op: "read", Path: file, Err: err}
+	}
+	return l.parse(l.buf[:n])
+}
+
+// parse reads the text of a label; those of one look are often the same.
+func (l *look) parse(data []byte) (attach.Label, error) {
 	if label, ok := l.labels[string(data)]; ok {
 		return label, nil
 	}
@@ -560,27 +655,14 @@ func (l *look) label(file string) (attach.Label, error) {
 
 // read reads a small file of /proc into the look's buffer.
 func (l *look) read(file string) ([]byte, error) {
-	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: file, Err: err}
+	data, err := readSmall(file, l.buf)
+	if err == nil && len(data) == len(l.buf) {
+		err = &fs.PathError{Op: "read", Path: file, Err: errTooLong}
 	}
-	defer unix.Close(fd)
-	n := 0
-	for n < len(l.buf) {
-		m, err := unix.Read(fd, l.buf[n:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, &fs.PathError{Op: "read", Path: file, Err: err}
-		}
-		if m == 0 {
-			return l.buf[:n], nil
-		}
-		n += m
-	}
-	return nil, &fs.PathError{Op: "read", Path: file, Err: errors.New("it is too long")}
+	return data, err
 }
+
+var errTooLong = errors.New("it is too long")
 
 // gone reports whether a process or task ended before it could be read.
 func gone(err error) bool {
@@ -596,28 +678,37 @@ func bareErrno(err error) error {
 	return err
 }
 
-// parseStat reads name, state and start time of proc_pid_stat(5). The name may
-// hold anything, parentheses too: the last one ends it.
-func parseStat(b []byte) (comm string, state byte, start string, ok bool) {
+// procStat is what is read of proc_pid_stat(5).
+type procStat struct {
+	comm    string
+	state   byte
+	threads int
+	start   string // time, in ticks since boot
+}
+
+// parseStat reads proc_pid_stat(5). The name may hold anything, parentheses too:
+// the last one ends it.
+func parseStat(b []byte) (st procStat, ok bool) {
 	from, to := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
 	if from < 0 || to < from {
-		return "", 0, "", false
+		return procStat{}, false
 	}
 	f := bytes.Fields(b[to+1:])
 	if len(f) < 20 || len(f[0]) != 1 {
-		return "", 0, "", false
+		return procStat{}, false
 	}
-	return string(b[from+1 : to]), f[0][0], string(f[19]), true
+	threads, err := strconv.Atoi(string(f[17]))
+	if err != nil {
+		return procStat{}, false
+	}
+	return procStat{comm: string(b[from+1 : to]), state: f[0][0], threads: threads, start: string(f[19])}, true
 }
 
 // processes lists the processes in a unit's control group and all below it.
 func (s *System) processes(cgroup string) ([]int, error) {
 	root := s.real(cgroupDir)
-	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
-		return nil, fmt.Errorf("%s is not a unified control group tree (cgroup v2): %w", cgroupDir, bareErrno(err))
-	}
 	if cgroup == "" {
-		return nil, nil
+		return nil, s.unified()
 	}
 	if !path.IsAbs(cgroup) || path.Clean(cgroup) != cgroup || cgroup == "/" {
 		return nil, fmt.Errorf("%q is no control group of a unit", cgroup)
@@ -631,12 +722,15 @@ func (s *System) processes(cgroup string) ([]int, error) {
 		}
 		found, err := s.procs(dir)
 		if gone(err) || errors.Is(err, unix.ENODEV) {
-			return nil // the group is gone, and its processes with it
+			return s.unified() // the group is gone, and its processes with it
 		}
 		if err != nil {
 			return err
 		}
 		pids = append(pids, found...)
+		if s.childless(dir) {
+			return nil
+		}
 		entries, err := os.ReadDir(dir)
 		if err != nil && !gone(err) && !errors.Is(err, unix.ENODEV) {
 			return err
@@ -655,6 +749,25 @@ func (s *System) processes(cgroup string) ([]int, error) {
 	}
 	return pids, nil
 }
+
+// unified says why there is no unified tree of control groups, or nil.
+func (s *System) unified() error {
+	if _, err := os.Stat(s.real(filepath.Join(cgroupDir, "cgroup.controllers"))); err != nil {
+		return fmt.Errorf("%s is not a unified control group tree (cgroup v2): %w", cgroupDir, bareErrno(err))
+	}
+	return nil
+}
+
+// childless reports whether a control group says that there is none below it
+// (cgroup.stat in the kernel's Documentation/admin-guide/cgroup-v2.rst): reading
+// one number is far cheaper than listing the group's many files.
+func (s *System) childless(dir string) bool {
+	var buf [1 << 10]byte
+	data, err := readSmall(filepath.Join(dir, "cgroup.stat"), buf[:])
+	return err == nil && bytes.HasPrefix(data, noDescendants)
+}
+
+var noDescendants = []byte("nr_descendants 0\n")
 
 // procs reads the processes of one control group. In a threaded one
 // cgroup.procs cannot be read (EOPNOTSUPP) and cgroup.threads has the threads
@@ -686,12 +799,10 @@ func (s *System) procs(dir string) ([]int, error) {
 }
 
 func readIDs(file string) ([]int, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
+	data, err := readSmall(file, make([]byte, 4<<10))
+	if err == nil && len(data) == 4<<10 {
+		data, err = readAll(file, 16<<20)
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, 16<<20))
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,8 @@ func (h *host) proc(p proc) {
 	if p.state == 0 {
 		p.state = 'S'
 	}
-	h.write(dir+"/stat", fmt.Sprintf("%d (%s) %c %d 1 1 0 -1 0 1 0 0 0 0 0 0 0 20 0 1 0 %d 1 1\n", p.pid, p.comm, p.state, p.ppid, p.start()))
+	h.write(dir+"/stat", fmt.Sprintf("%d (%s) %c %d 1 1 0 -1 0 1 0 0 0 0 0 0 0 20 0 %d 0 %d 1 1\n",
+		p.pid, p.comm, p.state, p.ppid, max(1, len(p.labels)), p.start()))
 	h.write(dir+"/status", fmt.Sprintf("Name:\tx\nTgid:\t%d\nPPid:\t%d\nUid:\t%d\t%d\t%d\t%d\n", p.pid, p.ppid, p.uid, p.uid, p.uid, p.uid))
 	h.write(dir+"/mountinfo", someMounts)
 	h.write(dir+"/cgroup", "0::"+p.cgroup+"\n")
@@ -132,7 +133,7 @@ func TestScanOfAMadeUpHost(t *testing.T) {
 	if s := h.Scan(ctx(t), attach.Unit{ControlGroup: "/system.slice/../x"}); s.Problem == "" {
 		t.Error("a hostile control group was taken")
 	}
-	if err := os.Remove(filepath.Join(h.root, cgroupDir, "cgroup.controllers")); err != nil {
+	if err := os.RemoveAll(filepath.Join(h.root, cgroupDir)); err != nil {
 		t.Fatal(err)
 	}
 	if s := h.Scan(ctx(t), attach.Unit{ControlGroup: "/system.slice/a.service"}); !strings.Contains(s.Problem, "cgroup v2") {

@@ -22,6 +22,9 @@ const (
 	// quiet is how long files must be still before a change is told: an upgrade
 	// of packages writes many.
 	quiet = 200 * time.Millisecond
+	// quietLoads is the same for loads of policy: a package, or boot, loads many
+	// profiles one after the other.
+	quietLoads = 25 * time.Millisecond
 	// maxDelay bounds how long a stream of changes holds a report back.
 	maxDelay = 2 * time.Second
 	// rewatch is how long to wait before a watch that broke, or could not be had,
@@ -43,10 +46,16 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 	s.index.watch.life = ctx
 	s.index.watch.Unlock()
 	out := make(chan struct{}, 1)
-	events := make(chan struct{}, 1)
+	events, loads := make(chan struct{}, 1), make(chan struct{}, 1)
 	tell := func() {
 		select {
 		case events <- struct{}{}:
+		default:
+		}
+	}
+	loaded := func() {
+		select {
+		case loads <- struct{}{}:
 		default:
 		}
 	}
@@ -72,7 +81,7 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 	go func() {
 		defer close(policy)
 		for again := false; ctx.Err() == nil; again = true {
-			s.watchPolicy(ctx, tell, again)
+			s.watchPolicy(ctx, loaded, again)
 			select {
 			case <-ctx.Done():
 			case <-time.After(s.index.watch.pause()):
@@ -81,20 +90,24 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 	}()
 	go func() {
 		defer close(out)
-		merge(ctx, events, out)
+		merge(ctx, events, loads, out)
 		<-files
 		<-policy
 	}()
 	return out
 }
 
-// merge passes bursts of events on as one.
-func merge(ctx context.Context, events <-chan struct{}, out chan<- struct{}) {
+// merge passes bursts of events on as one. What was loaded is told sooner than
+// what was written: a load is whole when it is heard of.
+func merge(ctx context.Context, events, loads <-chan struct{}, out chan<- struct{}) {
 	for {
+		wait := quiet
 		select {
 		case <-ctx.Done():
 			return
 		case <-events:
+		case <-loads:
+			wait = quietLoads
 		}
 		until := time.After(maxDelay)
 		for still := false; !still; {
@@ -102,7 +115,9 @@ func merge(ctx context.Context, events <-chan struct{}, out chan<- struct{}) {
 			case <-ctx.Done():
 				return
 			case <-events:
-			case <-time.After(quiet):
+				wait = quiet
+			case <-loads:
+			case <-time.After(wait):
 				still = true
 			case <-until:
 				still = true
