@@ -361,6 +361,42 @@ func Select(all []Attachment, unit string) (chosen *Attachment, rivals []Attachm
 	return chosen, nil
 }
 
+// Selector is Select over the same attachments many times. Most of them name
+// their units to the letter, and need not be looked at for any other.
+type Selector struct {
+	all   []Attachment
+	named map[string][]int
+	wider []int // with a pattern among their units
+}
+
+// NewSelector prepares one.
+func NewSelector(all []Attachment) Selector {
+	s := Selector{all: all, named: map[string][]int{}}
+	for i, a := range all {
+		if slices.ContainsFunc(a.Units, func(u string) bool { return IsGlob(u) || IsPattern(u) }) {
+			s.wider = append(s.wider, i)
+			continue
+		}
+		for k, u := range a.Units {
+			if !slices.Contains(a.Units[:k], u) {
+				s.named[u] = append(s.named[u], i)
+			}
+		}
+	}
+	return s
+}
+
+// Select is the function of that name.
+func (s Selector) Select(unit string) (chosen *Attachment, rivals []Attachment) {
+	which := slices.Concat(s.named[unit], s.wider)
+	slices.Sort(which)
+	some := make([]Attachment, 0, len(which))
+	for _, i := range which {
+		some = append(some, s.all[i])
+	}
+	return Select(some, unit)
+}
+
 // ProfileFor gives the internal name that unit shall run under.
 func (a Attachment) ProfileFor(unit string) (string, error) {
 	name, err := ExpandSpecifiers(a.Profile, unit)

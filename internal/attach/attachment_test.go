@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // build makes an attachment of KEY=VALUE lines.
@@ -233,6 +235,28 @@ func TestUnitActive(t *testing.T) {
 	} {
 		if got := (Unit{ActiveState: state}).Active(); got != want {
 			t.Errorf("a unit that is %q: Active() = %v", state, got)
+		}
+	}
+}
+
+func TestASelectorSelectsTheSame(t *testing.T) {
+	var all []Attachment
+	for i, units := range [][]string{
+		{"a.service"}, {"b.service", "b.service"}, {"a@.service"}, {"a@x.service", "b.service"}, {"a-.service"}, {"a-b-.service", "c.service"},
+		{"*.service"}, {"a*.service"}, {"c.service"}, {"a.service", "d*.service"}, {"d.service"},
+	} {
+		a := NewAttachment()
+		a.Source, a.Units = string(rune('a'+i)), units
+		all = append(all, a)
+	}
+	for n := range all {
+		s := NewSelector(all[:n+1])
+		for _, unit := range []string{"a.service", "b.service", "c.service", "d.service", "e.service", "a@x.service", "a@y.service", "a-c.service", "a-b-c.service", "a@.service", "a-.service"} {
+			want, wantRivals := Select(all[:n+1], unit)
+			got, gotRivals := s.Select(unit)
+			if d := cmp.Diff(want, got) + cmp.Diff(wantRivals, gotRivals); d != "" {
+				t.Errorf("%s of %d: %s", unit, n+1, d)
+			}
 		}
 	}
 }

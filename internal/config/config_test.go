@@ -148,8 +148,7 @@ func TestFilesThatOthersCanWriteAreNotUsed(t *testing.T) {
 	if len(d.Attachments) != 1 || len(d.Problems) != 2 || len(d.Broken) != 2 {
 		t.Fatalf("%+v", d)
 	}
-	other := *f
-	other.Owner++
+	other := Files{Dirs: f.Dirs, Log: f.Log, Owner: f.Owner + 1}
 	if d := other.Read(); len(d.Attachments) != 0 || !d.Broken[root+"/etc/c.conf"] {
 		t.Fatalf("another user's files were used: %+v", d)
 	}
@@ -492,5 +491,45 @@ func TestWriteOfALongName(t *testing.T) {
 	d := f.Read()
 	if len(files) != len(units) || len(d.Attachments) != len(units) || len(d.Problems) > 0 {
 		t.Errorf("%d files: %d attachments, %v", len(files), len(d.Attachments), d.Problems)
+	}
+
+// A file that was not touched is not read a second time; one that was, is.
+func TestATouchedFileIsReadAgain(t *testing.T) {
+	f, root := testFiles(t)
+	path := root + "/etc/a.conf"
+	write(t, path, good("a.service"))
+	time.Sleep(2 * racy) // its time proves something now
+	first := f.Read()
+	if len(first.Attachments) != 1 || len(f.read) != 1 {
+		t.Fatalf("%+v, %d kept", first, len(f.read))
+	}
+	if d := cmp.Diff(first, f.Read()); d != "" {
+		t.Error(d)
+	}
+	for what, change := range map[string]func(){
+		"written in place": func() { write(t, path, good("b.service")) },
+		"not root's alone": func() {
+			if err := os.Chmod(path, 0o666); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"gone": func() {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		write(t, path, good("a.service"))
+		if err := os.Chmod(path, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * racy)
+		if d := f.Read(); len(d.Attachments) != 1 || d.Attachments[0].Units[0] != "a.service" {
+			t.Fatalf("%+v", d)
+		}
+		change()
+		if d := f.Read(); len(d.Attachments) == 1 && d.Attachments[0].Units[0] == "a.service" {
+			t.Errorf("%s, and not seen: %+v", what, d)
+		}
 	}
 }

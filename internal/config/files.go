@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -52,11 +53,35 @@ type Files struct {
 	// Owner is the user that the files and their directories must belong to,
 	// and who alone may write them: root, on a host.
 	Owner uint32
+
+	mu sync.Mutex
+	// read is what good files said, by path: a file that was not touched since is
+	// not read again.
+	read map[string]readFile
+}
+
+// readFile is a file as it was read.
+type readFile struct {
+	was        unix.Stat_t
+	attachment attach.Attachment
+}
+
+// racy is how long a file must have been untouched for its times to prove that
+// it did not change since it was read: the kernel's clock for them is coarse.
+const racy = 50 * time.Millisecond
+
+// same reports whether a file is the one that it was, and untouched.
+func same(a, b unix.Stat_t) bool {
+	return a.Dev == b.Dev && a.Ino == b.Ino && a.Mode == b.Mode && a.Uid == b.Uid && a.Size == b.Size && a.Mtim == b.Mtim && a.Ctim == b.Ctim
 }
 
 // Read reads all attachment files. What is wrong with one never keeps the
 // others from being used.
 func (f *Files) Read() attach.Declared {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	before := f.read
+	f.read = map[string]readFile{}
 	d := attach.Declared{Broken: map[string]bool{}}
 	masked := map[string]bool{}
 	unlisted := false // what an earlier directory masks is not known
@@ -87,10 +112,21 @@ func (f *Files) Read() attach.Declared {
 				d.Broken[path] = true
 				continue
 			}
-			if isMask(path) {
+			var now unix.Stat_t
+			if err := unix.Lstat(path, &now); err == nil && now.Mode&unix.S_IFMT == unix.S_IFLNK && isMask(path) {
 				continue
 			}
-			a, problems := f.readFile(path)
+			known, ok := before[path]
+			a, problems := known.attachment, []attach.Reason(nil)
+			if !ok || !same(known.was, now) {
+				begun := time.Now()
+				a, problems = f.readFile(path)
+				known = readFile{now, a}
+				ok = now.Mode&unix.S_IFMT == unix.S_IFREG && begun.Sub(time.Unix(now.Ctim.Unix())) > racy
+			}
+			if ok && len(problems) == 0 {
+				f.read[path] = known
+			}
 			if len(problems) > 0 {
 				d.Problems = append(d.Problems, problems...)
 				d.Broken[path] = true
