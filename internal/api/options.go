@@ -20,10 +20,11 @@ const (
 	optNoRestart = "no-restart" // b
 	optDryRun    = "dry-run"    // b; Detach only
 	optFor       = "for"        // t, microseconds; Pause only
+	optSettle    = "settle"     // t, microseconds
 )
 
 var (
-	attachOptions = []string{optProfile, optRuntime, optComplain, optNoRestart}
+	attachOptions = []string{optProfile, optRuntime, optComplain, optNoRestart, optSettle}
 	detachOptions = []string{optNoRestart, optDryRun}
 	pauseOptions  = []string{optFor}
 )
@@ -69,6 +70,13 @@ func decodeRequest(units []string, options map[string]dbus.Variant, allowed []st
 					return r, invalidArgs("%v", err)
 				}
 			}
+		case optSettle:
+			var us uint64
+			if us, ok = v.(uint64); ok && us > uint64(attach.MaxSettle/time.Microsecond) {
+				return r, invalidArgs("option %q is %d µs, at most %v are taken", key, us, attach.MaxSettle)
+			}
+			span := time.Duration(us) * time.Microsecond
+			r.Settle = &span
 		}
 		if !ok {
 			return r, invalidArgs("option %q has type %q", key, options[key].Signature().String())
@@ -90,6 +98,9 @@ func encodeOptions(r attach.Request) map[string]dbus.Variant {
 		if on {
 			out[key] = dbus.MakeVariant(true)
 		}
+	}
+	if r.Settle != nil {
+		out[optSettle] = dbus.MakeVariant(uint64(*r.Settle / time.Microsecond))
 	}
 	return out
 }

@@ -12,7 +12,9 @@ type Request struct {
 	Runtime   bool     `json:"runtime,omitempty"`
 	Complain  bool     `json:"complain,omitempty"`
 	NoRestart bool     `json:"noRestart,omitempty"`
-	DryRun    bool     `json:"dryRun,omitempty"`
+	// Settle is SettleSec= of the attachment; nil leaves it.
+	Settle *time.Duration `json:"settle,omitempty"` // nanoseconds
+	DryRun bool           `json:"dryRun,omitempty"`
 	// For is how long Pause shall pause.
 	For time.Duration `json:"for,omitempty"`
 	// By is who asks, in words. Set by the D-Bus service from the caller's

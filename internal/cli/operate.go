@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/spf13/cobra"
@@ -16,6 +17,7 @@ type operateFlags struct {
 	runtime   bool
 	complain  bool
 	noRestart bool
+	settleFor time.Duration
 	dryRun    bool
 	wait      bool
 	noWait    bool
@@ -99,6 +101,12 @@ attaches to its executable, or that is called like it.`,
 				return err
 			}
 			r, ctx := a.request(f, args), cmd.Context()
+			if cmd.Flags().Changed("settle") {
+				if f.settleFor < 0 || f.settleFor > attach.MaxSettle {
+					return usage("--settle must lie between 0 and %v", attach.MaxSettle)
+				}
+				r.Settle = &f.settleFor
+			}
 			return a.with(ctx, func(d Daemon) error {
 				switch {
 				case f.dryRun:
@@ -114,6 +122,7 @@ attaches to its executable, or that is called like it.`,
 	cmd.Flags().StringVarP(&f.profile, "profile", "p", "", "the `PROFILE`: a name, a file in /etc/apparmor.d, or a path")
 	cmd.Flags().BoolVar(&f.runtime, "runtime", false, "until the next boot only")
 	cmd.Flags().BoolVar(&f.complain, "complain", false, "in complain mode: log, and allow")
+	cmd.Flags().DurationVar(&f.settleFor, "settle", attach.DefaultSettle, "how long the unit must stay healthy, like 10s; 0s does not wait")
 	f.add(cmd)
 	a.completeFlag(cmd, "profile")
 	return cmd
