@@ -492,6 +492,7 @@ func TestWriteOfALongName(t *testing.T) {
 	if len(files) != len(units) || len(d.Attachments) != len(units) || len(d.Problems) > 0 {
 		t.Errorf("%d files: %d attachments, %v", len(files), len(d.Attachments), d.Problems)
 	}
+}
 
 // A file that was not touched is not read a second time; one that was, is.
 func TestATouchedFileIsReadAgain(t *testing.T) {

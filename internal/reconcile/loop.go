@@ -13,10 +13,10 @@ package reconcile
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +29,9 @@ import (
 // burst is how long the loop waits after a first trigger, so that a
 // burst of files or signals costs one pass.
 const burst = 50 * time.Millisecond
+
+// restAfter is how long there must be nothing to do before the loop rests.
+const restAfter = 5 * time.Second
 
 // DefaultRecheck is the interval of the slow re-check: whatever no signal told
 // is found by then.
@@ -47,6 +50,9 @@ type Options struct {
 	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
 	Recheck time.Duration
 	Version string
+	// Rest is called when there has been nothing to do for some seconds after a
+	// pass; nil is nothing.
+	Rest func()
 	// Boot identifies this boot of the machine; "" where that could not be read,
 	// and then nothing is taken for loaded by an earlier life of the daemon.
 	Boot string
@@ -64,6 +70,7 @@ type Loop struct {
 	recheck     time.Duration
 	version     string
 	boot        string
+	rest        func()
 
 	queue   *queue
 	denials denialLog
@@ -76,12 +83,17 @@ type Loop struct {
 	// declaring keeps what was read earlier from overtaking what was read later.
 	declaring sync.Mutex
 
+	// prints is what the policy of units looked like at the last change, by what
+	// it depends on. It belongs to the goroutine that changes things.
+	prints map[string]string
+
 	// keeping keeps a record on disk from being older than the one in memory: it
 	// is held across a change of records and its Save. It comes before mu.
 	keeping sync.Mutex
 
 	mu          sync.Mutex
 	declared    attach.Declared
+	selector    attach.Selector              // of what is declared
 	targets     map[string]attach.Attachment // by unit; what applies to it
 	rivals      map[string][]attach.Attachment
 	alias       map[string]string // name as declared -> canonical
@@ -102,7 +114,7 @@ func New(o Options) *Loop {
 	}
 	return &Loop{
 		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate,
-		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot,
+		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest,
 		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
@@ -166,7 +178,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 				policy = nil
 				continue
 			}
-			l.queue.add(inputChanged, l.everything()...)
+			l.queue.addPolicy()
 		case <-l.pings:
 		case <-tick.C:
 			l.everythingAnew()
@@ -201,6 +213,12 @@ func (l *Loop) Ping(ctx context.Context) error {
 func (l *Loop) change(ctx context.Context) {
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
+	var idle <-chan time.Time
+	worked := func() {
+		if l.rest != nil {
+			idle = time.After(restAfter)
+		}
+	}
 	for {
 		alarm.Stop()
 		if next := l.endPauses(); next > 0 {
@@ -209,8 +227,13 @@ func (l *Loop) change(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-idle:
+			idle = nil
+			l.rest()
+			continue
 		case op := <-l.asked:
 			op(ctx)
+			worked()
 			continue
 		case <-alarm.C:
 			continue
@@ -225,10 +248,14 @@ func (l *Loop) change(ctx context.Context) {
 			l.reviewAliases(ctx)
 			l.declare(ctx)
 		}
+		if l.queue.takePolicy() {
+			l.queue.add(inputChanged, l.touched()...)
+		}
 		if due, begun := l.queue.takePlans(); len(due) > 0 {
 			begun = slices.DeleteFunc(begun, func(u string) bool { return !l.settled(u) })
 			out := l.pass(ctx, due, nil)
 			l.queue.release(due)
+			worked()
 			// A start under what was in place already gets its own look, for
 			// OnViolation=; one that the pass came to as well is of that pass.
 			l.queue.add(started, slices.DeleteFunc(begun, func(u string) bool { return out[u] == nil || out[u].Restarted })...)
@@ -303,7 +330,7 @@ func (l *Loop) wants(unit string) bool {
 	if _, ok := l.records[unit]; ok {
 		return true
 	}
-	chosen, rivals := attach.Select(l.declared.Attachments, unit)
+	chosen, rivals := l.selector.Select(unit)
 	return chosen != nil || len(rivals) > 0
 }
 
@@ -314,6 +341,7 @@ func (l *Loop) declare(ctx context.Context) {
 	defer l.declaring.Unlock()
 	d := l.attachments.Read()
 	names := l.expand(ctx, d.Attachments)
+	selector := attach.NewSelector(d.Attachments)
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -336,7 +364,7 @@ func (l *Loop) declare(ctx context.Context) {
 		if c, ok := l.alias[unit]; ok {
 			unit = c
 		}
-		chosen, many := attach.Select(d.Attachments, unit)
+		chosen, many := selector.Select(unit)
 		if attach.IsPattern(unit) && chosen != nil && chosen.Matches(unit) < attach.MatchName {
 			continue // a glob is for units, not for a template
 		}
@@ -344,7 +372,7 @@ func (l *Loop) declare(ctx context.Context) {
 			// The attachment names an alias of the unit.
 			for name, canonical := range l.alias {
 				if canonical == unit && chosen == nil && len(many) == 0 {
-					chosen, many = attach.Select(d.Attachments, name)
+					chosen, many = selector.Select(name)
 				}
 			}
 		}
@@ -390,13 +418,13 @@ func (l *Loop) declare(ctx context.Context) {
 			changed = append(changed, unit)
 		}
 	}
-	l.declared, l.targets, l.rivals = d, targets, rivals
+	l.declared, l.selector, l.targets, l.rivals = d, selector, targets, rivals
 	l.queue.add(inputChanged, changed...)
 }
 
 func sameAttachment(a, b attach.Attachment) bool {
 	a.Line, b.Line = 0, 0
-	return fmt.Sprintf("%#v", a) == fmt.Sprintf("%#v", b)
+	return reflect.DeepEqual(a, b)
 }
 
 // broken reports whether the file that declared an attachment, or the
@@ -464,6 +492,59 @@ func (l *Loop) everything() []string {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// touched lists the units that a change of profiles or of what is loaded may
+// concern: those of profiles that are not as they were, and all that are not
+// quite in order. For the others nothing is asked or read, however many there
+// are.
+func (l *Loop) touched() []string {
+	l.mu.Lock()
+	units := map[string][]string{} // by what their policy depends on
+	names, files := map[string][]string{}, map[string]string{}
+	var out []string
+	for unit, a := range l.targets {
+		profile, err := a.ProfileFor(unit)
+		if err != nil || !l.inOrder(unit) {
+			out = append(out, unit)
+			continue
+		}
+		key := strings.Join(append([]string{a.ProfileFile, profile}, a.AllowProfiles...), "\x00")
+		units[key] = append(units[key], unit)
+		names[key], files[key] = append([]string{profile}, a.AllowProfiles...), a.ProfileFile
+	}
+	for unit := range l.records {
+		if _, attached := l.targets[unit]; !attached {
+			out = append(out, unit)
+		}
+	}
+	for unit := range l.rivals {
+		out = append(out, unit)
+	}
+	l.mu.Unlock()
+
+	// In any case: who asks for a profile next need not wait for the parser.
+	l.apparmor.Fingerprint(nil, "")
+	prints := map[string]string{}
+	for key := range units {
+		prints[key] = l.apparmor.Fingerprint(names[key], files[key])
+	}
+	for key, print := range prints {
+		if print != l.prints[key] {
+			out = append(out, units[key]...)
+		}
+	}
+	l.prints = prints
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// inOrder reports whether nothing is left to be done for a unit, as far as is
+// known. The lock is held.
+func (l *Loop) inOrder(unit string) bool {
+	r, s := l.records[unit], l.statuses[unit]
+	return settled(r) && r.Hold == nil && len(s.Refused) == 0 && len(s.Notes) == 0 &&
+		(s.Verdict == nil || s.Verdict.Answer != attach.NotConfined)
 }
 
 // target is the attachment that applies to a unit, or nil.

@@ -280,13 +280,22 @@ func collect(all []*prepared, ran map[string]*attach.Outcome) []attach.Outcome {
 // against the attach; nothing is changed.
 func (l *Loop) prepare(ctx context.Context, r attach.Request) []*prepared {
 	all := l.units(ctx, r.Units)
-	each(len(all), func(i int) {
-		p := all[i]
-		if p.refused() {
-			return
+	todo := func(f func(*prepared)) {
+		each(len(all), func(i int) {
+			if !all[i].refused() {
+				f(all[i])
+			}
+		})
+	}
+	todo(func(p *prepared) { l.prepareUnit(ctx, p, r) })
+	var wishes []attach.Desired
+	for _, p := range all {
+		if !p.refused() {
+			wishes = append(wishes, p.d)
 		}
-		l.prepareUnit(ctx, p, r)
-	})
+	}
+	l.compileTogether(ctx, wishes)
+	todo(func(p *prepared) { l.preparePlan(ctx, p) })
 	return unique(all)
 }
 
@@ -367,6 +376,10 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 	l.mu.Unlock()
 	p.d.Record.Hold, p.d.Record.Pause = nil, nil
 	p.d.Asked = !r.AsDeclared
+}
+
+// preparePlan asks the core for the plan of a prepared unit.
+func (l *Loop) preparePlan(ctx context.Context, p *prepared) {
 	o, err := l.observe(ctx, p.d, full)
 	if err != nil {
 		p.refuse(attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", p.unit, err))
@@ -384,7 +397,7 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 // that is declared already where it says the same, else a new one.
 func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool {
 	l.mu.Lock()
-	declared, rivals := attach.Select(l.declared.Attachments, p.unit)
+	declared, rivals := l.selector.Select(p.unit)
 	l.mu.Unlock()
 	if len(rivals) > 0 {
 		p.refuse(attach.Because(attach.RivalAttachments, "%s is named by %s and %s", p.unit, rivals[0].Source, rivals[1].Source))
@@ -463,6 +476,9 @@ func withOptions(a *attach.Attachment, r attach.Request) {
 	if r.Complain {
 		a.Mode = attach.WishComplain
 	}
+	if r.Settle != nil {
+		a.Settle = *r.Settle
+	}
 }
 
 // optionsAgainst names the options of a request that a declared attachment says
@@ -476,6 +492,9 @@ func optionsAgainst(a attach.Attachment, r attach.Request) (over []string) {
 	}
 	if r.NoRestart && a.RestartUnit {
 		over = append(over, "--no-restart")
+	}
+	if r.Settle != nil && *r.Settle != a.Settle {
+		over = append(over, "--settle")
 	}
 	return over
 }
@@ -572,7 +591,17 @@ func (l *Loop) detachPlan(ctx context.Context, r attach.Request) []attach.Outcom
 func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error) {
 	r := l.Status(units)
 	seen := make([]*attach.Verdict, len(r.Units))
-	each(len(r.Units), func(i int) { seen[i] = l.verify(ctx, r.Units[i].Unit) })
+	var m *moment
+	if len(r.Units) > 1 {
+		var all []attach.Desired
+		for _, s := range r.Units {
+			if d, err := l.desired(s.Unit); err == nil {
+				all = append(all, d)
+			}
+		}
+		m = l.momentOf(ctx, all)
+	}
+	each(len(r.Units), func(i int) { seen[i] = l.verify(ctx, r.Units[i].Unit, m) })
 	by := map[string]*attach.Verdict{}
 	for i, s := range r.Units {
 		by[s.Unit] = seen[i]
@@ -588,14 +617,14 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 }
 
 // verify looks at one unit; nil where there is nothing to look at.
-func (l *Loop) verify(ctx context.Context, unit string) *attach.Verdict {
+func (l *Loop) verify(ctx context.Context, unit string, m *moment) *attach.Verdict {
 	for try := 0; ; try++ {
 		busy := l.queue.isBusy(unit)
 		d, err := l.desired(unit)
 		if err != nil || d.Attachment == nil {
 			return nil
 		}
-		v, o := l.judge(ctx, d, false)
+		v, o := l.judgeAt(ctx, d, false, m)
 		if busy && try < 5 && v.Answer == attach.NotConfined && only(v, attach.PolicyDiffers) {
 			// A pass may have loaded what it has not put on record yet.
 			select {

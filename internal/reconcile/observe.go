@@ -4,14 +4,17 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// parallel bounds how many units are observed or restarted at once.
-const parallel = 8
+// parallel bounds how many units are observed or restarted at once. Both wait
+// for systemd most of the time, which answers questions that come together
+// together.
+const parallel = 64
 
 // depth says how much of a unit is looked at.
 type depth int
@@ -28,19 +31,39 @@ const (
 //
 // A template or prefix is no unit: of it there are the drop-in and the policy.
 func (l *Loop) observe(ctx context.Context, d attach.Desired, how depth) (attach.Observed, error) {
+	return l.observeAt(ctx, d, how, nil)
+}
+
+// observeAt takes from m what is the same for all units; nil reads it.
+func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *moment) (attach.Observed, error) {
 	at := time.Now()
 	u := attach.Unit{ID: d.Unit}
 	if !attach.IsPattern(d.Unit) {
+		ask := l.systemd.Observe
+		if how == quick {
+			ask = l.systemd.Glance
+		}
 		var err error
-		if u, err = l.systemd.Observe(ctx, d.Unit); err != nil {
+		if u, err = ask(ctx, d.Unit); err != nil {
 			return attach.Observed{}, err
 		}
 	}
-	o := attach.Observed{Unit: u, Host: l.host(ctx), At: at}
+	o := attach.Observed{Unit: u, At: at}
+	if m != nil {
+		o.Host = m.host
+	} else {
+		o.Host = l.host(ctx)
+	}
 	switch {
 	case d.Attachment != nil:
-		o.DropIn = l.readDropIn(d)
-		o.Policy = l.policy(ctx, d, how)
+		if m == nil { // a verdict goes by what is in effect
+			o.DropIn = l.readDropIn(d)
+		}
+		if m != nil && how == quick {
+			o.Policy = m.policy(d)
+		} else {
+			o.Policy = l.policy(ctx, d, how)
+		}
 	case how == full && len(d.Record.Softened) > 0:
 		o.Policy = l.softened(ctx, d)
 	}
@@ -49,6 +72,64 @@ func (l *Loop) observe(ctx context.Context, d attach.Desired, how depth) (attach
 		o.Scan = &s
 	}
 	return o, nil
+}
+
+// moment is what many units have in common, read once for a look at all of them.
+type moment struct {
+	host attach.Host
+	live map[string]map[string]attach.LiveProfile // by profile: it, its children and hats
+	err  error
+}
+
+// momentOf reads what these units have in common.
+func (l *Loop) momentOf(ctx context.Context, all []attach.Desired) *moment {
+	m := &moment{host: l.host(ctx), live: map[string]map[string]attach.LiveProfile{}}
+	var names []string
+	for _, d := range all {
+		names = append(names, judgedBy(d)...)
+	}
+	slices.Sort(names)
+	var live map[string]attach.LiveProfile
+	if live, m.err = l.apparmor.Live(slices.Compact(names)); m.err != nil {
+		return m
+	}
+	for name, p := range live {
+		top, _, _ := strings.Cut(name, "//")
+		if m.live[top] == nil {
+			m.live[top] = map[string]attach.LiveProfile{}
+		}
+		m.live[top][name] = p
+	}
+	return m
+}
+
+// judgedBy are the profiles that count for the verdict on a unit.
+func judgedBy(d attach.Desired) (names []string) {
+	if d.Attachment != nil {
+		names = slices.Clone(profilesOf(d))
+	}
+	for name := range d.Record.Accepted {
+		names = append(names, name)
+	}
+	return names
+}
+
+// policy is what counts for one of the units.
+func (m *moment) policy(d attach.Desired) attach.Policy {
+	p := attach.Policy{Candidates: map[string][]attach.Profile{}, Live: map[string]attach.LiveProfile{}}
+	if m.err != nil {
+		p.LiveError = m.err.Error()
+		return p
+	}
+	for _, n := range judgedBy(d) {
+		top, _, _ := strings.Cut(n, "//")
+		for name, live := range m.live[top] {
+			if name == n || strings.HasPrefix(name, n+"//") {
+				p.Live[name] = live
+			}
+		}
+	}
+	return p
 }
 
 func (l *Loop) host(ctx context.Context) attach.Host {
@@ -90,7 +171,7 @@ func (l *Loop) readDropIn(d attach.Desired) attach.DropInState {
 	if err != nil {
 		return attach.DropInState{Exists: true, Problem: err.Error()}
 	}
-	return attach.DropInState{Exists: exists, Content: text, Ours: l.wrote(path)}
+	return attach.DropInState{Exists: exists, Content: text, Ours: d.Record.DropIns[path] != "" || l.wrote(path)}
 }
 
 // wrote reports whether a record of any unit says that aaunit wrote the file;
@@ -158,9 +239,20 @@ const passing = 30 * time.Second
 // program that systemd has forked and not executed yet, a restart during the
 // look) it looks again, for at most 30 s.
 func (l *Loop) judge(ctx context.Context, d attach.Desired, justStarted bool) (attach.Verdict, attach.Observed) {
+	return l.judgeAt(ctx, d, justStarted, nil)
+}
+
+// judgeAt is judge with a first look that takes from m what is the same for all
+// units. Only "confined" is believed of it.
+func (l *Loop) judgeAt(ctx context.Context, d attach.Desired, justStarted bool, m *moment) (attach.Verdict, attach.Observed) {
+	if m != nil {
+		if v, o := l.judgeOnce(ctx, d, justStarted, m); v.Answer == attach.Confined {
+			return v, o
+		}
+	}
 	pause := 50 * time.Millisecond
 	for begun := time.Now(); ; {
-		v, o := l.judgeOnce(ctx, d, justStarted)
+		v, o := l.judgeOnce(ctx, d, justStarted, nil)
 		if v.Answer != attach.Unknown || !passes(v) || time.Since(begun) > passing {
 			return v, o
 		}
@@ -183,13 +275,18 @@ func passes(v attach.Verdict) bool {
 	return true
 }
 
-func (l *Loop) judgeOnce(ctx context.Context, d attach.Desired, justStarted bool) (attach.Verdict, attach.Observed) {
-	o, err := l.observe(ctx, d, quick)
+func (l *Loop) judgeOnce(ctx context.Context, d attach.Desired, justStarted bool, m *moment) (attach.Verdict, attach.Observed) {
+	o, err := l.observeAt(ctx, d, quick, m)
 	if err != nil {
 		return unheard(d, err), attach.Observed{Unit: attach.Unit{ID: d.Unit}}
 	}
 	o.JustStarted = justStarted
 	v := attach.Judge(d, o)
+	if v.Answer == attach.NotConfined && d.Profile != "" {
+		// For the hint at a rule.
+		o.Policy.Candidates = map[string][]attach.Profile{d.Profile: l.apparmor.Known(d.Profile)}
+		v = attach.Judge(d, o)
+	}
 	if v.At.IsZero() {
 		v.At = time.Now()
 	}

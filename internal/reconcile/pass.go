@@ -126,8 +126,14 @@ func (j *job) held() bool {
 
 // plan is step 1.
 func (l *Loop) plan(ctx context.Context, units []string, op *operation) []*job {
-	l.compileTogether(ctx, units)
 	jobs := make([]*job, len(units))
+	var all []attach.Desired
+	for _, unit := range units {
+		if d, err := l.desired(unit); err == nil {
+			all = append(all, d)
+		}
+	}
+	l.compileTogether(ctx, all)
 	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op) })
 	// An alias leads to a unit that may be in the list already.
 	seen := map[string]bool{}
@@ -295,7 +301,7 @@ func (l *Loop) declaredAs(u attach.Unit) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, name := range u.Names {
-		chosen, rivals := attach.Select(l.declared.Attachments, name)
+		chosen, rivals := l.selector.Select(name)
 		if name != u.ID && (chosen != nil || len(rivals) > 0) {
 			l.alias[name] = u.ID
 			return true
@@ -708,14 +714,15 @@ func (j *job) wasStopped() bool {
 
 // settle waits until the unit has stayed the same start for SettleSec.
 func (l *Loop) settle(ctx context.Context, j *job) {
-	first, err := l.systemd.Observe(ctx, j.d.Unit)
+	first, err := l.systemd.Glance(ctx, j.d.Unit)
 	if err != nil {
 		j.fail(attach.StepRestart, unheard(j.d, err).Reasons...)
 		return
 	}
 	first.NRestarts = 0 // systemd counts from 0 again when a job starts a unit
 	// What is not confined from the start needs no waiting for.
-	if v, o := l.judge(ctx, j.d, true); v.Answer == attach.NotConfined && o.Unit.Active() && !only(v, attach.TaskComplain) {
+	v, o := l.judge(ctx, j.d, true)
+	if v.Answer == attach.NotConfined && o.Unit.Active() && !only(v, attach.TaskComplain) {
 		j.verdict, j.seen = v, o
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
 		return
@@ -734,6 +741,9 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 		return
 	}
 	if span == 0 {
+		if v.Answer == attach.Confined {
+			j.verdict, j.seen = v, o // no time has passed since
+		}
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
 		return
 	}

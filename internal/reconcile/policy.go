@@ -371,13 +371,13 @@ func sortedNames(c attach.Compiled) []string {
 // compileTogether compiles what the units of a pass need, all of it in one go:
 // starting the parser is what costs. Each unit finds its own among what the
 // adapter keeps then, and what was wrong with it is told there.
-func (l *Loop) compileTogether(ctx context.Context, units []string) {
-	if len(units) < 2 {
+func (l *Loop) compileTogether(ctx context.Context, wishes []attach.Desired) {
+	if len(wishes) < 2 {
 		return
 	}
 	files := map[bool][]string{} // by complain
-	for _, u := range units {
-		if d, err := l.desired(u); err == nil && d.Attachment != nil {
+	for _, d := range wishes {
+		if d.Attachment != nil {
 			_, found, _ := l.candidates(d)
 			complain := d.Attachment.Mode == attach.WishComplain
 			files[complain] = append(files[complain], found...)
@@ -430,10 +430,6 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 	var files []string
 	if how == full {
 		p.Candidates, files, p.Problems = l.candidates(d)
-	} else {
-		for _, name := range names {
-			p.Candidates[name] = l.apparmor.Known(name) // for the hint at a rule
-		}
 	}
 	if len(files) > 0 {
 		var problems []attach.Reason

@@ -13,6 +13,9 @@ type Systemd interface {
 	// does not know is no error: LoadState says so. An alias gives the unit it
 	// stands for.
 	Observe(ctx context.Context, unit string) (attach.Unit, error)
+	// Glance is Observe without what only a plan needs: NeedReload may be
+	// missing, and RestartsWith is.
+	Glance(ctx context.Context, unit string) (attach.Unit, error)
 	// Invocation reads the unit's InvocationID alone.
 	Invocation(ctx context.Context, unit string) (string, error)
 	// Expand lists the services that match a glob, loaded or with a unit file.
@@ -52,6 +55,12 @@ type AppArmor interface {
 	// Profiles lists every profile that a file directly in /etc/apparmor.d
 	// defines.
 	Profiles() []attach.Profile
+
+	// Fingerprint tells the state of profiles: of the files that define them
+	// (file too, where it is given) with all they include, of the links that
+	// stand for these, and of what is loaded. It differs when any of that
+	// changed, and when it could not be told.
+	Fingerprint(names []string, file string) string
 
 	// Host reads the kernel's state; BootService is left to the caller.
 	Host() attach.Host

@@ -43,6 +43,7 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 		l.mu.Unlock()
 		return nil, false
 	}
+	kept := r
 	if old = r.Verdict; old == nil {
 		old = shown
 	}
@@ -56,12 +57,23 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 		l.records[d.Unit] = r
 	}
 	l.mu.Unlock()
-	if remembered {
+	// What was seen before and is seen again is not written to disk each time.
+	if remembered && !(kept.Proved == r.Proved && sameVerdict(kept.Verdict, r.Verdict)) {
 		if err := l.store.Save(r); err != nil {
 			l.log.Error("cannot keep the record of a unit", journal.FieldUnit, d.Unit, "err", err)
 		}
 	}
 	return old, true
+}
+
+// sameVerdict reports whether two verdicts say the same but for their time, and
+// for how many tasks there were.
+func sameVerdict(a, b *attach.Verdict) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Unit == b.Unit && a.InvocationID == b.InvocationID && a.Profile == b.Profile && a.Answer == b.Answer &&
+		a.PrivateTmp == b.PrivateTmp && slices.Equal(a.Reasons, b.Reasons)
 }
 
 func (l *Loop) sayVerdict(v attach.Verdict) {

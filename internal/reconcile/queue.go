@@ -31,6 +31,8 @@ type queue struct {
 	// declare: the attachment files, or the units that they name, may have
 	// changed.
 	declare bool
+	// policy: profiles or what is loaded may have changed.
+	policy bool
 	// One slot each: there may be something to take.
 	plans, looks chan struct{}
 }
@@ -64,6 +66,23 @@ func (q *queue) takeDeclare() bool {
 	defer q.mu.Unlock()
 	due := q.declare
 	q.declare = false
+	return due
+}
+
+// addPolicy asks for the units that a change of policy concerns to be found
+// before the next plans.
+func (q *queue) addPolicy() {
+	q.mu.Lock()
+	q.policy = true
+	q.mu.Unlock()
+	q.signal()
+}
+
+func (q *queue) takePolicy() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	due := q.policy
+	q.policy = false
 	return due
 }
 

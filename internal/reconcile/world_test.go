@@ -209,6 +209,20 @@ func (w *world) setting(unit, key string) (value string, at []attach.Assignment)
 	return value, at
 }
 
+func (a apparmor) Fingerprint(names []string, file string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	print := file
+	for _, n := range names {
+		print += fmt.Sprintln(n, a.files[n], a.bad[n], a.kernel[n], a.also[n], a.byPath[n])
+	}
+	return print
+}
+
+func (w *world) Glance(ctx context.Context, name string) (attach.Unit, error) {
+	return w.Observe(ctx, name)
+}
+
 func (w *world) Observe(_ context.Context, name string) (attach.Unit, error) {
 	defer w.lock()()
 	if w.dead {
