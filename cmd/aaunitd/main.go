@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -88,6 +89,8 @@ func run(log *slog.Logger, o reconcile.Options) error {
 	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
 	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log}
+	// A pass over many units needs far more memory than what it leaves behind.
+	o.Rest = debug.FreeOSMemory
 	loop := reconcile.New(breakable(o))
 
 	var parts sync.WaitGroup

@@ -96,10 +96,15 @@ type board struct {
 	heard map[string]bool // units that a publication spoke of since sync began
 	dirty map[string]bool
 	wake  chan struct{}
+	// again has the units that were only looked at again; lull says that there
+	// is one.
+	again map[string]bool
+	lull  chan struct{}
 }
 
 func newBoard() *board {
-	return &board{units: map[string]attach.Status{}, heard: map[string]bool{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1)}
+	return &board{units: map[string]attach.Status{}, heard: map[string]bool{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
+		again: map[string]bool{}, lull: make(chan struct{}, 1)}
 }
 
 // publish takes one status; one without an attachment takes the unit away. It
@@ -115,16 +120,33 @@ func (b *board) put(s attach.Status) {
 	if s.Unit == "" {
 		return
 	}
+	before, known := b.units[s.Unit]
 	if s.Attachment == "" {
 		delete(b.units, s.Unit)
 	} else {
 		b.units[s.Unit] = s
 	}
-	b.dirty[s.Unit] = true
+	set, news := b.dirty, b.wake
+	if known && sameButTime(before, s) {
+		set, news = b.again, b.lull
+	}
+	set[s.Unit] = true
 	select {
-	case b.wake <- struct{}{}:
+	case news <- struct{}{}:
 	default:
 	}
+}
+
+// sameButTime reports whether two statuses of a unit differ in nothing but when
+// the unit was looked at.
+func sameButTime(a, b attach.Status) bool {
+	if a.Verdict == nil || b.Verdict == nil {
+		return false
+	}
+	was, is := *a.Verdict, *b.Verdict
+	was.At = is.At
+	a.Verdict, b.Verdict = &was, &is
+	return reflect.DeepEqual(a, b)
 }
 
 // sync takes what is known as a whole. Where a publication comes meanwhile, it
@@ -168,31 +190,50 @@ func (b *board) all() []attach.Status {
 	return out
 }
 
-// changed takes the names of units that changed since it was last asked.
-func (b *board) changed() []string {
+// changed takes the names of units that changed since it was last asked, and of
+// those that were looked at again, if again is set.
+func (b *board) changed(again bool) []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if again {
+		maps.Copy(b.dirty, b.again)
+		clear(b.again)
+	}
 	out := slices.Sorted(maps.Keys(b.dirty))
 	clear(b.dirty)
 	return out
 }
 
+// lookedAgain is how long it may take until it is told that a unit is as it was.
+const lookedAgain = 2 * time.Second
+
 // announce sends the signals for what happens on the board until the
 // connection ends. A new connection has new listeners, who ask before they
 // listen for changes: what was there when it began is not announced.
 func (s *session) announce() {
-	told := map[string]map[string]dbus.Variant{}
-	s.board.changed()
+	told := map[string]attach.Status{}
+	s.board.changed(true)
 	for _, st := range s.board.all() {
-		told[st.Unit] = attachmentProperties(st)
+		told[st.Unit] = st
 	}
+	// That a unit was looked at again and is as it was is told with a delay, for
+	// many units together and for each once.
+	var later <-chan time.Time
 	for {
+		again := false
 		select {
 		case <-s.conn.Context().Done():
 			return
 		case <-s.board.wake:
+		case <-s.board.lull:
+			if later == nil {
+				later = time.After(lookedAgain)
+			}
+			continue
+		case <-later:
+			later, again = nil, true
 		}
-		for _, unit := range s.board.changed() {
+		for _, unit := range s.board.changed(again) {
 			st, here := s.board.get(unit)
 			before, was := told[unit]
 			switch {
@@ -201,17 +242,16 @@ func (s *session) announce() {
 				s.emit(Path, objectManagerInterface, "InterfacesRemoved", "", UnitPath(unit),
 					slices.Sorted(maps.Keys(interfacesOf(attach.Status{Unit: unit}))))
 			case here && !was:
-				told[unit] = attachmentProperties(st)
+				told[unit] = st
 				s.emit(Path, objectManagerInterface, "InterfacesAdded", "", UnitPath(unit), interfacesOf(st))
 			case here:
-				now := attachmentProperties(st)
-				diff := map[string]dbus.Variant{}
-				for key, v := range now {
-					if !reflect.DeepEqual(v.Value(), before[key].Value()) {
+				was, diff := attachmentProperties(before), map[string]dbus.Variant{}
+				for key, v := range attachmentProperties(st) {
+					if !reflect.DeepEqual(v.Value(), was[key].Value()) {
 						diff[key] = v
 					}
 				}
-				told[unit] = now
+				told[unit] = st
 				if len(diff) > 0 {
 					s.emit(UnitPath(unit), propertiesInterface, "PropertiesChanged", "", AttachmentInterface, diff, []string{})
 				}

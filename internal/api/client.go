@@ -93,10 +93,16 @@ func Dial(ctx context.Context, o DialOptions) (*Client, error) {
 func (c *Client) find(ctx context.Context, o DialOptions) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	err := c.conn.AddMatchSignalContext(ctx, dbus.WithMatchSender(bus.Driver), dbus.WithMatchInterface(bus.Driver),
-		dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, BusName))
-	if err != nil {
+	// Both at once, in this order: most often the daemon runs, and nobody waits
+	// twice.
+	rule := "type='signal',sender='" + bus.Driver + "',interface='" + bus.Driver + "',member='NameOwnerChanged',arg0='" + BusName + "'"
+	listening := c.conn.BusObject().GoWithContext(ctx, bus.Driver+".AddMatch", 0, make(chan *dbus.Call, 1), rule)
+	absent := c.ask(ctx)
+	if err := (<-listening.Done).Err; err != nil {
 		return fmt.Errorf("%w: %w", ErrNoBus, err)
+	}
+	if absent == nil {
+		return nil
 	}
 	if !o.NoStart {
 		err := c.conn.BusObject().CallWithContext(ctx, bus.Driver+".StartServiceByName", 0, BusName, uint32(0)).Err

@@ -35,7 +35,7 @@ const (
 	retryMax       = 10 * time.Second
 	// resync is how often what is published is compared with what is known, in
 	// case a publication was missed.
-	resync = time.Minute
+	resync = 10 * time.Minute
 	// lastWords bounds the wait for operations when the service ends: their
 	// work ends with ctx, and callers are still told how.
 	lastWords = 10 * time.Second

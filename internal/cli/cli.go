@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -55,6 +56,7 @@ type World struct {
 
 // Main is aaunitctl; it gives the exit status.
 func Main(version string) int {
+	debug.SetGCPercent(800) // it ends before there is much to collect
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// The second Ctrl-C ends the program in any case.
