@@ -33,8 +33,10 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -54,6 +56,7 @@ func run() error {
 	listen := flag.String("listen", "", "answer requests on this TCP `address`")
 	connect := flag.String("connect", "", "make a TCP connection to this `address`")
 	helper := flag.Bool("helper", false, "fork a helper, which is this program again")
+	threads := flag.Int("threads", 0, "start so many `threads` that wait")
 	program := flag.String("exec", "", "start this `program` and let it run")
 	sleepTime := flag.Duration("sleep", 0, "wait so long before being ready")
 	exitAfter := flag.Duration("exit-after", 0, "end so long after being ready")
@@ -76,6 +79,7 @@ func run() error {
 		{*listen != "", func() error { return serve(*listen) }},
 		{*connect != "", func() error { return dial(*connect) }},
 		{*helper, func() error { _, err := startHelper(); return err }},
+		{*threads > 0, func() error { startThreads(*threads); return nil }},
 		{*program != "", func() error { _, err := spawn(*program); return err }},
 	} {
 		if !step.wanted {
@@ -149,6 +153,20 @@ func startHelper() (pid int, err error) {
 		return 0, err
 	}
 	return start(cmd)
+}
+
+// startThreads starts threads and waits until all are there.
+func startThreads(n int) {
+	var there sync.WaitGroup
+	for range n {
+		there.Add(1)
+		go func() {
+			runtime.LockOSThread()
+			there.Done()
+			select {} // the thread is kept for this goroutine
+		}()
+	}
+	there.Wait()
 }
 
 func spawn(path string, args ...string) (pid int, err error) {

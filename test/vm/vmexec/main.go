@@ -12,6 +12,9 @@
 // the standard error. If it could not be run at all, or if the guest has no
 // AppArmor, the exit status is 125.
 //
+// What the binary leaves in the file "result" of its directory is copied to the
+// file that AAUNIT_VM_RESULT names, if it does.
+//
 // With AAUNIT_VM_KEEP=1 a guest in which the binary failed is kept until a ^C.
 package main
 
@@ -109,8 +112,12 @@ func run(args []string) (exit int, err error) {
 	if err != nil || exit != 0 {
 		fmt.Fprintln(os.Stderr, m.Diagnose(context.Background(), unitsFromEnv()...))
 		m.Keep(os.Stderr)
+		return exit, err
 	}
-	return exit, err
+	if to := os.Getenv("AAUNIT_VM_RESULT"); to != "" {
+		return 0, m.Get(ctx, path.Join(workDir, "result"), to)
+	}
+	return 0, nil
 }
 
 // forwardTime is how long the binary may take to end after a signal.
