@@ -519,11 +519,11 @@ type work struct {
 	Parsers int `json:"parsers"` // runs of apparmor_parser
 }
 
-// parserLog has a line for every run of the parser.
-const parserLog = "/run/aaunit/parser.log"
+// parserRuns has a line for every run of the parser.
+const parserRuns = "/run/aaunit/parser.log"
 
-// watchParser puts a program in the parser's place that counts its runs.
-func watchParser(b *testing.B) {
+// countParser puts a program in the parser's place that counts its runs.
+func countParser(b *testing.B) {
 	const parser, real = "/usr/sbin/apparmor_parser", "/usr/sbin/apparmor_parser.real"
 	if err := os.Rename(parser, real); err != nil {
 		b.Fatal(err)
@@ -533,13 +533,13 @@ func watchParser(b *testing.B) {
 			b.Error(err)
 		}
 	})
-	if err := os.WriteFile(parser, []byte("#!/bin/sh\necho run >> "+parserLog+"\nexec "+real+" \"$@\"\n"), 0o755); err != nil {
+	if err := os.WriteFile(parser, []byte("#!/bin/sh\necho run >> "+parserRuns+"\nexec "+real+" \"$@\"\n"), 0o755); err != nil {
 		b.Fatal(err)
 	}
-	if err := os.WriteFile(parserLog, nil, 0o666); err != nil {
+	if err := os.WriteFile(parserRuns, nil, 0o666); err != nil {
 		b.Fatal(err)
 	}
-	if err := os.Chmod(parserLog, 0o666); err != nil {
+	if err := os.Chmod(parserRuns, 0o666); err != nil {
 		b.Fatal(err)
 	}
 }
@@ -574,7 +574,7 @@ func measure(b *testing.B, do func()) work {
 	}
 	messages := make(chan *dbus.Message, 1<<16)
 	monitor.Eavesdrop(messages)
-	parsers := func() int { return strings.Count(read(b, parserLog)+"\n", "run\n") }
+	parsers := func() int { return strings.Count(read(b, parserRuns)+"\n", "run\n") }
 	readsBefore, parsersBefore := readCalls(b, pid), parsers()
 	do()
 	// By what it reads, not by asking it: that would be work, too.
@@ -650,7 +650,7 @@ func (s *benchScene) works(b *testing.B) map[string]work {
 
 // few counts what is done when one of a few units changes.
 func (s *benchScene) few(b *testing.B) map[string]work {
-	watchParser(b)
+	countParser(b)
 	s.idle(fewUnits)
 	waitAttached(b, fewUnits)
 	out := s.works(b)
@@ -679,7 +679,7 @@ func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 	r.add(row{Name: "idle", What: fmt.Sprintf("voluntary context switches in %d idle seconds", idleSeconds), Unit: "", Product: woken,
 		Target: "at most 10", Met: atMost(woken, 10)})
 
-	watchParser(b)
+	countParser(b)
 	works := s.works(b)
 	for _, c := range s.changes() {
 		was, is := few[c.what], works[c.what]
