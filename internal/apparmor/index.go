@@ -233,10 +233,12 @@ func (s *System) Fingerprint(names []string, file string) string {
 		}
 	}
 	s.index.Unlock()
-	live, err := s.Live(loaded)
+	live, err := s.live(loaded)
 	if err != nil {
 		fmt.Fprintln(h, rand.Text())
 	}
+	// With the number in the directory's name: one that was removed, which takes
+	// it off its tasks, and loaded again has another.
 	fmt.Fprintf(h, "%v\n", live) // maps are printed in order
 	return string(h.Sum(nil))
 }

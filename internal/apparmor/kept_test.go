@@ -2,6 +2,8 @@ package apparmor
 
 import (
 	"maps"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -74,5 +76,24 @@ func TestWhatIsKeptIsNotCompiled(t *testing.T) {
 	kept.Environment = "of another kernel"
 	if other, _ := s.Compile(ctx(t), []string{f}, false); len(other) != 1 || len(other[0].Blob) == 0 {
 		t.Error("another kernel's policy was taken")
+	}
+}
+
+// A fingerprint tells a profile that was removed and loaded again from one that
+// was there all the time: in between it was taken off its tasks.
+func TestFingerprintTellsALoadFromAReplacement(t *testing.T) {
+	h := newHost(t)
+	h.profile("a", "profile a { }\n")
+	h.loaded("a.3", "a", "enforce", "aa")
+	first := h.Fingerprint([]string{"a"}, "")
+	if h.Fingerprint([]string{"a"}, "") != first {
+		t.Error("nothing changed")
+	}
+	dir := filepath.Join(h.root, securityDir, "policy/profiles")
+	if err := os.Rename(filepath.Join(dir, "a.3"), filepath.Join(dir, "a.7")); err != nil {
+		t.Fatal(err)
+	}
+	if h.Fingerprint([]string{"a"}, "") == first {
+		t.Error("a profile that was removed and loaded again was not noticed")
 	}
 }

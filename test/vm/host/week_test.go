@@ -69,7 +69,7 @@ func TestAWeek(t *testing.T) {
 			output(t, m, "rm -rf /root/p && mkdir -p /root/p/DEBIAN /root/p/etc/apparmor.d && cp /etc/apparmor.d/week0profile /root/p/etc/apparmor.d/ && "+
 				"printf 'Package: week0\\nVersion: "+version+"\\nArchitecture: all\\nMaintainer: x <x@example.org>\\nDescription: x\\n' >/root/p/DEBIAN/control && "+
 				"printf '#!/bin/sh\\nset -e\\napparmor_parser -r -T -W /etc/apparmor.d/week0profile\\n' >/root/p/DEBIAN/postinst && chmod 755 /root/p/DEBIAN/postinst && "+
-				"sed -i 's,^},  "+rule+"\\n},' /root/p/etc/apparmor.d/week0profile && dpkg-deb --build /root/p /root/week0.deb && dpkg -i --force-overwrite /root/week0.deb 2>&1")
+				"sed -i 's|^}|  "+rule+"\\n}|' /root/p/etc/apparmor.d/week0profile && dpkg-deb --build /root/p /root/week0.deb && dpkg -i --force-overwrite /root/week0.deb 2>&1")
 		}
 		pack("1", "/etc/issue r,")
 		output(t, m, "systemctl daemon-reload && systemctl enable "+all+" && systemctl start "+all+" && "+
