@@ -2,10 +2,14 @@ package units
 
 import (
 	"context"
-	"os"
+	"errors"
+	"io/fs"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 
@@ -13,15 +17,27 @@ import (
 	"github.com/aaunit/aaunit/internal/safefile"
 )
 
+// lookAgain is how often drop-ins are read that cannot be watched (inotify(7),
+// "/proc interfaces").
+const lookAgain = 10 * time.Second
+
 // dropInWatch tells of changes that others make to our drop-ins. systemd sends
 // no signal for them, and reads a unit that was not loaded with whatever its
 // directories hold at that moment. What is read or written is watched from then
-// on; what cannot be watched is found at the next look.
+// on.
 type dropInWatch struct {
-	mu    sync.Mutex
-	by    *fsnotify.Watcher // nil: nobody follows
-	texts map[string]string // by path as it really is; "" none
-	deaf  bool
+	mu        sync.Mutex
+	following bool
+	by        *fsnotify.Watcher // nil: there is none to be had
+	texts     map[string]string // by path as it really is; "" none
+	blind     bool              // something is not watched
+	said      bool              // … and that was said
+	// again wakes the loop when something cannot be watched.
+	again chan struct{}
+
+	// For tests: what watches a directory, and how often the others are read.
+	add   func(w *fsnotify.Watcher, dir string) error
+	pause time.Duration
 }
 
 // note remembers how a drop-in was left, and watches its directory.
@@ -29,63 +45,136 @@ func (s *Systemd) note(real, text string) {
 	w := &s.dropIns
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.by == nil {
+	if !w.following {
 		return
 	}
 	w.texts[real] = text
-	// Again each time: a watch goes with its directory.
-	if err := w.by.Add(filepath.Dir(real)); err != nil && !os.IsNotExist(err) && !w.deaf {
-		w.deaf = true
-		s.log.Warn("cannot watch drop-ins; changes are seen at the slow re-check", "err", err)
+	s.watchDir(filepath.Dir(real))
+}
+
+// watchDir watches a directory, each time anew: a watch goes with its directory.
+// The lock is held.
+func (s *Systemd) watchDir(dir string) {
+	w := &s.dropIns
+	err := errors.New("there are too many watches")
+	if w.by != nil {
+		add := (*fsnotify.Watcher).Add
+		if w.add != nil {
+			add = w.add
+		}
+		err = add(w.by, dir)
+	}
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	w.blind = true
+	if !w.said {
+		w.said = true
+		s.log.Warn("cannot watch drop-ins; until a later try succeeds they are read now and then", "dir", dir, "err", err)
+	}
+	select {
+	case w.again <- struct{}{}:
+	default:
 	}
 }
 
 // watchDropIns begins to watch. The function that it returns hands changes to
 // tell until ctx ends.
 func (s *Systemd) watchDropIns() (run func(ctx context.Context, tell func(attach.UnitEvent))) {
-	by, err := fsnotify.NewWatcher()
-	if err != nil {
-		s.log.Warn("cannot watch drop-ins; changes are seen at the slow re-check", "err", err)
-		return func(context.Context, func(attach.UnitEvent)) {}
-	}
 	w := &s.dropIns
 	w.mu.Lock()
-	w.by, w.texts, w.deaf = by, map[string]string{}, false
+	w.following, w.texts, w.again = true, map[string]string{}, make(chan struct{}, 1)
+	w.by, _ = fsnotify.NewWatcher() // without one, the first directory says so
 	w.mu.Unlock()
 	return func(ctx context.Context, tell func(attach.UnitEvent)) {
-		w.run(ctx, by, tell)
+		s.followDropIns(ctx, tell)
 		w.mu.Lock()
-		w.by = nil
-		w.mu.Unlock()
-		by.Close()
-	}
-}
-
-func (w *dropInWatch) run(ctx context.Context, by *fsnotify.Watcher, tell func(attach.UnitEvent)) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-by.Errors:
-			// Events were lost: all may have changed.
-			tell(attach.UnitEvent{Kind: attach.UnitsReloaded})
-		case ev := <-by.Events:
-			dir := filepath.Clean(ev.Name)
-			if filepath.Base(dir) == attach.DropInName {
-				dir = filepath.Dir(dir)
-			}
-			if w.changed(filepath.Join(dir, attach.DropInName)) {
-				tell(attach.UnitEvent{Kind: attach.DropInChanged, Unit: strings.TrimSuffix(filepath.Base(dir), ".d")})
-			}
+		defer w.mu.Unlock()
+		w.following = false
+		if w.by != nil {
+			w.by.Close()
 		}
 	}
 }
 
-// changed reports whether a drop-in is not as we left it.
+func (s *Systemd) followDropIns(ctx context.Context, tell func(attach.UnitEvent)) {
+	w := &s.dropIns
+	changed := func(dir string) {
+		if w.changed(filepath.Join(dir, attach.DropInName)) {
+			tell(attach.UnitEvent{Kind: attach.DropInChanged, Unit: strings.TrimSuffix(filepath.Base(dir), ".d")})
+		}
+	}
+	pause := lookAgain
+	if w.pause > 0 {
+		pause = w.pause
+	}
+	var later <-chan time.Time
+	for {
+		var events <-chan fsnotify.Event
+		var lost <-chan error
+		w.mu.Lock()
+		if w.by != nil {
+			events, lost = w.by.Events, w.by.Errors
+		}
+		if w.blind && later == nil {
+			later = time.After(pause)
+		}
+		w.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.again:
+		case <-later:
+			later = nil
+			for _, dir := range s.watchAgain() {
+				changed(dir)
+			}
+		case <-lost:
+			// Events were lost: all may have changed.
+			tell(attach.UnitEvent{Kind: attach.UnitsReloaded})
+		case ev := <-events:
+			dir := filepath.Clean(ev.Name)
+			if filepath.Base(dir) == attach.DropInName {
+				dir = filepath.Dir(dir)
+			}
+			changed(dir)
+		}
+	}
+}
+
+// watchAgain tries to watch every directory, and lists them.
+func (s *Systemd) watchAgain() (dirs []string) {
+	w := &s.dropIns
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.by == nil {
+		w.by, _ = fsnotify.NewWatcher()
+	}
+	w.blind = false
+	for _, file := range slices.Sorted(maps.Keys(w.texts)) {
+		dirs = append(dirs, filepath.Dir(file))
+		s.watchDir(filepath.Dir(file))
+	}
+	w.said = w.blind
+	return dirs
+}
+
+// changed reports, once, that a drop-in is not as we left it.
 func (w *dropInWatch) changed(real string) bool {
-	now, err := safefile.Read(real, maxDropIn)
+	f, err := safefile.Read(real, maxDropIn)
+	now := string(f.Data)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		now = ""
+	case err != nil:
+		now = "\x00" // something else has its name
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	was, known := w.texts[real]
-	return known && (err != nil && was != "" || err == nil && string(now.Data) != was)
+	if !known || now == was {
+		return false
+	}
+	w.texts[real] = now
+	return true
 }

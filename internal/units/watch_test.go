@@ -7,14 +7,26 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
 // Whatever others do to a drop-in of ours is told; what we do is not, and neither
 // is what lies beside it.
 func TestDropInsAreWatched(t *testing.T) {
+	t.Run("watched", func(t *testing.T) { testDropInsAreWatched(t, false) })
+	t.Run("no room for a watch", func(t *testing.T) { testDropInsAreWatched(t, true) })
+}
+
+func testDropInsAreWatched(t *testing.T, full bool) {
 	s, root := dropInRoot(t)
 	real := filepath.Join(root, ourDropIn)
+	if full {
+		s.dropIns.pause = 30 * time.Millisecond
+		s.dropIns.add = func(*fsnotify.Watcher, string) error { return unix.ENOSPC }
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	events := make(chan attach.UnitEvent, 100)
 	ended := make(chan struct{})
