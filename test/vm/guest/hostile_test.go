@@ -96,6 +96,11 @@ func TestLongNames(t *testing.T) {
 	run(t, "systemctl", "start", fits, noTmp, tooLong, short)
 	t.Cleanup(func() { try0("aaunitctl", "detach", fits, short) })
 
+	before := map[string]string{}
+	for _, u := range []string{short, tooLong} {
+		before[u] = show(t, u, "InvocationID,ActiveState,AppArmorProfile")
+	}
+
 	if r := ctl(t, "attach", fits, "--profile", "n-good"); r.exit != 0 {
 		t.Errorf("a unit of %d bytes: exit %d\n%s%s", len(fits), r.exit, r.stdout, r.stderr)
 	}
@@ -126,9 +131,9 @@ func TestLongNames(t *testing.T) {
 	if r := ctl(t, "attach", short, "--profile", long("q", 4097, "")); r.exit != 2 || !strings.Contains(r.stdout+r.stderr, "is longer than 4096 bytes") {
 		t.Errorf("exit %d\n%.500s%.500s", r.exit, r.stdout, r.stderr)
 	}
-	for _, u := range []string{short, tooLong} {
-		if unconfined(t, u) == 0 {
-			t.Errorf("the unit of %d bytes was touched: it is %s, %+v", len(u), show(t, u, "ActiveState"), tasksNow(t, u))
+	for u, state := range before {
+		if now := show(t, u, "InvocationID,ActiveState,AppArmorProfile"); now != state {
+			t.Errorf("the unit of %d bytes was\n%s\nand is\n%s", len(u), state, now)
 		}
 	}
 	// The record outlives the daemon, under whatever name.
