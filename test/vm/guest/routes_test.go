@@ -239,6 +239,7 @@ func TestWaysAroundThatOpenLater(t *testing.T) {
 	if r := ctl(t, "pause", "w-mode"); r.exit != 0 {
 		t.Fatal(r.stdout, r.stderr)
 	}
+	t.Cleanup(func() { try0("aaunitctl", "resume", "w-mode") })
 	for _, c := range []struct {
 		what string
 		do   func()
