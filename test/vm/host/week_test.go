@@ -126,8 +126,8 @@ func TestAWeek(t *testing.T) {
 		// Friday: a kernel with other features, as the parser sees it. What was
 		// accepted is compiled anew.
 		started = starts()
-		output(t, m, `f=$(sed -n 's/^features-file=//p' /etc/apparmor/parser.conf) && test -n "$f" && sed 's/signal {/signalx {/' "$f" >/etc/apparmor/other-features && `+
-			`! cmp -s "$f" /etc/apparmor/other-features && sed -i 's,^features-file=.*,features-file=/etc/apparmor/other-features,' /etc/apparmor/parser.conf && sync`)
+		output(t, m, `f=$(sed -n -E 's/^(policy-features|features-file) *= *//p' /etc/apparmor/parser.conf | head -n 1) && test -n "$f" && sed 's/signal {/signalx {/' "$f" >/etc/apparmor/other-features && `+
+			`! cmp -s "$f" /etc/apparmor/other-features && sed -i -E 's,^(policy-features|features-file) *=.*,\1=/etc/apparmor/other-features,' /etc/apparmor/parser.conf && sync`)
 		if err := m.Reboot(t.Context()); err != nil {
 			t.Fatal(err)
 		}
