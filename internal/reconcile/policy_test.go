@@ -417,6 +417,19 @@ func TestAChangedPolicyThatDeniesSomethingNewIsUndone(t *testing.T) {
 	})
 }
 
+// Where denials are not heard, a trial does not claim that there were none.
+func TestATrialThatHearsNothingSaysSo(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.denials <- attach.Denial{Deaf: "no room"}
+		w.edit("2")
+		rest()
+		if s := status(t, l, "a"); w.kernel["a"] != "2" || !slices.Contains(codes(s.Notes), attach.Denied) {
+			t.Errorf("%q %+v", w.kernel, s)
+		}
+	})
+}
+
 // An attach that is undone tells what was denied to the unit, and no more.
 func TestAnUndoneAttachShowsWhatWasDenied(t *testing.T) {
 	w := newWorld()

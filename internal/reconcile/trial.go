@@ -49,6 +49,9 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		j.tried = true
 		j.fail(attach.StepPolicy, attach.Because(attach.PolicyUndone, "under the changed policy %s", why).At(j.out.File).WithNext("journalctl -u "+j.d.Unit))
 	default:
+		if _, deaf := l.denials.missed(); deaf != "" {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "whether the changed policy denied something could not be heard: %s", deaf))
+		}
 		j.event(attach.StepPolicy, attach.Done, "%s stayed healthy for %s under the changed policy", j.d.Unit, seconds(j.d.Attachment.Settle))
 	}
 }
