@@ -7,9 +7,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -343,6 +345,115 @@ func TestLongRepliesAreTaken(t *testing.T) {
 }
 
 // What is no message ends the connection, and says why to whoever waits.
+// manyProperties has a value of every kind that systemd gives, each once under a
+// name that is wanted, and once under another.
+func manyProperties() map[string]dbus.Variant {
+	type line struct {
+		Path string
+		Argv []string
+		Fail bool
+		At   uint64
+		PID  uint32
+	}
+	out := map[string]dbus.Variant{}
+	for name, v := range map[string]any{
+		"Byte": byte(7), "Bool": true, "Int16": int16(-3), "Uint32": uint32(9), "Int64": int64(-1), "Double": 1.5, "Text": "text", "Empty": "",
+		"Path": dbus.ObjectPath("/a"), "Signature": dbus.ParseSignatureMust("a{sv}"), "Bytes": []byte{1, 2, 3}, "None": []byte{}, "Texts": []string{"a", "", "ccc"},
+		"Lines": []line{{"/bin/a", []string{"a", "b"}, true, 1 << 40, 5}, {}}, "NoLines": []line{}, "Line": line{Path: "x"}, "Longs": []uint64{1},
+		"Nested": []map[string]dbus.Variant{{"a": dbus.MakeVariant(uint16(1))}}, "Variant": dbus.MakeVariant(dbus.MakeVariant(byte(1))),
+	} {
+		out["Want"+name], out["Other"+name] = dbus.MakeVariant(v), dbus.MakeVariant(v)
+	}
+	return out
+}
+
+func wanted(name string) bool { return strings.HasPrefix(name, "Want") }
+
+func TestOnlyPropertiesThatAreWantedAreDecoded(t *testing.T) {
+	asked := 0
+	conn, p := open(t, Rules{Properties: func(name string) bool { asked++; return wanted(name) }})
+	all := manyProperties()
+	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+		for name, body := range map[string][]any{
+			"properties":     {all},
+			"none":           {map[string]dbus.Variant{}},
+			"no wanted ones": {map[string]dbus.Variant{"a": dbus.MakeVariant(true)}},
+			"something else": {"text", all},
+			"one":            {all["OtherText"]},
+			"nothing":        {},
+		} {
+			call := conn.Object(":1.2", "/a").Go("org.example.A.Read", 0, nil)
+			p.write(frame(order, dbus.TypeMethodReply, fields{dbus.FieldReplySerial: p.receive(t).Serial(), dbus.FieldSender: ":1.2"}, body...))
+			got := <-call.Done
+			if got.Err != nil {
+				t.Fatal(name, got.Err)
+			}
+			want := body
+			if m, ok := body[0:min(1, len(body))], len(body) == 1; ok {
+				if m, ok := m[0].(map[string]dbus.Variant); ok {
+					m = maps.Clone(m)
+					maps.DeleteFunc(m, func(name string, _ dbus.Variant) bool { return !wanted(name) })
+					want = []any{m}
+				}
+			}
+			// What a structure is decoded to is not what it was made of.
+			m, err := dbus.DecodeMessage(bytes.NewReader(frame(order, dbus.TypeMethodReply, fields{dbus.FieldReplySerial: uint32(1)}, want...)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a, b := fmt.Sprint(got.Body...), fmt.Sprint(m.Body...); a != b {
+				t.Errorf("%s: decoded as\n%s\nwant\n%s", name, a, b)
+			}
+		}
+	}
+	if asked != 2*(len(all)+1) {
+		t.Errorf("asked about %d properties", asked)
+	}
+}
+
+func FuzzChooseProperties(f *testing.F) {
+	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+		for _, m := range []map[string]dbus.Variant{manyProperties(), {}, {"a": dbus.MakeVariant(true)}, {"Wanta": dbus.MakeVariant([]int64{})}} {
+			b := frame(order, dbus.TypeMethodReply, fields{dbus.FieldReplySerial: uint32(1)}, m)
+			head, err := parseFixed(b)
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(order == binary.BigEndian, b[head.header():])
+		}
+	}
+	f.Fuzz(func(t *testing.T, big bool, body []byte) {
+		var order binary.ByteOrder = binary.LittleEndian
+		if big {
+			order = binary.BigEndian
+		}
+		decode := func(body []byte) (map[string]dbus.Variant, error) {
+			m, err := dbus.DecodeMessage(bytes.NewReader(raw(order, dbus.TypeMethodReply, fields{dbus.FieldReplySerial: uint32(1)}, properties, body)))
+			if err != nil {
+				return nil, err
+			}
+			return m.Body[0].(map[string]dbus.Variant), nil
+		}
+		before := bytes.Clone(body)
+		chosen := chooseProperties(order, body, wanted)
+		if chosen == nil {
+			if !bytes.Equal(before, body) {
+				t.Fatal("what it does not understand was changed")
+			}
+			return
+		}
+		want, err := decode(before)
+		if err != nil {
+			return // in what was left out, perhaps
+		}
+		maps.DeleteFunc(want, func(name string, _ dbus.Variant) bool { return !wanted(name) })
+		got, err := decode(chosen)
+		if err != nil || !slices.Equal(slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want))) || fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Fatalf("%v, %v; want %v", got, err, want)
+		}
+	})
+}
+
 func TestWhatIsNoMessageEndsTheConnection(t *testing.T) {
 	good := func() []byte { return frame(binary.LittleEndian, dbus.TypeSignal, signal(":1.2")) }
 	change := func(f func(b []byte)) []byte { b := good(); f(b); return b }

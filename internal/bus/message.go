@@ -125,8 +125,11 @@ func (f fixed) parse(fields []byte) (*Header, bool) {
 			}
 		}
 	}
-	return h, !c.bad && h.Path != "" && h.Member != ""
+	return h, !c.bad
 }
+
+// addressed reports whether a signal or a call says what it is about.
+func (h *Header) addressed() bool { return h.Path != "" && h.Member != "" }
 
 // simple are the types of values that a call may hold: not signatures, which
 // godbus' decoder may refuse, and with them the connection; no file descriptors.
@@ -232,7 +235,7 @@ func (c *cursor) value(typ string) error {
 			c.bad = true
 		}
 	default:
-		n := widths[typ[0]]
+		n := alignment(typ[0])
 		c.align(n)
 		c.take(n)
 	}
@@ -242,8 +245,130 @@ func (c *cursor) value(typ string) error {
 	return nil
 }
 
-// widths are the lengths of values, which begin at multiples of them.
-var widths = map[byte]int{'y': 1, 'n': 2, 'q': 2, 'i': 4, 'u': 4, 'x': 8, 't': 8, 'd': 8}
+// properties is the type of a dictionary of properties.
+const properties = "a{sv}"
+
+// chooseProperties keeps the entries of a dictionary of properties whose names
+// wants accepts, in place, and gives what the body is then; nil where it is not
+// what its type says. An entry begins at a multiple of 8, so that it may be moved
+// by multiples of 8.
+func chooseProperties(order binary.ByteOrder, body []byte, wants func(string) bool) []byte {
+	const begin = 8 // the length of the array, and what aligns its first entry
+	c := cursor{order: order, b: body}
+	n := int(c.uint32())
+	c.align(8)
+	if c.bad || n != len(body)-begin {
+		return nil
+	}
+	var chosen [][]byte
+	for c.pos < len(body) {
+		c.align(8)
+		from := c.pos
+		name := c.text(int(c.uint32()))
+		if rest := c.pass(c.signature(), 0); c.bad || rest != "" {
+			return nil
+		}
+		if wants(string(name)) {
+			chosen = append(chosen, body[from:c.pos])
+		}
+	}
+	end := begin
+	for _, entry := range chosen {
+		end = (end + 7) &^ 7
+		end += copy(body[end:], entry)
+	}
+	order.PutUint32(body, uint32(end-begin))
+	return body[:end]
+}
+
+// maxDepth is how deep types may be nested; D-Bus specification, "Valid
+// Signatures": 32 arrays and 32 structures, and a variant may hold more.
+const maxDepth = 64
+
+// pass passes over a value of any type, and gives what is left of the types.
+// What is in an array is not looked at.
+func (c *cursor) pass(types string, depth int) (rest string) {
+	if types == "" || depth > maxDepth || c.bad {
+		c.bad = true
+		return ""
+	}
+	rest = types[1:]
+	switch types[0] {
+	case 's', 'o':
+		c.text(int(c.uint32()))
+	case 'g':
+		c.signature()
+	case 'v':
+		if c.pass(c.signature(), depth+1) != "" {
+			c.bad = true
+		}
+	case 'a':
+		n := int(c.uint32())
+		element := span(rest)
+		if element == 0 {
+			c.bad = true
+			return ""
+		}
+		c.align(alignment(rest[0]))
+		c.take(n)
+		return rest[element:]
+	case '(':
+		c.align(8)
+		for rest != "" && rest[0] != ')' && !c.bad {
+			rest = c.pass(rest, depth+1)
+		}
+		if rest == "" {
+			c.bad = true
+			return ""
+		}
+		return rest[1:]
+	default:
+		n := alignment(types[0])
+		if !strings.ContainsRune("ybnqiuxtdh", rune(types[0])) {
+			c.bad = true
+			return ""
+		}
+		c.align(n)
+		c.take(n)
+	}
+	return rest
+}
+
+// alignment is what a value of the type begins at a multiple of; D-Bus
+// specification, "Summary of D-Bus marshalling".
+func alignment(typ byte) int {
+	switch typ {
+	case 'y', 'g', 'v':
+		return 1
+	case 'n', 'q':
+		return 2
+	case 'x', 't', 'd', '(', '{':
+		return 8
+	}
+	return 4
+}
+
+// span is how long the first type of a signature is, 0 where it has none.
+func span(types string) int {
+	open := 0
+	for i := range len(types) {
+		switch types[i] {
+		case '(', '{':
+			open++
+		case ')', '}':
+			open--
+		case 'a':
+			continue
+		}
+		switch {
+		case open < 0:
+			return 0
+		case open == 0:
+			return i + 1
+		}
+	}
+	return 0
+}
 
 // array walks through an array of texts, or of entries like "{sv}".
 func (c *cursor) array(element string) error {

@@ -104,6 +104,9 @@ func (s *stream) next() error {
 		if f.size() > MaxReply {
 			return fmt.Errorf("the bus sent a reply of %d bytes, and at most %d are taken", f.size(), MaxReply)
 		}
+		if f.kind == dbus.TypeMethodReply && s.rules.Properties != nil {
+			return s.reply(f)
+		}
 		s.ready, s.rest = s.buf, f.size()-fixedSize
 		return nil
 	case dbus.TypeMethodCall:
@@ -130,7 +133,7 @@ func (s *stream) next() error {
 	}
 	h, ok := f.parse(s.buf[fixedSize:][:f.fields])
 	switch {
-	case !ok:
+	case !ok || !h.addressed():
 		return s.skip(f.body)
 	case f.kind == dbus.TypeSignal:
 		if h.Sender != Driver && (s.rules.Signals == nil || !s.rules.Signals(h.Sender)) {
@@ -140,6 +143,29 @@ func (s *stream) next() error {
 		return nil
 	}
 	return s.call(f, h)
+}
+
+// reply leaves the properties out of a reply that are not wanted. Whatever else
+// it is goes to godbus as it came.
+func (s *stream) reply(f fixed) error {
+	if err := s.more(int(f.header() - fixedSize)); err != nil {
+		return midway(err)
+	}
+	h, ok := f.parse(s.buf[fixedSize:][:f.fields])
+	if !ok || h.Signature != properties {
+		s.ready, s.rest = s.buf, f.body
+		return nil
+	}
+	if err := s.more(int(f.body)); err != nil {
+		return midway(err)
+	}
+	head := int(f.header())
+	if chosen := chooseProperties(f.order, s.buf[head:], s.rules.Properties); chosen != nil {
+		f.order.PutUint32(s.buf[4:], uint32(len(chosen)))
+		s.buf = s.buf[:head+len(chosen)]
+	}
+	s.ready = s.buf
+	return nil
 }
 
 // call asks whether a method call is taken.

@@ -236,7 +236,7 @@ func (f *follower) changed(sig *dbus.Signal) {
 	if job := p.row("Job", uint32(0)); job != nil {
 		st.job = job[0].(uint32) != 0
 	}
-	v, hasID := m["InvocationID"]
+	v, hasID := p.get("InvocationID")
 	if hasID {
 		var err error
 		if st.invocation, err = invocationID(v); err != nil {

@@ -88,7 +88,7 @@ func (s *Systemd) read(ctx context.Context, unit string) (*kept, error) {
 	if u.Settings.Assignments, err = s.assignments(u); err != nil {
 		return nil, err
 	}
-	if _, told := p.m["PermissionsStartOnly"]; !told && u.Settings.Winner("PermissionsStartOnly") != nil {
+	if _, told := p.get("PermissionsStartOnly"); !told && u.Settings.Winner("PermissionsStartOnly") != nil {
 		if u.Settings.PermissionsStartOnly, err = s.permissionsStartOnly(ctx, u.ID); err != nil {
 			return nil, err
 		}
@@ -190,6 +190,29 @@ func (s *Systemd) properties(ctx context.Context, unit, iface string) (*props, e
 	return &props{m: m}, nil
 }
 
+// propertyNames are what is read of a unit's properties; nothing else is decoded
+// of what systemd gives when it is asked for all.
+var propertyNames = func() map[string]bool {
+	names := map[string]bool{}
+	for name := range strings.FieldsSeq(`
+		Id Names LoadState LoadError ActiveState SubState Result UnitFileState FragmentPath SourcePath DropInPaths Transient NeedDaemonReload
+		RefuseManualStop RefuseManualStart Type MainPID ControlPID ControlGroup NRestarts ExecMainCode ExecMainStatus InvocationID
+		InactiveExitTimestampMonotonic Job
+		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
+		RootDirectory RootImage After`) {
+		names[name] = true
+	}
+	for _, name := range stoppers {
+		names[name] = true
+	}
+	for _, name := range execLines {
+		names[name], names[name+"Ex"] = true, true
+	}
+	return names
+}()
+
+func wantedProperty(name string) bool { return propertyNames[name] }
+
 // props decodes properties and keeps the first one of a wrong type. One that
 // is missing is the zero value: an older systemd does not have it.
 type props struct {
@@ -199,7 +222,7 @@ type props struct {
 
 func read[T any](p *props, name string) T {
 	var zero T
-	v, ok := p.m[name]
+	v, ok := p.get(name)
 	if !ok {
 		return zero
 	}
@@ -209,6 +232,16 @@ func read[T any](p *props, name string) T {
 		return zero
 	}
 	return t
+}
+
+// get finds a property. One that nobody said would be read is not among those
+// that were decoded, and must not look as if systemd did not have it.
+func (p *props) get(name string) (dbus.Variant, bool) {
+	if !propertyNames[name] && p.err == nil {
+		p.err = fmt.Errorf("property %s is read, and propertyNames does not name it", name)
+	}
+	v, ok := p.m[name]
+	return v, ok
 }
 
 func (p *props) fail(name string, v dbus.Variant) {
@@ -221,7 +254,7 @@ func (p *props) fail(name string, v dbus.Variant) {
 // further fields are left alone. A variant's array of structures decodes to
 // [][]any.
 func (p *props) rows(name string, like ...any) [][]any {
-	v, ok := p.m[name]
+	v, ok := p.get(name)
 	if !ok {
 		return nil
 	}
@@ -240,7 +273,7 @@ func (p *props) rows(name string, like ...any) [][]any {
 }
 
 func (p *props) row(name string, like ...any) []any {
-	v, ok := p.m[name]
+	v, ok := p.get(name)
 	if !ok {
 		return nil
 	}
@@ -298,7 +331,7 @@ func decodeUnit(p *props) (u attach.Unit, deps []string, err error) {
 	if r := p.row("LoadError", "", ""); r != nil {
 		u.LoadError = r[1].(string)
 	}
-	if v, ok := p.m["InvocationID"]; ok {
+	if v, ok := p.get("InvocationID"); ok {
 		if u.InvocationID, err = invocationID(v); err != nil {
 			p.fail("InvocationID", v)
 		}
@@ -349,7 +382,7 @@ func decodeSettings(p *props) attach.Settings {
 // privateTmp reads PrivateTmpEx, which knows "disconnected", or PrivateTmp of
 // a systemd before 257.
 func privateTmp(p *props) attach.PrivateTmp {
-	if _, ok := p.m["PrivateTmpEx"]; ok {
+	if _, ok := p.get("PrivateTmpEx"); ok {
 		switch v := read[string](p, "PrivateTmpEx"); v {
 		case "", "no":
 			return attach.PrivateTmpNo
@@ -378,7 +411,7 @@ func decodeExec(p *props) []attach.ExecCommand {
 	var out []attach.ExecCommand
 	for _, name := range execLines {
 		var t uint64
-		if _, ok := p.m[name+"Ex"]; ok {
+		if _, ok := p.get(name + "Ex"); ok {
 			for _, r := range p.rows(name+"Ex", "", []string(nil), []string(nil), t, t, t, t, uint32(0)) {
 				flags := r[2].([]string)
 				out = append(out, attach.ExecCommand{

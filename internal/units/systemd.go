@@ -139,7 +139,7 @@ func (l *listener) hears(sender string) bool {
 func (s *Systemd) dial(ctx context.Context, signals hearer) (*dbus.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.wait.call)
 	defer cancel()
-	rules := bus.Rules{Signals: signals.hears, Lost: func(err error) {
+	rules := bus.Rules{Signals: signals.hears, Properties: wantedProperty, Lost: func(err error) {
 		if errors.Is(err, bus.ErrMalformed) {
 			s.log.Warn("a connection to the bus is given up", "err", err)
 		}
