@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,7 +45,8 @@ type compileCache struct {
 //  3. Compile the rest together, those with an error one by one.
 //  4. Refuse a policy that names a policy namespace: it would not go where it
 //     is sent.
-func (s *System) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason) {
+func (s *System) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason) {
+	problems = map[string]attach.Reason{}
 	r := s.newReader()
 	env := s.Environment()
 	found := map[string]attach.Compiled{}
@@ -56,7 +58,7 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 		}
 		order = append(order, file)
 		if !filepath.IsAbs(file) || filepath.Clean(file) != file {
-			problems = append(problems, problem(file, fmt.Errorf("cannot compile %q: give its absolute path", file)))
+			problems[file] = problem(file, fmt.Errorf("cannot compile %q: give its absolute path", file))
 			continue
 		}
 		src, err := r.source(file)
@@ -66,7 +68,7 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 			err = &compileError{file: file, text: bare(err, s.real(file)), run: true}
 		}
 		if err != nil {
-			problems = append(problems, problem(file, err))
+			problems[file] = problem(file, err)
 			continue
 		}
 		if c, ok := s.known(policyID(src, complain), env); ok {
@@ -76,7 +78,7 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 		fresh = append(fresh, src)
 	}
 	made, bad := s.compile(ctx, fresh, complain, env)
-	problems = append(problems, bad...)
+	maps.Copy(problems, bad)
 	for _, c := range made {
 		found[c.File] = c
 	}
@@ -95,7 +97,8 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 // CompileKept compiles policies anew from the texts that were kept with them,
 // for a parser or a kernel that is another one by now. Nothing is read from
 // /etc/apparmor.d.
-func (s *System) CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems []attach.Reason) {
+func (s *System) CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason) {
+	problems = map[string]attach.Reason{}
 	env := s.Environment()
 	for _, complain := range []bool{false, true} {
 		var srcs []*source
@@ -108,32 +111,34 @@ func (s *System) CompileKept(ctx context.Context, kept []attach.Compiled) (done 
 				err = errors.New("the texts that were kept are not those that it was made from")
 			}
 			if err != nil {
-				problems = append(problems, problem(k.File, &compileError{file: k.File, text: err.Error()}))
+				problems[k.File] = problem(k.File, &compileError{file: k.File, text: err.Error()})
 				continue
 			}
 			srcs = append(srcs, src)
 		}
 		made, bad := s.compile(ctx, srcs, complain, env)
-		done, problems = append(done, made...), append(problems, bad...)
+		done = append(done, made...)
+		maps.Copy(problems, bad)
 	}
 	return done, problems
 }
 
-func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env string) (done []attach.Compiled, problems []attach.Reason) {
+func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env string) (done []attach.Compiled, problems map[string]attach.Reason) {
 	if len(srcs) == 0 {
 		return nil, nil
 	}
+	problems = map[string]attach.Reason{}
 	flags := []string{"--skip-kernel-load", "--skip-cache", "--stdout"}
 	if complain {
 		flags = append(flags, "--Complain")
 	}
 	srcs = slices.DeleteFunc(slices.Clone(srcs), func(src *source) bool {
 		if src.scan.tooLarge {
-			problems = append(problems, problem(src.file, &compileError{file: src.file, text: fmt.Sprintf("with its includes in place it is larger than %d bytes", maxFlat), run: true}))
+			problems[src.file] = problem(src.file, &compileError{file: src.file, text: fmt.Sprintf("with its includes in place it is larger than %d bytes", maxFlat), run: true})
 		}
 		e := s.built.refusal(policyID(src, complain) + env)
 		if e != nil && !src.scan.tooLarge {
-			problems = append(problems, problem(src.file, e))
+			problems[src.file] = problem(src.file, e)
 		}
 		return src.scan.tooLarge || e != nil
 	})
@@ -152,7 +157,7 @@ func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env
 		}
 		if err != nil {
 			s.built.refuse(policyID(src, complain)+env, err)
-			problems = append(problems, problem(src.file, err))
+			problems[src.file] = problem(src.file, err)
 			continue
 		}
 		c.ID, c.Environment, c.Parser, c.Kernel, c.At = policyID(src, complain), env, version, release(), time.Now()

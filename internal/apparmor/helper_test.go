@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
 
 // host is a tree that looks like a host, with the system's own parser.
@@ -14,6 +16,22 @@ type host struct {
 	*System
 	t    *testing.T
 	root string
+}
+
+// Compile lists the problems in the order of the files.
+func (h *host) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason) {
+	done, bad := h.System.Compile(ctx, files, complain)
+	return done, inOrder(files, bad)
+}
+
+func inOrder(files []string, bad map[string]attach.Reason) (problems []attach.Reason) {
+	for _, file := range files {
+		if p, ok := bad[file]; ok {
+			problems = append(problems, p)
+			delete(bad, file)
+		}
+	}
+	return problems
 }
 
 // newHost makes an empty one. The parser is needed: "make check" installs it,

@@ -26,9 +26,9 @@ func TestCompileKept(t *testing.T) {
 	h.profile("a", "profile a { /other r, }\n")
 	h.write(profileDir+"/x.d/three", "/three r,\n")
 	h.write(profileDir+"/local/a", "/local r,\n")
-	again, problems := New(h.opt).CompileKept(ctx(t), done)
+	again, bad := New(h.opt).CompileKept(ctx(t), done)
 	if len(again) != 1 || string(again[0].Blob) != string(done[0].Blob) || again[0].ID != done[0].ID || again[0].Environment != done[0].Environment {
-		t.Fatalf("%v", problems)
+		t.Fatalf("%v", bad)
 	}
 	if !maps.EqualFunc(again[0].Sources, done[0].Sources, func(a, b []byte) bool { return string(a) == string(b) }) {
 		t.Error("other sources")

@@ -102,6 +102,12 @@ type vm struct {
 	t *testing.T
 }
 
+// Compile lists the problems in the order of the files.
+func (v vm) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason) {
+	done, bad := v.System.Compile(ctx, files, complain)
+	return done, inOrder(files, bad)
+}
+
 func newVM(t *testing.T) vm { return vm{New(Options{}), t} }
 
 func (v vm) profile(name, text string) string {

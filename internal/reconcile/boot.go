@@ -60,7 +60,9 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	}
 	if len(anew) > 0 {
 		made, problems := o.AppArmor.CompileKept(ctx, anew)
-		say(problems)
+		for _, file := range slices.Sorted(maps.Keys(problems)) {
+			say([]attach.Reason{problems[file]})
+		}
 		o.AppArmor.Stage(ctx, made)
 		for _, c := range made {
 			if c.NotStaged != "" {

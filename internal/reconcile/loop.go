@@ -13,6 +13,7 @@ package reconcile
 
 import (
 	"context"
+	"hash/fnv"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -87,9 +88,10 @@ type Loop struct {
 	// it depends on. It belongs to the goroutine that changes things.
 	prints map[string]string
 
-	// keeping keeps a record on disk from being older than the one in memory: it
-	// is held across a change of records and its Save. It comes before mu.
-	keeping sync.Mutex
+	// keeping keeps the record of a unit on disk from being older than the one in
+	// memory: it is held across a change of the record and its Save. It comes
+	// before mu.
+	keeping unitLocks
 
 	mu          sync.Mutex
 	declared    attach.Declared
@@ -586,6 +588,15 @@ func (l *Loop) recall(unit string) (r attach.Record, kept []attach.Compiled) {
 		}
 	}
 	return r, kept
+}
+
+// unitLocks are locks of units. Units may share one.
+type unitLocks [parallel]sync.Mutex
+
+func (u *unitLocks) of(unit string) *sync.Mutex {
+	h := fnv.New32a()
+	h.Write([]byte(unit))
+	return &u[h.Sum32()%uint32(len(u))]
 }
 
 func (l *Loop) forgetHost() {

@@ -76,27 +76,18 @@ func (l *Loop) Attach(ctx context.Context, r attach.Request, progress func(attac
 	return l.do(ctx, func(ctx context.Context) []attach.Outcome {
 		op := newOperation(progress)
 		prepared := l.prepare(ctx, r)
-		var units []string
 		for _, p := range prepared {
 			p.tell(op.progress)
-			if p.refused() {
-				continue
+		}
+		each(len(prepared), func(i int) { l.writeAttachment(prepared[i], op) })
+		var units []string
+		for _, p := range prepared {
+			if p.restore != nil {
+				op.withdraw[p.unit] = p.restore
 			}
-			if p.write {
-				file, restore, err := l.attachments.Write(p.unit, *p.d.Attachment)
-				if err != nil {
-					code := attach.AttachmentBad
-					if other := (*attach.InTheWay)(nil); errors.As(err, &other) {
-						code = attach.DeclaredInFile
-					}
-					p.refuse(attach.Because(code, "%v", err).WithNext(wayOut(err)))
-					p.tell(op.progress)
-					continue
-				}
-				p.d.Attachment.Source = file
-				op.withdraw[p.unit] = restore
+			if !p.refused() {
+				units = append(units, p.unit)
 			}
-			units = append(units, p.unit)
 		}
 		l.declare(ctx)
 		for _, p := range prepared {
@@ -117,6 +108,24 @@ func (l *Loop) Attach(ctx context.Context, r attach.Request, progress func(attac
 		}
 		return out
 	})
+}
+
+// writeAttachment writes the attachment of a unit, where it is to be written.
+func (l *Loop) writeAttachment(p *prepared, op *operation) {
+	if p.refused() || !p.write {
+		return
+	}
+	file, restore, err := l.attachments.Write(p.unit, *p.d.Attachment)
+	if err != nil {
+		code := attach.AttachmentBad
+		if other := (*attach.InTheWay)(nil); errors.As(err, &other) {
+			code = attach.DeclaredInFile
+		}
+		p.refuse(attach.Because(code, "%v", err).WithNext(wayOut(err)))
+		p.tell(op.progress)
+		return
+	}
+	p.d.Attachment.Source, p.restore = file, restore
 }
 
 // ineffective refuses an attachment that was written and is not in use, since
@@ -158,27 +167,34 @@ func (l *Loop) Detach(ctx context.Context, r attach.Request, progress func(attac
 	}
 	return l.do(ctx, func(ctx context.Context) []attach.Outcome {
 		op := newOperation(progress)
-		var units []string
 		prepared := l.prepareDetach(ctx, r)
+		each(len(prepared), func(i int) { l.removeAttachment(prepared[i], r, op) })
+		var units []string
 		for _, p := range prepared {
-			if p.refused() || !p.write {
-				p.tell(op.progress)
-				continue
+			if !p.refused() && p.write {
+				units = append(units, p.unit)
 			}
-			if r.NoRestart && p.d.Record.Unit != "" {
-				p.d.Record.RestartUnit = false
-				l.remember(p.d.Record) // before: a crash in between must not restart it
-			}
-			if err := l.attachments.Remove(p.d.Attachment.Source); err != nil {
-				p.refuse(attach.Because(attach.AttachmentBad, "%v", err))
-				p.tell(op.progress)
-				continue
-			}
-			units = append(units, p.unit)
 		}
 		l.declare(ctx)
 		return collect(prepared, l.passFor(ctx, units, op))
 	})
+}
+
+// removeAttachment withdraws the attachment of a unit, where there is one to be
+// withdrawn.
+func (l *Loop) removeAttachment(p *prepared, r attach.Request, op *operation) {
+	if p.refused() || !p.write {
+		p.tell(op.progress)
+		return
+	}
+	if r.NoRestart && p.d.Record.Unit != "" {
+		p.d.Record.RestartUnit = false
+		l.remember(p.d.Record) // before: a crash in between must not restart it
+	}
+	if err := l.attachments.Remove(p.d.Attachment.Source); err != nil {
+		p.refuse(attach.Because(attach.AttachmentBad, "%v", err))
+		p.tell(op.progress)
+	}
 }
 
 // passFor runs a pass over units that may be looked at at this moment: it
@@ -230,6 +246,8 @@ type prepared struct {
 	o     attach.Observed
 	out   attach.Outcome
 	write bool // the attachment is to be written, or removed
+	// restore takes back that it was written.
+	restore func() error
 }
 
 func (p *prepared) refused() bool { return len(p.out.Reasons) > 0 }
@@ -294,8 +312,8 @@ func (l *Loop) prepare(ctx context.Context, r attach.Request) []*prepared {
 			wishes = append(wishes, p.d)
 		}
 	}
-	l.compileTogether(ctx, wishes)
-	todo(func(p *prepared) { l.preparePlan(ctx, p) })
+	m := l.momentOfPlans(ctx, wishes)
+	todo(func(p *prepared) { l.preparePlan(ctx, p, m) })
 	return unique(all)
 }
 
@@ -379,8 +397,8 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 }
 
 // preparePlan asks the core for the plan of a prepared unit.
-func (l *Loop) preparePlan(ctx context.Context, p *prepared) {
-	o, err := l.observe(ctx, p.d, full)
+func (l *Loop) preparePlan(ctx context.Context, p *prepared, m *moment) {
+	o, err := l.observeAt(ctx, p.d, full, m)
 	if err != nil {
 		p.refuse(attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", p.unit, err))
 		return
@@ -681,8 +699,7 @@ func (l *Loop) checkFile(ctx context.Context, file string, trusted bool) attach.
 	if err != nil {
 		return bad(attach.Because(attach.ProfileBroken, "%v", err).At(file))
 	}
-	_, problems := l.compile(ctx, []string{file}, false)
-	for _, p := range problems {
+	for _, p := range l.compile(ctx, []string{file}, false).problems[file] {
 		o = bad(p)
 	}
 	var names []string

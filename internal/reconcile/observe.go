@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -56,14 +57,10 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 	}
 	switch {
 	case d.Attachment != nil:
-		if m == nil { // a verdict goes by what is in effect
+		if m == nil || how == full { // a verdict goes by what is in effect
 			o.DropIn = l.readDropIn(d)
 		}
-		if m != nil && how == quick {
-			o.Policy = m.policy(d)
-		} else {
-			o.Policy = l.policy(ctx, d, how)
-		}
+		o.Policy = l.policy(ctx, d, how, m)
 	case how == full && len(d.Record.Softened) > 0:
 		o.Policy = l.softened(ctx, d)
 	}
@@ -76,22 +73,52 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 
 // moment is what many units have in common, read once for a look at all of them.
 type moment struct {
-	host attach.Host
-	live map[string]map[string]attach.LiveProfile // by profile: it, its children and hats
-	err  error
+	host  attach.Host
+	asked map[string]bool                          // profiles that were asked for
+	live  map[string]map[string]attach.LiveProfile // by profile: it, its children and hats
+	err   error
+	built map[bool]built // for plans; see compileTogether
 }
 
-// momentOf reads what these units have in common.
+// momentOf reads what a look at these units has in common.
 func (l *Loop) momentOf(ctx context.Context, all []attach.Desired) *moment {
-	m := &moment{host: l.host(ctx), live: map[string]map[string]attach.LiveProfile{}}
+	m := &moment{host: l.host(ctx)}
 	var names []string
 	for _, d := range all {
 		names = append(names, judgedBy(d)...)
 	}
-	slices.Sort(names)
+	m.read(l.apparmor, names)
+	return m
+}
+
+// momentOfPlans reads and compiles what plans for these units have in common; nil
+// for a single unit.
+func (l *Loop) momentOfPlans(ctx context.Context, all []attach.Desired) *moment {
+	if len(all) < 2 {
+		return nil
+	}
+	m := &moment{host: l.host(ctx), built: l.compileTogether(ctx, all)}
+	var names []string
+	for _, d := range all {
+		names = append(names, judgedBy(d)...)
+	}
+	for _, b := range m.built {
+		for _, c := range b.done {
+			names = append(names, sortedNames(c)...)
+		}
+	}
+	m.read(l.apparmor, names)
+	return m
+}
+
+func (m *moment) read(apparmor AppArmor, names []string) {
+	m.asked, m.live = map[string]bool{}, map[string]map[string]attach.LiveProfile{}
+	for _, name := range names {
+		m.asked[name] = true
+	}
 	var live map[string]attach.LiveProfile
-	if live, m.err = l.apparmor.Live(slices.Compact(names)); m.err != nil {
-		return m
+	if live, m.err = apparmor.Live(slices.Sorted(maps.Keys(m.asked))); m.err != nil {
+		return
 	}
 	for name, p := range live {
 		top, _, _ := strings.Cut(name, "//")
@@ -100,7 +127,25 @@ func (l *Loop) momentOf(ctx context.Context, all []attach.Desired) *moment {
 		}
 		m.live[top][name] = p
 	}
-	return m
+}
+
+// covers reports whether all of these profiles were read.
+func (m *moment) covers(names []string) bool {
+	return m.err == nil && !slices.ContainsFunc(names, func(name string) bool { return !m.asked[name] })
+}
+
+// liveOf gives some of the profiles that were read, with their children and hats.
+func (m *moment) liveOf(names []string) map[string]attach.LiveProfile {
+	out := map[string]attach.LiveProfile{}
+	for _, n := range names {
+		top, _, _ := strings.Cut(n, "//")
+		for name, live := range m.live[top] {
+			if name == n || strings.HasPrefix(name, n+"//") {
+				out[name] = live
+			}
+		}
+	}
+	return out
 }
 
 // judgedBy are the profiles that count for the verdict on a unit.
@@ -112,24 +157,6 @@ func judgedBy(d attach.Desired) (names []string) {
 		names = append(names, name)
 	}
 	return names
-}
-
-// policy is what counts for one of the units.
-func (m *moment) policy(d attach.Desired) attach.Policy {
-	p := attach.Policy{Candidates: map[string][]attach.Profile{}, Live: map[string]attach.LiveProfile{}}
-	if m.err != nil {
-		p.LiveError = m.err.Error()
-		return p
-	}
-	for _, n := range judgedBy(d) {
-		top, _, _ := strings.Cut(n, "//")
-		for name, live := range m.live[top] {
-			if name == n || strings.HasPrefix(name, n+"//") {
-				p.Live[name] = live
-			}
-		}
-	}
-	return p
 }
 
 func (l *Loop) host(ctx context.Context) attach.Host {
@@ -310,4 +337,14 @@ func each(n int, f func(i int)) {
 		})
 	}
 	wg.Wait()
+}
+
+// eachAlive calls f for every job that still has a way to go, at most parallel at
+// a time.
+func eachAlive(jobs []*job, f func(j *job)) {
+	each(len(jobs), func(i int) {
+		if jobs[i].alive() {
+			f(jobs[i])
+		}
+	})
 }

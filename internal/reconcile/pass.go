@@ -133,8 +133,8 @@ func (l *Loop) plan(ctx context.Context, units []string, op *operation) []*job {
 			all = append(all, d)
 		}
 	}
-	l.compileTogether(ctx, all)
-	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op) })
+	m := l.momentOfPlans(ctx, all)
+	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op, m) })
 	// An alias leads to a unit that may be in the list already.
 	seen := map[string]bool{}
 	return slices.DeleteFunc(jobs, func(j *job) bool {
@@ -144,7 +144,7 @@ func (l *Loop) plan(ctx context.Context, units []string, op *operation) []*job {
 	})
 }
 
-func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
+func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *moment) *job {
 	j := &job{out: &attach.Outcome{Unit: unit}}
 	if op != nil {
 		j.tell = op.progress
@@ -168,7 +168,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 			return j
 		}
 	}
-	j.o, err = l.observe(ctx, j.d, full)
+	j.o, err = l.observeAt(ctx, j.d, full, m)
 	if err != nil {
 		v := unheard(j.d, err)
 		j.out.Verdict = &v
@@ -180,7 +180,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 		l.learnAlias(unit, j.o.Unit)
 		l.declare(ctx)
 		l.unpublish(unit)
-		j = l.planUnit(ctx, id, op)
+		j = l.planUnit(ctx, id, op, nil)
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.UnitAlias, "%s is an alias of %s", unit, id))
 		return j
 	}
@@ -188,7 +188,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation) *job {
 		// Not withdrawn: the attachment names an alias of the unit.
 		l.declare(ctx)
 		if l.target(unit) != nil || l.contested(unit) {
-			return l.planUnit(ctx, unit, op)
+			return l.planUnit(ctx, unit, op, nil)
 		}
 	}
 	if j.d.Paused(j.o.At) != nil {
@@ -421,63 +421,73 @@ func inputs(j *job) string {
 }
 
 // writeDropIns is step 3. The record is written first: after a crash the file
-// is known as ours.
+// is known as ours. Those who write come together, since what is written has to
+// reach the disk; those who remove take turns, so that the last one who shares a
+// file finds that nobody needs it.
 func (l *Loop) writeDropIns(jobs []*job) {
+	removes := func(j *job) bool { return j.d.Attachment == nil || j.plan.Has(attach.RemoveDropIn) }
+	eachAlive(jobs, func(j *job) {
+		if !j.held() && !removes(j) {
+			l.writeDropIn(j)
+		}
+	})
 	for _, j := range jobs {
-		if !j.alive() || j.held() {
+		if !j.alive() || j.held() || !removes(j) {
 			continue
 		}
 		if j.d.Attachment == nil {
 			// From here on a start is not confined, and nobody looks at it.
 			l.publish(j.d.Unit, func(s *attach.Status) { s.Verdict = nil })
 		}
-		healed := len(j.d.Record.DropIns) > 0 && !j.fresh
-		l.readFormer(j)
-		for _, a := range j.plan.Actions {
-			var changed bool
-			var err error
-			switch a.Kind {
-			case attach.WriteDropIn:
-				// A file that is not on record would not be known as ours.
-				if err = l.recordDropIn(j); err == nil {
-					changed, err = l.systemd.WriteDropIn(a.Target, j.d.DropInText(j.o.Unit))
-				}
-				if err == nil && changed && healed {
-					l.log.Warn("put back the drop-in of "+j.d.Unit+": "+a.Reason.String(), journal.FieldMessageID, string(journal.MsgDropInHealed),
-						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, a.Target)
-				}
-			case attach.RemoveDropIn:
-				if l.sharedDropIn(j.d.Unit, a.Target) {
-					l.disown(j, a.Target)
-					delete(j.files, a.Target)
-					continue
-				}
-				changed, err = l.systemd.RemoveDropIn(a.Target)
-				if err == nil {
-					l.disown(j, a.Target)
-				}
-			default:
+		l.writeDropIn(j)
+	}
+}
+
+// writeDropIn writes and removes drop-ins of one unit.
+func (l *Loop) writeDropIn(j *job) {
+	healed := len(j.d.Record.DropIns) > 0 && !j.fresh
+	l.readFormer(j)
+	for _, a := range j.plan.Actions {
+		var changed bool
+		var err error
+		switch a.Kind {
+		case attach.WriteDropIn:
+			// A file that is not on record would not be known as ours.
+			if err = l.recordDropIn(j); err == nil {
+				changed, err = l.systemd.WriteDropIn(a.Target, j.d.DropInText(j.o.Unit))
+			}
+			if err == nil && changed && healed {
+				l.log.Warn("put back the drop-in of "+j.d.Unit+": "+a.Reason.String(), journal.FieldMessageID, string(journal.MsgDropInHealed),
+					journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, a.Target)
+			}
+		case attach.RemoveDropIn:
+			if l.sharedDropIn(j.d.Unit, a.Target) {
+				l.disown(j, a.Target)
+				delete(j.files, a.Target)
 				continue
 			}
-			j.out.Changed = j.out.Changed || changed
-			if err != nil {
-				j.fail(attach.StepDropIn, attach.Because(attach.DropInUnreadable, "%v", err).At(a.Target).WithNext(wayOut(err)))
-				break
+			changed, err = l.systemd.RemoveDropIn(a.Target)
+			if err == nil {
+				l.disown(j, a.Target)
 			}
-		}
-		if !j.alive() {
+		default:
 			continue
 		}
-		if j.d.Attachment != nil && !j.plan.Has(attach.WriteDropIn) {
-			if err := l.recordDropIn(j); err != nil {
-				l.log.Error("cannot keep the record of a unit", journal.FieldUnit, j.d.Unit, "err", err)
-			}
+		j.out.Changed = j.out.Changed || changed
+		if err != nil {
+			j.fail(attach.StepDropIn, attach.Because(attach.DropInUnreadable, "%v", err).At(a.Target).WithNext(wayOut(err)))
+			return
 		}
-		if j.d.Attachment != nil {
-			j.event(attach.StepDropIn, attach.Done, "%s", j.d.DropInPath())
-		} else if j.plan.Has(attach.RemoveDropIn) {
-			j.event(attach.StepDropIn, attach.Done, "removed")
+	}
+	if j.d.Attachment != nil && !j.plan.Has(attach.WriteDropIn) {
+		if err := l.recordDropIn(j); err != nil {
+			l.log.Error("cannot keep the record of a unit", journal.FieldUnit, j.d.Unit, "err", err)
 		}
+	}
+	if j.d.Attachment != nil {
+		j.event(attach.StepDropIn, attach.Done, "%s", j.d.DropInPath())
+	} else if j.plan.Has(attach.RemoveDropIn) {
+		j.event(attach.StepDropIn, attach.Done, "removed")
 	}
 }
 
@@ -920,8 +930,9 @@ func (l *Loop) remember(r attach.Record) {
 func (l *Loop) keep(r attach.Record) error { return l.save(r, false) }
 
 func (l *Loop) save(r attach.Record, anyhow bool) error {
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
+	keeping := l.keeping.of(r.Unit)
+	keeping.Lock()
+	defer keeping.Unlock()
 	r.Boot = l.boot
 	l.mu.Lock()
 	if old := l.records[r.Unit]; old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
@@ -938,8 +949,9 @@ func (l *Loop) save(r attach.Record, anyhow bool) error {
 }
 
 func (l *Loop) forget(unit string) {
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
+	keeping := l.keeping.of(unit)
+	keeping.Lock()
+	defer keeping.Unlock()
 	l.mu.Lock()
 	delete(l.records, unit)
 	l.mu.Unlock()

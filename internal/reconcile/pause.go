@@ -213,8 +213,9 @@ func (l *Loop) endPauses() (next time.Duration) {
 // setPause puts a pause on the record of a unit, of which r is all where it has
 // none yet. A look may have put its verdict there since r was read.
 func (l *Loop) setPause(r attach.Record, pause *attach.Pause) error {
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
+	keeping := l.keeping.of(r.Unit)
+	keeping.Lock()
+	defer keeping.Unlock()
 	l.mu.Lock()
 	if now, ok := l.records[r.Unit]; ok {
 		r = now

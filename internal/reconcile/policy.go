@@ -11,18 +11,47 @@ import (
 	"github.com/aaunit/aaunit/internal/journal"
 )
 
+// built is what became of files that were compiled together.
+type built struct {
+	done     map[string]attach.Compiled
+	problems map[string][]attach.Reason
+}
+
+// of gives what became of some of the files, and whether they were all among
+// them.
+func (b built) of(files []string) (done []attach.Compiled, problems []attach.Reason, all bool) {
+	for _, file := range files {
+		c, made := b.done[file]
+		if made {
+			done = append(done, c)
+		}
+		problems = append(problems, b.problems[file]...)
+		if !made && len(b.problems[file]) == 0 {
+			return nil, nil, false
+		}
+	}
+	return done, problems, true
+}
+
 // compile compiles files, asks the gate, and stages what may go on.
-func (l *Loop) compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason) {
-	done, problems = l.apparmor.Compile(ctx, files, complain)
+func (l *Loop) compile(ctx context.Context, files []string, complain bool) built {
+	b := built{done: map[string]attach.Compiled{}, problems: map[string][]attach.Reason{}}
+	done, problems := l.apparmor.Compile(ctx, files, complain)
+	for file, why := range problems {
+		b.problems[file] = append(b.problems[file], why)
+	}
 	if l.gate != nil {
 		done = slices.DeleteFunc(done, func(c attach.Compiled) bool {
 			against := l.gate.Check(ctx, c)
-			problems = append(problems, against...)
+			b.problems[c.File] = append(b.problems[c.File], against...)
 			return len(against) > 0
 		})
 	}
 	l.apparmor.Stage(ctx, done)
-	return done, problems
+	for _, c := range done {
+		b.done[c.File] = c
+	}
+	return b
 }
 
 // acceptedOf is what was accepted for a record, by the policies that are kept: a
@@ -84,35 +113,33 @@ func (j *job) accepts() bool {
 // back whatever comes. It returns how to bring back what was loaded before, by
 // file.
 func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
-	for _, j := range jobs {
-		if j.alive() && j.accepts() {
+	eachAlive(jobs, func(j *job) {
+		if j.accepts() {
 			l.keepPolicies(j)
 		}
-	}
+	})
 	saved, load, failed := l.gather(jobs)
 	begun := time.Now()
-	for _, j := range jobs {
-		if j.alive() && j.accepts() {
+	eachAlive(jobs, func(j *job) {
+		if j.accepts() {
 			j.beginTrial(begun) // before it is loaded: the unit may not live much longer
 		}
-		if j.alive() && (j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy)) {
+		if j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy) {
 			j.willLoad()
 			l.remember(j.d.Record)
 			j.event(attach.StepPolicy, attach.Running, "loading")
 		}
-	}
+	})
 	if len(load) > 0 {
 		maps.Copy(failed, l.apparmor.Load(ctx, load))
 	}
-	for _, j := range jobs {
-		switch {
-		case !j.alive():
-		case j.d.Attachment == nil:
+	eachAlive(jobs, func(j *job) {
+		if j.d.Attachment == nil {
 			l.hardened(j, failed)
-		default:
+		} else {
 			l.accept(j, failed)
 		}
-	}
+	})
 	l.unloadChildren(ctx, jobs)
 	return saved
 }
@@ -368,14 +395,11 @@ func sortedNames(c attach.Compiled) []string {
 	return out
 }
 
-// compileTogether compiles what the units of a pass need, all of it in one go:
-// starting the parser is what costs. Each unit finds its own among what the
-// adapter keeps then, and what was wrong with it is told there.
-func (l *Loop) compileTogether(ctx context.Context, wishes []attach.Desired) {
-	if len(wishes) < 2 {
-		return
-	}
-	files := map[bool][]string{} // by complain
+// compileTogether compiles what several units need, all of it in one go: starting
+// the parser, and reading what all profiles include, is what costs. The result is
+// by whether the profiles are in complain mode.
+func (l *Loop) compileTogether(ctx context.Context, wishes []attach.Desired) map[bool]built {
+	files := map[bool][]string{}
 	for _, d := range wishes {
 		if d.Attachment != nil {
 			_, found, _ := l.candidates(d)
@@ -383,11 +407,13 @@ func (l *Loop) compileTogether(ctx context.Context, wishes []attach.Desired) {
 			files[complain] = append(files[complain], found...)
 		}
 	}
+	out := map[bool]built{}
 	for complain, all := range files {
 		if len(all) > 0 {
-			l.apparmor.Compile(ctx, all, complain)
+			out[complain] = l.compile(ctx, all, complain)
 		}
 	}
+	return out
 }
 
 // profilesOf are the profiles whose policy a unit needs, its own first.
@@ -424,7 +450,7 @@ func (l *Loop) candidates(d attach.Desired) (byName map[string][]attach.Profile,
 	return byName, files, problems
 }
 
-func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.Policy {
+func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth, m *moment) attach.Policy {
 	names := profilesOf(d)
 	p := attach.Policy{Candidates: map[string][]attach.Profile{}}
 	var files []string
@@ -432,8 +458,15 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 		p.Candidates, files, p.Problems = l.candidates(d)
 	}
 	if len(files) > 0 {
+		complain := d.Attachment.Mode == attach.WishComplain
 		var problems []attach.Reason
-		p.Compiled, problems = l.compile(ctx, files, d.Attachment.Mode == attach.WishComplain)
+		var known bool
+		if m != nil {
+			p.Compiled, problems, known = m.built[complain].of(files)
+		}
+		if !known {
+			p.Compiled, problems, _ = l.compile(ctx, files, complain).of(files)
+		}
 		p.Problems = append(p.Problems, problems...)
 		p.Texts = slices.Clone(p.Compiled)
 		for i, c := range p.Compiled {
@@ -454,6 +487,10 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth) attach.P
 	}
 	for name := range d.Record.Accepted {
 		names = append(names, name)
+	}
+	if m != nil && m.covers(names) {
+		p.Live = m.liveOf(names)
+		return p
 	}
 	slices.Sort(names)
 	live, err := l.apparmor.Live(slices.Compact(names))
@@ -499,7 +536,7 @@ func (l *Loop) softened(ctx context.Context, d attach.Desired) attach.Policy {
 		}
 	}
 	var p attach.Policy
-	p.Compiled, p.Problems = l.compile(ctx, files, false)
+	p.Compiled, p.Problems, _ = l.compile(ctx, files, false).of(files)
 	var names []string
 	for _, c := range p.Compiled {
 		names = append(names, sortedNames(c)...)

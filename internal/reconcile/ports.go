@@ -67,13 +67,13 @@ type AppArmor interface {
 	// Environment is a digest of what a compiled policy depends on beside its
 	// source: parser, its configuration, kernel.
 	Environment() string
-	// Compile compiles each file in a bounded child; what it cannot compile it
-	// names in problems. Results are kept while the file, what it includes, the
+	// Compile compiles each file in a bounded child; why it cannot compile one is
+	// in problems, by file. Results are kept while the file, what it includes, the
 	// parser and the kernel stay the same. A policy that Policies keeps comes
 	// without its bytes.
-	Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason)
+	Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason)
 	// CompileKept compiles policies anew from the texts that were kept with them.
-	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems []attach.Reason)
+	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason)
 	// Stage has the kernel read the policies in a policy namespace of their own,
 	// where they confine nobody, and fills in its checksums of those that have
 	// none, or why there are none.

@@ -33,8 +33,9 @@ func (l *Loop) conclude(d attach.Desired, o attach.Observed, v attach.Verdict) {
 // keepVerdict puts a verdict on the unit's record. It gives back the one before,
 // and whether the new one is of any interest.
 func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verdict, current bool) {
-	l.keeping.Lock()
-	defer l.keeping.Unlock()
+	keeping := l.keeping.of(d.Unit)
+	keeping.Lock()
+	defer keeping.Unlock()
 	l.mu.Lock()
 	r, remembered := l.records[d.Unit]
 	_, attached := l.targets[d.Unit]

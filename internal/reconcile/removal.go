@@ -26,7 +26,7 @@ type Removal struct {
 	AppArmor interface {
 		ByName(name string) []attach.Profile
 		Host() attach.Host
-		Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason)
+		Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason)
 		Live(names []string) (map[string]attach.LiveProfile, error)
 	}
 	Store Store

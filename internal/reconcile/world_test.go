@@ -444,16 +444,17 @@ func (w *world) Host() attach.Host {
 	return attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}
 }
 
-func (w *world) Compile(_ context.Context, files []string, complain bool) (done []attach.Compiled, problems []attach.Reason) {
+func (w *world) Compile(_ context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason) {
 	defer w.lock()()
+	problems = map[string]attach.Reason{}
 	for _, f := range files {
 		name := path.Base(f)
 		if _, there := w.files[name]; !there {
-			problems = append(problems, attach.Because(attach.ProfileNotFound, "%s does not exist", f).At(f))
+			problems[f] = attach.Because(attach.ProfileNotFound, "%s does not exist", f).At(f)
 			continue
 		}
 		if w.bad[name] {
-			problems = append(problems, attach.Because(attach.ProfileBroken, "syntax error in %s", f).At(f))
+			problems[f] = attach.Because(attach.ProfileBroken, "syntax error in %s", f).At(f)
 			continue
 		}
 		v := w.files[name]
@@ -473,8 +474,9 @@ func (w *world) Compile(_ context.Context, files []string, complain bool) (done 
 
 func (w *world) Environment() string { return cmp.Or(w.parser, "parser 1") }
 
-func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []attach.Compiled, problems []attach.Reason) {
+func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason) {
 	defer w.lock()()
+	problems = map[string]attach.Reason{}
 	for _, k := range kept {
 		k.Environment = w.Environment()
 		k.Checksums = maps.Clone(k.Checksums)
