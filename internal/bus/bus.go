@@ -61,8 +61,8 @@ type Rules struct {
 	// MaxSignal bounds signals, where it is not MaxCall: for a connection that
 	// takes them only from whom it trusts.
 	MaxSignal int
-	// Properties chooses what of a dictionary of properties, such as GetAll gives,
-	// is decoded; nil decodes all. systemd tells some four hundred properties of
+	// Properties chooses what of a dictionary of properties, as GetAll and
+	// PropertiesChanged have one, is decoded; nil decodes all. systemd tells some four hundred properties of
 	// a service, and decoding one costs far more than passing over it.
 	Properties func(name string) bool
 	// Lost is told, once, what ended the reading of messages: also that the

@@ -245,39 +245,61 @@ func (c *cursor) value(typ string) error {
 	return nil
 }
 
-// properties is the type of a dictionary of properties.
-const properties = "a{sv}"
+// Types of messages that hold a dictionary of properties: the answer of GetAll,
+// and the signal PropertiesChanged.
+const (
+	allProperties     = "a{sv}"
+	changedProperties = "sa{sv}as"
+)
 
 // chooseProperties keeps the entries of a dictionary of properties whose names
 // wants accepts, in place, and gives what the body is then; nil where it is not
-// what its type says. An entry begins at a multiple of 8, so that it may be moved
-// by multiples of 8.
-func chooseProperties(order binary.ByteOrder, body []byte, wants func(string) bool) []byte {
-	const begin = 8 // the length of the array, and what aligns its first entry
+// what its type says, and nothing is changed. An entry begins at a multiple of 8,
+// so that it may be moved by multiples of 8.
+func chooseProperties(order binary.ByteOrder, signature string, body []byte, wants func(string) bool) []byte {
 	c := cursor{order: order, b: body}
+	if signature == changedProperties {
+		c.text(int(c.uint32()))
+	}
+	c.align(4)
+	length := c.pos
 	n := int(c.uint32())
 	c.align(8)
-	if c.bad || n != len(body)-begin {
+	begin := c.pos
+	if c.bad || n > len(body)-begin {
 		return nil
 	}
 	var chosen [][]byte
-	for c.pos < len(body) {
+	for c.pos < begin+n {
 		c.align(8)
 		from := c.pos
 		name := c.text(int(c.uint32()))
-		if rest := c.pass(c.signature(), 0); c.bad || rest != "" {
+		if rest := c.pass(c.signature(), 0); c.bad || rest != "" || c.pos > begin+n {
 			return nil
 		}
 		if wants(string(name)) {
 			chosen = append(chosen, body[from:c.pos])
 		}
 	}
+	var after []byte
+	if signature == changedProperties {
+		c.align(4)
+		after = body[c.pos:]
+		c.pass("as", 0)
+	}
+	if c.bad || c.pos != len(body) {
+		return nil
+	}
 	end := begin
 	for _, entry := range chosen {
 		end = (end + 7) &^ 7
 		end += copy(body[end:], entry)
 	}
-	order.PutUint32(body, uint32(end-begin))
+	order.PutUint32(body[length:], uint32(end-begin))
+	if signature == changedProperties {
+		end = (end + 3) &^ 3
+		end += copy(body[end:], after)
+	}
 	return body[:end]
 }
 

@@ -139,20 +139,28 @@ func (s *stream) next() error {
 		if h.Sender != Driver && (s.rules.Signals == nil || !s.rules.Signals(h.Sender)) {
 			return s.skip(f.body)
 		}
-		s.ready, s.rest = s.buf, f.body
-		return nil
+		return s.choose(f, h)
 	}
 	return s.call(f, h)
 }
 
-// reply leaves the properties out of a reply that are not wanted. Whatever else
-// it is goes to godbus as it came.
+// reply takes a reply as far as its header.
 func (s *stream) reply(f fixed) error {
 	if err := s.more(int(f.header() - fixedSize)); err != nil {
 		return midway(err)
 	}
 	h, ok := f.parse(s.buf[fixedSize:][:f.fields])
-	if !ok || h.Signature != properties {
+	if !ok {
+		s.ready, s.rest = s.buf, f.body
+		return nil
+	}
+	return s.choose(f, h)
+}
+
+// choose leaves out of a message the properties that are not wanted. Whatever
+// else it is goes to godbus as it came.
+func (s *stream) choose(f fixed, h *Header) error {
+	if s.rules.Properties == nil || h.Signature != allProperties && (h.Signature != changedProperties || h.Member != "PropertiesChanged") {
 		s.ready, s.rest = s.buf, f.body
 		return nil
 	}
@@ -160,7 +168,7 @@ func (s *stream) reply(f fixed) error {
 		return midway(err)
 	}
 	head := int(f.header())
-	if chosen := chooseProperties(f.order, s.buf[head:], s.rules.Properties); chosen != nil {
+	if chosen := chooseProperties(f.order, h.Signature, s.buf[head:], s.rules.Properties); chosen != nil {
 		f.order.PutUint32(s.buf[4:], uint32(len(chosen)))
 		s.buf = s.buf[:head+len(chosen)]
 	}

@@ -15,10 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mirror keeps what systemd told about units that run, so that a unit about
-// which nothing has changed need not be read again: reading all properties of
-// a hundred units costs systemd, the bus and us far more than looking at their
-// tasks.
+// mirror keeps what systemd told about units, so that a unit about which nothing
+// has changed need not be read again: reading all properties of a hundred units
+// costs systemd, the bus and us far more than looking at their tasks, and one that
+// is not loaded has to be loaded first.
 //
 // What is kept may be used only while it is certain that systemd would say the
 // same now. That rests on the order of messages of one connection, the one on
@@ -34,6 +34,11 @@ import (
 //   - While more than a thousand messages wait to be sent, systemd holds signals
 //     back. A look asks before and after, and the second answer comes behind
 //     what was held back at the first.
+//
+// That is for units that run. systemd unloads one that does not, and loads it
+// anew without a word; but of one that is not loaded it knows only what is in its
+// files. So of those, what was read while there was nothing else to tell is kept,
+// and may be used while the unit is not loaded and its files are the same.
 //
 // What systemd finds out only when it is asked (NeedDaemonReload) is found out
 // here from the same files and directories. Whatever does not fit, and a bus or
@@ -137,15 +142,31 @@ func (m *mirror) get(ctx context.Context, s *Systemd, unit string, files bool) (
 	if k == nil {
 		return nil, false
 	}
+	files = files || !k.u.Active()
 	t := m.ask(ctx, s)
+	ok := t.err == nil && (k.u.Active() || s.unloaded(ctx, unit))
 	m.mu.Lock()
-	ok := t.err == nil && t.conn == m.conn && m.kept[unit] == k
+	ok = ok && t.conn == m.conn && m.kept[unit] == k
 	m.mu.Unlock()
 	if ok && files && (k.dirs != t.dirs(s) || !s.unchanged(k.files)) {
 		m.changed(unit)
 		ok = false
 	}
 	return k, ok
+}
+
+// unloaded reports whether systemd has not loaded a unit, without having it do so.
+func (s *Systemd) unloaded(ctx context.Context, unit string) bool {
+	var path dbus.ObjectPath
+	err := s.call(ctx, s.wait.call, managerPath, managerIface+".GetUnit", []any{unit}, &path)
+	return errorName(err) == "org.freedesktop.systemd1.NoSuchUnit"
+}
+
+// asUnloaded reports whether a unit that does not run is as systemd loads it: it
+// has no start to tell of.
+func asUnloaded(u attach.Unit) bool {
+	return u.LoadState == "loaded" && u.ActiveState == "inactive" && u.SubState == "dead" && u.InvocationID == "" && u.Result == "success" &&
+		u.NRestarts == 0 && u.ExecMainCode == 0 && !u.Transient && !u.NeedReload
 }
 
 // begin announces a read of a unit; end must follow.

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -139,5 +140,63 @@ func TestAChangedFileIsAskedFor(t *testing.T) {
 	u, err := s.Observe(t.Context(), "agent.service")
 	if err != nil || !u.NeedReload {
 		t.Errorf("%+v %v", u, err)
+	}
+}
+
+// Of a unit that is not loaded systemd knows only what is in its files.
+func TestAUnitThatIsNotLoadedIsReadOnce(t *testing.T) {
+	b, s, root, set := following(t)
+	never := map[string]any{"ActiveState": "inactive", "SubState": "dead", "Result": "success", "InvocationID": []byte{}, "NRestarts": uint32(0),
+		"ExecMainCode": int32(0), "ExecMainStatus": int32(0), "MainPID": uint32(0)}
+	for name, value := range never {
+		set(name, value)
+	}
+	loaded := false
+	b.on("GetUnit", func(c busCall) ([]any, error) {
+		if loaded {
+			return []any{pathOf("agent.service")}, nil
+		}
+		return nil, busError("org.freedesktop.systemd1.NoSuchUnit", "Unit agent.service not loaded.")
+	})
+	want := 0
+	check := func(what string, again bool) {
+		t.Helper()
+		if again {
+			want++
+		}
+		if _, reads := observed(t, b, s); reads != want {
+			t.Errorf("%s: it was read %d times, want %d", what, reads, want)
+		}
+	}
+	check("at first", true)
+	check("while nothing changes", false)
+	if _, err := s.Glance(t.Context(), "agent.service"); err != nil || b.count("GetAll") != 1 {
+		t.Errorf("a glance read it anew: %v", err)
+	}
+	if err := os.MkdirAll(filepath.Join(root, "etc/systemd/system/agent.service.d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	check("with another directory", true)
+	time.Sleep(2 * racy)
+	check("which is young", true)
+	check("and older", false)
+	loaded = true
+	check("while it is loaded", true)
+	check("again", true)
+	loaded = false
+	check("once it is not", false)
+	for name, value := range map[string]any{
+		"NeedDaemonReload": true, "Result": "exit-code", "InvocationID": agentProps()["InvocationID"], "ActiveState": "failed", "NRestarts": uint32(1),
+		"ExecMainCode": int32(1), "LoadState": "not-found",
+	} {
+		was, isNever := never[name]
+		if !isNever {
+			was = map[string]any{"NeedDaemonReload": false, "LoadState": "loaded"}[name]
+		}
+		b.emit(managerPath, managerIface, "Reloading", false)
+		set(name, value)
+		check("with another "+name, true)
+		check("again with another "+name, true)
+		set(name, was)
 	}
 }

@@ -21,8 +21,8 @@ import (
 // and no settings where a file of that name exists.
 //
 // All properties come from one answer, so that they belong to one moment. While
-// Follow listens, the answer on a unit that runs is kept for as long as systemd
-// tells of no change (see mirror).
+// Follow listens, the answer is kept for as long as it is certain to be the same
+// (see mirror).
 func (s *Systemd) Observe(ctx context.Context, unit string) (attach.Unit, error) {
 	u, err := s.observe(ctx, unit, true)
 	if err != nil {
@@ -53,7 +53,7 @@ func (s *Systemd) observe(ctx context.Context, unit string, plan bool) (attach.U
 		r := s.mirror.begin(s, unit)
 		var err error
 		k, err = s.read(ctx, unit)
-		if err != nil || k.u.ID != unit || !k.u.Active() {
+		if err != nil || k.u.ID != unit || !k.u.Active() && !asUnloaded(k.u) {
 			s.mirror.end(unit, r, nil)
 		} else {
 			s.mirror.end(unit, r, k)
