@@ -298,12 +298,13 @@ func (s *Systemd) filesOf(u attach.Unit, source string) map[string]stamp {
 			files[path] = s.stampOf(path)
 		}
 	}
+	paths := slices.DeleteFunc(slices.Clone(unitPaths), func(dir string) bool { return s.stampOf(dir) == stamp{} })
 	for _, unit := range append([]string{u.ID}, u.Names...) {
 		if fullName(unit) != nil {
 			continue
 		}
 		for _, name := range append(dropInNames(unit), strings.TrimPrefix(filepath.Ext(unit), ".")) {
-			for _, dir := range unitPaths {
+			for _, dir := range paths {
 				dir = filepath.Join(dir, name+".d")
 				if st := s.stampOf(dir); st != (stamp{}) {
 					files[dir] = st
