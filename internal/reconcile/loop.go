@@ -255,7 +255,7 @@ func (l *Loop) change(ctx context.Context) {
 		}
 		if due, begun := l.queue.takePlans(); len(due) > 0 {
 			begun = slices.DeleteFunc(begun, func(u string) bool { return !l.settled(u) })
-			out := l.pass(ctx, due, nil)
+			out := l.pass(ctx, due, nil, nil)
 			l.queue.release(due)
 			worked()
 			// A start under what was in place already gets its own look, for

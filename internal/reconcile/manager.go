@@ -75,7 +75,7 @@ func (l *Loop) Attach(ctx context.Context, r attach.Request, progress func(attac
 	}
 	return l.do(ctx, func(ctx context.Context) []attach.Outcome {
 		op := newOperation(progress)
-		prepared := l.prepare(ctx, r)
+		prepared, m := l.prepare(ctx, r)
 		for _, p := range prepared {
 			p.tell(op.progress)
 		}
@@ -100,7 +100,7 @@ func (l *Loop) Attach(ctx context.Context, r attach.Request, progress func(attac
 				units = slices.DeleteFunc(units, func(u string) bool { return u == p.unit })
 			}
 		}
-		out := collect(prepared, l.passFor(ctx, units, op))
+		out := collect(prepared, l.passFor(ctx, units, op, m))
 		for i := range out {
 			if out[i].Exit == attach.ExitOK && out[i].Verdict == nil {
 				out[i].Exit = attach.ExitUnknown // nobody has looked at the unit
@@ -145,7 +145,7 @@ func (l *Loop) ineffective(p *prepared) bool {
 
 // Plan says what Attach would do, and changes nothing.
 func (l *Loop) Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error) {
-	prepared := l.prepare(ctx, r)
+	prepared, _ := l.prepare(ctx, r)
 	each(len(prepared), func(i int) {
 		p := prepared[i]
 		if p.refused() || p.out.Plan == nil {
@@ -176,7 +176,7 @@ func (l *Loop) Detach(ctx context.Context, r attach.Request, progress func(attac
 			}
 		}
 		l.declare(ctx)
-		return collect(prepared, l.passFor(ctx, units, op))
+		return collect(prepared, l.passFor(ctx, units, op, nil))
 	})
 }
 
@@ -198,8 +198,8 @@ func (l *Loop) removeAttachment(p *prepared, r attach.Request, op *operation) {
 }
 
 // passFor runs a pass over units that may be looked at at this moment: it
-// waits until they are free.
-func (l *Loop) passFor(ctx context.Context, units []string, op *operation) map[string]*attach.Outcome {
+// waits until they are free. m is what was read and compiled for them, or nil.
+func (l *Loop) passFor(ctx context.Context, units []string, op *operation, m *moment) map[string]*attach.Outcome {
 	if len(units) == 0 {
 		return nil
 	}
@@ -208,7 +208,7 @@ func (l *Loop) passFor(ctx context.Context, units []string, op *operation) map[s
 	if len(mine) < len(units) {
 		return notBegun(units)
 	}
-	return l.pass(ctx, units, op)
+	return l.pass(ctx, units, op, m)
 }
 
 // claim waits until nobody works on the units, and marks them busy; fewer than
@@ -295,8 +295,8 @@ func collect(all []*prepared, ran map[string]*attach.Outcome) []attach.Outcome {
 }
 
 // prepare finds the units and their profiles, and asks the core what speaks
-// against the attach; nothing is changed.
-func (l *Loop) prepare(ctx context.Context, r attach.Request) []*prepared {
+// against the attach; nothing is changed. The moment is of what they need.
+func (l *Loop) prepare(ctx context.Context, r attach.Request) ([]*prepared, *moment) {
 	all := l.units(ctx, r.Units)
 	todo := func(f func(*prepared)) {
 		each(len(all), func(i int) {
@@ -305,7 +305,16 @@ func (l *Loop) prepare(ctx context.Context, r attach.Request) []*prepared {
 			}
 		})
 	}
+	var names []string
+	for _, p := range all {
+		if !p.refused() {
+			names = append(names, p.unit)
+		}
+	}
+	var ahead sync.WaitGroup
+	ahead.Go(func() { l.compileAhead(ctx, names, r) })
 	todo(func(p *prepared) { l.prepareUnit(ctx, p, r) })
+	ahead.Wait()
 	var wishes []attach.Desired
 	for _, p := range all {
 		if !p.refused() {
@@ -314,7 +323,31 @@ func (l *Loop) prepare(ctx context.Context, r attach.Request) []*prepared {
 	}
 	m := l.momentOfPlans(ctx, wishes)
 	todo(func(p *prepared) { l.preparePlan(ctx, p, m) })
-	return unique(all)
+	return unique(all), m
+}
+
+// compileAhead compiles what units will most likely need while systemd is asked
+// about them, which takes as long with many of them. What the guess misses is
+// compiled when it is known.
+func (l *Loop) compileAhead(ctx context.Context, units []string, r attach.Request) {
+	var files []string
+	for _, unit := range units {
+		profile := r.Profile
+		l.mu.Lock()
+		declared, _ := l.selector.Select(unit)
+		l.mu.Unlock()
+		if declared != nil && profile == "" {
+			profile, _ = declared.ProfileFor(unit)
+		}
+		choice, why := attach.Resolve(profile, attach.Unit{ID: unit}, l.apparmor)
+		// Of other files, whether they may be named at all is still to be found out.
+		if why == nil && filepath.Dir(choice.Profile.File) == "/etc/apparmor.d" {
+			files = append(files, choice.Profile.File)
+		}
+	}
+	if len(files) > 0 {
+		l.apparmor.Compile(ctx, files, r.Complain)
+	}
 }
 
 func unique(all []*prepared) []*prepared {

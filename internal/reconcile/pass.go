@@ -64,8 +64,10 @@ type job struct {
 // A failure in one unit never stops the others. Before each step that changes
 // something, the unit's record says so: a daemon that is killed in between
 // converges at its next start.
-func (l *Loop) pass(ctx context.Context, units []string, op *operation) map[string]*attach.Outcome {
-	jobs := l.plan(ctx, units, op)
+//
+// m is what was read and compiled for these units a moment ago, or nil.
+func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *moment) map[string]*attach.Outcome {
+	jobs := l.plan(ctx, units, op, m)
 	saved := l.loadPolicies(ctx, jobs)
 	l.writeDropIns(jobs)
 	l.reload(ctx, jobs)
@@ -125,7 +127,7 @@ func (j *job) held() bool {
 }
 
 // plan is step 1.
-func (l *Loop) plan(ctx context.Context, units []string, op *operation) []*job {
+func (l *Loop) plan(ctx context.Context, units []string, op *operation, m *moment) []*job {
 	jobs := make([]*job, len(units))
 	var all []attach.Desired
 	for _, unit := range units {
@@ -133,7 +135,9 @@ func (l *Loop) plan(ctx context.Context, units []string, op *operation) []*job {
 			all = append(all, d)
 		}
 	}
-	m := l.momentOfPlans(ctx, all)
+	if m == nil {
+		m = l.momentOfPlans(ctx, all)
+	}
 	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op, m) })
 	// An alias leads to a unit that may be in the list already.
 	seen := map[string]bool{}
