@@ -192,7 +192,7 @@ bench: need-go setup-vm deb build/agent build/vmexec ## measure in a guest, agai
 	@mkdir -p build/bench
 	AAUNIT_VM_SUITE=$(firstword $(SUITE)) AAUNIT_VM_PAYLOAD=$(CURDIR)/$(DEB):$(CURDIR)/build/agent CGO_ENABLED=0 \
 		AAUNIT_VM_RESULT=$(CURDIR)/build/bench/$(firstword $(SUITE)).json \
-		$(GO) test -tags vm -count=1 -v -run '^$$' -bench 'Aaunit/$(BENCH)' -benchtime 1x -timeout 120m -exec $(CURDIR)/build/vmexec ./test/vm/guest
+		$(GO) test -tags vm -count=1 -v -run '^$$' -bench 'Aaunit/($(BENCH))' -benchtime 1x -timeout 120m -exec $(CURDIR)/build/vmexec ./test/vm/guest
 
 ##
 ## What is built. go build knows best what is out of date: it is always asked.
