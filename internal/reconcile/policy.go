@@ -20,17 +20,16 @@ type built struct {
 // of gives what became of some of the files, and whether they were all among
 // them.
 func (b built) of(files []string) (done []attach.Compiled, problems []attach.Reason, all bool) {
+	all = true
 	for _, file := range files {
 		c, made := b.done[file]
 		if made {
 			done = append(done, c)
 		}
 		problems = append(problems, b.problems[file]...)
-		if !made && len(b.problems[file]) == 0 {
-			return nil, nil, false
-		}
+		all = all && (made || len(b.problems[file]) > 0)
 	}
-	return done, problems, true
+	return done, problems, all
 }
 
 // compile compiles files, asks the gate, and stages what may go on.
