@@ -33,6 +33,9 @@ RUN ?=
 # LONG=yes adds the tests of a package's life, of storms, crashes and hostile
 # input, which take an hour and more (the tag long).
 LONG ?=
+# SHARE=yes runs each test but the adapters' on one of the suites, which takes
+# half the time.
+SHARE ?=
 VM_TIMEOUT ?= $(if $(LONG),240m,60m)
 vm_tags = vm$(if $(LONG),$(comma)long)
 comma := ,
@@ -58,10 +61,11 @@ need-go:
 ##
 
 .PHONY: test
-test: need-go setup check lint-deb demo vm ## everything that has to pass, from a bare Debian on
+test: need-go setup check lint-deb demo ## everything that has to pass, from a bare Debian on
+	@$(MAKE) --no-print-directory vm SHARE=yes
 
 .PHONY: test-all
-test-all: need-go setup check lint lint-deb demo ## the same, the slower linters, and the tests that take long
+test-all: need-go setup check lint lint-deb demo ## the same on every suite, the slower linters, and the tests that take long
 	@$(MAKE) --no-print-directory vm LONG=yes
 	@$(MAKE) --no-print-directory vm-crash
 
@@ -125,7 +129,7 @@ man: need-go build/man/aaunit-reasons.7
 
 .PHONY: sh
 sh:
-	@shellcheck .ci/run tools/need-* packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
+	@shellcheck .ci/run tools/need-* tools/share packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
 
 # Building golangci-lint takes minutes, so it is not part of check.
 .PHONY: lint
@@ -165,6 +169,10 @@ endif
 go-test-vm = $(GO) test -tags $(vm_tags) -count=1 -v -p 1 -timeout $(VM_TIMEOUT) -run
 adapters = $(filter ./internal/%,$(filter $(GUEST_PACKAGES),$(PKG)))
 inside = $(filter ./test/%,$(filter $(GUEST_PACKAGES),$(PKG)))
+part_bookworm = 0
+part_trixie = 1
+# $(call chosen,suite,directory)
+chosen = $(if $(SHARE),"$$(tools/share $(part_$1) $2/*_test.go)",'$(RUN)')
 .PHONY: $(SUITES:%=vm-%)
 $(SUITES:%=vm-%): export AAUNIT_VM_PAYLOAD = $(CURDIR)/$(DEB):$(CURDIR)/build/agent:$(CURDIR)/build/aaunitd-crash
 $(SUITES:%=vm-%): vm-%:
@@ -172,11 +180,11 @@ ifneq ($(adapters),)
 	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) '$(or $(RUN),VM)' -exec $(CURDIR)/build/vmexec $(adapters)
 endif
 ifneq ($(inside),)
-	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) '$(RUN)' -exec $(CURDIR)/build/vmexec $(inside)
+	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) $(call chosen,$*,test/vm/guest) -exec $(CURDIR)/build/vmexec $(inside)
 endif
 ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
 	AAUNIT_VM_SUITE=$* $(if $(LONG),AAUNIT_VM_PAYLOAD=$$AAUNIT_VM_PAYLOAD:$(CURDIR)/build/newer-package) \
-		$(go-test-vm) '$(RUN)' $(filter $(HOST_PACKAGES),$(PKG))
+		$(go-test-vm) $(call chosen,$*,test/vm/host) $(filter $(HOST_PACKAGES),$(PKG))
 endif
 
 # LONG=yes kills aaunitd, and cuts the power, once at each kind of step.

@@ -18,6 +18,7 @@ func TestMain(m *testing.M) {
 }
 
 // TestSanity checks that the guest is what the other tests take it for.
+// On every suite.
 func TestSanity(t *testing.T) {
 	suite := os.Getenv("AAUNIT_VM_SUITE")
 	want, ok := map[string]struct{ debian, systemd, appArmor string }{

@@ -222,6 +222,8 @@ func (s *scene) attachmentFile(name, text string) string {
 	return path
 }
 
+// TestAttachProveDetach is the main job, from the first attach to the detach.
+// On every suite.
 func TestAttachProveDetach(t *testing.T) {
 	a := newAgents(t)
 	a.ProfileFile("usr.local.bin.vm-agent", profileText("myagent"))
