@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,6 +36,7 @@ type job struct {
 	before attach.Record
 	// failed says why the attach failed; empty while it has not.
 	failed    []attach.Reason
+	reloaded  bool // systemd has read its files again for it
 	restarted bool
 	since     time.Time     // when the restart, or the new policy, came
 	took      time.Duration // of the restart
@@ -55,8 +57,9 @@ type job struct {
 //  3. write and remove drop-ins
 //  4. one daemon-reload
 //  5. read the effective settings back: a file of somebody else may win
-//  6. restart what must be restarted, and wait until it has settled; a changed
-//     policy goes live without a restart, and is watched as long (trial.go)
+//  6. restart what must be restarted, each as soon as its settings were read back,
+//     and wait until it has settled; a changed policy goes live without a restart,
+//     and is watched as long (trial.go)
 //  7. look, and give the verdict
 //  8. undo what failed (undo.go), also together, with one more daemon-reload
 //  9. unload what a withdrawn attachment had loaded
@@ -579,8 +582,7 @@ func (l *Loop) sharedDropIn(unit, path string) bool {
 	return false
 }
 
-// reload is steps 4 and 5: one daemon-reload for all, then the effective
-// settings of each unit are read back.
+// reload is step 4: one daemon-reload for all.
 func (l *Loop) reload(ctx context.Context, jobs []*job) {
 	var need []*job
 	for _, j := range jobs {
@@ -603,82 +605,106 @@ func (l *Loop) reload(ctx context.Context, jobs []*job) {
 		return
 	}
 	l.forgetHost()
-	each(len(need), func(i int) {
-		j := need[i]
-		if attach.IsPattern(j.d.Unit) {
-			return // the effect shows at the units to come
-		}
-		u, err := l.systemd.Observe(ctx, j.d.Unit)
-		if err != nil {
-			j.fail(attach.StepDropIn, attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", j.d.Unit, err))
-			return
-		}
-		j.o.Unit = u
-		if j.d.Attachment == nil {
-			return
-		}
-		if bad := attach.Effective(j.d, u); len(bad) > 0 {
-			j.fail(attach.StepDropIn, bad...)
-		}
-	})
+	for _, j := range need {
+		j.reloaded = true
+	}
 }
 
-// restart is step 6.
+// readBack is step 5 for one unit.
+func (l *Loop) readBack(ctx context.Context, j *job) {
+	if attach.IsPattern(j.d.Unit) {
+		return // the effect shows at the units to come
+	}
+	u, err := l.systemd.Observe(ctx, j.d.Unit)
+	if err != nil {
+		j.fail(attach.StepDropIn, attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", j.d.Unit, err))
+		return
+	}
+	j.o.Unit = u
+	if j.d.Attachment == nil {
+		return
+	}
+	if bad := attach.Effective(j.d, u); len(bad) > 0 {
+		j.fail(attach.StepDropIn, bad...)
+	}
+}
+
+// readers bounds how many units are read back at once: enough that systemd always
+// has something to answer, few enough that restarts begin between the answers.
+const readers = 4
+
+// restart is steps 5 and 6. Each unit is restarted as soon as its settings were
+// read back, and has the whole time to settle, however many there are.
 func (l *Loop) restart(ctx context.Context, jobs []*job) {
-	var need []*job
+	reading, slots := make(chan struct{}, readers), make(chan struct{}, parallel)
+	var spoiled atomic.Bool
+	var wg sync.WaitGroup
 	for _, j := range jobs {
-		if j.alive() && j.diedMeanwhile() {
-			j.restarted = true
-			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s failed while an attach was cut off%s", j.d.Unit, exitText(j.o.Unit)).
-				WithNext("journalctl -u "+j.d.Unit))
-		}
-		if j.alive() && j.plan.Has(attach.Restart) && !j.fresh && j.d.Attachment != nil && !l.inPlace(j.d.Record) {
-			// Somebody took it away since the plan was made: the unit would not start.
-			j.over = true
-			l.queue.add(inputChanged, j.d.Unit)
+		if !j.alive() {
 			continue
 		}
-		if j.alive() && (j.plan.Has(attach.Restart) || j.wasStopped() || j.restartedBefore() || j.d.Record.Trial != nil && j.d.Attachment != nil) {
-			need = append(need, j)
-		}
+		reading <- struct{}{}
+		wg.Go(func() {
+			if j.reloaded {
+				l.readBack(ctx, j)
+			}
+			<-reading
+			if j.alive() {
+				l.restartUnit(ctx, j, slots, &spoiled)
+			}
+		})
 	}
-	slots := make(chan struct{}, parallel)
-	var spoiled atomic.Bool
-	eachAll(need, func(j *job) {
-		switch {
-		case j.plan.Has(attach.Restart), j.wasStopped():
-		case j.restartedBefore():
-			j.restarted, j.since = true, time.Now()
-			l.settle(ctx, j)
-			return
-		default:
-			l.tryPolicy(ctx, j, &spoiled)
-			return
-		}
-		j.event(attach.StepRestart, attach.Running, "restarting")
-		slots <- struct{}{}
-		begun := time.Now()
-		j.since = begun
-		var err error
-		if j.wasStopped() || j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit) {
-			err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, j) })
-		} else {
-			err = l.systemd.TryRestart(ctx, j.d.Unit)
-		}
-		<-slots
-		j.took = time.Since(begun)
-		j.restarted, j.out.Changed, j.out.Restarted = true, true, true
-		if err != nil {
-			j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%v", err).WithNext("journalctl -u "+j.d.Unit))
-			return
-		}
-		if j.d.Attachment == nil {
-			j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
-			return
-		}
-		l.unloadChildren(ctx, []*job{j})
+	wg.Wait()
+}
+
+// restartUnit is step 6 for one unit.
+func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spoiled *atomic.Bool) {
+	if j.diedMeanwhile() {
+		j.restarted = true
+		j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s failed while an attach was cut off%s", j.d.Unit, exitText(j.o.Unit)).
+			WithNext("journalctl -u "+j.d.Unit))
+		return
+	}
+	switch {
+	case j.plan.Has(attach.Restart) && !j.fresh && j.d.Attachment != nil && !l.inPlace(j.d.Record):
+		// Somebody took it away since the plan was made: the unit would not start.
+		j.over = true
+		l.queue.add(inputChanged, j.d.Unit)
+		return
+	case j.plan.Has(attach.Restart), j.wasStopped():
+	case j.restartedBefore():
+		j.restarted, j.since = true, time.Now()
 		l.settle(ctx, j)
-	})
+		return
+	case j.d.Record.Trial != nil && j.d.Attachment != nil:
+		l.tryPolicy(ctx, j, spoiled)
+		return
+	default:
+		return
+	}
+	j.event(attach.StepRestart, attach.Running, "restarting")
+	slots <- struct{}{}
+	begun := time.Now()
+	j.since = begun
+	var err error
+	if j.wasStopped() || j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit) {
+		err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, j) })
+	} else {
+		err = l.systemd.TryRestart(ctx, j.d.Unit)
+	}
+	<-slots
+	j.took = time.Since(begun)
+	j.restarted, j.out.Changed, j.out.Restarted = true, true, true
+	if err != nil {
+		j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%v", err).WithNext("journalctl -u "+j.d.Unit))
+		return
+	}
+	if j.d.Attachment == nil {
+		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
+		return
+	}
+	l.unloadChildren(ctx, []*job{j})
+	l.settle(ctx, j)
 }
 
 // inPlace reports whether the kernel has what was accepted for a unit, at this
