@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -89,8 +90,7 @@ func run(log *slog.Logger, o reconcile.Options) error {
 	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
 	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log}
-	// A pass over many units needs far more memory than what it leaves behind.
-	o.Rest = debug.FreeOSMemory
+	o.Rest = giveBack
 	loop := reconcile.New(breakable(o))
 
 	var parts sync.WaitGroup
@@ -112,6 +112,27 @@ func run(log *slog.Logger, o reconcile.Options) error {
 		return err
 	}
 	return nil
+}
+
+// giveBack gives back memory, as a pass over many units needs far more than what
+// it leaves behind, and stops the collector until resume: it would run every two
+// minutes for nothing (forcegcperiod in Go's runtime/proc.go). A limit just above
+// what there is takes its place.
+func giveBack() (resume func()) {
+	for range 4 { // each halves the stacks that have become too large
+		runtime.GC()
+	}
+	debug.FreeOSMemory()
+	var now runtime.MemStats
+	runtime.ReadMemStats(&now)
+	const room = 8 << 20
+	limit := debug.SetMemoryLimit(-1)
+	debug.SetMemoryLimit(min(limit, int64(now.Sys-now.HeapReleased)+room))
+	percent := debug.SetGCPercent(-1)
+	return func() {
+		debug.SetGCPercent(percent)
+		debug.SetMemoryLimit(limit)
+	}
 }
 
 // leave is what the package asks for before the programs go.

@@ -24,7 +24,7 @@ var attachmentIface = iface{
 		{"Reasons", "as", ""},
 		{"ReasonText", "as", ""},
 		{"InvocationID", "s", ""},
-		{"VerdictTimestamp", "t", ""},
+		{"VerdictTimestamp", "t", "false"}, // told with a change of another one
 		{"Held", "b", ""},
 		{"PausedUntil", "t", ""},
 		{"Tasks", "u", ""},
@@ -96,15 +96,10 @@ type board struct {
 	heard map[string]bool // units that a publication spoke of since sync began
 	dirty map[string]bool
 	wake  chan struct{}
-	// again has the units that were only looked at again; lull says that there
-	// is one.
-	again map[string]bool
-	lull  chan struct{}
 }
 
 func newBoard() *board {
-	return &board{units: map[string]attach.Status{}, heard: map[string]bool{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
-		again: map[string]bool{}, lull: make(chan struct{}, 1)}
+	return &board{units: map[string]attach.Status{}, heard: map[string]bool{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1)}
 }
 
 // publish takes one status; one without an attachment takes the unit away. It
@@ -126,19 +121,19 @@ func (b *board) put(s attach.Status) {
 	} else {
 		b.units[s.Unit] = s
 	}
-	set, news := b.dirty, b.wake
 	if known && sameButTime(before, s) {
-		set, news = b.again, b.lull
+		return
 	}
-	set[s.Unit] = true
+	b.dirty[s.Unit] = true
 	select {
-	case news <- struct{}{}:
+	case b.wake <- struct{}{}:
 	default:
 	}
 }
 
 // sameButTime reports whether two statuses of a unit differ in nothing but when
-// the unit was looked at.
+// the unit was looked at: to tell everybody that a hundred units are as they were
+// would cost more than to look at them.
 func sameButTime(a, b attach.Status) bool {
 	if a.Verdict == nil || b.Verdict == nil {
 		return false
@@ -190,50 +185,31 @@ func (b *board) all() []attach.Status {
 	return out
 }
 
-// changed takes the names of units that changed since it was last asked, and of
-// those that were looked at again, if again is set.
-func (b *board) changed(again bool) []string {
+// changed takes the names of units that changed since it was last asked.
+func (b *board) changed() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if again {
-		maps.Copy(b.dirty, b.again)
-		clear(b.again)
-	}
 	out := slices.Sorted(maps.Keys(b.dirty))
 	clear(b.dirty)
 	return out
 }
-
-// lookedAgain is how long it may take until it is told that a unit is as it was.
-const lookedAgain = 2 * time.Second
 
 // announce sends the signals for what happens on the board until the
 // connection ends. A new connection has new listeners, who ask before they
 // listen for changes: what was there when it began is not announced.
 func (s *session) announce() {
 	told := map[string]attach.Status{}
-	s.board.changed(true)
+	s.board.changed()
 	for _, st := range s.board.all() {
 		told[st.Unit] = st
 	}
-	// That a unit was looked at again and is as it was is told with a delay, for
-	// many units together and for each once.
-	var later <-chan time.Time
 	for {
-		again := false
 		select {
 		case <-s.conn.Context().Done():
 			return
 		case <-s.board.wake:
-		case <-s.board.lull:
-			if later == nil {
-				later = time.After(lookedAgain)
-			}
-			continue
-		case <-later:
-			later, again = nil, true
 		}
-		for _, unit := range s.board.changed(again) {
+		for _, unit := range s.board.changed() {
 			st, here := s.board.get(unit)
 			before, was := told[unit]
 			switch {

@@ -538,11 +538,24 @@ func TestAttachmentObjects(t *testing.T) {
 		}
 	}
 
-	paused := status(unit, attach.NotConfined, attach.Because(attach.TaskUnconfined, "/usr/bin/secret (PID 7) is unconfined"))
+	// A look that finds all as it was is told to nobody, and can be read.
+	looked := status(unit, attach.NotConfined, attach.Because(attach.TaskUnconfined, "/usr/bin/secret (PID 7) is unconfined"))
+	looked.Verdict.At = time.UnixMicro(1_700_000_009_000_000)
+	r.manager.tell(looked)
+	if err := call(c, path, propertiesInterface+".GetAll", AttachmentInterface).Store(&all); err != nil || all["VerdictTimestamp"].Value() != uint64(1_700_000_009_000_000) {
+		t.Errorf("after a second look: %v, %v", all["VerdictTimestamp"], err)
+	}
+	select {
+	case s := <-ch:
+		t.Errorf("that a look found all as it was is told: %+v", s)
+	case <-time.After(200 * time.Millisecond):
+	}
+
+	paused := looked
 	paused.Paused = &attach.Pause{Until: time.UnixMicro(1_700_003_600_000_000)}
 	r.manager.tell(paused)
 	s = receive(t, ch, "PropertiesChanged", named("PropertiesChanged"))
-	if changed := s.Body[1].(map[string]dbus.Variant); s.Path != path || len(changed) != 1 || changed["PausedUntil"].Value() != uint64(1_700_003_600_000_000) {
+	if changed := s.Body[1].(map[string]dbus.Variant); s.Path != path || len(changed) != 2 || changed["VerdictTimestamp"].Value() != uint64(1_700_000_009_000_000) || changed["PausedUntil"].Value() != uint64(1_700_003_600_000_000) {
 		t.Errorf("PropertiesChanged by a pause: %+v", s)
 	}
 

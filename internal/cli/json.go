@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"unicode"
 	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -69,18 +71,27 @@ func (a *app) printJSON(v any) error {
 	if err := e.Encode(v); err != nil {
 		return fmt.Errorf("cannot write JSON: %w", err)
 	}
-	var out bytes.Buffer
-	for _, r := range b.String() {
+	_, err := a.Stdout.Write(escape(b.Bytes()))
+	return err
+}
+
+// escape escapes what is neither printable nor a line feed.
+func escape(text []byte) []byte {
+	plain := func(c byte) bool { return c == '\n' || c >= ' ' && c <= '~' }
+	if !slices.ContainsFunc(text, func(c byte) bool { return !plain(c) }) {
+		return text
+	}
+	out := make([]byte, 0, len(text)+len(text)/8)
+	for _, r := range string(text) {
 		switch {
 		case r == '\n' || unicode.IsPrint(r):
-			out.WriteRune(r)
+			out = utf8.AppendRune(out, r)
 		case r > 0xffff:
 			hi, lo := utf16.EncodeRune(r)
-			fmt.Fprintf(&out, `\u%04x\u%04x`, hi, lo)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, hi, lo)
 		default:
-			fmt.Fprintf(&out, `\u%04x`, r)
+			out = fmt.Appendf(out, `\u%04x`, r)
 		}
 	}
-	_, err := a.Stdout.Write(out.Bytes())
-	return err
+	return out
 }

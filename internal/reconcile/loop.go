@@ -51,9 +51,9 @@ type Options struct {
 	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
 	Recheck time.Duration
 	Version string
-	// Rest is called when there has been nothing to do for some seconds after a
-	// pass; nil is nothing.
-	Rest func()
+	// Rest is called when there has been nothing to do for some seconds, and what
+	// it gives before there is something to do again; nil is nothing.
+	Rest func() (resume func())
 	// Boot identifies this boot of the machine; "" where that could not be read,
 	// and then nothing is taken for loaded by an earlier life of the daemon.
 	Boot string
@@ -71,7 +71,7 @@ type Loop struct {
 	recheck     time.Duration
 	version     string
 	boot        string
-	rest        func()
+	rest        func() func()
 
 	queue   *queue
 	denials denialLog
@@ -216,10 +216,20 @@ func (l *Loop) change(ctx context.Context) {
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
 	var idle <-chan time.Time
-	worked := func() {
+	var resume func()
+	later := func() {
 		if l.rest != nil {
 			idle = time.After(restAfter)
 		}
+	}
+	later()
+	work := func(do func()) {
+		if resume != nil {
+			resume()
+			resume = nil
+		}
+		do()
+		later()
 	}
 	for {
 		alarm.Stop()
@@ -231,11 +241,10 @@ func (l *Loop) change(ctx context.Context) {
 			return
 		case <-idle:
 			idle = nil
-			l.rest()
+			resume = l.rest()
 			continue
 		case op := <-l.asked:
-			op(ctx)
-			worked()
+			work(func() { op(ctx) })
 			continue
 		case <-alarm.C:
 			continue
@@ -246,23 +255,29 @@ func (l *Loop) change(ctx context.Context) {
 			return
 		case <-time.After(burst):
 		}
-		if l.queue.takeDeclare() {
-			l.reviewAliases(ctx)
-			l.declare(ctx)
-		}
-		if l.queue.takePolicy() {
-			l.queue.add(inputChanged, l.touched()...)
-		}
-		if due, begun := l.queue.takePlans(); len(due) > 0 {
-			begun = slices.DeleteFunc(begun, func(u string) bool { return !l.settled(u) })
-			out := l.pass(ctx, due, nil, nil)
-			l.queue.release(due)
-			worked()
-			// A start under what was in place already gets its own look, for
-			// OnViolation=; one that the pass came to as well is of that pass.
-			l.queue.add(started, slices.DeleteFunc(begun, func(u string) bool { return out[u] == nil || out[u].Restarted })...)
-		}
+		work(func() { l.workOff(ctx) })
 	}
+}
+
+// workOff does what is due.
+func (l *Loop) workOff(ctx context.Context) {
+	if l.queue.takeDeclare() {
+		l.reviewAliases(ctx)
+		l.declare(ctx)
+	}
+	if l.queue.takePolicy() {
+		l.queue.add(inputChanged, l.touched()...)
+	}
+	due, begun := l.queue.takePlans()
+	if len(due) == 0 {
+		return
+	}
+	begun = slices.DeleteFunc(begun, func(u string) bool { return !l.settled(u) })
+	out := l.pass(ctx, due, nil, nil)
+	l.queue.release(due)
+	// A start under what was in place already gets its own look, for
+	// OnViolation=; one that the pass came to as well is of that pass.
+	l.queue.add(started, slices.DeleteFunc(begun, func(u string) bool { return out[u] == nil || out[u].Restarted })...)
 }
 
 // settled reports whether what the unit is attached to is in place.

@@ -74,6 +74,44 @@ func TestAttachAtTheCommandLineIsProvedAndKept(t *testing.T) {
 	}
 }
 
+// TestTheLoopRestsAndGoesOn: what a daemon does without while there is nothing to
+// do must be back before it does something.
+func TestTheLoopRestsAndGoesOn(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	rests, resting := 0, false
+	w.resting = func() func() {
+		rests++
+		resting = true
+		return func() { resting = false }
+	}
+	w.gate = func(attach.Compiled) []attach.Reason {
+		if resting {
+			t.Error("it works while it rests")
+		}
+		return nil
+	}
+	w.run(t, func(l *Loop) {
+		if rests != 1 || !resting {
+			t.Errorf("after the start: %d rests, resting %v", rests, resting)
+		}
+		for range 2 {
+			attachUnits(t, l, attach.Request{Units: []string{"a"}})
+			rest()
+			if _, err := l.Detach(context.Background(), attach.Request{Units: []string{"a"}}, nil); err != nil {
+				t.Fatal(err)
+			}
+			rest()
+			if !resting {
+				t.Error("it does not rest")
+			}
+		}
+		if rests != 5 {
+			t.Errorf("%d rests, want one after the start and after each operation", rests)
+		}
+	})
+}
+
 func TestManyUnitsCostOneLoadOneReload(t *testing.T) {
 	w := newWorld()
 	for i := range 20 {

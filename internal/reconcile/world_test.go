@@ -22,6 +22,7 @@ import (
 // in memory. It counts the calls that are dear. Everything is also tested for
 // real in test/vm.
 type world struct {
+	resting func() (resume func())
 	mu      sync.Mutex
 	units   map[string]*unit
 	aliases map[string]string
@@ -804,7 +805,7 @@ func (w *world) Check(_ context.Context, c attach.Compiled) []attach.Reason {
 func (w *world) loop() *Loop { return New(w.options()) }
 
 func (w *world) options() Options {
-	return Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
+	return Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Rest: w.resting, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
 }
 
 // run runs the daemon in a bubble of fake time until body returns.

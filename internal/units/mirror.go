@@ -2,6 +2,7 @@ package units
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unique"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/godbus/dbus/v5"
@@ -60,8 +62,8 @@ const maxKept = 4096
 type kept struct {
 	u     attach.Unit
 	deps  []string
-	files map[string]stamp // unit file, drop-ins, and directories of drop-ins
-	dirs  string           // of the round trip before
+	files []stampedFile // unit file, drop-ins, and directories of drop-ins
+	dirs  dirState      // of the round trip before
 }
 
 // reading is a read under way.
@@ -69,7 +71,7 @@ type reading struct {
 	conn    *dbus.Conn
 	begun   time.Time
 	spoiled bool
-	dirs    string
+	dirs    dirState
 }
 
 // racy is how long a file must have been untouched for its times to prove that
@@ -83,11 +85,11 @@ type roundTrip struct {
 	err  error
 
 	once  sync.Once
-	state string
+	state dirState
 }
 
 // dirs tells the state of the unit directories at a time after the answer.
-func (t *roundTrip) dirs(s *Systemd) string {
+func (t *roundTrip) dirs(s *Systemd) dirState {
 	t.once.Do(func() { t.state = s.unitDirs() })
 	return t.state
 }
@@ -97,6 +99,14 @@ type stamp struct {
 	dev, ino     uint64
 	mtime, ctime unix.Timespec
 }
+
+type stampedFile struct {
+	path string
+	stamp
+}
+
+// dirState tells the state of all unit directories from another one.
+type dirState [sha256.Size]byte
 
 // open says on which connection signals are heard from now on; nil is none, and
 // nothing is kept.
@@ -195,14 +205,15 @@ func (m *mirror) end(unit string, r *reading, k *kept) {
 		return
 	}
 	k.dirs = r.dirs
-	m.kept[unit] = k
+	k.compact()
+	m.kept[k.u.ID] = k
 }
 
 // changedSince reports whether a file or directory was changed after a time, so
 // that whether the read has seen it cannot be told.
 func (k *kept) changedSince(t time.Time) bool {
-	for _, st := range k.files {
-		if st != (stamp{}) && time.Unix(st.ctime.Unix()).After(t) {
+	for _, f := range k.files {
+		if st := f.stamp; st != (stamp{}) && time.Unix(st.ctime.Unix()).After(t) {
 			return true
 		}
 	}
@@ -263,12 +274,13 @@ var unitPaths = []string{
 
 // unitDirs tells the state of the unit directories: one in which a file or
 // directory comes or goes reads differently.
-func (s *Systemd) unitDirs() string {
-	var b strings.Builder
+func (s *Systemd) unitDirs() (state dirState) {
+	h := sha256.New()
 	for _, dir := range unitPaths {
-		fmt.Fprint(&b, s.stampOf(dir), " ")
+		fmt.Fprint(h, s.stampOf(dir), " ")
 	}
-	return b.String()
+	h.Sum(state[:0])
+	return state
 }
 
 func (s *Systemd) stampOf(path string) stamp {
@@ -279,23 +291,17 @@ func (s *Systemd) stampOf(path string) stamp {
 	return stamp{st.Dev, st.Ino, st.Mtim, st.Ctim}
 }
 
-func (s *Systemd) unchanged(files map[string]stamp) bool {
-	for path, was := range files {
-		if s.stampOf(path) != was {
-			return false
-		}
-	}
-	return true
+func (s *Systemd) unchanged(files []stampedFile) bool {
+	return !slices.ContainsFunc(files, func(f stampedFile) bool { return s.stampOf(f.path) != f.stamp })
 }
 
 // filesOf are the files that a unit was read from (source is what a generator
 // made it of), and the directories in which a drop-in of it could appear. A
 // directory that does not exist yet changes the one above it when it comes.
-func (s *Systemd) filesOf(u attach.Unit, source string) map[string]stamp {
-	files := map[string]stamp{}
+func (s *Systemd) filesOf(u attach.Unit, source string) (files []stampedFile) {
 	for _, path := range append([]string{u.FragmentPath, source}, u.DropIns...) {
 		if path != "" && path != os.DevNull {
-			files[path] = s.stampOf(path)
+			files = append(files, stampedFile{path, s.stampOf(path)})
 		}
 	}
 	paths := slices.DeleteFunc(slices.Clone(unitPaths), func(dir string) bool { return s.stampOf(dir) == stamp{} })
@@ -307,10 +313,47 @@ func (s *Systemd) filesOf(u attach.Unit, source string) map[string]stamp {
 			for _, dir := range paths {
 				dir = filepath.Join(dir, name+".d")
 				if st := s.stampOf(dir); st != (stamp{}) {
-					files[dir] = st
+					files = append(files, stampedFile{dir, st})
 				}
 			}
 		}
 	}
-	return files
+	slices.SortFunc(files, func(a, b stampedFile) int { return strings.Compare(a.path, b.path) })
+	return slices.Clip(slices.CompactFunc(files, func(a, b stampedFile) bool { return a.path == b.path }))
+}
+
+// compact gives the strings of what is kept a memory of their own, and equal ones
+// the same. godbus cuts the strings of a message out of one buffer, all of which a
+// single one of them would keep.
+func (k *kept) compact() {
+	one := func(p *string) { *p = unique.Make(*p).Value() }
+	all := func(list []string) {
+		for i := range list {
+			one(&list[i])
+		}
+	}
+	u, set := &k.u, &k.u.Settings
+	for _, p := range []*string{&u.ID, &u.LoadState, &u.LoadError, &u.ActiveState, &u.SubState, &u.Result, &u.UnitFileState, &u.FragmentPath,
+		&u.UserFile, &u.InvocationID, &u.Type, &u.ControlGroup, &set.Profile, &set.User, &set.PAMName, &set.RootDirectory} {
+		one(p)
+	}
+	set.PrivateTmp = unique.Make(set.PrivateTmp).Value()
+	for _, list := range [][]string{u.Names, u.DropIns, u.RestartsWith, set.After, k.deps} {
+		all(list)
+	}
+	for i := range set.Exec {
+		c := &set.Exec[i]
+		one(&c.Property)
+		one(&c.Path)
+		all(c.Argv)
+	}
+	for i := range set.Assignments {
+		a := &set.Assignments[i]
+		one(&a.Key)
+		one(&a.Value)
+		one(&a.Path)
+	}
+	for i := range k.files {
+		one(&k.files[i].path)
+	}
 }
