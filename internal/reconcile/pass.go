@@ -250,6 +250,10 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		}
 		l.conclude(j.d, j.o, v)
 		l.refuse(j, j.plan.Refusals...)
+		if j.d.Keeps() && j.o.Host.Enabled != attach.No {
+			// What it runs under stays, whatever speaks against the attachment now.
+			l.restoreAccepted(ctx, j)
+		}
 		return j
 	}
 	if len(j.heals()) > 0 {

@@ -644,6 +644,35 @@ func TestOnViolationStopOfARefusedUnit(t *testing.T) {
 	})
 }
 
+// Whatever speaks against an attachment, a unit that has it keeps its policy.
+func TestARefusedUnitKeepsItsPolicy(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		rest()
+		was := w.kernel["a"]
+		const other = "/etc/systemd/system/a.service.d/99-x.conf"
+		w.mu.Lock()
+		w.disk[other] = "[Service]\nAppArmorProfile=\n"
+		w.read[other] = w.disk[other]
+		w.mu.Unlock()
+		w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+		rest()
+		if r := l.Status(nil).Units[0].Refused; !slices.Contains(codes(r), attach.DirectiveOverridden) {
+			t.Fatalf("not refused: %v", r)
+		}
+		w.mu.Lock()
+		w.remove("a")
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if w.kernel["a"] != was || was == "" || w.log.count("put back the policy of a.service") != 1 {
+			t.Errorf("the kernel has %q, accepted was %q: %q", w.kernel["a"], was, w.trace)
+		}
+	})
+}
+
 // A refusal is told once, not at every pass.
 func TestARefusalIsLoggedOnce(t *testing.T) {
 	w := newWorld()

@@ -286,8 +286,13 @@ func (l *Loop) restoreAccepted(ctx context.Context, j *job) {
 	if len(load) == 0 {
 		return
 	}
-	for file, err := range l.apparmor.Load(ctx, load) {
+	failed := l.apparmor.Load(ctx, load)
+	for file, err := range failed {
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.ProfileNotLoaded, "%v", err).At(file))
+	}
+	if len(failed) < len(load) {
+		l.log.Warn("put back the policy of "+j.d.Unit+": the kernel did not have what was accepted for it", journal.FieldMessageID, string(journal.MsgPolicyHealed),
+			journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.before.Profile)
 	}
 }
 
