@@ -189,8 +189,9 @@ func (a crashAttachments) Write(unit string, at attach.Attachment) (file string,
 	if err != nil {
 		return file, restore, err
 	}
+	withdraw := restore
 	return file, func() (err error) {
-		a.c.around("WithdrawAttachment", unit, func() { err = restore() })
+		a.c.around("WithdrawAttachment", unit, func() { err = withdraw() })
 		return err
 	}, nil
 }
