@@ -58,8 +58,10 @@ type indexed struct {
 	dirs   map[string]signature // included directories
 	read   time.Time
 	digest string
-	names  []attach.Profile // children too
-	vars   map[string][]string
+	// untrusted says who else can write what it was read from, "" nobody.
+	untrusted string
+	names     []attach.Profile // children too
+	vars      map[string][]string
 	// err says why the parser did not give its names; what the text says stands
 	// in for them.
 	err error
@@ -213,7 +215,7 @@ func (s *System) Fingerprint(names []string, file string) string {
 	s.index.Lock()
 	s.refresh()
 	note := func(path string, e *indexed) {
-		fmt.Fprintf(h, "%q %q %v\n", path, e.digest, e.err)
+		fmt.Fprintf(h, "%q %q %q %v\n", path, e.digest, e.untrusted, e.err)
 		for _, p := range e.names {
 			loaded = append(loaded, p.Name)
 		}
@@ -401,6 +403,9 @@ func (s *System) reindex(files []string, known map[string]*indexed) map[string]*
 			continue
 		}
 		e := &indexed{digest: src.digest, read: now, vars: src.scan.vars, deps: map[string]signature{}, dirs: map[string]signature{}}
+		if src.untrusted != nil {
+			e.untrusted = src.untrusted.Error()
+		}
 		for dep, c := range src.files {
 			e.deps[dep] = c.sig
 		}

@@ -172,8 +172,12 @@ func TestFilesElsewhereMustBeRootsAlone(t *testing.T) {
 	if done, problems := h.Compile(ctx(t), []string{g}, false); len(done) != 1 {
 		t.Fatalf("%+v", problems)
 	}
+	before := h.Fingerprint([]string{"g"}, "")
 	if err := os.Chmod(filepath.Join(h.root, "/opt/agent/rules"), 0o666); err != nil {
 		t.Fatal(err)
+	}
+	if h.Fingerprint([]string{"g"}, "") == before {
+		t.Error("that everyone can write an include, whose text is the same, was not noticed")
 	}
 	if done, problems := h.Compile(ctx(t), []string{g}, false); len(done) > 0 || len(problems) != 1 || problems[0].Code != "profile-file-untrusted" {
 		t.Errorf("an include that everyone can write: %+v %+v", done, problems)

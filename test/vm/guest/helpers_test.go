@@ -82,14 +82,19 @@ func payload(t testing.TB, name string) string {
 // the last thing done had to say.
 func waitFor(t testing.TB, what string, done func() (bool, string)) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	waitAtMost(t, patience, what, done)
+}
+
+func waitAtMost(t testing.TB, limit time.Duration, what string, done func() (bool, string)) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for {
 		ok, text := done()
 		if ok {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("still waiting for %s after %v: %s", what, patience, text)
+			t.Fatalf("still waiting for %s after %v: %s", what, limit, text)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}

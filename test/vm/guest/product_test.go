@@ -68,7 +68,8 @@ func waitVerdict(t testing.TB, unit string) attach.Verdict {
 // waitIdle waits until aaunitd works on no unit.
 func waitIdle(t testing.TB) {
 	t.Helper()
-	waitFor(t, "aaunitd to be idle", func() (bool, string) {
+	all, _ := report(t, "status")
+	waitAtMost(t, patience+time.Duration(len(all.Units))*time.Second, "aaunitd to be idle", func() (bool, string) {
 		rep, r := report(t, "status")
 		return !slices.ContainsFunc(rep.Units, func(u attach.Status) bool { return u.Busy }), r.stdout
 	})
@@ -159,7 +160,8 @@ func newAgents(t testing.TB) *agents {
 // units, when their attachments are gone: the units and their ports are for the
 // next test then. It runs after the test's context has ended.
 func (a *agents) waitDetached() {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
+	limit := patience + time.Duration(len(a.units))*time.Second
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
 		text, _ := exec.Command("aaunitctl", "status", "--json").Output()
 		var r attach.Report
 		if json.Unmarshal(text, &r) != nil {
@@ -175,7 +177,7 @@ func (a *agents) waitDetached() {
 			return
 		}
 	}
-	a.t.Logf("aaunitd still has units of this test attached after %v", patience)
+	a.t.Logf("aaunitd still has units of this test attached after %v", limit)
 }
 
 // profileText is a profile under which the agent works, with further rules. It
