@@ -172,7 +172,11 @@ func TestFilesElsewhereMustBeRootsAlone(t *testing.T) {
 	if done, problems := h.Compile(ctx(t), []string{g}, false); len(done) != 1 {
 		t.Fatalf("%+v", problems)
 	}
+	h.loaded("g.1", "g", "enforce", "aa")
 	before := h.Fingerprint([]string{"g"}, "")
+	if h.Fingerprint([]string{"g"}, "") != before {
+		t.Error("nothing changed")
+	}
 	if err := os.Chmod(filepath.Join(h.root, "/opt/agent/rules"), 0o666); err != nil {
 		t.Fatal(err)
 	}
