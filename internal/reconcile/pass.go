@@ -250,8 +250,10 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		}
 		l.conclude(j.d, j.o, v)
 		l.refuse(j, j.plan.Refusals...)
-		if j.d.Keeps() && j.o.Host.Enabled != attach.No {
+		if j.d.Keeps() && j.o.Host.Enabled != attach.No && l.removed(j.d.Record) {
 			// What it runs under stays, whatever speaks against the attachment now.
+			// Another policy in its place may be what a unit that shares it has
+			// accepted, and is only told: the two would take turns for ever.
 			l.restoreAccepted(ctx, j)
 		}
 		return j
@@ -724,6 +726,21 @@ func (l *Loop) inPlace(r attach.Record) bool {
 		}
 	}
 	return true
+}
+
+// removed reports whether the kernel has no policy at all of a profile that was
+// accepted for a unit.
+func (l *Loop) removed(r attach.Record) bool {
+	live, err := l.apparmor.Live(slices.Collect(maps.Keys(r.Accepted)))
+	if err != nil {
+		return false
+	}
+	for name := range r.Accepted {
+		if _, loaded := live[name]; !loaded {
+			return true
+		}
+	}
+	return false
 }
 
 // runs reports whether a unit is active now: one that was stopped meanwhile stays
