@@ -2,11 +2,12 @@ package apparmor
 
 import (
 	"bytes"
-	"maps"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,17 +30,18 @@ import (
 // full look.
 type post struct {
 	group   string
-	main    [2]int // MainPID and ControlPID
-	list    int    // cgroup.threads
-	stat    int    // cgroup.stat
-	threads map[int]thread
+	main    [2]int       // MainPID and ControlPID
+	list    int          // cgroup.threads
+	stat    int          // cgroup.stat
+	threads []thread     // in the order of PID and TID
+	tids    map[int]bool // of threads
 	pids    []int
 	used    time.Time
 }
 
 type thread struct {
-	task  attach.Task
-	label int // attr/apparmor/current
+	task  attach.Task // as it was when the post was made; its label is read each time
+	label int         // attr/apparmor/current
 }
 
 // posts are those that exist, by unit.
@@ -120,7 +122,7 @@ func (l *look) newPost(u attach.Unit, tasks []attach.Task) *post {
 		return nil
 	}
 	dir := filepath.Join(l.s.real(cgroupDir), u.ControlGroup)
-	p := &post{group: u.ControlGroup, main: [2]int{u.MainPID, u.ControlPID}, threads: map[int]thread{}}
+	p := &post{group: u.ControlGroup, main: [2]int{u.MainPID, u.ControlPID}, tids: map[int]bool{}}
 	var err error
 	if p.list, err = unix.Open(filepath.Join(dir, "cgroup.threads"), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return nil
@@ -135,13 +137,12 @@ func (l *look) newPost(u attach.Unit, tasks []attach.Task) *post {
 			p.close()
 			return nil
 		}
-		p.threads[t.TID] = thread{t, fd}
+		p.threads = append(p.threads, thread{t, fd})
+		p.tids[t.TID] = true
+		if n := len(p.pids); n == 0 || p.pids[n-1] != t.PID {
+			p.pids = append(p.pids, t.PID)
+		}
 	}
-	for _, t := range p.threads {
-		p.pids = append(p.pids, t.task.PID)
-	}
-	slices.Sort(p.pids)
-	p.pids = slices.Compact(p.pids)
 	// The numbers were opened after the look. That they are still those of its
 	// processes shows in their start times.
 	if slices.ContainsFunc(p.pids, l.ended) {
@@ -151,17 +152,74 @@ func (l *look) newPost(u attach.Unit, tasks []attach.Task) *post {
 	return p
 }
 
+// Rescan looks again at units all of whose tasks carried what they should when
+// they were last looked at, and gives those of which it can tell that it is still
+// so; the others are left out, and need a Scan. It starts nothing and waits for
+// nothing but the kernel.
+func (s *System) Rescan(units []attach.Unit) map[string]attach.Scan {
+	host, ok := s.tmpInodes(1)
+	if !ok {
+		return nil
+	}
+	found := make([]attach.Scan, len(units))
+	var workers sync.WaitGroup
+	var next atomic.Int64
+	for range min(len(units), runtime.GOMAXPROCS(0)) {
+		workers.Go(func() {
+			look := s.newLook()
+			defer look.done()
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(units) {
+					return
+				}
+				look.expected = units[i].Settings.Profile
+				found[i], _ = s.rescan(look, units[i], host)
+			}
+		})
+	}
+	workers.Wait()
+	if again, ok := s.tmpInodes(1); !ok || again != host {
+		return nil
+	}
+	out := make(map[string]attach.Scan, len(units))
+	for i, sc := range found {
+		if sc.Stable {
+			out[units[i].ID] = sc
+		}
+	}
+	return out
+}
+
+// rescan looks at a unit by its post, if there is one. ok is false where there is
+// none, and where anything is not as it was.
+func (s *System) rescan(l *look, u attach.Unit, host tmpInodes) (sc attach.Scan, ok bool) {
+	p := s.posts.take(u)
+	if p == nil {
+		return attach.Scan{}, false
+	}
+	if sc, ok = p.scan(l, host); !ok {
+		p.close()
+		return attach.Scan{}, false
+	}
+	s.posts.put(u.ID, p)
+	return sc, true
+}
+
 // scan looks at the unit again, twice as Scan does, with a look at /tmp in
 // between. ok is false where anything is not as it was: then it says nothing.
-func (p *post) scan(l *look) (sc attach.Scan, ok bool) {
-	if sc.Tasks, ok = p.tasks(l); !ok {
+func (p *post) scan(l *look, host tmpInodes) (sc attach.Scan, ok bool) {
+	sc.Tasks = make([]attach.Task, len(p.threads))
+	for i, th := range p.threads {
+		sc.Tasks[i] = th.task
+	}
+	if !p.read(l, func(i int, label attach.Label) bool {
+		sc.Tasks[i].Label = label
+		return !l.unexpected(sc.Tasks[i])
+	}) {
 		return attach.Scan{}, false
 	}
-	host, ok := l.s.tmpInodes(1)
-	if !ok {
-		return attach.Scan{}, false
-	}
-	sc.HostTmp, sc.Tmp = host.view(), map[int]attach.TmpView{}
+	sc.HostTmp, sc.Tmp = host.view(), make(map[int]attach.TmpView, len(p.pids))
 	for _, pid := range p.pids {
 		v, ok := l.s.tmpInodes(pid)
 		if !ok || v.sharedWith(host) {
@@ -169,62 +227,54 @@ func (p *post) scan(l *look) (sc attach.Scan, ok bool) {
 		}
 		sc.Tmp[pid] = v.view()
 	}
-	again, ok := p.tasks(l)
-	if !ok || !slices.EqualFunc(sc.Tasks, again, func(a, b attach.Task) bool { return a.TID == b.TID && a.Label.String() == b.Label.String() }) {
+	if !p.read(l, func(i int, label attach.Label) bool { return label.Equal(sc.Tasks[i].Label) }) {
 		return attach.Scan{}, false
 	}
 	sc.At, sc.Stable = time.Now(), true
 	return sc, true
 }
 
-// tasks is one look at the threads.
-func (p *post) tasks(l *look) (out []attach.Task, ok bool) {
+// read is one look at the threads: that there are these and no others, and for
+// each of them what label says of the label that it carries.
+func (p *post) read(l *look, label func(i int, label attach.Label) bool) bool {
 	n, err := unix.Pread(p.stat, l.buf, 0)
 	if err != nil || !bytes.HasPrefix(l.buf[:n], noDescendants) {
-		return nil, false
+		return false
 	}
 	// The kernel gives as much as fits: what is shorter than a page is all.
 	if n, err = unix.Pread(p.list, l.buf, 0); err != nil || n <= 0 {
-		return nil, false
+		return false
 	}
 	list := l.buf[:n]
 	for n >= 2<<10 && len(list) < len(l.buf) {
 		if n, err = unix.Pread(p.list, l.buf[len(list):], int64(len(list))); err != nil {
-			return nil, false
+			return false
 		}
 		list = l.buf[:len(list)+n]
 	}
 	if len(list) == len(l.buf) {
-		return nil, false
+		return false
 	}
 	seen := 0
 	for w := range bytes.FieldsSeq(list) {
 		tid, err := strconv.Atoi(string(w))
-		if _, known := p.threads[tid]; err != nil || !known {
-			return nil, false
+		if err != nil || !p.tids[tid] {
+			return false
 		}
 		seen++
 	}
 	if seen != len(p.threads) {
-		return nil, false
+		return false
 	}
-	for _, tid := range slices.Sorted(maps.Keys(p.threads)) {
-		th := p.threads[tid]
+	for i, th := range p.threads {
 		n, err := unix.Pread(th.label, l.buf, 0)
 		if err != nil || n == len(l.buf) {
-			return nil, false
+			return false
 		}
-		t := th.task
-		if t.Label, err = l.parse(l.buf[:n]); err != nil || l.unexpected(t) {
-			return nil, false
+		found, err := l.parse(l.buf[:n])
+		if err != nil || !label(i, found) {
+			return false
 		}
-		out = append(out, t)
 	}
-	slices.SortFunc(out, func(a, b attach.Task) int {
-		if a.PID != b.PID {
-			return a.PID - b.PID
-		}
-		return a.TID - b.TID
-	})
-	return out, true
+	return true
 }

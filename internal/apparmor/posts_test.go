@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/google/go-cmp/cmp"
 )
 
 // posted is a host with a unit that was looked at and is held open.
@@ -77,6 +78,9 @@ func TestAPostHidesNothing(t *testing.T) {
 			if c.unit != nil {
 				c.unit(&u)
 			}
+			if again := h.Rescan([]attach.Unit{u}); len(again) != 0 {
+				t.Errorf("it was taken for the same: %+v", again)
+			}
 			s := h.Scan(ctx(t), u)
 			if len(s.Tasks) != c.tasks || s.Tasks[len(s.Tasks)-1].Label.String() != c.label {
 				t.Errorf("%+v", s.Tasks)
@@ -85,6 +89,25 @@ func TestAPostHidesNothing(t *testing.T) {
 				t.Error("what is not so any more is still held open")
 			}
 		})
+	}
+}
+
+func TestRescan(t *testing.T) {
+	h, u := posted(t)
+	other := u
+	other.ID = "other.service"
+	want := h.Scan(ctx(t), u)
+	got := h.Rescan([]attach.Unit{u, other})
+	if len(got) != 1 {
+		t.Fatalf("%+v", got)
+	}
+	want.At = got[u.ID].At
+	if d := cmp.Diff(want, got[u.ID]); d != "" {
+		t.Error(d)
+	}
+	h.gone("/proc/1/root/tmp")
+	if got := h.Rescan([]attach.Unit{u}); len(got) != 0 {
+		t.Errorf("without a /tmp to compare with: %+v", got)
 	}
 }
 

@@ -60,12 +60,10 @@ func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
 	look := s.newLook()
 	defer look.done()
 	look.expected = u.Settings.Profile
-	if p := s.posts.take(u); p != nil {
-		if sc, ok := p.scan(look); ok {
-			s.posts.put(u.ID, p)
+	if host, ok := s.tmpInodes(1); ok {
+		if sc, ok := s.rescan(look, u, host); ok {
 			return sc
 		}
-		p.close()
 	}
 	begin := time.Now()
 	var seen history

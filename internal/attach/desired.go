@@ -148,7 +148,10 @@ type Hold struct {
 func (d Desired) wantTmp(u Unit) PrivateTmp {
 	own := PrivateTmpNo
 	for _, as := range u.Settings.Assignments {
-		if v, ok := readTmp(as.Value); ok && as.Key == "PrivateTmp" && !ours(as.Path) {
+		if as.Key != "PrivateTmp" || ours(as.Path) {
+			continue
+		}
+		if v, ok := readTmp(as.Value); ok {
 			own = v
 		}
 	}

@@ -144,6 +144,11 @@ const (
 	FitOther              // something else
 )
 
+// Equal reports whether two labels say the same.
+func (l Label) Equal(m Label) bool {
+	return l.Mode == m.Mode && slices.Equal(l.Profiles, m.Profiles)
+}
+
 // Fits compares the label with a profile, its children and hats, and further
 // allowed profiles. Every member of a stack restricts the task, so a stack of
 // one allowed profile and "unconfined" is as tight as the profile; a stack

@@ -105,6 +105,7 @@ type Loop struct {
 	service     attach.Tri      // apparmor.service is enabled
 	serviceRead bool
 	stuck       map[string]bool // units whose look does not come back
+	rescanning  sync.Mutex      // held during a look at the tasks of many units
 	subs        map[int]func(attach.Status)
 	nextSub     int
 }

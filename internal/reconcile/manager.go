@@ -638,24 +638,37 @@ func (l *Loop) detachPlan(ctx context.Context, r attach.Request) []attach.Outcom
 	return collect(all, nil)
 }
 
-// Verify looks again, now, at attached units.
+// Verify looks again, now, at attached units: together at those that run and are
+// as they were, one by one at the others.
 func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error) {
 	r := l.Status(units)
-	seen := make([]*attach.Verdict, len(r.Units))
-	var m *moment
-	if len(r.Units) > 1 {
-		var all []attach.Desired
-		for _, s := range r.Units {
-			if d, err := l.desired(s.Unit); err == nil {
-				all = append(all, d)
+	var all []attach.Desired
+	for _, s := range r.Units {
+		if d, err := l.desired(s.Unit); err == nil && d.Attachment != nil {
+			all = append(all, d)
+		}
+	}
+	m := l.momentOf(ctx, all)
+	seen := make([]*attach.Verdict, len(all))
+	var rest []int
+	together := l.observeTogether(ctx, all, m)
+	for i, d := range all {
+		if o, ok := together[d.Unit]; ok {
+			if v := attach.Judge(d, o); v.Answer == attach.Confined {
+				l.conclude(d, o, v)
+				seen[i] = &v
+				continue
 			}
 		}
-		m = l.momentOf(ctx, all)
+		rest = append(rest, i)
 	}
-	each(len(r.Units), func(i int) { seen[i] = l.verify(ctx, r.Units[i].Unit, m) })
-	by := map[string]*attach.Verdict{}
-	for i, s := range r.Units {
-		by[s.Unit] = seen[i]
+	if len(rest) < 2 {
+		m = nil
+	}
+	each(len(rest), func(i int) { seen[rest[i]] = l.verify(ctx, all[rest[i]].Unit, m) })
+	by := make(map[string]*attach.Verdict, len(all))
+	for i, d := range all {
+		by[d.Unit] = seen[i]
 	}
 	// What this look has seen, whatever a pass may have mended since.
 	r = l.Status(units)

@@ -50,6 +50,16 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 		}
 	}
 	o := attach.Observed{Unit: u, At: at}
+	l.observePolicy(ctx, d, how, m, &o)
+	if u.Active() {
+		s := l.scan(ctx, u)
+		o.Scan = &s
+	}
+	return o, nil
+}
+
+// observePolicy fills in all but the unit and its tasks.
+func (l *Loop) observePolicy(ctx context.Context, d attach.Desired, how depth, m *moment, o *attach.Observed) {
 	if m != nil {
 		o.Host = m.host
 	} else {
@@ -64,11 +74,34 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 	case how == full && len(d.Record.Softened) > 0:
 		o.Policy = l.softened(ctx, d)
 	}
-	if u.Active() {
-		s := l.scan(ctx, u)
-		o.Scan = &s
+}
+
+// observeTogether takes a quick look at many units that run: systemd is asked
+// once before and once after all their tasks were looked at. It gives those of
+// which that tells everything; the others need a look each.
+func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *moment) map[string]attach.Observed {
+	at := time.Now()
+	names := make([]string, len(all))
+	for i, d := range all {
+		names[i] = d.Unit
 	}
-	return o, nil
+	found := l.systemd.GlanceTogether(ctx, names)
+	scans := l.rescan(slices.Collect(maps.Values(found)))
+	after := l.systemd.InvocationTogether(ctx, names)
+	out := make(map[string]attach.Observed, len(scans))
+	for _, d := range all {
+		u := found[d.Unit]
+		s, looked := scans[d.Unit]
+		id, known := after[d.Unit]
+		if !looked || !known {
+			continue
+		}
+		s.Before, s.After = u.InvocationID, id
+		o := attach.Observed{Unit: u, At: at, Scan: &s}
+		l.observePolicy(ctx, d, quick, m, &o)
+		out[d.Unit] = o
+	}
+	return out
 }
 
 // moment is what many units have in common, read once for a look at all of them.
@@ -256,6 +289,30 @@ func (l *Loop) scan(ctx context.Context, u attach.Unit) attach.Scan {
 	}
 	s.After = after
 	return s
+}
+
+// maxRescan bounds a look at the tasks of many units, which waits for nothing.
+const maxRescan = 5 * time.Second
+
+// rescan looks at the tasks of many units. Where that does not come back, and
+// until it does, each unit needs a look of its own.
+func (l *Loop) rescan(units []attach.Unit) map[string]attach.Scan {
+	if len(units) == 0 || !l.rescanning.TryLock() {
+		return nil
+	}
+	found := make(chan map[string]attach.Scan, 1)
+	go func() {
+		defer l.rescanning.Unlock()
+		found <- l.apparmor.Rescan(units)
+	}()
+	late := time.NewTimer(maxRescan)
+	defer late.Stop()
+	select {
+	case scans := <-found:
+		return scans
+	case <-late.C:
+		return nil
+	}
 }
 
 // passing bounds how long a look is repeated for what passes by itself.

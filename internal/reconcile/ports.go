@@ -18,6 +18,11 @@ type Systemd interface {
 	Glance(ctx context.Context, unit string) (attach.Unit, error)
 	// Invocation reads the unit's InvocationID alone.
 	Invocation(ctx context.Context, unit string) (string, error)
+	// GlanceTogether is Glance, and InvocationTogether is Invocation, for those of
+	// the units that run and can be told together, at the price of one; the others
+	// are left out.
+	GlanceTogether(ctx context.Context, units []string) map[string]attach.Unit
+	InvocationTogether(ctx context.Context, units []string) map[string]string
 	// Expand lists the services that match a glob, loaded or with a unit file.
 	// Templates are listed as such.
 	Expand(ctx context.Context, glob string) ([]string, error)
@@ -95,6 +100,9 @@ type AppArmor interface {
 	// Scan looks at all tasks of the unit: of its control groups, and its main
 	// and control process. Before and After are left to the caller.
 	Scan(ctx context.Context, u attach.Unit) attach.Scan
+	// Rescan is Scan for those of the units whose tasks were all as expected when
+	// they were last looked at and still are; the others are left out.
+	Rescan(units []attach.Unit) map[string]attach.Scan
 	// OpenInTmp lists files in the host's /tmp and /var/tmp that the unit's
 	// tasks have open; at most a hundred.
 	OpenInTmp(ctx context.Context, u attach.Unit) []string

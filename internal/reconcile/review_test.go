@@ -731,6 +731,71 @@ func TestVerifyTellsWhatItSaw(t *testing.T) {
 	})
 }
 
+// Units that run and are as they were are looked at together. Whatever is not just
+// so gets a look of its own.
+func TestVerifyLooksAtManyTogether(t *testing.T) {
+	w := newWorld()
+	for _, name := range []string{"a", "b", "c"} {
+		w.addUnit(name + ".service")
+		w.declareUnit("/etc/aaunit/attachments.d/"+name+".conf", name+".service", nil)
+	}
+	w.run(t, func(l *Loop) {
+		verify := func(when string, one []string, answers ...attach.Answer) []attach.Status {
+			t.Helper()
+			rest()
+			w.mu.Lock()
+			w.glances = nil
+			w.mu.Unlock()
+			r, err := l.Verify(context.Background(), nil)
+			if err != nil || len(r.Units) != len(answers) {
+				t.Fatalf("%s: %v %+v", when, err, r)
+			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if looked := slices.Compact(slices.Sorted(slices.Values(w.glances))); !slices.Equal(looked, one) {
+				t.Errorf("%s: looked one by one at %q, want %q", when, looked, one)
+			}
+			for i, u := range r.Units {
+				if u.Verdict.Answer != answers[i] {
+					t.Errorf("%s: %+v", when, u.Verdict)
+				}
+			}
+			return r.Units
+		}
+		verify("all as they were", nil, attach.Confined, attach.Confined, attach.Confined)
+
+		w.mu.Lock()
+		w.units["b.service"].label = "unconfined"
+		w.mu.Unlock()
+		verify("one is not confined", []string{"b.service"}, attach.Confined, attach.NotConfined, attach.Confined)
+		w.mu.Lock()
+		w.units["b.service"].label = "b (enforce)"
+		restarted := false
+		w.onScan = func() {
+			if !restarted {
+				restarted = true
+				w.units["c.service"].start++
+			}
+		}
+		w.mu.Unlock()
+		before := l.Status([]string{"c"}).Units[0].Verdict.InvocationID
+		now := verify("one is restarted during the look", []string{"c.service"}, attach.Confined, attach.Confined, attach.Confined)
+		if now[2].Verdict.InvocationID == before {
+			t.Errorf("a verdict on the start before: %+v", now[2].Verdict)
+		}
+		w.mu.Lock()
+		w.units["a.service"].running = false
+		w.mu.Unlock()
+		verify("one does not run", []string{"a.service"}, attach.Unknown, attach.Confined, attach.Confined)
+		hang := make(chan struct{})
+		w.mu.Lock()
+		w.hang = map[string]chan struct{}{"b.service": hang}
+		w.mu.Unlock()
+		verify("one look does not come back", []string{"a.service", "b.service", "c.service"}, attach.Unknown, attach.Unknown, attach.Confined)
+		close(hang)
+	})
+}
+
 // A profile that attaches to the program's path by itself would be put on again
 // by the start that an undo or a detach makes: it is unloaded before that.
 func TestAProfileThatAttachesByPathIsGoneBeforeTheNextStart(t *testing.T) {

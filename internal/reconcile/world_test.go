@@ -44,6 +44,7 @@ type world struct {
 	// onCall is told each call before it takes effect.
 	onCall func(call string)
 	// onScan is told each look at tasks.
+	glances []string // units that were looked at one by one
 	onScan func()
 	// killAt is the number of the call before which the daemon is killed; from
 	// then on, nothing it calls has any effect.
@@ -221,7 +222,28 @@ func (a apparmor) Fingerprint(names []string, file string) string {
 }
 
 func (w *world) Glance(ctx context.Context, name string) (attach.Unit, error) {
+	w.mu.Lock()
+	w.glances = append(w.glances, name)
+	w.mu.Unlock()
 	return w.Observe(ctx, name)
+}
+
+func (w *world) GlanceTogether(ctx context.Context, names []string) map[string]attach.Unit {
+	out := map[string]attach.Unit{}
+	for _, name := range names {
+		if u, err := w.Observe(ctx, name); err == nil && u.Active() {
+			out[name] = u
+		}
+	}
+	return out
+}
+
+func (w *world) InvocationTogether(ctx context.Context, names []string) map[string]string {
+	out := map[string]string{}
+	for name, u := range w.GlanceTogether(ctx, names) {
+		out[name] = u.InvocationID
+	}
+	return out
 }
 
 func (w *world) Observe(_ context.Context, name string) (attach.Unit, error) {
@@ -645,6 +667,16 @@ func (w *world) Scan(_ context.Context, u attach.Unit) attach.Scan {
 		s.Tmp[pid] = attach.TmpView{Tmp: "8:1 /tmp/private", VarTmp: "8:1 /var/tmp/private"}
 	}
 	return s
+}
+
+func (w *world) Rescan(units []attach.Unit) map[string]attach.Scan {
+	out := map[string]attach.Scan{}
+	for _, u := range units {
+		if s := w.Scan(context.Background(), u); u.Settings.Profile != "" && s.Tasks[0].Label.Fits(u.Settings.Profile, nil) == attach.FitExact {
+			out[u.ID] = s
+		}
+	}
+	return out
 }
 
 func (w *world) OpenInTmp(context.Context, attach.Unit) []string { return []string{"/tmp/socket"} }

@@ -165,6 +165,34 @@ func (m *mirror) get(ctx context.Context, s *Systemd, unit string, files bool) (
 	return k, ok
 }
 
+// active gives what is kept of those of the units that run, when systemd would say
+// the same now; the others are left out.
+func (m *mirror) active(ctx context.Context, s *Systemd, units []string) map[string]*kept {
+	known := make(map[string]*kept, len(units))
+	m.mu.Lock()
+	for _, unit := range units {
+		if k := m.kept[unit]; k != nil && k.u.Active() {
+			known[unit] = k
+		}
+	}
+	m.mu.Unlock()
+	if len(known) == 0 {
+		return nil
+	}
+	t := m.ask(ctx, s)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t.err != nil || t.conn != m.conn {
+		return nil
+	}
+	for unit, k := range known {
+		if m.kept[unit] != k {
+			delete(known, unit)
+		}
+	}
+	return known
+}
+
 // unloaded reports whether systemd has not loaded a unit, without having it do so.
 func (s *Systemd) unloaded(ctx context.Context, unit string) bool {
 	var path dbus.ObjectPath

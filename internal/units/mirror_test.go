@@ -89,6 +89,43 @@ func TestWhatDidNotChangeIsReadOnce(t *testing.T) {
 	}
 }
 
+// Many units that run and did not change are told at the price of one question.
+func TestUnitsThatDidNotChangeAreToldTogether(t *testing.T) {
+	b, s, _, set := following(t)
+	names := []string{"agent.service", "other.service"}
+	if got := s.GlanceTogether(t.Context(), names); len(got) != 0 || b.count("Ping") != 0 {
+		t.Fatalf("nothing was read yet: %+v", got)
+	}
+	observed(t, b, s)
+	asked := b.count("Ping")
+	got := s.GlanceTogether(t.Context(), names)
+	if len(got) != 1 || got["agent.service"].MainPID != 17 || b.count("Ping") != asked+1 || b.count("GetAll") != 1 {
+		t.Errorf("%+v after %d questions and %d reads", got, b.count("Ping")-asked, b.count("GetAll"))
+	}
+	got["agent.service"].Names[0] = "spoiled"
+	if u := s.GlanceTogether(t.Context(), names)["agent.service"]; u.Names[0] != "agent.service" {
+		t.Error("a caller changed what is kept")
+	}
+	if ids := s.InvocationTogether(t.Context(), names); len(ids) != 1 || ids["agent.service"] != "420000000000000000000000000000ff" {
+		t.Errorf("%v", ids)
+	}
+	// A change of which systemd tells before it answers.
+	b.on("Ping", func(busCall) ([]any, error) { b.tellChange("agent.service"); return nil, nil })
+	if got := s.InvocationTogether(t.Context(), names); len(got) != 0 {
+		t.Errorf("a unit that changed: %v", got)
+	}
+	b.on("Ping", func(busCall) ([]any, error) { return nil, busError("org.freedesktop.DBus.Error.Failed", "no") })
+	if got := s.GlanceTogether(t.Context(), names); len(got) != 0 {
+		t.Errorf("systemd does not answer: %v", got)
+	}
+	b.on("Ping", func(busCall) ([]any, error) { return nil, nil })
+	set("ActiveState", "inactive")
+	observed(t, b, s)
+	if got := s.GlanceTogether(t.Context(), names); len(got) != 0 {
+		t.Errorf("a unit that does not run: %v", got)
+	}
+}
+
 // What a signal overtakes may be of before or after it.
 func TestAReadThatAChangeOvertakesIsNotKept(t *testing.T) {
 	b, s, _, set := following(t)

@@ -41,6 +41,18 @@ func (s *Systemd) Glance(ctx context.Context, unit string) (attach.Unit, error) 
 	return u, nil
 }
 
+// GlanceTogether is Glance for those of the units that run and of which systemd
+// has told nothing new since they were read; the others are left out. It asks
+// systemd one question, however many units there are.
+func (s *Systemd) GlanceTogether(ctx context.Context, units []string) map[string]attach.Unit {
+	known := s.mirror.active(ctx, s, units)
+	out := make(map[string]attach.Unit, len(known))
+	for unit, k := range known {
+		out[unit] = k.u.Clone()
+	}
+	return out
+}
+
 func (s *Systemd) observe(ctx context.Context, unit string, plan bool) (attach.Unit, error) {
 	if err := fullName(unit); err != nil {
 		return attach.Unit{}, err
@@ -125,6 +137,16 @@ func (s *Systemd) Invocation(ctx context.Context, unit string) (string, error) {
 		return "", fmt.Errorf("cannot read the InvocationID of %s: %w", shown(unit), err)
 	}
 	return id, nil
+}
+
+// InvocationTogether is Invocation as GlanceTogether is Glance.
+func (s *Systemd) InvocationTogether(ctx context.Context, units []string) map[string]string {
+	known := s.mirror.active(ctx, s, units)
+	out := make(map[string]string, len(known))
+	for unit, k := range known {
+		out[unit] = k.u.InvocationID
+	}
+	return out
 }
 
 func (s *Systemd) invocation(ctx context.Context, unit string) (string, error) {
