@@ -45,7 +45,7 @@ type world struct {
 	onCall func(call string)
 	// onScan is told each look at tasks.
 	glances []string // units that were looked at one by one
-	onScan func()
+	onScan  func()
 	// killAt is the number of the call before which the daemon is killed; from
 	// then on, nothing it calls has any effect.
 	killAt int
