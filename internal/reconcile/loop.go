@@ -31,6 +31,15 @@ import (
 // burst of files or signals costs one pass.
 const burst = 50 * time.Millisecond
 
+// aside is how long after something that a person asked for the loop works off no
+// triggers: most of them are echoes of that very work, and the answer to the person
+// comes first. Whoever asks for ever more gets no more than maxAside things done
+// before it is their turn.
+const (
+	aside    = 500 * time.Millisecond
+	maxAside = 5
+)
+
 // restAfter is how long there must be nothing to do before the loop rests.
 const restAfter = 5 * time.Second
 
@@ -217,6 +226,8 @@ func (l *Loop) change(ctx context.Context) {
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
 	var idle <-chan time.Time
+	var answered time.Time // when the last operation that was asked for ended
+	var before int         // so many of them since triggers were worked off
 	var resume func()
 	later := func() {
 		if l.rest != nil {
@@ -246,16 +257,29 @@ func (l *Loop) change(ctx context.Context) {
 			continue
 		case op := <-l.asked:
 			work(func() { op(ctx) })
+			answered, before = time.Now(), before+1
 			continue
 		case <-alarm.C:
 			continue
 		case <-l.queue.plans:
 		}
+		wait, asked := burst, l.asked
+		if before < maxAside {
+			wait = max(wait, time.Until(answered.Add(aside)))
+		} else {
+			asked = nil
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(burst):
+		case op := <-asked:
+			work(func() { op(ctx) })
+			answered, before = time.Now(), before+1
+			l.queue.signal() // what is due still is
+			continue
+		case <-time.After(wait):
 		}
+		before = 0
 		work(func() { l.workOff(ctx) })
 	}
 }

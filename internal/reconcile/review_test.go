@@ -731,6 +731,35 @@ func TestVerifyTellsWhatItSaw(t *testing.T) {
 	})
 }
 
+// Somebody who asks for one thing after the other does not keep the loop from what
+// it is there for.
+func TestAskingForeverHoldsUpNoTrigger(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.addUnit("b.service")
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.kernel["a"] = "evil"
+		w.mu.Unlock()
+		w.trigger()
+		begun := time.Now()
+		for time.Since(begun) < 10*time.Second {
+			if _, err := l.Detach(context.Background(), attach.Request{Units: []string{"b"}}, nil); err != nil {
+				t.Fatal(err)
+			}
+			w.mu.Lock()
+			back := w.kernel["a"] == "1"
+			w.mu.Unlock()
+			if back {
+				return
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		t.Errorf("what was loaded is still there: %q", w.trace)
+	})
+}
+
 // Units that run and are as they were are looked at together. Whatever is not just
 // so gets a look of its own.
 func TestVerifyLooksAtManyTogether(t *testing.T) {
