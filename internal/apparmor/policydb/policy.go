@@ -70,22 +70,39 @@ func (p *Profile) Lookup(class byte, data []byte) (Perms, Answer) {
 	return *p.policy.at(p.policy.dfa.walkBytes(s, data), Other), Yes
 }
 
-// answer is what a state says about want. Where the kernel would match more than
-// was asked about, or rules go on, a permission that is not there may be granted
-// further on, to some.
+// answer is what a state says about want where rules may go on: the kernel then
+// matches more than was asked about, and a permission that is not granted here
+// may be granted further on, to some. It is No when it is granted nowhere.
 func (p *Profile) answer(s uint32, want Perm) Answer {
-	if s == stateDead {
-		return No
-	}
 	at := p.policy.at(s, Other)
 	a := at.allows(want)
-	switch {
-	case at.Allow&contMatch != 0 && p.policy.dfa.live(s):
-		return Unknown
-	case a == No && p.policy.dfa.live(s):
-		return Unknown
+	if s == stateDead || !p.policy.dfa.live(s) || a == Yes && at.Allow&contMatch == 0 {
+		return a
 	}
-	return a
+	if want&^p.policy.grantedFrom(s) != 0 {
+		return No
+	}
+	return Unknown
+}
+
+// grantedFrom is all that some state that s leads to, itself included, may
+// grant.
+func (d *database) grantedFrom(s uint32) (all Perm) {
+	seen := make([]bool, len(d.index))
+	seen[s] = true
+	for todo := []uint32{s}; len(todo) > 0; {
+		s := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		at := d.at(s, Other)
+		all |= at.Allow | at.Prompt | at.Complain | at.Cond
+		for k := range d.dfa.classes {
+			if to := d.dfa.stepClass(s, uint32(k)); !seen[to] {
+				seen[to] = true
+				todo = append(todo, to)
+			}
+		}
+	}
+	return all
 }
 
 // Network says whether all of want is allowed on sockets of that family and type
