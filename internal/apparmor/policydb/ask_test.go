@@ -388,3 +388,56 @@ func TestDecompress(t *testing.T) {
 		}
 	}
 }
+
+// What only newer policy has: testdata/others.txt, compiled by Debian's 5.0.2
+// with abi/5.0.
+func TestNewClasses(t *testing.T) {
+	b, err := os.ReadFile("testdata/others-5.0.zst")
+	if err == nil {
+		b, err = Decompress(b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := Parse(b)
+	if err != nil || len(all) != 1 {
+		t.Fatal(len(all), err)
+	}
+	p := &all[0]
+	const inet, inet6, unix, netlink, stream, dgram, raw, seqpacket = 2, 10, 1, 16, 1, 2, 3, 5
+	for _, c := range []struct {
+		what string
+		got  Answer
+		want Answer
+	}{
+		{"userns", p.MayCreateUserns(), Yes},
+		{"sqpoll", p.MayPollIOUring(), Yes},
+		{"creds of friend", p.MayOverrideIOUring("friend"), Yes},
+		{"creds of foe", p.MayOverrideIOUring("foe"), No},
+		{"read /queue", p.PosixMqueue("/queue", Read), Yes},
+		{"write /queue", p.PosixMqueue("/queue", Write), No},
+		{"write /labelled", p.PosixMqueue("/labelled", Write), Unknown}, // friend's only
+		{"read /labelled", p.PosixMqueue("/labelled", Read), No},
+		{"sysv", p.SysvMqueue(123, Read), NotMediated},
+		{"create unix stream", p.Network(unix, stream, NetCreate), No},
+		{"connect unix stream", p.Network(unix, stream, NetConnect), Unknown}, // to @peer only
+		{"bind unix dgram", p.Network(unix, dgram, NetBind), Unknown},
+		{"create unix seqpacket", p.Network(unix, seqpacket, NetCreate), No},
+		{"connect inet stream", p.Network(inet, stream, NetConnect), Unknown}, // from one address only
+		{"create inet dgram", p.Network(inet, dgram, NetCreate), No},
+		{"create inet6 stream", p.Network(inet6, stream, NetCreate), No},
+		{"netlink raw", p.Network(netlink, raw, AllNet), Yes},
+		{"kill", p.Signal(9, "x", SignalSend), Yes},
+		{"trace", p.Ptrace("x", PtraceTrace), Yes},
+		{"monitor", p.DBusMonitor("system"), Yes},
+		{"mount", p.MayMount(Mount{Target: "/", Type: "ext4"}), Yes},
+		{"change", p.MayChangeProfile("unconfined"), Yes},
+		{"write as owner", p.Allows("/o/a", Write, Owner), Yes},
+		{"write as other", p.Allows("/o/a", Write, Other), No},
+		{"write what is denied", p.Allows("/o/secret", Write, Owner), No},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, c.got, c.want)
+		}
+	}
+}

@@ -12,11 +12,7 @@ import (
 // one would prove nothing: "make check" installs it.
 func compile(t testing.TB, text string, flags ...string) []byte {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "profile")
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	out, err := run(t, append(flags, file)...)
+	out, err := run(t, append(flags, write(t, text))...)
 	if err != nil {
 		t.Fatalf("%v:\n%s", err, text)
 	}
@@ -68,4 +64,14 @@ func pattern(t testing.TB, text string) *Pattern {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// write makes a file of text, and returns its name.
+func write(t testing.TB, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "profile")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }

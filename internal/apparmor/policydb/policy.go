@@ -96,7 +96,7 @@ func (d *database) grantedFrom(s uint32) (all Perm) {
 		at := d.at(s, Other)
 		all |= at.Allow | at.Prompt | at.Complain | at.Cond
 		for k := range d.dfa.classes {
-			if to := d.dfa.stepClass(s, uint32(k)); !seen[to] {
+			if to := d.dfa.stepClass(s, uint32(k)); to != stateDead && !seen[to] {
 				seen[to] = true
 				todo = append(todo, to)
 			}
@@ -125,6 +125,9 @@ func (p *Profile) Network(family, socktype uint16, want Perm) Answer {
 	var data [4]byte
 	binary.BigEndian.PutUint16(data[:], family)
 	binary.BigEndian.PutUint16(data[2:], socktype)
+	if a, fine := p.unix(data[:], want); fine {
+		return a
+	}
 	// A kernel that knows version 9 takes that where the policy has it.
 	for _, class := range [...]byte{ClassNetV9, ClassNetV8} {
 		s, a := p.classState(class)
@@ -142,6 +145,31 @@ func (p *Profile) Network(family, socktype uint16, want Perm) Answer {
 		return a
 	}
 	return No
+}
+
+// unix answers about AF_UNIX where rules are on addresses and labels, and the
+// kernel never asks about the type alone: version 9, and version 7 of Ubuntu's
+// kernels (security/apparmor/af_unix.c). fine is false where they are not.
+func (p *Profile) unix(data []byte, want Perm) (a Answer, fine bool) {
+	if data[0] != 0 || data[1] != 1 { // AF_UNIX
+		return Unknown, false
+	}
+	var granted Perm
+	for _, class := range [...]byte{ClassNetV9, ClassNetV7} {
+		s, a := p.classState(class)
+		if a != Yes {
+			continue
+		}
+		if s = p.policy.dfa.walkBytes(s, data[:2]); s == stateDead {
+			continue
+		}
+		fine = true
+		granted |= p.policy.grantedFrom(p.policy.dfa.walkBytes(s, data[2:]))
+	}
+	if fine && want&^granted != 0 {
+		return No, true
+	}
+	return Unknown, fine
 }
 
 // NetworkGrant is what the policy grants to sockets of a family and type.
