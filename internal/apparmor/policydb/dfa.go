@@ -55,8 +55,8 @@ type automaton struct {
 	class   [256]uint8
 	accept  []uint32
 	accept2 []uint32 // nil where there is none
-	// classes is one more than the highest class of a byte.
-	classes int
+	// classes are the classes that there are, each once.
+	classes []uint8
 }
 
 type dfaState struct {
@@ -101,7 +101,7 @@ func (a *automaton) walkBytes(s uint32, in []byte) uint32 {
 
 // live says whether anything leads on from s.
 func (a *automaton) live(s uint32) bool {
-	for k := range a.classes {
+	for _, k := range a.classes {
 		if a.stepClass(s, uint32(k)) != stateDead {
 			return true
 		}
@@ -207,16 +207,11 @@ func parseDFA(blob []byte, needAccept2 bool) (*automaton, error) {
 		count(tableCheck) != cells || tables[tableClass] != nil && count(tableClass) != 256 {
 		return nil, errors.New("an automaton whose tables do not fit together")
 	}
-	a.classes = 256
 	for c := range a.class {
 		a.class[c] = uint8(c)
 	}
 	if tables[tableClass] != nil {
 		copy(a.class[:], tables[tableClass])
-		a.classes = 0
-		for _, k := range a.class {
-			a.classes = max(a.classes, int(k)+1)
-		}
 	}
 	a.states = make([]dfaState, states)
 	a.accept = make([]uint32, states)
@@ -253,6 +248,7 @@ func parseDFA(blob []byte, needAccept2 bool) (*automaton, error) {
 	if err := a.verifyChains(); err != nil {
 		return nil, err
 	}
+	a.mergeClasses()
 	if a.live(stateDead) {
 		return nil, errors.New("the dead state has a way out")
 	}
@@ -282,4 +278,57 @@ func (a *automaton) verifyChains() error {
 		}
 	}
 	return nil
+}
+
+// mergeClasses puts bytes that no state tells apart into one class, so that
+// searches have fewer ways to try: the parser only does so when asked. Bytes are
+// in one class when every state has the same transitions of its own on them; all
+// other steps depend on these alone.
+func (a *automaton) mergeClasses() {
+	// own calls f for each state's own transitions.
+	own := func(f func(s uint32, class uint8, next uint32)) {
+		for i, c := range a.cells {
+			if c.check == stateDead { // also what no state uses
+				continue
+			}
+			if k := i - int(a.states[c.check].base&baseIndex); k >= 0 && k < 256 {
+				f(c.check, uint8(k), c.next)
+			}
+		}
+	}
+	// Classes of equal sums are candidates …
+	var sum [256]uint64
+	var count [256]int
+	own(func(s uint32, k uint8, next uint32) {
+		x := (uint64(s)<<32 | uint64(next)) * 0x9e3779b97f4a7c15
+		sum[k] += x ^ x>>29
+		count[k]++
+	})
+	var rep [256]uint8
+	for k := range rep {
+		rep[k] = uint8(k)
+		for j := range k {
+			if sum[j] == sum[k] && count[j] == count[k] {
+				rep[k] = uint8(j)
+				break
+			}
+		}
+	}
+	// … and are one when the transitions really are the same.
+	own(func(s uint32, k uint8, next uint32) {
+		if k == rep[k] {
+			return
+		}
+		if c := a.cells[a.states[s].base&baseIndex+uint32(rep[k])]; c.check != s || c.next != next {
+			rep[k] = k
+		}
+	})
+	var there [256]bool
+	for c, k := range a.class {
+		k = rep[k]
+		if a.class[c] = k; !there[k] {
+			there[k] = true
+			a.classes = append(a.classes, k)
+		}
+	}
 }

@@ -209,7 +209,7 @@ func search(d *database, start uint32, prog *program, q Query, find bool) Result
 
 // emptyDatabase grants nothing.
 func emptyDatabase() *database {
-	a := &automaton{states: make([]dfaState, 2), cells: make([]dfaCell, 1), classes: 1}
+	a := &automaton{states: make([]dfaState, 2), cells: make([]dfaCell, 1), classes: []uint8{0}}
 	return &database{dfa: a, perms: []Perms{{}}, index: make([]permIndex, 2)}
 }
 
@@ -368,6 +368,7 @@ func (s *searcher) run(lengths bool) Result {
 	visited := newVisited(len(s.d.index), len(s.lang.accepts), lengths)
 	nodes := make([]node, 0, 1024)
 	maybe := int32(-1)
+	skipDead := s.find && s.deadIsNo()
 	look := func(n int32) bool {
 		a, _ := s.hit(nodes[n].at, nodes[n].lang)
 		if a == Unknown && maybe < 0 {
@@ -417,7 +418,7 @@ func (s *searcher) run(lengths bool) Result {
 			at := s.d.dfa.stepClass(from.at, uint32(m.dfa))
 			// What is dead grants nothing for ever, but what is not granted is
 			// what Covers looks for.
-			if at == stateDead && s.find && s.deadIsNo() {
+			if at == stateDead && skipDead {
 				continue
 			}
 			segment := uint8(0)

@@ -76,7 +76,7 @@ func (p *Profile) Lookup(class byte, data []byte) (Perms, Answer) {
 func (p *Profile) answer(s uint32, want Perm) Answer {
 	at := p.policy.at(s, Other)
 	a := at.allows(want)
-	if s == stateDead || !p.policy.dfa.live(s) || a == Yes && at.Allow&contMatch == 0 {
+	if s == stateDead || a == Yes && at.Allow&contMatch == 0 || !p.policy.dfa.live(s) {
 		return a
 	}
 	if want&^p.policy.grantedFrom(s) != 0 {
@@ -95,7 +95,7 @@ func (d *database) grantedFrom(s uint32) (all Perm) {
 		todo = todo[:len(todo)-1]
 		at := d.at(s, Other)
 		all |= at.Allow | at.Prompt | at.Complain | at.Cond
-		for k := range d.dfa.classes {
+		for _, k := range d.dfa.classes {
 			if to := d.dfa.stepClass(s, uint32(k)); to != stateDead && !seen[to] {
 				seen[to] = true
 				todo = append(todo, to)
