@@ -141,3 +141,23 @@ func TestMalformed(t *testing.T) {
 		}
 	}
 }
+
+func TestSplit(t *testing.T) {
+	blob := compile(t, "profile a /x { /etc/** rw,\n network inet,\n set rlimit nofile <= 10,\n profile b { /x ix, } }\nprofile c { }\n")
+	all, err := Split(blob)
+	if err != nil || len(all) != 3 {
+		t.Fatal(len(all), err)
+	}
+	var joined []byte
+	for _, e := range all {
+		joined = append(joined, e.Bytes...)
+	}
+	if again, err := Split(joined); err != nil || len(again) != 3 {
+		t.Error(len(again), err)
+	}
+	for i := range blob {
+		if got, err := Split(blob[:i]); err == nil && len(got) == 3 {
+			t.Fatalf("%d of %d bytes are taken as the whole", i, len(blob))
+		}
+	}
+}
