@@ -334,6 +334,11 @@ func testPolicy(t *testing.T, p *Profile, name string) {
 	if name == "here" && (a != Yes || len(grants) != 1+6 || grants[0] != (NetworkGrant{inet, stream, AllNet})) {
 		t.Errorf("%s %v", a, grants)
 	}
+	for family, want := range map[uint16]Answer{inet: Yes, netlink: Yes, unix: No, inet6: No} {
+		if ty, a := p.AnyNetwork(family, AllNet); a != want || a == Yes && family == inet && ty != stream {
+			t.Errorf("family %d: %s, type %d", family, a, ty)
+		}
+	}
 	for name, want := range map[string]byte{"hup": 1, "emt": 32, "exists": 35, "rtmin+0": 128, "rtmin+32": 160} {
 		if got, ok := SignalNumber(name); !ok || got != want {
 			t.Errorf("%s: %d", name, got)
@@ -423,6 +428,7 @@ func TestNewClasses(t *testing.T) {
 		{"connect unix stream", p.Network(unix, stream, NetConnect), Unknown}, // to @peer only
 		{"bind unix dgram", p.Network(unix, dgram, NetBind), Unknown},
 		{"create unix seqpacket", p.Network(unix, seqpacket, NetCreate), No},
+		{"create inet stream", p.Network(inet, stream, NetCreate), Yes},
 		{"connect inet stream", p.Network(inet, stream, NetConnect), Unknown}, // from one address only
 		{"create inet dgram", p.Network(inet, dgram, NetCreate), No},
 		{"create inet6 stream", p.Network(inet6, stream, NetCreate), No},

@@ -140,6 +140,35 @@ func (p *Profile) FindFields(class byte, q Query, fields ...*Pattern) Result {
 	return search(p.policy, s, sequence(fields), q, true)
 }
 
+// FindSignal looks for a profile's name that matches the pattern, and to or from
+// which the signal is allowed: All and Any are SignalSend or SignalReceive.
+func (p *Profile) FindSignal(signal byte, q Query) Result {
+	s, a := p.classState(ClassSignal)
+	return p.findPeer(s, a, signal, q)
+}
+
+// FindPtrace is FindSignal for ptrace.
+func (p *Profile) FindPtrace(q Query) Result {
+	if a := p.Mediates(ClassPtrace); a != Yes {
+		return p.findPeer(stateDead, a, ClassPtrace, q)
+	}
+	s, _ := p.classState(ClassLabel)
+	return p.findPeer(s, Yes, ClassPtrace, q)
+}
+
+func (p *Profile) findPeer(s uint32, a Answer, next byte, q Query) Result {
+	switch {
+	case a == Unknown:
+		return Result{Why: ErrNotUnderstood}
+	case a != Yes:
+		return Result{Answer: a}
+	case q.Pattern == nil:
+		return Result{Why: ErrNoQuestion}
+	}
+	q.Objects, q.As = anyString, Other
+	return search(p.policy, p.policy.dfa.step(s, next), q.Pattern.prog, q, true)
+}
+
 // counts is whether an entry of a database counts.
 func (q *Query) counts(d *database, i uint32) Answer {
 	at := &d.perms[i]

@@ -101,6 +101,18 @@ func TestLengths(t *testing.T) {
 
 func TestFindOthers(t *testing.T) {
 	p := parse(t, sample)
+	for pat, want := range map[string]string{"**": "friend", "f*": "friend", "g*": ""} {
+		r := p.FindSignal(15, Query{Pattern: pattern(t, pat), Any: SignalSend})
+		if r.Witness != want || (r.Answer == Yes) != (want != "") {
+			t.Errorf("%s: %+v, want %q", pat, r, want)
+		}
+	}
+	if r := p.FindPtrace(Query{Pattern: pattern(t, "**"), Any: PtraceRead}); r.Answer != Yes || r.Witness != "sample" {
+		t.Errorf("%+v", r)
+	}
+	if r := p.FindPtrace(Query{Pattern: pattern(t, "**"), Any: PtraceTrace}); r.Answer != No {
+		t.Errorf("%+v", r)
+	}
 	for pat, want := range map[string]string{"w*": "worker", "*": "job", "{a,b}*": "", "/**": ""} {
 		r := p.FindChange(Query{Pattern: pattern(t, pat), All: ChangeProfile})
 		if r.Witness != want || (r.Answer == Yes) != (want != "") {

@@ -70,16 +70,11 @@ func (p *Profile) Lookup(class byte, data []byte) (Perms, Answer) {
 	return *p.policy.at(p.policy.dfa.walkBytes(s, data), Other), Yes
 }
 
-// answer is what a state says about want where rules may go on: the kernel then
-// matches more than was asked about, and a permission that is not granted here
-// may be granted further on, to some. It is No when it is granted nowhere.
-func (p *Profile) answer(s uint32, want Perm) Answer {
-	at := p.policy.at(s, Other)
-	a := at.allows(want)
-	if s == stateDead || a == Yes && at.Allow&contMatch == 0 || !p.policy.dfa.live(s) {
-		return a
-	}
-	if want&^p.policy.grantedFrom(s) != 0 {
+// further is what is to be said of want where the state reached so far does not
+// grant it and the kernel matches more than was asked about: some may be allowed
+// it. It is No when it is granted nowhere.
+func (p *Profile) further(s uint32, want Perm) Answer {
+	if s == stateDead || want&^p.policy.grantedFrom(s) != 0 {
 		return No
 	}
 	return Unknown
@@ -135,7 +130,15 @@ func (p *Profile) Network(family, socktype uint16, want Perm) Answer {
 		case Unknown:
 			return Unknown
 		case Yes:
-			return p.answer(p.policy.dfa.walkBytes(s, data[:]), want)
+			s = p.policy.dfa.walkBytes(s, data[:])
+			at := p.policy.at(s, Other)
+			a := at.allows(want)
+			// Only without enough here does the kernel go on, and only where
+			// the policy says that there is more (early_match).
+			if a != Yes && at.Allow&contMatch != 0 {
+				a = p.further(s, want)
+			}
+			return a
 		}
 	}
 	if p.Mediates(ClassNetV7) == Yes {
@@ -148,23 +151,26 @@ func (p *Profile) Network(family, socktype uint16, want Perm) Answer {
 }
 
 // unix answers about AF_UNIX where rules are on addresses and labels, and the
-// kernel never asks about the type alone: version 9, and version 7 of Ubuntu's
-// kernels (security/apparmor/af_unix.c). fine is false where they are not.
+// kernel never asks about the type alone: version 9, and versions 7 and 8 of
+// Ubuntu's kernels (security/apparmor/af_unix.c). fine is false where they are
+// not.
 func (p *Profile) unix(data []byte, want Perm) (a Answer, fine bool) {
 	if data[0] != 0 || data[1] != 1 { // AF_UNIX
 		return Unknown, false
 	}
 	var granted Perm
-	for _, class := range [...]byte{ClassNetV9, ClassNetV7} {
+	for _, class := range [...]byte{ClassNetV9, ClassNetV8, ClassNetV7} {
 		s, a := p.classState(class)
 		if a != Yes {
 			continue
 		}
-		if s = p.policy.dfa.walkBytes(s, data[:2]); s == stateDead {
+		family := p.policy.dfa.walkBytes(s, data[:2])
+		s = p.policy.dfa.walkBytes(family, data[2:])
+		if class == ClassNetV8 && !p.policy.dfa.live(s) || family == stateDead {
 			continue
 		}
 		fine = true
-		granted |= p.policy.grantedFrom(p.policy.dfa.walkBytes(s, data[2:]))
+		granted |= p.policy.grantedFrom(s)
 	}
 	if fine && want&^granted != 0 {
 		return No, true
@@ -214,9 +220,31 @@ func (p *Profile) NetworkGrants() ([]NetworkGrant, Answer) {
 	return out, all
 }
 
+// AnyNetwork says whether some of want is allowed on some type of socket of a
+// family, and which type that is. No is a proof.
+func (p *Profile) AnyNetwork(family uint16, want Perm) (socktype uint16, a Answer) {
+	a = No
+	for t := range uint16(maxType) {
+		for bit := Perm(1); bit != 0; bit <<= 1 {
+			if want&bit == 0 {
+				continue
+			}
+			switch got := p.Network(family, t, bit); got {
+			case Yes, NotMediated:
+				return t, got
+			case Unknown:
+				if a == No {
+					socktype, a = t, Unknown
+				}
+			}
+		}
+	}
+	return socktype, a
+}
+
 // Capability says whether a capability, by its number, is allowed. It is never
-// NotMediated: the kernel asks about every one (profile_capable). An exec of a
-// profile in complain mode apart, nothing gives one that the task does not have.
+// NotMediated: the kernel asks about every one (profile_capable). It gives none
+// that the task does not have.
 func (p *Profile) Capability(n int) Answer {
 	switch {
 	case !p.understood() || n < 0 || n > 63:
@@ -439,7 +467,15 @@ func (p *Profile) PosixMqueue(name string, want Perm) Answer {
 	if a != Yes {
 		return a
 	}
-	return p.answer(p.policy.dfa.walk(s, name), want)
+	return p.queue(p.policy.dfa.walk(s, name), want)
+}
+
+// queue answers about a message queue before its label is matched.
+func (p *Profile) queue(s uint32, want Perm) Answer {
+	if a := p.policy.at(s, Other).allows(want); a == Yes {
+		return a
+	}
+	return p.further(s, want)
 }
 
 // SysvMqueue is PosixMqueue for System V's, by their key.
@@ -450,7 +486,7 @@ func (p *Profile) SysvMqueue(key uint32, want Perm) Answer {
 	}
 	var data [4]byte
 	binary.BigEndian.PutUint32(data[:], key)
-	return p.answer(p.policy.dfa.walkBytes(s, data[:]), want)
+	return p.queue(p.policy.dfa.walkBytes(s, data[:]), want)
 }
 
 // Raw is an answer of the kernel's query file, …/apparmor/.access.
@@ -497,7 +533,7 @@ func (p *Profile) Query(class byte, data []byte, as Who) (raw Raw, ok bool) {
 		}
 	}
 	if p.Audit {
-		at.Audit = all
+		at.Audit, at.Quiet = all, 0
 	}
 	return Raw{
 		Allow: uint32(at.Allow &^ at.Deny),
