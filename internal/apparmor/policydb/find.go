@@ -1,6 +1,7 @@
 package policydb
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 )
@@ -208,29 +209,44 @@ func search(d *database, start uint32, prog *program, q Query, find bool) Result
 	if err != nil {
 		return Result{Why: err}
 	}
-	if lang.empty() {
-		if find {
-			return Result{Answer: No}
-		}
-		return Result{Why: ErrNoPath}
-	}
 	if d == nil {
-		d = emptyDatabase()
+		d, start = emptyDatabase(), stateStart
 	}
 	s := searcher{d: d, lang: lang, q: &q, find: find, start: start}
 	s.prepare()
+	if find && !slices.ContainsFunc(s.owner, counts) && !slices.ContainsFunc(s.other, counts) {
+		return s.none(0) // no state of the automaton grants it
+	}
+	r := s.exist()
+	if !find && r.Answer == Yes {
+		// Of no path at all everything is true, and that proves nothing.
+		any := q
+		any.All, any.Any, any.Where = 0, 0, func(Perms, Transition) bool { return true }
+		s := searcher{d: emptyDatabase(), lang: lang, q: &any, find: true, start: stateStart}
+		s.prepare()
+		if e := s.exist(); e.Answer != Yes {
+			return Result{Why: cmp.Or(e.Why, ErrNoPath), States: r.States}
+		}
+	}
+	return r
+}
+
+func counts(a Answer) bool { return a != No }
+
+// exist searches for what can exist by its length, too.
+func (s *searcher) exist() Result {
 	r := s.run(false)
 	// A shortest witness that is too long means that there is none; one with a
 	// segment that is too long, that lengths matter: search again with them.
-	if r.Witness != "" && q.Objects != anyString && !existing(r.Witness) {
+	if r.Witness != "" && s.q.Objects != anyString && !existing(r.Witness) {
 		if len(r.Witness) > maxPath {
-			return s.none(r.States, false)
+			return s.none(r.States)
 		}
 		states := r.States
 		r = s.run(true)
 		r.States += states
 		if len(r.Witness) > maxPath {
-			return s.none(r.States, false)
+			return s.none(r.States)
 		}
 	}
 	return r
@@ -280,13 +296,10 @@ type move struct {
 }
 
 // none is the result of a search that found nothing.
-func (s *searcher) none(states int, maybe bool) Result {
+func (s *searcher) none(states int) Result {
 	r := Result{Answer: No, States: states}
 	if !s.find {
 		r.Answer = Yes
-	}
-	if maybe {
-		r.Answer, r.Why = Unknown, ErrConditional
 	}
 	return r
 }
@@ -474,7 +487,7 @@ func (s *searcher) run(lengths bool) Result {
 		r.Why = ErrConditional
 		return r
 	}
-	return s.none(len(nodes), false)
+	return s.none(len(nodes))
 }
 
 // deadIsNo says that a path without any rule does not count.

@@ -46,7 +46,7 @@ func TestFind(t *testing.T) {
 	if r := p.Find(Query{Pattern: pattern(t, "/**")}); r.Answer != Unknown || r.Why == nil {
 		t.Errorf("%+v", r)
 	}
-	if r := p.Find(Query{Pattern: pattern(t, "/**"), All: Snapshot, Limit: 1}); r.Answer != Unknown || !errors.Is(r.Why, ErrTooLarge) {
+	if r := p.Find(Query{Pattern: pattern(t, "/**"), All: Chown, Limit: 1}); r.Answer != Unknown || !errors.Is(r.Why, ErrTooLarge) {
 		t.Errorf("%+v", r)
 	}
 	if r := p.Find(Query{Pattern: pattern(t, "/home/**"), Any: Write}); r.As != Owner || r.Perms.Allow&Write == 0 || r.States == 0 {
@@ -95,6 +95,12 @@ func TestLengths(t *testing.T) {
 	} {
 		if r := c.p.Find(Query{Pattern: pattern(t, c.pattern), Any: Write}); r.Answer != c.want {
 			t.Errorf("%.20s: %s %d", c.pattern, r.Answer, len(r.Witness))
+		}
+	}
+	// Nothing is proved by what no path matches.
+	for _, glob := range []string{"/" + long, deep, "/g/../a", "a"} {
+		if r := q.Covers(Query{Pattern: pattern(t, glob), All: Write}); r.Answer != Unknown || r.Why != ErrNoPath {
+			t.Errorf("%.20s: %s %v", glob, r.Answer, r.Why)
 		}
 	}
 }

@@ -76,16 +76,16 @@ func FuzzPattern(f *testing.F) {
 			return
 		}
 		if ok, err := p.Match(path); err == nil && ok && !canonical(path) {
-			t.Fatalf("%q matches %q, which cannot exist", text, path)
+			t.Fatalf("%.80q matches %.80q, which cannot exist", text, path)
 		}
 		d := &Profile{Mode: Enforce}
 		r := d.Covers(Query{Pattern: p, All: Write, Limit: 10_000})
 		if r.Answer == Yes {
-			t.Fatalf("%q: nothing is granted, and all is: %+v", text, r)
+			t.Fatalf("%.80q: nothing is granted, and all is: %+v", text, r)
 		}
 		if r.Answer == No {
 			if ok, err := p.Match(r.Witness); !ok || err != nil {
-				t.Fatalf("%q does not match its witness %q: %v", text, r.Witness, err)
+				t.Fatalf("%.80q does not match its witness %.80q: %v", text, r.Witness, err)
 			}
 		}
 	})

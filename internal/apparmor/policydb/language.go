@@ -288,19 +288,6 @@ func (l *language) trim() {
 	}
 }
 
-// empty says that nothing is accepted.
-func (l *language) empty() bool {
-	if l.accepts[stateStart] {
-		return false
-	}
-	for _, to := range l.next[stateStart*l.classes : (stateStart+1)*l.classes] {
-		if to != stateDead {
-			return false
-		}
-	}
-	return true
-}
-
 // accepted says whether a string is.
 func (l *language) accepted(s string) bool {
 	at := uint32(stateStart)
