@@ -95,14 +95,7 @@ func (p *Profile) ask(q Query, find bool) Result {
 	if q.Pattern == nil {
 		return Result{Why: ErrNoQuestion}
 	}
-	return search(d, stateStartOf(d), q.Pattern.prog, q, find)
-}
-
-func stateStartOf(d *database) uint32 {
-	if d == nil {
-		return stateDead
-	}
-	return d.start
+	return search(d, q.Pattern, q, find)
 }
 
 // FindChange looks for a profile's name that matches the pattern and that a task
@@ -120,7 +113,7 @@ func (p *Profile) FindChange(q Query) Result {
 		return Result{Why: ErrNoQuestion}
 	}
 	q.Objects, q.As = anyString, Other
-	return search(d, stateStartOf(d), q.Pattern.prog, q, true)
+	return search(d, q.Pattern, q, true)
 }
 
 // FindFields is Find for a class whose data are strings with a NUL between each
@@ -138,7 +131,7 @@ func (p *Profile) FindFields(class byte, q Query, fields ...*Pattern) Result {
 		return Result{Why: ErrNoQuestion}
 	}
 	q.Objects, q.As = anyString, Other
-	return search(p.policy, s, sequence(fields), q, true)
+	return searchFrom(p.policy, s, sequence(fields), q, true)
 }
 
 // FindSignal looks for a profile's name that matches the pattern, and to or from
@@ -167,7 +160,7 @@ func (p *Profile) findPeer(s uint32, a Answer, next byte, q Query) Result {
 		return Result{Why: ErrNoQuestion}
 	}
 	q.Objects, q.As = anyString, Other
-	return search(p.policy, p.policy.dfa.step(s, next), q.Pattern.prog, q, true)
+	return searchFrom(p.policy, p.policy.dfa.step(s, next), q.Pattern, q, true)
 }
 
 // counts is whether an entry of a database counts.
@@ -194,8 +187,15 @@ func (q *Query) counts(d *database, i uint32) Answer {
 	return a
 }
 
-// search walks the product. d may be nil: then nothing is granted.
-func search(d *database, start uint32, prog *program, q Query, find bool) Result {
+// search walks the product from the start. d may be nil: then nothing is granted.
+func search(d *database, pattern *Pattern, q Query, find bool) Result {
+	if d == nil {
+		d = emptyDatabase()
+	}
+	return searchFrom(d, d.start, pattern, q, find)
+}
+
+func searchFrom(d *database, start uint32, pattern *Pattern, q Query, find bool) Result {
 	if q.All == 0 && q.Any == 0 && q.Where == nil {
 		return Result{Why: ErrNoQuestion}
 	}
@@ -205,12 +205,9 @@ func search(d *database, start uint32, prog *program, q Query, find bool) Result
 	if q.Limit <= 0 {
 		q.Limit = DefaultLimit
 	}
-	lang, err := compileLanguage(prog, q.Objects)
+	lang, err := pattern.language(q.Objects)
 	if err != nil {
 		return Result{Why: err}
-	}
-	if d == nil {
-		d, start = emptyDatabase(), stateStart
 	}
 	s := searcher{d: d, lang: lang, q: &q, find: find, start: start}
 	s.prepare()
@@ -255,7 +252,7 @@ func (s *searcher) exist() Result {
 // emptyDatabase grants nothing.
 func emptyDatabase() *database {
 	a := &automaton{states: make([]dfaState, 2), cells: make([]dfaCell, 1), classes: []uint8{0}}
-	return &database{dfa: a, perms: []Perms{{}}, index: make([]permIndex, 2)}
+	return &database{dfa: a, start: stateStart, perms: []Perms{{}}, index: make([]permIndex, 2)}
 }
 
 // existing says whether the lengths of a path can be.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 )
 
 // Bounds on patterns.
@@ -14,10 +15,25 @@ const (
 )
 
 // Pattern is a pattern in AppArmor's glob syntax (apparmor.d(5), "Globbing"),
-// ready to be asked about.
+// ready to be asked about, of one profile or of many, from several goroutines.
 type Pattern struct {
 	text string
 	prog *program
+	// made are the automata that were needed so far, by what they are about.
+	made [anyString + 1]made
+}
+
+type made struct {
+	once sync.Once
+	lang *language
+	err  error
+}
+
+// language is the pattern's automaton, made at most once.
+func (p *Pattern) language(o Objects) (*language, error) {
+	m := &p.made[o]
+	m.once.Do(func() { m.lang, m.err = compileLanguage(p.prog, o) })
+	return m.lang, m.err
 }
 
 // String is the pattern as it was written.
@@ -389,7 +405,7 @@ func class(in []char, i int) (set byteSet, end int, err error) {
 
 // sequence joins patterns with a NUL between each two, as the fields of D-Bus
 // and mount rules are.
-func sequence(fields []*Pattern) *program {
+func sequence(fields []*Pattern) *Pattern {
 	out := &program{}
 	for i, f := range fields {
 		if i > 0 {
@@ -412,5 +428,5 @@ func sequence(fields []*Pattern) *program {
 		out.sets = append(out.sets, f.prog.sets...)
 	}
 	out.emit(inst{op: opEnd})
-	return out
+	return &Pattern{prog: out}
 }

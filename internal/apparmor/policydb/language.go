@@ -299,7 +299,7 @@ func (l *language) accepted(s string) bool {
 
 // Match says whether a path matches, that it can exist included.
 func (p *Pattern) Match(path string) (bool, error) {
-	l, err := compileLanguage(p.prog, Anything)
+	l, err := p.language(Anything)
 	if err != nil {
 		return false, err
 	}

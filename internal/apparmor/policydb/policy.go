@@ -70,16 +70,6 @@ func (p *Profile) Lookup(class byte, data []byte) (Perms, Answer) {
 	return *p.policy.at(p.policy.dfa.walkBytes(s, data), Other), Yes
 }
 
-// further is what is to be said of want where the state reached so far does not
-// grant it and the kernel matches more than was asked about: some may be allowed
-// it. It is No when it is granted nowhere.
-func (p *Profile) further(s uint32, want Perm) Answer {
-	if s == stateDead || want&^p.policy.grantedFrom(s) != 0 {
-		return No
-	}
-	return Unknown
-}
-
 // grantedFrom is all that some state that s leads to, itself included, may
 // grant.
 func (d *database) grantedFrom(s uint32) (all Perm) {
@@ -105,60 +95,71 @@ func (d *database) grantedFrom(s uint32) (all Perm) {
 // family type," grants. Rules on addresses, ports and labels, which newer
 // policy has, make the answer Unknown: some sockets may.
 func (p *Profile) Network(family, socktype uint16, want Perm) Answer {
+	all, some, a := p.sockets(family, socktype)
+	switch {
+	case a != Yes:
+		return a
+	case want&^all == 0:
+		return Yes
+	case want&^(all|some) != 0:
+		return No
+	}
+	return Unknown
+}
+
+// sockets is what all sockets of a family and type are granted, and what some
+// may be.
+func (p *Profile) sockets(family, socktype uint16) (all, some Perm, a Answer) {
 	if p.NetFamily != nil {
 		// The table of AppArmor 2, which knows no permissions.
 		switch {
 		case !p.understood() || socktype >= 16:
-			return Unknown
+			return 0, 0, Unknown
 		case p.Mode == Unconfined:
-			return NotMediated
+			return 0, 0, NotMediated
 		case int(family) < len(p.NetFamily) && p.NetFamily[family].Allow&(1<<socktype) != 0:
-			return Yes
+			return AllNet, 0, Yes
 		}
-		return No
+		return 0, 0, Yes
 	}
 	var data [4]byte
 	binary.BigEndian.PutUint16(data[:], family)
 	binary.BigEndian.PutUint16(data[2:], socktype)
-	if a, fine := p.unix(data[:], want); fine {
-		return a
+	if some, fine := p.unix(data[:]); fine {
+		return 0, some, Yes
 	}
 	// A kernel that knows version 9 takes that where the policy has it.
 	for _, class := range [...]byte{ClassNetV9, ClassNetV8} {
 		s, a := p.classState(class)
 		switch a {
 		case Unknown:
-			return Unknown
+			return 0, 0, Unknown
 		case Yes:
 			s = p.policy.dfa.walkBytes(s, data[:])
 			at := p.policy.at(s, Other)
-			a := at.allows(want)
+			all, some = at.Allow&^at.Deny, at.Prompt|at.Complain|at.Cond
 			// Only without enough here does the kernel go on, and only where
 			// the policy says that there is more (early_match).
-			if a != Yes && at.Allow&contMatch != 0 {
-				a = p.further(s, want)
+			if at.Allow&contMatch != 0 {
+				some |= p.policy.grantedFrom(s)
 			}
-			return a
+			return all, some, Yes
 		}
 	}
 	if p.Mediates(ClassNetV7) == Yes {
-		return Unknown // only kernels that are not supported take this
+		return 0, 0, Unknown // only kernels that are not supported take this
 	}
-	if a := p.Mediates(ClassNetV8); a != Yes {
-		return a
-	}
-	return No
+	return 0, 0, NotMediated
 }
 
-// unix answers about AF_UNIX where rules are on addresses and labels, and the
-// kernel never asks about the type alone: version 9, and versions 7 and 8 of
-// Ubuntu's kernels (security/apparmor/af_unix.c). fine is false where they are
-// not.
-func (p *Profile) unix(data []byte, want Perm) (a Answer, fine bool) {
+// unix is what some sockets of AF_UNIX may be granted where rules are on
+// addresses and labels, and the kernel never asks about the type alone: version
+// 9, and versions 7 and 8 of Ubuntu's kernels (security/apparmor/af_unix.c).
+// fine is false where they are not.
+func (p *Profile) unix(data []byte) (some Perm, fine bool) {
 	if data[0] != 0 || data[1] != 1 { // AF_UNIX
-		return Unknown, false
+		return 0, false
 	}
-	var granted Perm
 	for _, class := range [...]byte{ClassNetV9, ClassNetV8, ClassNetV7} {
 		s, a := p.classState(class)
 		if a != Yes {
@@ -170,12 +171,9 @@ func (p *Profile) unix(data []byte, want Perm) (a Answer, fine bool) {
 			continue
 		}
 		fine = true
-		granted |= p.policy.grantedFrom(s)
+		some |= p.policy.grantedFrom(s)
 	}
-	if fine && want&^granted != 0 {
-		return No, true
-	}
-	return Unknown, fine
+	return some, fine
 }
 
 // NetworkGrant is what the policy grants to sockets of a family and type.
@@ -191,33 +189,26 @@ const (
 )
 
 // NetworkGrants lists the families and types of which some permission is
-// granted, in order. A NetworkGrant's permissions are those of every such socket.
+// granted, in order. A NetworkGrant's permissions are those of every such
+// socket. Unknown comes with what is known: some sockets may be granted more.
 func (p *Profile) NetworkGrants() ([]NetworkGrant, Answer) {
-	if a := p.Network(0, 0, NetCreate); a == NotMediated {
-		return nil, a
-	}
 	var out []NetworkGrant
-	all := Yes
+	answer := Yes
 	for f := range uint16(maxFamily) {
 		for t := range uint16(maxType) {
-			g := NetworkGrant{Family: f, Type: t}
-			for bit := Perm(1); bit != 0; bit <<= 1 {
-				if AllNet&bit == 0 {
-					continue
-				}
-				switch p.Network(f, t, bit) {
-				case Yes:
-					g.Allow |= bit
-				case Unknown:
-					all = Unknown
-				}
+			all, some, a := p.sockets(f, t)
+			if a != Yes {
+				return nil, a
 			}
-			if g.Allow != 0 {
+			if g := (NetworkGrant{f, t, all & AllNet}); g.Allow != 0 {
 				out = append(out, g)
+			}
+			if some&^all&AllNet != 0 {
+				answer = Unknown
 			}
 		}
 	}
-	return out, all
+	return out, answer
 }
 
 // AnyNetwork says whether some of want is allowed on some type of socket of a
@@ -225,18 +216,14 @@ func (p *Profile) NetworkGrants() ([]NetworkGrant, Answer) {
 func (p *Profile) AnyNetwork(family uint16, want Perm) (socktype uint16, a Answer) {
 	a = No
 	for t := range uint16(maxType) {
-		for bit := Perm(1); bit != 0; bit <<= 1 {
-			if want&bit == 0 {
-				continue
-			}
-			switch got := p.Network(family, t, bit); got {
-			case Yes, NotMediated:
-				return t, got
-			case Unknown:
-				if a == No {
-					socktype, a = t, Unknown
-				}
-			}
+		all, some, got := p.sockets(family, t)
+		switch {
+		case got != Yes:
+			return 0, got
+		case want&all != 0:
+			return t, Yes
+		case want&some != 0 && a == No:
+			socktype, a = t, Unknown
 		}
 	}
 	return socktype, a
@@ -475,7 +462,10 @@ func (p *Profile) queue(s uint32, want Perm) Answer {
 	if a := p.policy.at(s, Other).allows(want); a == Yes {
 		return a
 	}
-	return p.further(s, want)
+	if s == stateDead || want&^p.policy.grantedFrom(s) != 0 {
+		return No
+	}
+	return Unknown
 }
 
 // SysvMqueue is PosixMqueue for System V's, by their key.
