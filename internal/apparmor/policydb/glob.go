@@ -46,7 +46,6 @@ func (s *byteSet) add(c byte)        { s[c>>6] |= 1 << (c & 63) }
 func (s *byteSet) remove(c byte)     { s[c>>6] &^= 1 << (c & 63) }
 func (s *byteSet) has(c byte) bool   { return s[c>>6]&(1<<(c&63)) != 0 }
 func (s *byteSet) invert()           { s[0], s[1], s[2], s[3] = ^s[0], ^s[1], ^s[2], ^s[3] }
-func (s *byteSet) empty() bool       { return *s == byteSet{} }
 func single(c byte) (s byteSet)      { s.add(c); return s }
 func allBut(not ...byte) (s byteSet) { s.invert(); return s.without(not...) }
 func (s byteSet) without(not ...byte) byteSet {
