@@ -6,10 +6,13 @@ import (
 	"slices"
 )
 
-// Longest paths of Linux: NAME_MAX, and PATH_MAX without its NUL.
+// No name that a program gives to the kernel is longer than PATH_MAX without its
+// NUL; most file systems end at NAME_MAX, but FUSE and those that count in UTF-16
+// do not. A path put together out of names can be longer: AppArmor refuses what
+// is longer than 2 * PATH_MAX (aa_g_path_max in security/apparmor/lsm.c).
 const (
-	maxSegment = 255
-	maxPath    = 4095
+	maxSegment = 4095
+	maxPath    = 8191
 )
 
 // DefaultLimit is how many states a search may visit where its query does not
@@ -32,6 +35,9 @@ type Query struct {
 	Objects Objects
 	// Limit is how many states the search may visit; 0 is DefaultLimit.
 	Limit int
+
+	// The longest segment and path; 0 are those that can exist.
+	segment, path int
 }
 
 // Result is the answer to a Query.
@@ -64,8 +70,8 @@ var (
 // Find looks for a path that matches and counts. Yes comes with the shortest
 // one. No is a proof: every path that can exist and matches was considered, by
 // walking the product of the pattern and the profile's automaton. Only paths
-// that can exist count: absolute and canonical, no segment longer than 255
-// bytes, no more than 4095 in all. A pattern that no path matches is No.
+// that can exist count: absolute and canonical, no segment longer than 4095
+// bytes, no more than 8191 in all. A pattern that no path matches is No.
 func (p *Profile) Find(q Query) Result {
 	return p.ask(q, true)
 }
@@ -205,6 +211,7 @@ func searchFrom(d *database, start uint32, pattern *Pattern, q Query, find bool)
 	if q.Limit <= 0 {
 		q.Limit = DefaultLimit
 	}
+	q.segment, q.path = cmp.Or(q.segment, maxSegment), cmp.Or(q.path, maxPath)
 	lang, err := pattern.language(q.Objects)
 	if err != nil {
 		return Result{Why: err}
@@ -235,14 +242,14 @@ func (s *searcher) exist() Result {
 	r := s.run(false)
 	// A shortest witness that is too long means that there is none; one with a
 	// segment that is too long, that lengths matter: search again with them.
-	if r.Witness != "" && s.q.Objects != anyString && !existing(r.Witness) {
-		if len(r.Witness) > maxPath {
+	if r.Witness != "" && s.q.Objects != anyString && !existing(r.Witness, s.q.segment, s.q.path) {
+		if len(r.Witness) > s.q.path {
 			return s.none(r.States)
 		}
 		states := r.States
 		r = s.run(true)
 		r.States += states
-		if len(r.Witness) > maxPath {
+		if len(r.Witness) > s.q.path {
 			return s.none(r.States)
 		}
 	}
@@ -256,8 +263,8 @@ func emptyDatabase() *database {
 }
 
 // existing says whether the lengths of a path can be.
-func existing(path string) bool {
-	if len(path) > maxPath {
+func existing(path string, longestSegment, longest int) bool {
+	if len(path) > longest {
 		return false
 	}
 	n := 0
@@ -265,7 +272,7 @@ func existing(path string) bool {
 		if n++; path[i] == '/' {
 			n = 0
 		}
-		if n > maxSegment {
+		if n > longestSegment {
 			return false
 		}
 	}
@@ -398,13 +405,17 @@ type node struct {
 	at, lang uint32
 	parent   int32
 	c        byte
-	segment  uint8 // bytes of the segment so far, where lengths count
+	segment  uint16 // bytes of the segment so far, where lengths count
 }
 
 // run walks the product breadth first, so that what it finds first is
 // shortest. With lengths, a segment's length is part of the state.
 func (s *searcher) run(lengths bool) Result {
-	visited := newVisited(len(s.d.index), len(s.lang.accepts), lengths)
+	segments := 1
+	if lengths {
+		segments = s.q.segment + 1
+	}
+	visited := newVisited(len(s.d.index), len(s.lang.accepts), segments)
 	nodes := make([]node, 0, 1024)
 	maybe := int32(-1)
 	skipDead := s.find && s.deadIsNo()
@@ -460,9 +471,9 @@ func (s *searcher) run(lengths bool) Result {
 			if at == stateDead && skipDead {
 				continue
 			}
-			segment := uint8(0)
+			segment := uint16(0)
 			if lengths && m.c != '/' {
-				if from.segment == maxSegment {
+				if int(from.segment) == s.q.segment {
 					continue
 				}
 				segment = from.segment + 1
@@ -505,11 +516,8 @@ type visited struct {
 // maxBits bounds the set of bits, to 32 MiB.
 const maxBits = 1 << 28
 
-func newVisited(states, langs int, lengths bool) *visited {
-	v := &visited{langs: uint64(langs), segments: 1}
-	if lengths {
-		v.segments = maxSegment + 1
-	}
+func newVisited(states, langs, segments int) *visited {
+	v := &visited{langs: uint64(langs), segments: uint64(segments)}
 	if n := uint64(states) * v.langs * v.segments; n <= maxBits {
 		v.bits = make([]uint64, (n+63)/64)
 	} else {
@@ -519,7 +527,7 @@ func newVisited(states, langs int, lengths bool) *visited {
 }
 
 // add says whether a state is new.
-func (v *visited) add(at, lang uint32, segment uint8) bool {
+func (v *visited) add(at, lang uint32, segment uint16) bool {
 	k := (uint64(at)*v.langs+uint64(lang))*v.segments + uint64(segment)
 	if v.bits == nil {
 		if _, ok := v.table[k]; ok {

@@ -93,13 +93,14 @@ func TestLengths(t *testing.T) {
 		{p, "/*", No}, {p, "/b/*", Yes}, {p, "/c/**", No}, {p, "/e/**", No}, {p, "/f/**", No}, {p, "/**", Yes},
 		{q, deep, No}, {q, deep[:len(deep)-2], Yes},
 	} {
-		if r := c.p.Find(Query{Pattern: pattern(t, c.pattern), Any: Write}); r.Answer != c.want {
+		// Shorter limits than the real ones, with which the parser takes long.
+		if r := c.p.Find(Query{Pattern: pattern(t, c.pattern), Any: Write, segment: 255, path: 4095}); r.Answer != c.want {
 			t.Errorf("%.20s: %s %d", c.pattern, r.Answer, len(r.Witness))
 		}
 	}
 	// Nothing is proved by what no path matches.
 	for _, glob := range []string{"/" + long, deep, "/g/../a", "a"} {
-		if r := q.Covers(Query{Pattern: pattern(t, glob), All: Write}); r.Answer != Unknown || r.Why != ErrNoPath {
+		if r := q.Covers(Query{Pattern: pattern(t, glob), All: Write, segment: 255, path: 4095}); r.Answer != Unknown || r.Why != ErrNoPath {
 			t.Errorf("%.20s: %s %v", glob, r.Answer, r.Why)
 		}
 	}

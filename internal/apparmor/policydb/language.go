@@ -303,5 +303,5 @@ func (p *Pattern) Match(path string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return l.accepted(path) && existing(path), nil
+	return l.accepted(path) && existing(path, maxSegment, maxPath), nil
 }

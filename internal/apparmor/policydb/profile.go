@@ -45,7 +45,7 @@ type Profile struct {
 
 	Caps      CapSets
 	Rlimits   map[int]uint64 // maximum by the kernel's number (RLIMIT_NOFILE is 7)
-	Secmark   int            // number of secmark rules, which are not read
+	Secmark   bool           // it has rules on the labels of packets, which are not read
 	NetFamily []NetMask      // by family; only for kernels before policy had network rules (AppArmor 2's "network")
 	// Names are the targets of named exec transitions.
 	Names []string
@@ -250,9 +250,7 @@ func (p *Profile) unpack(e Element) error {
 			case name == "secmark", name == "data":
 				// Neither changes an answer but those on packets, which are not
 				// given here.
-				if name == "secmark" {
-					p.Secmark++
-				}
+				p.Secmark = p.Secmark || name == "secmark"
 				err = r.skip(1)
 			case name == "net_allowed_af":
 				err = r.inArray(func(int) error {
@@ -652,8 +650,9 @@ func (p *Profile) Transitions() []Transition {
 // attributes that it also needs make the answer Unknown.
 func (p *Profile) Attaches(program string) Answer {
 	if p.xmatch == nil {
-		// Without an attachment the name is one (find_attach).
-		if p.Name == program {
+		// Without an attachment the name is one, a child's without its parent's
+		// (find_attach).
+		if base(p.Name) == program {
 			return Yes
 		}
 		return No
@@ -665,4 +664,12 @@ func (p *Profile) Attaches(program string) Answer {
 		return Unknown
 	}
 	return Yes
+}
+
+// base is the last part of the name of a child.
+func base(name string) string {
+	if i := strings.LastIndex(name, "//"); i >= 0 {
+		return name[i+2:]
+	}
+	return name
 }
