@@ -240,18 +240,12 @@ func counts(a Answer) bool { return a != No }
 // exist searches for what can exist by its length, too.
 func (s *searcher) exist() Result {
 	r := s.run(false)
-	// A shortest witness that is too long means that there is none; one with a
-	// segment that is too long, that lengths matter: search again with them.
+	// A witness with a segment that is too long only says that lengths matter:
+	// search again with them.
 	if r.Witness != "" && s.q.Objects != anyString && !existing(r.Witness, s.q.segment, s.q.path) {
-		if len(r.Witness) > s.q.path {
-			return s.none(r.States)
-		}
 		states := r.States
 		r = s.run(true)
 		r.States += states
-		if len(r.Witness) > s.q.path {
-			return s.none(r.States)
-		}
 	}
 	return r
 }
@@ -286,8 +280,8 @@ type searcher struct {
 	find  bool
 	start uint32
 
-	// hit is, by entry of the database's permissions, whether a state that
-	// grants it ends the search; asked for the owner, for others and for both.
+	// owner and other are, by entry of the database's permissions, whether a
+	// path counts that is granted it.
 	owner, other []Answer
 	// moves are the bytes that either automaton can tell apart, the one that
 	// reads best of each kind, best first.
@@ -311,7 +305,7 @@ func (s *searcher) none(states int) Result {
 func (s *searcher) prepare() {
 	n := len(s.d.perms)
 	s.owner, s.other = make([]Answer, n), make([]Answer, n)
-	var asked = make([]Answer, n)
+	asked := make([]Answer, n)
 	for i := range n {
 		asked[i] = s.q.counts(s.d, uint32(i))
 	}
@@ -458,7 +452,15 @@ func (s *searcher) run(lengths bool) Result {
 	if look(0) {
 		return result(0, yes)
 	}
+	// Paths of one length are nodes in a row, which end at level.
+	length, level := 0, int32(1)
 	for n := int32(0); int(n) < len(nodes); n++ {
+		if n == level {
+			length, level = length+1, int32(len(nodes))
+		}
+		if length == s.q.path && s.q.Objects != anyString {
+			break
+		}
 		from := nodes[n]
 		for _, m := range s.moves {
 			lang := s.lang.step(from.lang, m.lang)
