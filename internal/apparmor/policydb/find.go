@@ -211,6 +211,7 @@ func searchFrom(d *database, start uint32, pattern *Pattern, q Query, find bool)
 	if q.Limit <= 0 {
 		q.Limit = DefaultLimit
 	}
+	q.Limit = min(q.Limit, 1<<30) // they are counted in 32 bits
 	q.segment, q.path = cmp.Or(q.segment, maxSegment), cmp.Or(q.path, maxPath)
 	lang, err := pattern.language(q.Objects)
 	if err != nil {
