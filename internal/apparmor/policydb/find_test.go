@@ -3,6 +3,7 @@ package policydb
 import (
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -156,4 +157,20 @@ func TestFindOthers(t *testing.T) {
 	if a := d.DBusMonitor("system"); a != No {
 		t.Error(a)
 	}
+}
+
+// A pattern and a profile may be asked by many at once.
+func TestConcurrent(t *testing.T) {
+	p, pat := parse(t, sample), pattern(t, "/home/**")
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			q := Query{Pattern: pat, Any: Write, Objects: Objects(i % 3)}
+			if r := p.Find(q); r.Answer != Yes {
+				t.Errorf("%+v", r)
+			}
+			p.Covers(q)
+		})
+	}
+	all.Wait()
 }
