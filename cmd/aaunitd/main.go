@@ -26,6 +26,7 @@ import (
 	"github.com/aaunit/aaunit/internal/api"
 	"github.com/aaunit/aaunit/internal/apparmor"
 	"github.com/aaunit/aaunit/internal/config"
+	"github.com/aaunit/aaunit/internal/gate"
 	"github.com/aaunit/aaunit/internal/reconcile"
 	"github.com/aaunit/aaunit/internal/state"
 	"github.com/aaunit/aaunit/internal/units"
@@ -63,6 +64,7 @@ func main() {
 		AppArmor: apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log}),
 		Store:    state.Dir(filepath.Join(*stateDir, "units")),
 		Policies: policies,
+		Gate:     gate.New(policies.Get),
 		Log:      log,
 		Recheck:  *recheck,
 		Version:  version,

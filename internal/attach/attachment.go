@@ -71,6 +71,11 @@ type Attachment struct {
 	OnProfileChange OnProfileChange `json:"onProfileChange"`
 	AllowProfiles   []string        `json:"allowProfiles,omitempty"`
 	Settle          time.Duration   `json:"settle"` // nanoseconds
+
+	// Assertions are what the policy must pass beside the built-in ones; Waivers
+	// take built-in ones back.
+	Assertions []Assertion `json:"assertions,omitempty"`
+	Waivers    []Waiver    `json:"waivers,omitempty"`
 }
 
 // InTheWay is the error of writing an attachment where a file that declares one

@@ -161,6 +161,9 @@ func (d Desired) wantTmp(u Unit) PrivateTmp {
 	return d.Attachment.PrivateTmp
 }
 
+// WantsPrivateTmp reports whether the unit shall have a /tmp of its own.
+func (d Desired) WantsPrivateTmp(u Unit) bool { return d.wantTmp(u).rank() > PrivateTmpNo.rank() }
+
 // ours reports whether a file has the name of aaunit's drop-in. Whether a
 // record has it does not matter: the units of a pattern share one.
 func ours(file string) bool { return path.Base(file) == DropInName }

@@ -118,10 +118,35 @@ type Settings struct {
 	PAMName              string        `json:"pamName,omitempty"`
 	RootDirectory        string        `json:"rootDirectory,omitempty"` // RootDirectory= or RootImage=
 	After                []string      `json:"after,omitempty"`
+
+	// The rest is what the policy is compared with.
+	DynamicUser      bool     `json:"dynamicUser,omitempty"`
+	JoinsNamespaceOf []string `json:"joinsNamespaceOf,omitempty"` // units whose /tmp it shares
+	// MountNamespace: a setting other than PrivateTmp= gives the unit a mount
+	// namespace of its own.
+	MountNamespace bool `json:"mountNamespace,omitempty"`
+	// Directories are those that systemd makes for the unit.
+	Directories []Directory `json:"directories,omitempty"`
+	// AddressFamilies is RestrictAddressFamilies=; nil where it is not set.
+	AddressFamilies *AddressFamilies `json:"addressFamilies,omitempty"`
 	// Assignments lists who set AppArmorProfile=, PrivateTmp=,
 	// AssertSecurity= and PermissionsStartOnly=, in the order in which systemd
 	// applies them: the last one of a key wins.
 	Assignments []Assignment `json:"assignments,omitempty"`
+}
+
+// Directory is one of StateDirectory= and the like.
+type Directory struct {
+	Property string `json:"property"`
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"readOnly,omitempty"` // ConfigurationDirectory=
+}
+
+// AddressFamilies is RestrictAddressFamilies=: only these families, or all but
+// them.
+type AddressFamilies struct {
+	AllowList bool     `json:"allowList"`
+	Families  []string `json:"families"` // AF_INET, …
 }
 
 // Assignment is one line of a unit file or drop-in.
@@ -157,6 +182,7 @@ func (u Unit) Clone() Unit {
 	u.Names, u.DropIns, u.RestartsWith = slices.Clone(u.Names), slices.Clone(u.DropIns), slices.Clone(u.RestartsWith)
 	u.Settings.Exec, u.Settings.After = slices.Clone(u.Settings.Exec), slices.Clone(u.Settings.After)
 	u.Settings.Assignments = slices.Clone(u.Settings.Assignments)
+	u.Settings.JoinsNamespaceOf, u.Settings.Directories = slices.Clone(u.Settings.JoinsNamespaceOf), slices.Clone(u.Settings.Directories)
 	return u
 }
 
@@ -248,6 +274,9 @@ type Policy struct {
 	Standing []Reason   `json:"standing,omitempty"`
 	// Problems says which file does not compile or may not be used, and why.
 	Problems []Reason `json:"problems,omitempty"`
+	// Findings are what the compiled policy says and somebody should know, though it
+	// may go live.
+	Findings []Reason `json:"findings,omitempty"`
 	// Live holds the profiles, their children and hats, as loaded now; a name
 	// that is missing is not loaded.
 	Live map[string]LiveProfile `json:"live,omitempty"`

@@ -487,7 +487,7 @@ func textObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	} else {
 		warnings = append(warnings, o.Policy.Problems...)
 	}
-	return append(refusals, notStaged(d, o.Policy)...), warnings
+	return append(refusals, notStaged(d, o.Policy)...), append(warnings, o.Policy.Findings...)
 }
 
 // dropInObstacles looks at what lies at the place of the drop-in.

@@ -116,6 +116,32 @@ const (
 	ChildLeaves        Code = "child-leaves"
 )
 
+// What the compiled policy allows. Each one is a built-in assertion; Waive= in an
+// attachment takes it back.
+const (
+	MayWriteTmp      Code = "policy-may-write-shared-tmp"
+	MayWriteSelf     Code = "policy-may-write-own-executable"
+	MayWritePolicy   Code = "policy-may-write-policy"
+	MayWriteKeys     Code = "policy-may-write-ssh-keys"
+	MayWriteSysctl   Code = "policy-may-write-proc-sys"
+	MayLeave         Code = "policy-may-leave-profile"
+	MayEverything    Code = "policy-may-everything"
+	MayAskOthers     Code = "policy-may-ask-others"
+	MayNotRun        Code = "policy-may-not-run-program"
+	MayNotNotify     Code = "policy-may-not-notify"
+	MayNotTransition Code = "policy-may-not-change-profile"
+	MayNotUseOwn     Code = "policy-may-not-use-own-directories"
+	MayOtherFamilies Code = "policy-may-use-other-families"
+	MayNotDetached   Code = "policy-may-not-reach-detached-paths"
+)
+
+// Assertions of an attachment.
+const (
+	AssertionFailed  Code = "assertion-failed"
+	AssertionUnknown Code = "assertion-unknown"
+	AssertionWaived  Code = "assertion-waived"
+)
+
 // Ways around the profile in the unit's settings.
 const (
 	IgnorePrefix         Code = "directive-ignores-missing"
@@ -214,6 +240,24 @@ var entries = []Entry{
 	{PolicyUnreadable, "The loaded policy could not be read", "The kernel's list of loaded profiles, or a profile's checksum, could not be read.", Unknown},
 	{PolicyNotAccepted, "No policy was accepted yet", "No compiled policy of this profile has passed the checks, so there is nothing to compare the loaded one with.", Unknown},
 	{ChildLeaves, "The profile lets children leave it", "A rule with Ux, PUx, CUx, or one whose target is unconfined (Px, change_profile), starts programs without the profile. Use ix (inherit), Cx (child) or Px (another profile) instead.", Confined},
+
+	{MayWriteTmp, "The policy may write where everybody may", "/tmp, /var/tmp and /dev/shm belong to all users of the machine, who can leave files, links and sockets there for the service to fall over, and read what it leaves. Give the unit PrivateTmp=yes (aaunit's default), take the rule out, or allow a directory of its own.", Confined},
+	{MayWriteSelf, "The policy may write the unit's own executable", "Whoever takes the service over can change the program, and has it started again, by systemd, at the next start. Take the write permission off the path.", Confined},
+	{MayWritePolicy, "The policy may write what confines it", "A rule allows to write under /etc/apparmor.d, in systemd's unit directories, or in aaunit's own files. What is written there is loaded or started as root. Take the rule out.", Confined},
+	{MayWriteKeys, "The policy may write other users' ssh keys", "A key written into somebody's ~/.ssh/authorized_keys is a login. Take the rule out, or put owner before it.", Confined},
+	{MayWriteSysctl, "The policy may write kernel settings", "Files below /proc/sys change the kernel for the whole machine; kernel.core_pattern alone runs a program as root. Allow the single file that is needed.", Confined},
+	{MayLeave, "The policy lets programs run without a profile", "A rule with ux, Ux, PUx or CUx, or a change to \"unconfined\", leads out of the profile for good. Use ix (stay inside), Cx (a child profile) or Px (another profile).", Confined},
+	{MayEverything, "The policy allows all of a kind", "A bare \"file,\", \"capability,\", \"network,\" or \"all,\", or flags=(default_allow), allows everything of that kind, and a profile that allows everything confines nothing. Name what the service needs.", Confined},
+	{MayAskOthers, "The policy lets others work for it", "systemd and container engines run as root what they are asked to, over their sockets or D-Bus, and cron and at run what lies in their directories. None of that is confined by this profile. Take the rule out.", Confined},
+	{MayNotRun, "The policy does not let the unit's program run", "A command line of the unit names a program that the profile does not let be read, mapped or executed. The command fails when systemd comes to it, which may be weeks later (ExecReload=, ExecStop=). Add a rule such as \"/usr/bin/agent mr,\".", Confined},
+	{MayNotNotify, "The policy forbids the readiness message", "The unit is of Type=notify, and the profile does not let it write to /run/systemd/notify: systemd waits for the message until the start times out. Add \"/run/systemd/notify w,\".", Confined},
+	{MayNotTransition, "A change of profile cannot happen", "The unit runs with NoNewPrivileges=, which keeps the kernel from changing to a profile that allows something more; the profile has rules with Px or Cx. The program that is to be run under the other profile fails with EPERM.", Confined},
+	{MayNotUseOwn, "The policy forbids the unit's own directories", "systemd makes the directories of StateDirectory=, CacheDirectory=, LogsDirectory= and RuntimeDirectory= for the unit, and the profile does not let it write there.", Confined},
+	{MayOtherFamilies, "Profile and unit disagree about address families", "RestrictAddressFamilies= of the unit forbids a family that the profile allows, or the other way round. Only what both allow works.", Confined},
+	{MayNotDetached, "Paths may lie outside the unit's namespace", "The unit has a mount namespace of its own, and the profile has no flag attach_disconnected: what is reached through a descriptor from outside, such as a socket or a log, has no path there, and access is denied. Add flags=(attach_disconnected) to the profile if such denials show.", Confined},
+	{AssertionFailed, "An assertion does not hold", "The compiled policy was asked what the attachment asserts under [Assertions], and the answer is another one. The policy does not go live; what was accepted before stays.", Confined},
+	{AssertionUnknown, "An assertion could not be answered", "The compiled policy holds something that is not understood here, or the assertion cannot be asked that way. What could not be answered does not go live.", Unknown},
+	{AssertionWaived, "A built-in assertion is waived", "The attachment says with Waive= that a built-in assertion does not count for it, and why.", Confined},
 
 	{IgnorePrefix, "The directive ignores a missing profile", "AppArmorProfile=-NAME starts the service unconfined when the profile is not loaded, and systemd logs nothing.", NotConfined},
 	{ExecPrivileged, "A command line begins with +", "systemd starts a command line with + as root and without the profile. What it leaves running is not confined.", NotConfined},

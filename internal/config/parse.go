@@ -93,6 +93,7 @@ func (p *parser) line(n int, l string) {
 			p.bad(n, "a second [Attachment] section; write a file of its own for each attachment")
 		case name == "Attachment":
 			p.att.Line = n
+		case name == "Assertions":
 		case !strings.HasPrefix(name, "X-"):
 			p.bad(n, "unknown section [%s]", name)
 		}
@@ -106,7 +107,12 @@ func (p *parser) line(n int, l string) {
 		p.bad(n, "%q is neither a section nor KEY=VALUE", l)
 	case p.section == "":
 		p.bad(n, "%s= stands before any section", key)
-	case p.section != "Attachment" || strings.HasPrefix(key, "X-"):
+	case strings.HasPrefix(key, "X-"):
+	case p.section == "Assertions":
+		if err := p.att.SetAssertion(key, value, n); err != nil {
+			p.bad(n, "%s=: %v", key, err)
+		}
+	case p.section != "Attachment":
 	default:
 		if err := p.att.Set(key, value); err != nil {
 			p.bad(n, "%s=: %v", key, err)
@@ -155,6 +161,19 @@ func Format(a attach.Attachment) string {
 		line("AllowProfiles", `"`+p+`"`, "")
 	}
 	line("SettleSec", a.Settle.String(), def.Settle.String())
+	if len(a.Assertions)+len(a.Waivers) > 0 {
+		b.WriteString("\n[Assertions]\n")
+	}
+	for _, as := range a.Assertions {
+		key := "Allow"
+		if as.Deny {
+			key = "Deny"
+		}
+		line(key, as.Text, "")
+	}
+	for _, w := range a.Waivers {
+		line("Waive", string(w.Code)+" "+w.Reason, "")
+	}
 	return b.String()
 }
 

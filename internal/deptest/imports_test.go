@@ -57,6 +57,7 @@ var rules = map[string]rule{
 	"internal/api":      adapter,
 
 	// What a compiled policy says is a pure question.
+	"internal/gate":              {house: []string{"internal/attach", "internal/apparmor/policydb"}, others: none, notStd: doing},
 	"internal/apparmor/policydb": {house: none, others: []string{"github.com/klauspost/compress/zstd"}, notStd: doing},
 
 	// Helpers know nothing of the house.
@@ -70,7 +71,7 @@ var rules = map[string]rule{
 	"cmd/aaunitctl": {house: []string{"internal/cli"}, others: none},
 	// The one place where adapters meet.
 	"cmd/aaunitd": {house: []string{"internal/attach", "internal/reconcile", "internal/config", "internal/state", "internal/units", "internal/apparmor",
-		"internal/sockopt", "internal/evidence", "internal/api", "internal/journal"}},
+		"internal/gate", "internal/sockopt", "internal/evidence", "internal/api", "internal/journal"}},
 }
 
 var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile", "internal/bus"}}

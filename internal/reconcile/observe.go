@@ -70,7 +70,7 @@ func (l *Loop) observePolicy(ctx context.Context, d attach.Desired, how depth, m
 		if m == nil || how == full { // a verdict goes by what is in effect
 			o.DropIn = l.readDropIn(d)
 		}
-		o.Policy = l.policy(ctx, d, how, m)
+		o.Policy = l.policy(ctx, d, o.Unit, how, m)
 	case how == full && len(d.Record.Softened) > 0:
 		o.Policy = l.softened(ctx, d)
 	}

@@ -32,19 +32,12 @@ func (b built) of(files []string) (done []attach.Compiled, problems []attach.Rea
 	return done, problems, all
 }
 
-// compile compiles files, asks the gate, and stages what may go on.
+// compile compiles files, and stages what compiled.
 func (l *Loop) compile(ctx context.Context, files []string, complain bool) built {
 	b := built{done: map[string]attach.Compiled{}, problems: map[string][]attach.Reason{}}
 	done, problems := l.apparmor.Compile(ctx, files, complain)
 	for file, why := range problems {
 		b.problems[file] = append(b.problems[file], why)
-	}
-	if l.gate != nil {
-		done = slices.DeleteFunc(done, func(c attach.Compiled) bool {
-			against := l.gate.Check(ctx, c)
-			b.problems[c.File] = append(b.problems[c.File], against...)
-			return len(against) > 0
-		})
 	}
 	l.apparmor.Stage(ctx, done)
 	for _, c := range done {
@@ -449,7 +442,7 @@ func (l *Loop) candidates(d attach.Desired) (byName map[string][]attach.Profile,
 	return byName, files, problems
 }
 
-func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth, m *moment) attach.Policy {
+func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how depth, m *moment) attach.Policy {
 	names := profilesOf(d)
 	p := attach.Policy{Candidates: map[string][]attach.Profile{}}
 	var files []string
@@ -468,6 +461,7 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth, m *momen
 		}
 		p.Problems = append(p.Problems, problems...)
 		p.Texts = slices.Clone(p.Compiled)
+		l.askGate(ctx, d, u, &p)
 		for i, c := range p.Compiled {
 			if k, who := l.standing(d, c); who != "" {
 				p.Compiled[i] = k
@@ -498,6 +492,23 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, how depth, m *momen
 	}
 	p.Live = live
 	return p
+}
+
+// askGate has the compiled policy checked, where all of it compiled.
+func (l *Loop) askGate(ctx context.Context, d attach.Desired, u attach.Unit, p *attach.Policy) {
+	if l.gate == nil || len(p.Problems) > 0 {
+		return
+	}
+	for _, f := range l.gate.Check(ctx, d, u, p.Texts) {
+		if f.Severity == attach.Error {
+			p.Problems = append(p.Problems, f.Reason)
+		} else if f.Severity == attach.Warning {
+			p.Findings = append(p.Findings, f.Reason)
+		}
+	}
+	if len(p.Problems) > 0 {
+		p.Compiled, p.Texts = nil, nil // as if it had not compiled
+	}
 }
 
 // standing finds another unit that runs under an earlier version of a file, and

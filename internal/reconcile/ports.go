@@ -137,10 +137,13 @@ type Attachments interface {
 	Changes(ctx context.Context) <-chan struct{}
 }
 
-// Gate is asked about every compiled policy before the kernel sees it.
+// Gate is asked about compiled policy before it goes live.
 type Gate interface {
-	// Check says what speaks against letting it run; nothing is nil.
-	Check(ctx context.Context, c attach.Compiled) []attach.Reason
+	// Check gives what speaks against the unit's running under the policies of the
+	// files that define its profiles, worst first. An attach.Error keeps them from
+	// going live; the rest is told. It is asked again whenever a plan is made, so it
+	// keeps its answers.
+	Check(ctx context.Context, d attach.Desired, u attach.Unit, compiled []attach.Compiled) []attach.Finding
 }
 
 // Policies keeps accepted policies, with their bytes and the texts that they

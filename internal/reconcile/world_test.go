@@ -827,11 +827,16 @@ func (p policies) Retain(ids map[string]bool) error {
 }
 
 // Check is the gate's.
-func (w *world) Check(_ context.Context, c attach.Compiled) []attach.Reason {
+func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compiled []attach.Compiled) (out []attach.Finding) {
 	if w.gate == nil {
 		return nil
 	}
-	return w.gate(c)
+	for _, c := range compiled {
+		for _, r := range w.gate(c) {
+			out = append(out, attach.Finding{Severity: attach.Error, Reason: r})
+		}
+	}
+	return out
 }
 
 func (w *world) loop() *Loop { return New(w.options()) }

@@ -366,8 +366,14 @@ func (k *kept) compact() {
 		one(p)
 	}
 	set.PrivateTmp = unique.Make(set.PrivateTmp).Value()
-	for _, list := range [][]string{u.Names, u.DropIns, u.RestartsWith, set.After, k.deps} {
+	for _, list := range [][]string{u.Names, u.DropIns, u.RestartsWith, set.After, set.JoinsNamespaceOf, k.deps} {
 		all(list)
+	}
+	if set.AddressFamilies != nil {
+		all(set.AddressFamilies.Families)
+	}
+	for i := range set.Directories {
+		one(&set.Directories[i].Path)
 	}
 	for i := range set.Exec {
 		c := &set.Exec[i]

@@ -221,8 +221,15 @@ var propertyNames = func() map[string]bool {
 		RefuseManualStop RefuseManualStart Type MainPID ControlPID ControlGroup NRestarts ExecMainCode ExecMainStatus InvocationID
 		InactiveExitTimestampMonotonic Job
 		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
-		RootDirectory RootImage After`) {
+		RootDirectory RootImage After
+		DynamicUser JoinsNamespaceOf RestrictAddressFamilies`) {
 		names[name] = true
+	}
+	for _, name := range namespaced {
+		names[name] = true
+	}
+	for _, d := range directories {
+		names[d.Property] = true
 	}
 	for _, name := range stoppers {
 		names[name] = true
@@ -371,6 +378,49 @@ func decodeUnit(p *props) (u attach.Unit, deps []string, err error) {
 	return u, deps, nil
 }
 
+// directories are the settings that have systemd make directories, and where
+// (systemd.exec(5), "RuntimeDirectory=").
+var directories = []attach.Directory{
+	{Property: "RuntimeDirectory", Path: "/run"}, {Property: "StateDirectory", Path: "/var/lib"}, {Property: "CacheDirectory", Path: "/var/cache"},
+	{Property: "LogsDirectory", Path: "/var/log"}, {Property: "ConfigurationDirectory", Path: "/etc", ReadOnly: true},
+}
+
+// namespaced are settings that give a unit a mount namespace of its own, unless
+// they are off (systemd.exec(5), "Sandboxing").
+var namespaced = []string{"ProtectSystem", "ProtectHome", "PrivateDevices", "PrivateMounts", "ProtectKernelTunables", "ProtectControlGroups"}
+
+// policySettings are what the policy is compared with.
+func policySettings(p *props, s *attach.Settings) {
+	s.DynamicUser = read[bool](p, "DynamicUser")
+	s.JoinsNamespaceOf = read[[]string](p, "JoinsNamespaceOf")
+	s.MountNamespace = s.RootDirectory != ""
+	for _, name := range namespaced {
+		v, ok := p.get(name)
+		if !ok {
+			continue
+		}
+		switch set := v.Value().(type) {
+		case bool:
+			s.MountNamespace = s.MountNamespace || set
+		case string:
+			s.MountNamespace = s.MountNamespace || set != "" && set != "no"
+		default:
+			p.fail(name, v)
+		}
+	}
+	for _, d := range directories {
+		for _, name := range read[[]string](p, d.Property) {
+			s.Directories = append(s.Directories, attach.Directory{Property: d.Property, Path: d.Path + "/" + name, ReadOnly: d.ReadOnly})
+		}
+	}
+	if r := p.row("RestrictAddressFamilies", false, []string{}); r != nil {
+		f := &attach.AddressFamilies{AllowList: r[0].(bool), Families: r[1].([]string)}
+		if f.AllowList || len(f.Families) > 0 {
+			s.AddressFamilies = f
+		}
+	}
+}
+
 func decodeSettings(p *props) attach.Settings {
 	s := attach.Settings{
 		PrivateTmp:           privateTmp(p),
@@ -387,6 +437,7 @@ func decodeSettings(p *props) attach.Settings {
 	if s.RootDirectory == "" {
 		s.RootDirectory = read[string](p, "RootImage")
 	}
+	policySettings(p, &s)
 	// (bs): "-" and the name.
 	if r := p.row("AppArmorProfile", false, ""); r != nil {
 		s.IgnoreMissing, s.Profile = r[0].(bool), r[1].(string)

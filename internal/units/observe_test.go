@@ -76,7 +76,15 @@ func agentProps() map[string]any {
 		"PermissionsStartOnly": true, "DefaultDependencies": true, "NoNewPrivileges": true, "Delegate": true, "User": "nobody", "PAMName": "login",
 		"RootDirectory": "", "RootImage": "/img", "After": []string{"sysinit.target"},
 		"RequiredBy": []string{}, "BoundBy": []string{},
+		"DynamicUser": true, "JoinsNamespaceOf": []string{"other.service"}, "ProtectSystem": "strict", "PrivateDevices": false,
+		"StateDirectory": []string{"agent"}, "ConfigurationDirectory": []string{"agent"}, "RestrictAddressFamilies": restrict{true, []string{"AF_INET"}},
 	})
+}
+
+// restrict is RestrictAddressFamilies, (bas).
+type restrict struct {
+	AllowList bool
+	Families  []string
 }
 
 func agentUnit() attach.Unit {
@@ -94,6 +102,10 @@ func agentUnit() attach.Unit {
 			},
 			PermissionsStartOnly: true, DefaultDependencies: true, NoNewPrivileges: true, Delegate: true, User: "nobody", PAMName: "login",
 			RootDirectory: "/img", After: []string{"sysinit.target"},
+			DynamicUser: true, JoinsNamespaceOf: []string{"other.service"}, MountNamespace: true,
+			Directories: []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/agent"},
+				{Property: "ConfigurationDirectory", Path: "/etc/agent", ReadOnly: true}},
+			AddressFamilies: &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET"}},
 		},
 	}
 }
@@ -183,7 +195,7 @@ func TestObserveWrongTypes(t *testing.T) {
 			}
 		}
 		// ExecStart and PrivateTmp are not looked at beside their newer selves.
-		if wanted := len(wrong) - 1; failed < wanted && name != "ExecStart" && name != "PrivateTmp" {
+		if wanted := len(wrong) - 1; failed < wanted && name != "ExecStart" && name != "PrivateTmp" && !slices.Contains(namespaced, name) {
 			t.Errorf("%s: %d of %d wrong types were noticed", name, failed, wanted)
 		}
 	}

@@ -1,0 +1,321 @@
+package gate
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// assertions asks what the attachment asserts.
+func (a *asking) assertions() {
+	for _, as := range a.Desired.Attachment.Assertions {
+		a.assert(as)
+	}
+}
+
+// assert asks one assertion: Deny= of every profile under which the unit's tasks
+// can come to run, Allow= of the unit's own.
+func (a *asking) assert(as attach.Assertion) {
+	if len(a.asked) == 0 {
+		return
+	}
+	if as.Class == attach.AssertFile && as.Object == attach.ExecVariable {
+		for _, path := range a.executables() {
+			one := as
+			one.Object = escape(path)
+			a.assert(one)
+		}
+		return
+	}
+	asked := a.asked
+	if !as.Deny {
+		asked = asked[:1]
+	}
+	for _, p := range asked {
+		v := Ask(p, as)
+		if v.Answer == policydb.Unknown || v.Holds == attach.No {
+			a.failed(p, as, v)
+		}
+	}
+}
+
+// executables are those that the unit's command lines name.
+func (a *asking) executables() (out []string) {
+	seen := map[string]bool{}
+	for _, c := range a.Unit.Settings.Exec {
+		if c.Path != "" && !seen[c.Path] {
+			seen[c.Path] = true
+			out = append(out, c.Path)
+		}
+	}
+	return out
+}
+
+func (a *asking) failed(p *policydb.Profile, as attach.Assertion, v Verdict) {
+	key := "Allow"
+	if as.Deny {
+		key = "Deny"
+	}
+	where := a.Desired.Attachment.Source
+	if as.Line > 0 {
+		where = fmt.Sprintf("%s:%d", where, as.Line)
+	}
+	if v.Answer == policydb.Unknown {
+		a.find(attach.Error, p, v.Witness, attach.Because(attach.AssertionUnknown, "%s=%s could not be answered of profile %s: %s", key, as.Text, p.Name, v.Why).At(where))
+		return
+	}
+	a.find(attach.Error, p, v.Witness, attach.Because(attach.AssertionFailed, "%s=%s does not hold: profile %s %s", key, as.Text, p.Name, v.Why).At(where))
+}
+
+// Verdict is the answer to an assertion about one profile.
+type Verdict struct {
+	// Holds is Yes or No, with a proof, or "could not tell".
+	Holds attach.Tri
+	// Answer is what the policy said: whether it is allowed.
+	Answer policydb.Answer
+	// Witness is what shows that it does not hold: a path, a socket's type.
+	Witness string
+	// Why is a clause with the profile as its subject, or why nothing can be told.
+	Why string
+	// Proof: all that match were considered, not a sample.
+	Proof bool
+}
+
+// Ask asks one assertion of one profile.
+func Ask(p *policydb.Profile, as attach.Assertion) Verdict {
+	if p.Mode == policydb.Unconfined {
+		return judge(as, policydb.NotMediated, "", "has the mode unconfined and takes nothing from its tasks")
+	}
+	switch as.Class {
+	case attach.AssertFile:
+		return askFile(p, as)
+	case attach.AssertNetwork:
+		return askNetwork(p, as)
+	case attach.AssertCapability:
+		return askCapability(p, as)
+	case attach.AssertChange:
+		return askChange(p, as)
+	case attach.AssertSignal, attach.AssertPtrace:
+		return askPeer(p, as)
+	case attach.AssertUserns:
+		return judge(as, p.MayCreateUserns(), "", may(p.MayCreateUserns(), "make user namespaces"))
+	}
+	return unanswered("this version does not know assertions of the class %s", as.Class)
+}
+
+func unanswered(format string, args ...any) Verdict {
+	return Verdict{Why: fmt.Sprintf(format, args...)}
+}
+
+// may says what an answer means.
+func may(a policydb.Answer, what string) string {
+	switch a {
+	case policydb.Yes:
+		return "may " + what
+	case policydb.NotMediated:
+		return "does not mediate that, so it may " + what
+	}
+	return "may not " + what
+}
+
+// judge compares the answer, whether it is allowed, with what is asserted.
+func judge(as attach.Assertion, got policydb.Answer, witness, why string) Verdict {
+	v := Verdict{Answer: got, Witness: witness, Why: why, Proof: true}
+	switch got {
+	case policydb.Yes, policydb.NotMediated:
+		v.Holds = attach.TriOf(!as.Deny)
+	case policydb.No:
+		v.Holds = attach.TriOf(as.Deny)
+	default:
+		v.Proof = false
+	}
+	return v
+}
+
+// access are AppArmor's permissions for the words of an assertion.
+var access = map[string]policydb.Perm{
+	"read": policydb.Read, "write": policydb.Write, "append": policydb.Append, "create": policydb.Create, "delete": policydb.Delete,
+	"exec": policydb.Exec, "map": policydb.Mmap, "lock": policydb.Lock, "link": policydb.Link,
+}
+
+func askFile(p *policydb.Profile, as attach.Assertion) Verdict {
+	pattern, err := policydb.ParsePattern(as.Object)
+	if err != nil {
+		return unanswered("%v", err)
+	}
+	var want policydb.Perm
+	for _, w := range as.Access {
+		want |= access[w]
+	}
+	q := policydb.Query{Pattern: pattern, As: policydb.Either}
+	switch as.Owner {
+	case "owner":
+		q.As = policydb.Owner
+	case "other":
+		q.As = policydb.Other
+	}
+	what := strings.Join(as.Access, ", ")
+	if as.Deny {
+		if want&policydb.Write != 0 {
+			want |= writing // whoever may write may do so in one way or another
+		}
+		q.Any = want
+		r := p.Find(q)
+		if r.Answer == policydb.Unknown {
+			return unanswered("%s", why(r))
+		}
+		if r.Answer == policydb.No {
+			return judge(as, policydb.No, "", fmt.Sprintf("may %s nothing that matches %s", what, as.Object))
+		}
+		return judge(as, r.Answer, r.Witness, fmt.Sprintf("allows %s of %s (%s)", r.Perms.Allow&want, quoted(r.Witness), r.As))
+	}
+	q.All = want
+	r := p.Covers(q)
+	switch r.Answer {
+	case policydb.Unknown:
+		return unanswered("%s", why(r))
+	case policydb.No:
+		return judge(as, policydb.No, r.Witness, fmt.Sprintf("may not %s %s", what, quoted(r.Witness)))
+	}
+	return judge(as, r.Answer, "", fmt.Sprintf("may %s all that matches %s", what, as.Object))
+}
+
+func askNetwork(p *policydb.Profile, as attach.Assertion) Verdict {
+	var of []family
+	for _, f := range families {
+		if as.Family == "" || as.Family == f.name {
+			of = append(of, f)
+		}
+	}
+	if len(of) == 0 {
+		return unanswered("there is no address family %q; apparmor.d(5) lists them", as.Family)
+	}
+	socktype := uint16(0)
+	if as.Type != "" {
+		n, ok := types[as.Type]
+		if !ok {
+			return unanswered("there is no type of socket %q: use stream, dgram, seqpacket, rdm, raw or packet", as.Type)
+		}
+		socktype = n
+	}
+	// Deny= is against any of it, Allow= for all of it.
+	for _, f := range of {
+		var got policydb.Answer
+		what := "network " + f.name
+		switch {
+		case as.Type != "" && as.Deny:
+			got = p.Network(f.number, socktype, policydb.NetCreate)
+			what += " " + as.Type
+		case as.Type != "":
+			got = p.Network(f.number, socktype, policydb.AllNet)
+			what += " " + as.Type
+		case as.Deny:
+			var t uint16
+			if t, got = p.AnyNetwork(f.number, policydb.AllNet); got == policydb.Yes {
+				what += " " + typeName(t)
+			}
+		default:
+			got = policydb.Yes
+			for t := range types {
+				if g := p.Network(f.number, types[t], policydb.AllNet); g != policydb.Yes {
+					got, what = g, "network "+f.name+" "+t
+				}
+			}
+		}
+		if got == policydb.Unknown {
+			return unanswered("its rules on %s depend on more than family and type", what)
+		}
+		if v := judge(as, got, what, may(got, "use sockets of "+strings.TrimPrefix(what, "network "))); v.Holds == attach.No {
+			return v
+		}
+	}
+	if as.Deny {
+		return judge(as, policydb.No, "", "allows no such socket")
+	}
+	return judge(as, policydb.Yes, "", "allows every such socket")
+}
+
+func askCapability(p *policydb.Profile, as attach.Assertion) Verdict {
+	for n, name := range capabilities {
+		if as.Object != "" && as.Object != name {
+			continue
+		}
+		got := p.Capability(n)
+		if got == policydb.Unknown {
+			return unanswered("its rules on capability %s are not understood", name)
+		}
+		if v := judge(as, got, name, may(got, "use capability "+name)); v.Holds == attach.No || as.Object != "" {
+			return v
+		}
+	}
+	if as.Object != "" {
+		return unanswered("there is no capability %q; capabilities(7) lists them", as.Object)
+	}
+	if as.Deny {
+		return judge(as, policydb.No, "", "allows no capability")
+	}
+	return judge(as, policydb.Yes, "", "allows every capability")
+}
+
+func askChange(p *policydb.Profile, as attach.Assertion) Verdict {
+	name := as.Object
+	if name == "" {
+		name = "**"
+	}
+	pattern, err := policydb.ParsePattern(name)
+	if err != nil {
+		return unanswered("%v", err)
+	}
+	if !as.Deny {
+		got := p.MayChangeProfile(as.Object)
+		return judge(as, got, as.Object, may(got, "change to profile "+as.Object))
+	}
+	r := p.FindChange(policydb.Query{Pattern: pattern, Any: policydb.ChangeProfile | policydb.OnExec})
+	if r.Answer == policydb.Unknown {
+		return unanswered("%s", why(r))
+	}
+	return judge(as, r.Answer, r.Witness, may(r.Answer, "change to profile "+quoted(r.Witness)))
+}
+
+func askPeer(p *policydb.Profile, as attach.Assertion) Verdict {
+	peer := as.Object
+	if peer == "" {
+		peer = "**"
+	}
+	pattern, err := policydb.ParsePattern(peer)
+	if err != nil {
+		return unanswered("%v", err)
+	}
+	words := map[string]policydb.Perm{"send": policydb.SignalSend, "receive": policydb.SignalReceive}
+	if as.Class == attach.AssertPtrace {
+		words = map[string]policydb.Perm{"read": policydb.PtraceRead, "trace": policydb.PtraceTrace, "readby": policydb.PtraceReadBy, "tracedby": policydb.PtraceTracedBy}
+	}
+	var want policydb.Perm
+	for word, perm := range words {
+		if len(as.Access) == 0 || as.Access[0] == word {
+			want |= perm
+		}
+	}
+	if !as.Deny {
+		return unanswered("Allow= cannot be asked about peers; ask with Deny=")
+	}
+	if as.Class == attach.AssertPtrace {
+		r := p.FindPtrace(policydb.Query{Pattern: pattern, Any: want})
+		if r.Answer == policydb.Unknown {
+			return unanswered("%s", why(r))
+		}
+		return judge(as, r.Answer, r.Witness, may(r.Answer, "do that with tasks under "+quoted(r.Witness)))
+	}
+	for n := range byte(65) {
+		r := p.FindSignal(n, policydb.Query{Pattern: pattern, Any: want})
+		switch r.Answer {
+		case policydb.Unknown:
+			return unanswered("%s", why(r))
+		case policydb.Yes, policydb.NotMediated:
+			return judge(as, r.Answer, r.Witness, may(r.Answer, fmt.Sprintf("do that with signal %d and tasks under %s", n, quoted(r.Witness))))
+		}
+	}
+	return judge(as, policydb.No, "", "allows no such signal")
+}

@@ -1,0 +1,180 @@
+package gate
+
+import (
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// writing are the permissions with which something comes to be at a path, or is
+// changed there.
+const writing = policydb.Writes
+
+// A place is what must not be written.
+type place struct {
+	code    attach.Code
+	pattern string
+	// as is whose files: what belongs to the task's own user may be another
+	// question.
+	as   policydb.Who
+	what string
+}
+
+// places are the same for every policy. The patterns have no variables: the paths
+// are where Debian, systemd and aaunit have them.
+var places = []place{
+	{attach.MayWriteTmp, "/dev/shm/**", policydb.Other, "/dev/shm, whoever owns the file"},
+	{attach.MayWritePolicy, "/etc/apparmor{,.d}/**", policydb.Either, "AppArmor's own files"},
+	{attach.MayWritePolicy, "/{etc,run,usr/lib,lib,usr/local/lib}/systemd/{system,user,system.control,transient,generator,generator.early,generator.late,system-generators,user-generators,system.attached}{,.conf}/**", policydb.Either, "systemd's unit files"},
+	{attach.MayWritePolicy, "/etc/systemd/*.conf{,.d/**}", policydb.Either, "systemd's configuration"},
+	{attach.MayWritePolicy, "/{etc/aaunit,usr/lib/aaunit,run/aaunit,var/lib/aaunit}/**", policydb.Either, "aaunit's files"},
+	{attach.MayWriteKeys, "/{root,home/*}/.ssh/**", policydb.Other, "ssh keys of other users"},
+	{attach.MayWriteSysctl, "/proc/sys/**", policydb.Either, "kernel settings"},
+	{attach.MayAskOthers, "/{etc/cron.{d,daily,hourly,monthly,weekly,yearly}/**,etc/crontab,etc/anacrontab,var/spool/{cron,at,anacron}/**}", policydb.Either, "what cron and at run"},
+	{attach.MayAskOthers, "/{,var/}run/{docker.sock,containerd/**.sock,podman/podman.sock,crio/crio.sock,libvirt/libvirt-sock,lxd.socket}", policydb.Either, "the socket of a container engine"},
+	{attach.MayAskOthers, "/{,var/}run/systemd/private", policydb.Either, "systemd's own socket"},
+}
+
+// builtIn asks what is asserted of every policy.
+func (a *asking) builtIn() {
+	for _, p := range a.asked {
+		if p.Mode == policydb.Unconfined {
+			a.find(attach.Error, p, "", attach.Because(attach.MayEverything, "profile %s has the mode unconfined: it takes nothing from its tasks", p.Name).
+				WithNext("take unconfined, or default_allow, out of its flags"))
+			continue
+		}
+		if a.wholesale(p) {
+			continue // every single answer would say the same again
+		}
+		for _, pl := range places {
+			a.mustNotWrite(p, pl, attach.Error)
+		}
+		a.sharedTmp(p)
+		a.leaves(p)
+		a.system(p)
+	}
+}
+
+func (a *asking) mustNotWrite(p *policydb.Profile, pl place, s attach.Severity) {
+	pattern, err := policydb.ParsePattern(pl.pattern)
+	if err != nil {
+		a.unknown(p, pl.code, err.Error())
+		return
+	}
+	r := p.Find(policydb.Query{Pattern: pattern, Any: writing, As: pl.as})
+	switch r.Answer {
+	case policydb.Yes:
+		a.find(s, p, r.Witness, attach.Because(pl.code, "profile %s may write %s: %s", p.Name, pl.what, quoted(r.Witness)))
+	case policydb.Unknown:
+		a.unknown(p, pl.code, why(r))
+	}
+}
+
+// unknown says that a built-in assertion could not be answered.
+func (a *asking) unknown(p *policydb.Profile, c attach.Code, why string) {
+	if a.Desired.Attachment.Waived(c) == nil {
+		a.find(attach.Warning, p, "", attach.Because(attach.AssertionUnknown, "whether profile %s passes %s could not be told: %s", p.Name, c, why))
+	}
+}
+
+func why(r policydb.Result) string {
+	if r.Why != nil {
+		return r.Why.Error()
+	}
+	return "the compiled policy does not say"
+}
+
+// sharedTmp is about /tmp and /var/tmp, which everybody shares unless the unit
+// has its own.
+func (a *asking) sharedTmp(p *policydb.Profile) {
+	s := attach.Error
+	switch joins := a.Unit.Settings.JoinsNamespaceOf; {
+	case a.Desired.WantsPrivateTmp(a.Unit) && len(joins) == 0:
+		return
+	case a.Desired.WantsPrivateTmp(a.Unit):
+		s = attach.Warning
+		a.mustNotWrite(p, place{attach.MayWriteTmp, "/{,var/}tmp/**", policydb.Either, "/tmp, which the unit shares with " + strings.Join(joins, ", ") + " (JoinsNamespaceOf=)"}, s)
+		return
+	}
+	a.mustNotWrite(p, place{attach.MayWriteTmp, "/{,var/}tmp/**", policydb.Either, "the /tmp that all users share"}, s)
+}
+
+// leaves looks for ways out of every profile.
+func (a *asking) leaves(p *policydb.Profile) {
+	all, err := policydb.ParsePattern("/**")
+	if err != nil {
+		a.unknown(p, attach.MayLeave, err.Error())
+		return
+	}
+	r := p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories,
+		Where: func(_ policydb.Perms, t policydb.Transition) bool {
+			return t.MayUnconfine() || t.Kind == policydb.ExecNamed && t.Target == attach.Unconfined
+		}})
+	switch r.Answer {
+	case policydb.Yes:
+		a.find(attach.Error, p, r.Witness, attach.Because(attach.MayLeave, "profile %s runs %s without any profile (%s)", p.Name, quoted(r.Witness), r.Transition))
+	case policydb.Unknown:
+		a.unknown(p, attach.MayLeave, why(r))
+	}
+	if p.MayChangeProfile(attach.Unconfined) == policydb.Yes {
+		a.find(attach.Error, p, attach.Unconfined, attach.Because(attach.MayLeave, "profile %s may take itself off (change_profile -> unconfined)", p.Name))
+	}
+}
+
+// allCaps are the capabilities that the kernel of the time of writing has.
+const allCaps = 1<<41 - 1
+
+// wholesale finds rules that allow all of a kind. It reports whether that kind is
+// files.
+func (a *asking) wholesale(p *policydb.Profile) (files bool) {
+	say := func(what string) {
+		a.find(attach.Error, p, "", attach.Because(attach.MayEverything, "profile %s allows %s", p.Name, what))
+	}
+	if all, err := policydb.ParsePattern("/**"); err == nil {
+		r := p.Covers(policydb.Query{Pattern: all, All: policydb.Read | policydb.Write, As: policydb.Other})
+		if files = r.Answer == policydb.Yes; files {
+			say("to read and write every file")
+		}
+	}
+	if p.Caps.Allow&allCaps == allCaps {
+		say("every capability")
+	}
+	if families, a := p.NetworkGrants(); a != policydb.NotMediated {
+		of := map[uint16]bool{}
+		for _, g := range families {
+			of[g.Family] = true
+		}
+		if len(of) >= 40 {
+			say("sockets of every family")
+		}
+	}
+	return files
+}
+
+// system is about systemd, over the system's D-Bus.
+func (a *asking) system(p *policydb.Profile) {
+	var socket string
+	for _, path := range []string{"/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket"} {
+		if p.Allows(path, policydb.Write, policydb.Either) == policydb.Yes {
+			socket = path
+		}
+	}
+	if socket == "" {
+		return
+	}
+	// Only root is obeyed without a question.
+	s := attach.Warning
+	if u := a.Unit.Settings; a.Unit.ID != "" && a.Unit.Found() && (u.User == "" || u.User == "root" || u.User == "0") && !u.DynamicUser {
+		s = attach.Error
+	}
+	switch p.DBus(policydb.DBusMessage{Bus: "system", Name: "org.freedesktop.systemd1", Label: attach.Unconfined, Path: "/org/freedesktop/systemd1",
+		Interface: "org.freedesktop.systemd1.Manager", Member: "StartTransientUnit"}, policydb.DBusSend) {
+	case policydb.Yes:
+		a.find(s, p, socket, attach.Because(attach.MayAskOthers, "profile %s may ask systemd, over the system bus, to start anything", p.Name))
+	case policydb.NotMediated:
+		a.find(attach.Warning, p, socket, attach.Because(attach.MayAskOthers, "profile %s may use the system bus (%s), and this kernel's AppArmor does not look at what is sent there: systemd starts what root asks for", p.Name, socket))
+	case policydb.Unknown:
+		a.unknown(p, attach.MayAskOthers, "the rules on D-Bus are not understood")
+	}
+}

@@ -1,0 +1,224 @@
+package gate
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// Gate asks compiled policies. What was answered is kept while the policy, the
+// attachment and what is asked of the unit are the same.
+type Gate struct {
+	bytes func(id string) (attach.Compiled, error)
+
+	mu      sync.Mutex
+	read    map[string][]policydb.Profile // by policy
+	answers map[string][]attach.Finding
+}
+
+// Bounds on what is kept; when one is reached it begins anew.
+const (
+	maxRead    = 64
+	maxAnswers = 4096
+)
+
+// New makes a gate. get reads a policy that is kept without its bytes.
+func New(get func(id string) (attach.Compiled, error)) *Gate {
+	return &Gate{bytes: get}
+}
+
+// Question is what is asked about one unit and its policy.
+type Question struct {
+	Desired attach.Desired
+	// Unit may be without a name: then nothing is known of it, and nothing that is
+	// about it is asked.
+	Unit attach.Unit
+	// Compiled are the policies of the files that define the unit's profiles.
+	Compiled []attach.Compiled
+}
+
+// Check implements reconcile.Gate.
+func (g *Gate) Check(_ context.Context, d attach.Desired, u attach.Unit, compiled []attach.Compiled) []attach.Finding {
+	return g.Ask(Question{Desired: d, Unit: u, Compiled: compiled})
+}
+
+// Ask gives all that speaks against the policy, worst first.
+func (g *Gate) Ask(q Question) []attach.Finding {
+	if q.Desired.Attachment == nil || len(q.Compiled) == 0 {
+		return nil
+	}
+	key := q.key()
+	g.mu.Lock()
+	known, ok := g.answers[key]
+	g.mu.Unlock()
+	if ok {
+		return slices.Clone(known)
+	}
+	a := &asking{Question: q}
+	for _, c := range q.Compiled {
+		profiles, err := g.profiles(c)
+		if err != nil {
+			return []attach.Finding{{Severity: attach.Error, Reason: attach.Because(attach.AssertionUnknown,
+				"cannot read the compiled policy of %s: %v", c.File, err).At(c.File)}}
+		}
+		a.all = append(a.all, profiles...)
+		a.policies = append(a.policies, c)
+	}
+	a.closure()
+	a.builtIn()
+	a.unit()
+	a.assertions()
+	found := a.findings()
+	g.mu.Lock()
+	if g.answers == nil || len(g.answers) >= maxAnswers {
+		g.answers = map[string][]attach.Finding{}
+	}
+	g.answers[key] = found
+	g.mu.Unlock()
+	return slices.Clone(found)
+}
+
+// key tells questions apart that may have other answers.
+func (q Question) key() string {
+	h := sha256.New()
+	e := json.NewEncoder(h)
+	for _, c := range q.Compiled {
+		_ = e.Encode([]string{c.ID, c.Environment})
+	}
+	s := q.Unit.Settings
+	s.Exec = slices.Clone(s.Exec)
+	for i := range s.Exec {
+		s.Exec[i].PID = 0
+	}
+	_ = e.Encode([]any{q.Desired.Unit, q.Desired.Profile, q.Desired.Attachment, q.Unit.ID, q.Unit.Type, q.Unit.Found(), s})
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// profiles reads a policy.
+func (g *Gate) profiles(c attach.Compiled) ([]policydb.Profile, error) {
+	key := c.ID + " " + c.Environment
+	g.mu.Lock()
+	known, ok := g.read[key]
+	g.mu.Unlock()
+	if ok {
+		return known, nil
+	}
+	if c.Blob == nil {
+		kept, err := g.bytes(c.ID)
+		if err != nil {
+			return nil, err
+		}
+		c.Blob = kept.Blob
+	}
+	profiles, err := policydb.Parse(c.Blob)
+	if err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	if g.read == nil || len(g.read) >= maxRead {
+		g.read = map[string][]policydb.Profile{}
+	}
+	g.read[key] = profiles
+	g.mu.Unlock()
+	return profiles, nil
+}
+
+// asking is one question on its way.
+type asking struct {
+	Question
+	policies []attach.Compiled
+	all      []policydb.Profile
+	// asked are the profiles under which the unit's tasks can come to run, its own
+	// first.
+	asked []*policydb.Profile
+	found []attach.Finding
+}
+
+// closure finds the profiles of the unit: its own, those that the attachment
+// allows, their children and hats, and whatever these name as the target of a
+// change, as far as it is in the files that were compiled.
+func (a *asking) closure() {
+	by := map[string]*policydb.Profile{}
+	for i := range a.all {
+		by[a.all[i].Name] = &a.all[i]
+	}
+	todo := append([]string{a.Desired.Profile}, a.Desired.Attachment.AllowProfiles...)
+	seen := map[string]bool{}
+	for len(todo) > 0 {
+		name := todo[0]
+		todo = todo[1:]
+		p := by[name]
+		if p == nil || seen[name] {
+			continue
+		}
+		seen[name] = true
+		a.asked = append(a.asked, p)
+		for _, child := range slices.Sorted(maps.Keys(by)) {
+			if strings.HasPrefix(child, name+"//") {
+				todo = append(todo, child)
+			}
+		}
+		for _, target := range p.Names {
+			target = strings.TrimPrefix(target, "&")
+			todo = append(todo, target, name+"//"+target)
+		}
+	}
+}
+
+// file is where a profile stands.
+func (a *asking) file(p *policydb.Profile) string {
+	for _, c := range a.policies {
+		for _, q := range c.Profiles {
+			if q.Name == p.Name {
+				if q.Line > 0 {
+					return fmt.Sprintf("%s:%d", c.File, q.Line)
+				}
+				return c.File
+			}
+		}
+	}
+	return a.policies[0].File
+}
+
+// find adds what speaks against the policy, unless the attachment waives it.
+func (a *asking) find(s attach.Severity, p *policydb.Profile, witness string, r attach.Reason) {
+	if a.Desired.Attachment.Waived(r.Code) != nil {
+		return
+	}
+	if r.Where == "" {
+		r = r.At(a.file(p))
+	}
+	f := attach.Finding{Severity: s, Profile: p.Name, Witness: witness, Reason: r}
+	for _, old := range a.found {
+		if old.Reason == r {
+			return
+		}
+	}
+	a.found = append(a.found, f)
+}
+
+func (a *asking) findings() []attach.Finding {
+	for _, w := range a.Desired.Attachment.Waivers {
+		a.found = append(a.found, attach.Finding{Severity: attach.Note, Reason: attach.Because(attach.AssertionWaived, "%s does not count: %s", w.Code, w.Reason).
+			At(fmt.Sprintf("%s:%d", a.Desired.Attachment.Source, w.Line))})
+	}
+	slices.SortStableFunc(a.found, func(x, y attach.Finding) int { return int(y.Severity) - int(x.Severity) })
+	return a.found
+}
+
+// quoted is a path that came from anybody, for a sentence.
+func quoted(path string) string {
+	if strings.ContainsAny(path, " \t,;") {
+		return fmt.Sprintf("%q", path)
+	}
+	return path
+}

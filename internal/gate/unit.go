@@ -1,0 +1,153 @@
+package gate
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// unit asks what is asserted of policy and unit together. Nothing is asked of a
+// unit of which nothing is known, nor of a template.
+func (a *asking) unit() {
+	if len(a.asked) == 0 || a.Unit.ID == "" || !a.Unit.Found() || attach.IsPattern(a.Desired.Unit) {
+		return
+	}
+	p := a.asked[0]
+	if p.Mode == policydb.Unconfined {
+		return
+	}
+	a.programs(p)
+	a.notify(p)
+	a.directories(p)
+	a.families(p)
+	a.transitions()
+	a.detached(p)
+}
+
+// programs are those of the unit's command lines: systemd puts the profile on with
+// the exec, so that the program is mapped, and a script is read by its
+// interpreter, under the profile.
+func (a *asking) programs(p *policydb.Profile) {
+	seen := map[string]bool{}
+	for _, c := range a.Unit.Settings.Exec {
+		if c.Path == "" || c.Privileged || seen[c.Path] {
+			continue
+		}
+		seen[c.Path] = true
+		if allowed(p, c.Path, policydb.Read|policydb.Mmap) == policydb.No && allowed(p, c.Path, policydb.Read|policydb.Exec) == policydb.No {
+			a.find(attach.Warning, p, c.Path, attach.Because(attach.MayNotRun, "profile %s does not let %s= run %s", p.Name, c.Property, quoted(c.Path)).
+				WithNext("add a rule: "+quoted(c.Path)+" mr,"))
+		}
+		for _, q := range a.asked {
+			if r, ok := a.mayWrite(q, c.Path); ok {
+				a.find(attach.Error, q, r, attach.Because(attach.MayWriteSelf, "profile %s may write %s, which %s= starts", q.Name, quoted(r), c.Property))
+			}
+		}
+	}
+}
+
+// mayWrite asks about one path.
+func (a *asking) mayWrite(p *policydb.Profile, path string) (witness string, may bool) {
+	perms, answer := p.File(path, policydb.Either)
+	return path, answer == policydb.Yes && perms.Allow&^perms.Deny&writing != 0
+}
+
+func allowed(p *policydb.Profile, path string, want policydb.Perm) policydb.Answer {
+	return p.Allows(path, want, policydb.Either)
+}
+
+// notify is about the readiness message of Type=notify.
+func (a *asking) notify(p *policydb.Profile) {
+	if t := a.Unit.Type; t != "notify" && t != "notify-reload" {
+		return
+	}
+	const socket = "/run/systemd/notify"
+	if allowed(p, socket, policydb.Write) == policydb.No {
+		a.find(attach.Warning, p, socket, attach.Because(attach.MayNotNotify, "profile %s may not write to %s, and the unit is of Type=%s", p.Name, socket, a.Unit.Type).
+			WithNext("add a rule: "+socket+" w,"))
+	}
+}
+
+// directories are those that systemd makes for the unit.
+func (a *asking) directories(p *policydb.Profile) {
+	for _, d := range a.Unit.Settings.Directories {
+		probe := strings.TrimSuffix(d.Path, "/") + "/x"
+		if d.ReadOnly || allowed(p, probe, policydb.Read) != policydb.No && allowed(p, probe, policydb.Write) != policydb.No {
+			continue
+		}
+		// One name proves little: is there any?
+		pattern, err := policydb.ParsePattern(escape(strings.TrimSuffix(d.Path, "/")) + "/**")
+		if err != nil {
+			continue
+		}
+		if r := p.Find(policydb.Query{Pattern: pattern, Any: policydb.Write | policydb.Append}); r.Answer == policydb.No {
+			a.find(attach.Warning, p, d.Path, attach.Because(attach.MayNotUseOwn, "profile %s may write nothing below %s, which %s= makes for the unit", p.Name, quoted(d.Path), d.Property).
+				WithNext("add a rule: "+quoted(strings.TrimSuffix(d.Path, "/"))+"/** rw,"))
+		}
+	}
+}
+
+// families compares RestrictAddressFamilies= with the profile's network rules.
+func (a *asking) families(p *policydb.Profile) {
+	r := a.Unit.Settings.AddressFamilies
+	if r == nil {
+		return
+	}
+	for _, f := range families {
+		listed := slices.Contains(r.Families, f.constant)
+		unitMay := listed == r.AllowList
+		if !listed && !slices.Contains([]string{"inet", "inet6", "unix", "netlink", "packet"}, f.name) {
+			continue // of the others, only what the unit speaks of
+		}
+		_, may := p.AnyNetwork(f.number, policydb.NetCreate)
+		switch {
+		case may == policydb.Yes && !unitMay:
+			a.find(attach.Note, p, f.name, attach.Because(attach.MayOtherFamilies, "profile %s allows network %s, which RestrictAddressFamilies= of the unit forbids", p.Name, f.name))
+		case may == policydb.No && unitMay && listed:
+			a.find(attach.Warning, p, f.name, attach.Because(attach.MayOtherFamilies, "RestrictAddressFamilies= of the unit allows %s, and profile %s does not", f.constant, p.Name).
+				WithNext("add a rule: network "+f.name+","))
+		}
+	}
+}
+
+// transitions cannot happen with NoNewPrivileges=.
+func (a *asking) transitions() {
+	if !a.Unit.Settings.NoNewPrivileges {
+		return
+	}
+	all, err := policydb.ParsePattern("/**")
+	if err != nil {
+		return
+	}
+	for _, p := range a.asked {
+		r := p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories,
+			Where: func(_ policydb.Perms, t policydb.Transition) bool {
+				return t.Kind != policydb.ExecNone && t.Kind != policydb.ExecInherit && !t.OrInherit
+			}})
+		if r.Answer == policydb.Yes {
+			a.find(attach.Warning, p, r.Witness, attach.Because(attach.MayNotTransition, "profile %s runs %s under another profile (%s), and the unit has NoNewPrivileges=yes", p.Name, quoted(r.Witness), r.Transition).
+				WithNext("use ix for it, or set NoNewPrivileges=no and every setting that implies it"))
+		}
+	}
+}
+
+// detached is about paths outside the unit's mount namespace.
+func (a *asking) detached(p *policydb.Profile) {
+	if a.Unit.Settings.MountNamespace && p.PathFlags&policydb.AttachDisconnected == 0 {
+		a.find(attach.Note, p, "", attach.Because(attach.MayNotDetached, "profile %s has no flag attach_disconnected, and the unit has a mount namespace of its own", p.Name))
+	}
+}
+
+// escape makes a pattern that stands for one path.
+func escape(path string) string {
+	var b strings.Builder
+	for _, c := range []byte(path) {
+		if strings.IndexByte(`*?[]{}^,\"`, c) >= 0 {
+			b.WriteByte('\\')
+		}
+		b.WriteByte(c)
+	}
+	return b.String()
+}
