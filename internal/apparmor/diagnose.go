@@ -121,7 +121,7 @@ func Diagnose(said Said) Diagnosis {
 func (d Diagnosis) String() string {
 	var b strings.Builder
 	if d.Line > 0 {
-		fmt.Fprintf(&b, "%s, line %d: ", d.File, d.Line)
+		fmt.Fprintf(&b, "%s:%d: ", d.File, d.Line)
 	}
 	b.WriteString(d.Cause)
 	if d.Help != "" {

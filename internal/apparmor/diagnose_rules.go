@@ -859,7 +859,7 @@ func (d *diagnoser) header(file string, s *statement) (Diagnosis, bool) {
 		break
 	}
 	switch {
-	case len(w) == 2 && kind == "profile" && !isPath(w[1].text) && strings.Contains(w[1].text, "/"):
+	case len(w) == 2 && kind == "profile" && !isPath(w[0].text) && !isPath(w[1].text) && strings.Contains(w[1].text, "/"):
 		out := d.at(file, w[1].at, "relative-path", fmt.Sprintf("the path of the program, %s, does not begin with a slash.", w[1].text))
 		return helped(out, "Write the whole path: /%s", w[1].text), true
 	case len(w) > 1 && !isPath(w[0].text) && !isPath(w[1].text):

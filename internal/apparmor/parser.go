@@ -350,8 +350,10 @@ type compileError struct {
 }
 
 func (e *compileError) Error() string {
-	text := strings.TrimPrefix(strings.TrimPrefix(e.text, e.file+": "), e.file+", ") // named already
-	return "cannot compile " + e.file + ": " + text
+	if strings.HasPrefix(e.text, e.file+":") {
+		return "cannot compile " + e.text // FILE:LINE: …
+	}
+	return "cannot compile " + e.file + ": " + e.text
 }
 
 func newCompileError(src *source, said string, ended error, version string) *compileError {
