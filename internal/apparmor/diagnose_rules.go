@@ -60,7 +60,7 @@ var causes = []struct {
 func (d *diagnoser) message(m message, all []message) (Diagnosis, bool) {
 	if m.file != "" {
 		around := d.around(m.file, m.line)
-		for _, look := range []func(string, *statement) (Diagnosis, bool){d.socketOption, d.missingOpen, d.missingComma} {
+		for _, look := range []func(string, *statement) (Diagnosis, bool){d.socketOption, d.semicolon, d.missingOpen, d.missingComma} {
 			for _, s := range around {
 				if s.line < m.line && s.end != 0 {
 					continue // ended before the parser gave up
@@ -122,6 +122,17 @@ func (d *diagnoser) socketOption(file string, s *statement) (Diagnosis, bool) {
 		network = "keep the network rule"
 	}
 	return helped(out, "Take the rule out, %s and list the options in the attachment file, in its section [SocketOptions]: %s", network, strings.Join(allow, " ")), true
+}
+
+// semicolon finds one at the end of a line, where the comma belongs.
+func (d *diagnoser) semicolon(file string, s *statement) (Diagnosis, bool) {
+	for i, w := range s.words {
+		if w.kind == tokWord && strings.HasSuffix(w.text, ";") && (i+1 == len(s.words) || s.words[i+1].line > w.line) {
+			out := d.at(file, w.end-1, "semicolon", "a rule ends with a comma, not with a semicolon.")
+			return helped(out, "Write a comma."), true
+		}
+	}
+	return Diagnosis{}, false
 }
 
 func (d *diagnoser) hasRule(word string) bool {
@@ -188,6 +199,9 @@ func (d *diagnoser) missingComma(file string, s *statement) (Diagnosis, bool) {
 }
 
 func (d *diagnoser) noComma(file string, words []token) Diagnosis {
+	if out, ok := d.semicolon(file, &statement{words: words}); ok {
+		return out
+	}
 	last := words[len(words)-1]
 	out := d.at(file, last.end, "missing-comma", "the rule has no comma at its end.")
 	return helped(out, "Every rule ends with a comma, also the last one before a closing brace: %s", printRule(words))

@@ -21,6 +21,9 @@ func (d *diagnoser) syntax(m message, words []string) (Diagnosis, bool) {
 		out := d.pointAt(m, "}", "extra-brace", "this closing brace closes nothing.")
 		return helped(out, "Take it out, or look for a brace above it that closes the profile too early."), true
 	}
+	if out := d.onLine(m.file, m.line, "relative-path", "a path does not begin with a slash."); bracePath.MatchString(out.Text) {
+		return helped(out, "Write the whole path, such as /{usr/,}bin/sh"), true
+	}
 	around := d.around(m.file, m.line)
 	if strings.Contains(expecting, "TOK_EQUALS") || expecting == "TOK_VALUE" {
 		for _, s := range around {
@@ -41,6 +44,9 @@ func (d *diagnoser) syntax(m message, words []string) (Diagnosis, bool) {
 	}
 	return d.spliced(m)
 }
+
+// bracePath is a line that begins with an alternation.
+var bracePath = regexp.MustCompile(`^\s*\{[^\s{}]*,[^\s{}]*\}[^\s{}]*/`)
 
 // openBrace is a brace that was not closed yet.
 type openBrace struct {
@@ -110,6 +116,22 @@ func (d *diagnoser) placeholder(file string, s *statement) (Diagnosis, bool) {
 	if s.end == '{' { // "${HOME}" ends it
 		rest, _, _ := strings.Cut(string(d.Sources[file][s.words[0].at:]), "\n")
 		raw = raw + rest[min(len(raw), len(rest)):]
+	}
+	if first := s.words[0]; first.kind == tokWord {
+		rest := strings.TrimLeft(raw[min(len(first.text), len(raw)):], " \t")
+		like := ""
+		switch {
+		case strings.HasPrefix(rest, "<abi/"):
+			like = "abi"
+		case strings.HasPrefix(rest, "<abstractions/"), strings.HasPrefix(rest, "<tunables/"), strings.HasPrefix(rest, "<local/"):
+			like = "include"
+		case strings.HasPrefix(rest, "<"):
+			like = nearest(first.text, []string{"include", "abi"})
+		}
+		if like != "" && like != first.text {
+			out := d.at(file, first.at, "unknown-word", fmt.Sprintf("AppArmor knows no word %s.", first.text))
+			return helped(out, "Did you mean %s?", like), true
+		}
 	}
 	if m := markers.FindStringIndex(raw); m != nil {
 		out := d.at(file, s.words[0].at+m[0], "placeholder", fmt.Sprintf("%s is a placeholder that nobody has filled in.", raw[m[0]:m[1]]))
@@ -202,12 +224,6 @@ func (d *diagnoser) ruleCause(file string, s *statement) (Diagnosis, bool) {
 			return helped(out, "Take the comma out."), true
 		}
 		return Diagnosis{}, false
-	}
-	for _, w := range r {
-		if w.kind == tokWord && strings.HasSuffix(w.text, ";") && !isFile(w) {
-			out := d.at(file, w.end-1, "semicolon", "a rule ends with a comma, not with a semicolon.")
-			return helped(out, "Write a comma."), true
-		}
 	}
 	if out, ok := d.afterComma(file, s); ok {
 		return out, true
@@ -332,6 +348,10 @@ func (d *diagnoser) fileRule(file string, r []token) (Diagnosis, bool) {
 		return Diagnosis{}, false
 	case permissionWords[strings.ToLower(w[0].text)] != "":
 		return d.permissionWord(file, w[0]), true
+	}
+	if _, cause := unbalanced(r[0].text); cause != "" && r[0].kind == tokWord {
+		out := d.at(file, r[0].at, "space-in-path", "the path has a space in it.")
+		return helped(out, "Put the whole path in double quotes."), true
 	}
 	for i, c := range w[0].text {
 		if !strings.ContainsRune("rwaklmxpcuiRWAKLMXPCUI", c) {

@@ -174,7 +174,9 @@ func (l *lexer) token(c byte) token {
 		l.off++
 		t.kind, t.text = tokPunct, string(c)
 		l.start = c == '{' || c == '}' || c == ',' && l.parens == 0
-		l.id = c == '^'
+		// A value is one word, whatever braces it holds: member={Get,Set}
+		// (EXTCOND_MODE of the parser), unless it is a list.
+		l.id = c == '^' || c == '=' && strings.HasPrefix(strings.TrimLeft(l.src[l.off:], " \t"), "{")
 		switch c {
 		case '(':
 			l.parens++
