@@ -99,7 +99,7 @@ func Diagnose(said Said) Diagnosis {
 	}
 	out, ok := Diagnosis{}, false
 	for _, m := range all {
-		if out, ok = d.message(m, all); ok {
+		if out, ok = d.message(m); ok {
 			break
 		}
 	}

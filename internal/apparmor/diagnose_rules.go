@@ -57,7 +57,7 @@ var causes = []struct {
 }
 
 // message finds the cause of one of the parser's messages.
-func (d *diagnoser) message(m message, all []message) (Diagnosis, bool) {
+func (d *diagnoser) message(m message) (Diagnosis, bool) {
 	if m.file != "" {
 		around := d.around(m.file, m.line)
 		for _, look := range []func(string, *statement) (Diagnosis, bool){d.socketOption, d.semicolon, d.missingOpen, d.missingComma} {

@@ -51,7 +51,6 @@ var bracePath = regexp.MustCompile(`^\s*\{[^\s{}]*,[^\s{}]*\}[^\s{}]*/`)
 // openBrace is a brace that was not closed yet.
 type openBrace struct {
 	at, line, indent int
-	suspect          bool // a brace further left has closed it
 }
 
 // missingClose finds the opening brace that has no closing one: the one whose
