@@ -134,7 +134,7 @@ func FuzzParserSays(f *testing.F) {
 		const file = "/etc/apparmor.d/a"
 		src := &source{file: file, files: map[string]*content{file: {data: []byte(text)}}}
 		c := &copied{dir: "/scratch", names: map[string]string{"/scratch/top/0": file}}
-		p := problem(file, newCompileError(src, c.original(said), nil))
+		p := problem(file, newCompileError(src, c.original(said), nil, ""))
 		if p.Code != attach.ProfileBroken || !strings.HasPrefix(p.Detail, "cannot compile "+file) || !strings.HasPrefix(p.Where, "/") {
 			t.Errorf("%q gives %+v", said, p)
 		}

@@ -10,10 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"regexp"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -331,7 +329,7 @@ func (s *System) alone(ctx context.Context, c *copied, src *source, path string,
 	said := c.original(string(out.stderr))
 	// Exit 0 is not success (seen on Debian 12 and 13).
 	if out.err != nil || strings.Contains(said, "parser error") {
-		e := newCompileError(src, said, out.err)
+		e := newCompileError(src, said, out.err, s.parserVersion(ctx))
 		if exit := (*exec.ExitError)(nil); errors.As(out.err, &exit) && !exit.Exited() {
 			e.again = later() // somebody, or the kernel for want of memory, has killed it
 		}
@@ -344,60 +342,37 @@ func (s *System) alone(ctx context.Context, c *copied, src *source, path string,
 type compileError struct {
 	file  string
 	text  string
-	where string // file:line
-	run   bool   // the parser could not be run, or did not end
+	where string    // file:line
+	found Diagnosis // where the parser has read the file, and refused it
+	run   bool      // the parser could not be run, or did not end
 	// again is when it is worth another try although no input has changed; zero:
 	// never.
 	again time.Time
 }
 
 func (e *compileError) Error() string {
-	if strings.Contains(e.text, e.file) {
-		return "cannot compile " + e.file + ": " + strings.TrimPrefix(e.text, e.file+": ")
+	if strings.HasPrefix(e.text, e.file+":") {
+		return "cannot compile " + e.text // FILE:LINE: …
 	}
 	return "cannot compile " + e.file + ": " + e.text
 }
 
-// parserAt finds the place in the parser's message: "AppArmor parser error for
-// FILE in [profile] PLACE at line N: TEXT" (yyerror in parser/parser_misc.c).
-var parserAt = regexp.MustCompile(`in (?:profile )?(/.*?) at line (\d+): (.*)`)
-
-// noise are lines that say nothing about the file.
-var noise = []string{"Cache read/write disabled", "Warning: unable to find a suitable fs", "Ignoring: "}
-
-func newCompileError(src *source, said string, ended error) *compileError {
-	e := &compileError{file: src.file}
-	var lines []string
-	for _, line := range strings.Split(said, "\n") {
-		line = strings.TrimSpace(clean(line))
-		isNoise := line == ""
-		for _, n := range noise {
-			isNoise = isNoise || strings.HasPrefix(line, n)
-		}
-		if isNoise {
-			continue
-		}
-		if m := parserAt.FindStringSubmatch(line); m != nil {
-			e.where = m[1] + ":" + m[2]
-			line = fmt.Sprintf("%s, line %s: %s", m[1], m[2], m[3])
-			if n, err := strconv.Atoi(m[2]); err == nil && namesSocketOptions(src, m[1], n) {
-				line += ". AppArmor cannot express socket options; a network rule names address families and types and nothing of setsockopt(2) (apparmor.d(5), \"Network Rules\"): take the rule out"
-			}
-			lines = append([]string{line}, lines...)
-			continue
-		}
-		if len(lines) < 4 {
-			lines = append(lines, line)
+func newCompileError(src *source, said string, ended error, version string) *compileError {
+	in := Said{File: src.file, Text: said, Sources: map[string][]byte{}, Version: version, Beside: src.beside, Unread: map[string]string{}}
+	for p, c := range src.files {
+		switch {
+		case c.err == nil:
+			in.Sources[p] = c.data
+		case !errors.Is(c.err, fs.ErrNotExist):
+			in.Unread[p] = c.err.Error()
 		}
 	}
+	e := &compileError{file: src.file, found: Diagnose(in)}
 	switch {
-	case len(lines) > 0:
-		e.text = strings.Join(lines, "; ")
+	case e.found.Code != "":
+		e.text = e.found.String()
 	case ended != nil:
 		e.text = "apparmor_parser ended with " + ended.Error() + " and said nothing"
-	}
-	if len(e.text) > 2000 {
-		e.text = strings.ToValidUTF8(e.text[:2000], "") + "…"
 	}
 	return e
 }
@@ -410,28 +385,6 @@ func clean(s string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(s, "?"))
-}
-
-// socketOption finds the rule that people write when they want options of a
-// socket: "socket (tcp) options=(…) level=… optname=…".
-var socketOption = regexp.MustCompile(`(?m)^\s*(?:(?:audit|deny|allow|owner)\s+)*(?:socket|setsockopt|getsockopt)\b|\boptname\s*=`)
-
-// namesSocketOptions looks at the lines that the parser points to; a rule may
-// have begun a few lines before.
-func namesSocketOptions(src *source, file string, line int) bool {
-	c := src.files[file]
-	if c == nil {
-		return false
-	}
-	lines := strings.Split(string(c.data), "\n")
-	if line < 1 || line > len(lines) {
-		return false
-	}
-	from := line - 1
-	for from > 0 && line-from < 6 && !strings.HasSuffix(strings.TrimSpace(lines[from-1]), ",") && !strings.HasSuffix(strings.TrimSpace(lines[from-1]), "{") {
-		from--
-	}
-	return socketOption.MatchString(strings.Join(lines[from:line], "\n"))
 }
 
 // parseNames reads what "apparmor_parser -N" prints: one internal name a line,
@@ -529,6 +482,8 @@ func problem(file string, err error) attach.Reason {
 		}
 		r := attach.Because(attach.ProfileBroken, "%v", ce).At(where)
 		switch {
+		case ce.found.Code != "":
+			return ce.found.reason(r)
 		case !ce.run:
 			r = r.WithNext("correct the file; apparmor_parser -Q -K " + file + " shows whether it compiles")
 		case strings.Contains(ce.text, tooLong):

@@ -258,6 +258,40 @@ type source struct {
 	// untrusted says why it must not be compiled into policy.
 	untrusted error
 	scan      textScan
+	// beside are files near to where an included one was looked for and is not.
+	beside []string
+}
+
+// maxBeside bounds the names that are looked at for one that is missing.
+const maxBeside = 4096
+
+// beside lists the files of the directories in which one that does not exist
+// may have been meant: its own, those that have a similar name, and those that
+// hold what profiles include.
+func (r *reader) beside(p string) []string {
+	dirs := []string{path.Dir(p), profileDir + "/abstractions", profileDir + "/tunables", profileDir + "/abi", profileDir + "/local"}
+	if up := path.Dir(path.Dir(p)); r.list(path.Dir(p)) == nil && !r.kept {
+		entries, _ := os.ReadDir(r.s.real(up))
+		var there []string
+		for _, e := range entries {
+			if e.IsDir() {
+				there = append(there, e.Name())
+			}
+		}
+		if n := nearest(path.Base(path.Dir(p)), there); n != "" {
+			dirs = append(dirs, path.Join(up, n))
+		}
+	}
+	var out []string
+	slices.Sort(dirs[1:])
+	for _, dir := range slices.Compact(dirs) {
+		for _, n := range r.list(dir) {
+			if len(out) < maxBeside {
+				out = append(out, path.Join(dir, n))
+			}
+		}
+	}
+	return out
 }
 
 // texts is what can be kept of it, for keptReader.
@@ -312,6 +346,9 @@ func (r *reader) source(file string) (*source, error) {
 				if err := r.trustDir(dir); err != nil && src.untrusted == nil {
 					src.untrusted = err
 				}
+			}
+			if len(files) == 1 && dir == "" && !inc.ifExists && errors.Is(r.read(files[0]).err, fs.ErrNotExist) {
+				src.beside = append(src.beside, r.beside(files[0])...)
 			}
 			queue = append(queue, files...)
 		}

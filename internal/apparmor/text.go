@@ -65,6 +65,7 @@ type token struct {
 	ifExists bool     // of tokInclude
 	angle    bool     // of tokInclude and tokABI: <path>
 	from, to int      // of tokInclude and tokABI: where the path stands, quotes and brackets included
+	at, end  int      // where the token stands
 }
 
 func (t token) is(s string) bool { return t.kind == tokPunct && t.text == s }
@@ -105,15 +106,22 @@ func (l *lexer) next() token {
 			l.off++ // a continued line
 		case c == '#':
 			if n := includeWord(l.src[l.off+1:]); n > 0 {
+				at := l.off
 				l.off += 1 + n
-				return l.include()
+				return l.placed(l.include(), at)
 			}
 			l.comment()
 		default:
-			return l.token(c)
+			at := l.off
+			return l.placed(l.token(c), at)
 		}
 	}
 	return token{kind: tokEnd, line: l.line}
+}
+
+func (l *lexer) placed(t token, at int) token {
+	t.at, t.end = at, l.off
+	return t
 }
 
 func (l *lexer) comment() {
@@ -166,7 +174,9 @@ func (l *lexer) token(c byte) token {
 		l.off++
 		t.kind, t.text = tokPunct, string(c)
 		l.start = c == '{' || c == '}' || c == ',' && l.parens == 0
-		l.id = c == '^'
+		// A value is one word, whatever braces it holds: member={Get,Set}
+		// (EXTCOND_MODE of the parser), unless it is a list.
+		l.id = c == '^' || c == '=' && strings.HasPrefix(strings.TrimLeft(l.src[l.off:], " \t"), "{")
 		switch c {
 		case '(':
 			l.parens++
@@ -624,13 +634,19 @@ func reachesUnconfined(target string, vars map[string][]string) bool {
 func printRule(stmt []token) string {
 	var b strings.Builder
 	for i, t := range stmt {
-		glue := i == 0 || t.is(")") || t.is("=") || t.is(",") || stmt[i-1].is("(") || stmt[i-1].is("=")
+		limit := i > 1 && stmt[i-1].is("=") && stmt[i-2].is("<") // set rlimit cpu <= 5
+		glue := i == 0 || t.is(")") || t.is("=") && !limit || t.is(",") || stmt[i-1].is("(") || stmt[i-1].is("=") && !limit || stmt[i-1].is("^")
 		if !glue {
 			b.WriteByte(' ')
 		}
-		if t.kind == tokQuoted {
+		switch {
+		case t.kind == tokQuoted:
 			b.WriteString(`"` + t.text + `"`)
-		} else {
+		case t.kind == tokABI && t.angle:
+			b.WriteString("abi <" + t.text + ">")
+		case t.kind == tokABI:
+			b.WriteString(`abi "` + t.text + `"`)
+		default:
 			b.WriteString(t.text)
 		}
 		if b.Len() > 512 {

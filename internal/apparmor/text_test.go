@@ -222,3 +222,11 @@ func FuzzScanText(f *testing.F) {
 		}
 	})
 }
+
+// The value of a condition may be an alternation, which opens no block.
+func TestValuesWithBraces(t *testing.T) {
+	s := scanOf("profile p {\n  dbus send member={Get,Set} peer=(name=org.x),\n  /bin/sh Ux,\n}\nprofile q { }\n")
+	if len(s.profiles) != 2 || s.profiles[0].name != "p" || s.profiles[1].name != "q" || len(s.profiles[0].leaves) != 1 {
+		t.Errorf("%+v", s.profiles)
+	}
+}

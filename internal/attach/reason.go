@@ -20,6 +20,20 @@ type Reason struct {
 	Where string `json:"where,omitempty"`
 	// Next is the next step to take, "" where the explanation says it.
 	Next string `json:"next,omitempty"`
+	// Excerpt is the line of the file that Where names, where it is worth
+	// showing.
+	Excerpt Excerpt `json:"excerpt,omitzero"`
+}
+
+// Excerpt is one line of a file, and the place in it that is meant. A Reason
+// can be compared, so this is a value too.
+type Excerpt struct {
+	Line int `json:"line"`
+	// Column counts the characters of Text, from 1; one behind the last is the
+	// end of the line. 0: the line as a whole.
+	Column int `json:"column,omitempty"`
+	// Text is the line, fit for a terminal. A long one is cut around the place.
+	Text string `json:"text"`
 }
 
 func (r Reason) String() string {
@@ -353,6 +367,33 @@ func Because(c Code, format string, args ...any) Reason { return because(c, form
 
 // At adds the place, as "file:line".
 func (r Reason) At(where string) Reason { return r.at(where) }
+
+// maxExcerpt bounds the line in an Excerpt, in characters.
+const maxExcerpt = 240
+
+// WithExcerpt adds a line of a file, as the file has it; column counts its
+// characters from 1.
+func (r Reason) WithExcerpt(line, column int, text string) Reason {
+	split := 0 // the byte that column means
+	for n := 1; n < column && split < len(text); n++ {
+		_, size := utf8.DecodeRuneInString(text[split:])
+		split += size
+	}
+	before, behind := []rune(printable(text[:split])), []rune(printable(text[split:]))
+	if len(before)+len(behind) > maxExcerpt {
+		if n := len(before) - maxExcerpt/2; n > 0 {
+			before = append([]rune("…"), before[n:]...)
+		}
+		if n := maxExcerpt - len(before); len(behind) > n {
+			behind = append(behind[:n:n], '…')
+		}
+	}
+	r.Excerpt = Excerpt{Line: line, Text: string(before) + string(behind)}
+	if column > 0 {
+		r.Excerpt.Column = len(before) + 1
+	}
+	return r
+}
 
 // WithNext adds the next step to take.
 func (r Reason) WithNext(step string) Reason { return r.next(step) }

@@ -116,6 +116,41 @@ func TestReasonsArePrintable(t *testing.T) {
 	}
 }
 
+// The column still points at the same place after what is hostile was escaped
+// and what is long was cut.
+func TestExcerpt(t *testing.T) {
+	long := strings.Repeat("a", 1000)
+	for _, c := range []struct {
+		column int
+		text   string
+		want   string // with a | in front of the place
+	}{
+		{3, "  /a r", "  |/a r"},
+		{7, "  /a r", "  /a r|"},
+		{99, "  /a r", "  /a r|"},
+		{0, "  /a r", "  /a r"},
+		{2, "\t/a r", " |/a r"},
+		{3, "\x1b\xff/a", `\u001b\xff|/a`},
+		{3, "日本/a", "日本|/a"},
+		{1, long, "|" + long[:maxExcerpt] + "…"},
+		{1001, long, "…" + long[:maxExcerpt/2] + "|"},
+		{501, long, "…" + long[:maxExcerpt/2] + "|" + long[:maxExcerpt/2-1] + "…"},
+	} {
+		e := Because(ProfileBroken, "x").WithExcerpt(7, c.column, c.text).Excerpt
+		got := e.Text
+		if e.Column > 0 {
+			r := []rune(e.Text)
+			got = string(r[:e.Column-1]) + "|" + string(r[e.Column-1:])
+		}
+		if got != c.want || e.Line != 7 {
+			t.Errorf("column %d of %q: %+v, %q, want %q", c.column, c.text, e, got, c.want)
+		}
+	}
+	if b, _ := json.Marshal(Because(ProfileBroken, "x")); strings.Contains(string(b), "excerpt") {
+		t.Errorf("a reason without a line has one in JSON: %s", b)
+	}
+}
+
 func TestReasonString(t *testing.T) {
 	if got := Because(AppArmorOff, "").String(); got != AppArmorOff.Title() {
 		t.Errorf("without a detail: %q", got)

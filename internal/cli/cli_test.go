@@ -226,6 +226,25 @@ func refused() attach.Outcome {
 	}
 }
 
+// broken are files that do not compile, with the lines that are to blame.
+func broken() []attach.Outcome {
+	file := func(name string, r attach.Reason) attach.Outcome {
+		return attach.Outcome{Unit: "/etc/apparmor.d/" + name, File: "/etc/apparmor.d/" + name, Exit: attach.ExitFailed, Reasons: []attach.Reason{r}}
+	}
+	because := func(name string, line, column int, text, what string) attach.Outcome {
+		return file(name, attach.Because(attach.ProfileBroken, "cannot compile /etc/apparmor.d/%s:%d: %s", name, line, what).At(fmt.Sprintf("/etc/apparmor.d/%s:%d", name, line)).
+			WithExcerpt(line, column, text).WithNext(fmt.Sprintf("correct line %d, then: aaunitctl check /etc/apparmor.d/%s", line, name)))
+	}
+	return []attach.Outcome{
+		because("myagent", 12, 3, "  socket (tcp) options=(setsockopt) level=SOL_TCP optname=(TCP_NODELAY),",
+			"AppArmor cannot express this: it knows no rules for single socket options. Take the rule out, keep the network rule and list the options in the attachment file, in its section [SocketOptions]: Allow=SOL_TCP:TCP_NODELAY (apparmor_parser: syntax error, unexpected TOK_OPENPAREN, expecting TOK_MODE)"),
+		because("comma", 3, 16, "\t/etc/passwd  r", "the rule has no comma at its end. Every rule ends with a comma, also the last one before a closing brace: /etc/passwd r, (apparmor_parser: missing an end of line character? (entry: /etc/passwd))"),
+		because("hostile", 100, 29, "  /\x1b[31m\u202e/日本/\xff/** \u009brw zz,", "there is no permission z."),
+		because("long", 7, 161, "  "+strings.Repeat("/long", 30)+"/** r  oops # and "+strings.Repeat("more ", 30), "nothing is expected behind the permissions r."),
+		because("whole", 1, 0, "profile x {", "apparmor_parser refuses the text."),
+	}
+}
+
 func planned() attach.Outcome {
 	return attach.Outcome{
 		Unit: "myagent.service", Profile: "myagent", File: "/etc/apparmor.d/usr.local.bin.myagent",
@@ -348,6 +367,13 @@ func TestOutput(t *testing.T) {
 				{Unit: "/etc/apparmor.d/x", Notes: []attach.Reason{attach.Because(attach.ProfileNotAtBoot, "/etc/apparmor.d/sub/x is not directly in /etc/apparmor.d")}},
 			}
 		}, []string{"check", "good", "web", "/etc/apparmor.d/x"}, 1},
+		{"check-broken", func(s *scene) { s.daemon.outcomes = broken() }, []string{"check", "/etc/apparmor.d/myagent"}, 1},
+		{"check-broken-terminal", func(s *scene) { s.daemon.outcomes = broken(); s.StdoutTTY = true }, []string{"check", "/etc/apparmor.d/myagent"}, 1},
+		{"check-broken-ascii", func(s *scene) { s.daemon.outcomes = broken(); s.StdoutTTY = true; s.env["LC_ALL"] = "C" }, []string{"check", "/etc/apparmor.d/myagent"}, 1},
+		{"check-broken-json", func(s *scene) { s.daemon.outcomes = broken()[1:2] }, []string{"check", "/etc/apparmor.d/comma", "--json"}, 1},
+		{"explain-broken", func(s *scene) {
+			s.daemon.report.Units = []attach.Status{{Unit: "web.service", Profile: "web", Attachment: "x", Refused: broken()[0].Reasons}}
+		}, []string{"explain", "web"}, 3},
 		{"status", func(s *scene) { s.daemon.report = mixedReport() }, []string{"status"}, 1},
 		{"status-public", func(s *scene) {
 			s.daemon.report = mixedReport()

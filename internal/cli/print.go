@@ -85,10 +85,13 @@ func (p *printer) about(r attach.Reason) []string {
 	default:
 		out = append(out, "in "+p.text(r.Where))
 	}
-	out = append(out, p.next(r)...)
 	if !p.fold {
-		return out
+		return slices.Concat(out, p.excerpt(r.Excerpt), p.next(r))
 	}
+	return slices.Concat(p.folded(out), p.excerpt(r.Excerpt), p.folded(p.next(r)))
+}
+
+func (p *printer) folded(out []string) []string {
 	var folded []string
 	for _, l := range out {
 		if width(l) <= p.width-6 {
@@ -98,6 +101,31 @@ func (p *printer) about(r attach.Reason) []string {
 		}
 	}
 	return folded
+}
+
+// excerpt shows a line of a file with a caret below the place that is meant.
+// Such lines are never folded; on a terminal they are cut to what fits, around
+// the place.
+func (p *printer) excerpt(e attach.Excerpt) []string {
+	if e.Line <= 0 {
+		return nil
+	}
+	number := fmt.Sprint(e.Line)
+	gutter := func(s string) string { return "  " + p.paint(dim, pad(s, len(number))+" |") + " " }
+	text := []rune(e.Text)
+	at := min(max(e.Column-1, 0), len(text))
+	before, behind := p.text(string(text[:at])), p.text(string(text[at:]))
+	if room := max(20, p.width-6-len(number)-5); p.fold && width(before)+width(behind) > room {
+		if over := width(before) - room/2; over > 0 {
+			before = p.dots() + dropColumns(before, over+width(p.dots()))
+		}
+		behind = p.cut(behind, room-width(before))
+	}
+	out := []string{gutter(number) + before + behind}
+	if e.Column > 0 {
+		out = append(out, gutter("")+strings.Repeat(" ", width(before))+p.paint(red, "^"))
+	}
+	return out
 }
 
 func (p *printer) next(r attach.Reason) []string {
@@ -177,7 +205,7 @@ func (p *printer) beside(text string, r attach.Reason) []string {
 	if r.Where != "" && !strings.Contains(text+r.Detail, r.Where) {
 		out = append(out, "in "+p.text(r.Where))
 	}
-	return append(out, p.next(r)...)
+	return slices.Concat(out, p.excerpt(r.Excerpt), p.next(r))
 }
 
 func (p *printer) firstLine(s string) string   { return p.lines(s)[0] }

@@ -169,10 +169,7 @@ func (s style) cut(in string, w int) string {
 	if width(in) <= w {
 		return in
 	}
-	dots := "..."
-	if s.unicode {
-		dots = "…"
-	}
+	dots := s.dots()
 	out, n := "", width(dots)
 	for _, r := range in {
 		if n += width(string(r)); n > w {
@@ -181,6 +178,24 @@ func (s style) cut(in string, w int) string {
 		out += string(r)
 	}
 	return out + dots
+}
+
+func (s style) dots() string {
+	if s.unicode {
+		return "…"
+	}
+	return "..."
+}
+
+// dropColumns takes at least w columns off the front.
+func dropColumns(in string, w int) string {
+	for i, r := range in {
+		if w <= 0 {
+			return in[i:]
+		}
+		w -= width(string(r))
+	}
+	return ""
 }
 
 // wrap breaks a sentence into lines of at most w columns.
