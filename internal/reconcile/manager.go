@@ -641,7 +641,7 @@ func (l *Loop) detachPlan(ctx context.Context, r attach.Request) []attach.Outcom
 // Verify looks again, now, at attached units.
 func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error) {
 	r := l.Status(units)
-	seen := make([]*attach.Verdict, len(r.Units))
+	saw := make([]*attach.Verdict, len(r.Units))
 	var m *moment
 	if len(r.Units) > 1 {
 		var all []attach.Desired
@@ -652,10 +652,10 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 		}
 		m = l.momentOf(ctx, all)
 	}
-	each(len(r.Units), func(i int) { seen[i] = l.verify(ctx, r.Units[i].Unit, m) })
+	each(len(r.Units), func(i int) { saw[i], _ = l.verify(ctx, r.Units[i].Unit, m) })
 	by := map[string]*attach.Verdict{}
 	for i, s := range r.Units {
-		by[s.Unit] = seen[i]
+		by[s.Unit] = saw[i]
 	}
 	// What this look has seen, whatever a pass may have mended since.
 	r = l.Status(units)
@@ -667,13 +667,14 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 	return r, nil
 }
 
-// verify looks at one unit; nil where there is nothing to look at.
-func (l *Loop) verify(ctx context.Context, unit string, m *moment) *attach.Verdict {
+// verify looks at one unit, and gives what it saw; nil where there is nothing to
+// look at.
+func (l *Loop) verify(ctx context.Context, unit string, m *moment) (*attach.Verdict, seen) {
 	for try := 0; ; try++ {
 		busy := l.queue.isBusy(unit)
 		d, err := l.desired(unit)
 		if err != nil || d.Attachment == nil {
-			return nil
+			return nil, seen{}
 		}
 		v, o := l.judgeAt(ctx, d, false, m)
 		if busy && try < 5 && v.Answer == attach.NotConfined && only(v, attach.PolicyDiffers) {
@@ -688,8 +689,14 @@ func (l *Loop) verify(ctx context.Context, unit string, m *moment) *attach.Verdi
 			l.stopViolator(ctx, d, d.Record, &o, v)
 		}
 		l.conclude(d, o, v)
-		return &v
+		return &v, seen{d, o}
 	}
+}
+
+// seen is a look at a unit.
+type seen struct {
+	d attach.Desired
+	o attach.Observed
 }
 
 // Profiles lists the profiles under /etc/apparmor.d.
