@@ -493,7 +493,8 @@ func CompareEvidence(newest, proof Evidence, now EvidenceNow) []EvidenceLink {
 // is one each.
 type comparison struct {
 	links []EvidenceLink
-	more  int // of the present code, that were left out
+	more  int  // of the present code, that were left out
+	all   bool // none is
 }
 
 func (c *comparison) add(l EvidenceLink) {
@@ -503,7 +504,7 @@ func (c *comparison) add(l EvidenceLink) {
 			n++
 		}
 	}
-	if n >= maxLinks {
+	if n >= maxLinks && !c.all {
 		c.more++
 		return
 	}
@@ -567,7 +568,7 @@ func (c *comparison) texts(proof Evidence, now EvidenceNow) {
 		for _, f := range text.Files {
 			files[f.Path] = f
 		}
-		sub, told := comparison{}, false
+		sub, told := comparison{all: true}, false
 		for _, f := range p.Files {
 			code := LinkInclude
 			if f.Path == p.File {
@@ -828,7 +829,8 @@ func (c *comparison) tmp(proof Evidence, now EvidenceNow) {
 
 func (c *comparison) verdict(newest Evidence, now EvidenceNow) {
 	l := EvidenceLink{Link: LinkVerdict, Holds: Yes, What: now.Unit, Old: newest.Verdict.Answer.String(), New: now.Verdict.Answer.String()}
-	for _, v := range []Verdict{newest.Verdict, now.Verdict} {
+	for i, v := range []Verdict{newest.Verdict, now.Verdict} {
+		when := []string{"on record", "now"}[i]
 		switch {
 		case v.Answer == NotConfined:
 			l.Holds = No
@@ -837,8 +839,9 @@ func (c *comparison) verdict(newest Evidence, now EvidenceNow) {
 		default:
 			continue
 		}
+		l.Why = "the verdict " + when + " is " + v.Answer.String()
 		if len(v.Reasons) > 0 {
-			l.Why = v.Reasons[0].String()
+			l.Why += ": " + v.Reasons[0].String()
 		}
 	}
 	c.add(l)

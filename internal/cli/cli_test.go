@@ -28,6 +28,7 @@ var now = time.Date(2025, 6, 1, 12, 0, 0, 0, time.UTC)
 type fakeDaemon struct {
 	outcomes []attach.Outcome
 	report   attach.Report
+	evidence attach.EvidenceReport
 	profiles []attach.Profile
 	err      error
 	request  attach.Request
@@ -86,6 +87,11 @@ func (d *fakeDaemon) Plan(_ context.Context, r attach.Request) ([]attach.Outcome
 func (d *fakeDaemon) Verify(_ context.Context, units []string) (attach.Report, error) {
 	d.did, d.names = "verify", units
 	return d.report, d.err
+}
+
+func (d *fakeDaemon) VerifyEvidence(_ context.Context, units []string) (attach.EvidenceReport, error) {
+	d.did, d.names = "verify evidence", units
+	return d.evidence, d.err
 }
 
 func (d *fakeDaemon) Status(_ context.Context, units []string) (attach.Report, error) {

@@ -21,8 +21,8 @@ import (
 const (
 	// DefaultKeep is how many records of a unit are kept.
 	DefaultKeep = 20
-	// maxQueue bounds the records that wait to be made.
-	maxQueue = 1024
+	// DefaultQueue is how many records may wait to be made.
+	DefaultQueue = 1024
 	// maxHeads bounds what is remembered of units; it is read from disk again.
 	maxHeads = 10000
 	// settling is how long a check waits for a record that is on its way.
@@ -37,6 +37,8 @@ type Options struct {
 	Dir string
 	// Keep is how many records of a unit are kept; DefaultKeep if 0.
 	Keep int
+	// Queue is how many records may wait to be made; DefaultQueue if 0.
+	Queue int
 	// Policy gives an accepted policy with its bytes and texts.
 	Policy func(id string) (attach.Compiled, error)
 	// Root is put before the paths of profiles, of /proc and of dpkg's files; "" is
@@ -86,10 +88,13 @@ func New(o Options) *Keeper {
 	if o.Keep <= 0 {
 		o.Keep = DefaultKeep
 	}
+	if o.Queue <= 0 {
+		o.Queue = DefaultQueue
+	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{opt: o, queue: make(chan job, maxQueue), heads: map[string]*state{}, turned: make(chan struct{})}
+	k := &Keeper{opt: o, queue: make(chan job, o.Queue), heads: map[string]*state{}, turned: make(chan struct{})}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
 		k.kernel = unix.ByteSliceToString(u.Release[:])
@@ -142,6 +147,10 @@ func (k *Keeper) Record(e attach.Evidence) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s := k.of(e.Unit)
+	if s.known && s.key == e.Key() {
+		j.process.close() // of two looks at once, both had news
+		return
+	}
 	select {
 	case k.queue <- j:
 		s.waiting++
@@ -150,7 +159,7 @@ func (k *Keeper) Record(e attach.Evidence) {
 		j.process.close()
 		s.missed++
 		if s.missed == 1 {
-			k.opt.Log.Warn(fmt.Sprintf("cannot record the evidence for %s: %d records wait to be made already; it is tried again at the next look", e.Unit, maxQueue),
+			k.opt.Log.Warn(fmt.Sprintf("cannot record the evidence for %s: %d records wait to be made already; it is tried again at the next look", e.Unit, k.opt.Queue),
 				journal.FieldUnit, e.Unit, journal.FieldObjectUnit, e.Unit, journal.FieldInvocation, e.Verdict.InvocationID)
 		}
 	}

@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -39,8 +40,8 @@ const (
 // very one, also when its number has become another's (proc(5): a directory of a
 // process that has ended gives ESRCH). nil is none.
 type process struct {
-	pid  int
-	dir  *os.File
+	pid int
+	dir *os.File
 }
 
 // hold opens a process; nil where there is none any more.
@@ -156,7 +157,11 @@ func (k *Keeper) within(ctx context.Context, look func(ctx context.Context) atta
 // running looks at what a process runs. seen is what is known of it already. Should it have executed another program since, it is that one: the
 // record's tasks have what they ran when their labels were read.
 func (k *Keeper) running(ctx context.Context, p *process, seen attach.EvidenceProgram) attach.EvidenceProgram {
-	if seen.Problem != "" || seen.PID == 0 {
+	if seen.PID == 0 {
+		seen.Problem = cmp.Or(seen.Problem, "the unit has no process")
+	}
+	if seen.Problem != "" {
+		seen.Path, seen.Problem = text(seen.Path), text(seen.Problem)
 		return seen
 	}
 	e := attach.EvidenceProgram{Problem: errGone.Error()}

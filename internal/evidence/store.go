@@ -43,7 +43,9 @@ func (k *Keeper) dirOf(unit string) string {
 	return filepath.Join(k.opt.Dir, name)
 }
 
-func fileName(number int, sum string) string { return fmt.Sprintf("%0*d-%s%s", digits, number, sum, suffix) }
+func fileName(number int, sum string) string {
+	return fmt.Sprintf("%0*d-%s%s", digits, number, sum, suffix)
+}
 
 // parseName reads the name of a record's file.
 func parseName(name string) (number int, sum string, ok bool) {
