@@ -23,6 +23,10 @@ func (a *app) verifyEvidence(ctx context.Context, args []string) error {
 		r.Units = []attach.EvidenceStatus{}
 	}
 	a.exit = evidenceExit(r)
+	none := len(args) > 0 && len(r.Units)+len(r.Missing) == 0
+	if none {
+		a.exit = attach.ExitUnknown // a template or prefix has no start, so no evidence
+	}
 	if a.json {
 		return a.printJSON(r)
 	}
@@ -39,7 +43,10 @@ func (a *app) verifyEvidence(ctx context.Context, args []string) error {
 		}
 		p.missing(m)
 	}
-	if len(r.Units) == 0 && len(r.Missing) == 0 {
+	switch {
+	case none:
+		p.line("There is no evidence for templates and prefixes, only for their units.")
+	case len(r.Units)+len(r.Missing) == 0:
 		p.line("No unit is attached.")
 	}
 	return nil

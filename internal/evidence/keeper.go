@@ -144,24 +144,32 @@ func (k *Keeper) Record(e attach.Evidence) {
 	// Its process is held on to now: a number that is looked up later may be
 	// another one's.
 	j := job{e: e, process: k.hold(e.Executable.PID)}
+	taken, first := k.take(j)
+	if !taken {
+		j.process.close()
+		if first {
+			k.opt.Log.Warn(fmt.Sprintf("cannot record the evidence for %s: %d records wait to be made already; it is tried again at the next look", e.Unit, k.opt.Queue),
+				journal.FieldUnit, e.Unit, journal.FieldObjectUnit, e.Unit, journal.FieldInvocation, e.Verdict.InvocationID)
+		}
+	}
+}
+
+// take queues a record; first is that there was no room, and had been before.
+func (k *Keeper) take(j job) (taken, first bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := k.of(e.Unit)
-	if s.known && s.key == e.Key() {
-		j.process.close() // of two looks at once, both had news
-		return
+	s := k.of(j.e.Unit)
+	if s.known && s.key == j.e.Key() {
+		return false, false // of two looks at once, both had news
 	}
 	select {
 	case k.queue <- j:
 		s.waiting++
-		s.known, s.key = true, e.Key()
+		s.known, s.key = true, j.e.Key()
+		return true, false
 	default:
-		j.process.close()
 		s.missed++
-		if s.missed == 1 {
-			k.opt.Log.Warn(fmt.Sprintf("cannot record the evidence for %s: %d records wait to be made already; it is tried again at the next look", e.Unit, k.opt.Queue),
-				journal.FieldUnit, e.Unit, journal.FieldObjectUnit, e.Unit, journal.FieldInvocation, e.Verdict.InvocationID)
-		}
+		return false, s.missed == 1
 	}
 }
 
@@ -197,13 +205,15 @@ func (k *Keeper) make(ctx context.Context, j job) {
 	defer j.process.close()
 	unit := j.e.Unit
 	err := k.keep(ctx, j)
+	if err != nil {
+		k.opt.Log.Error("cannot record the evidence for "+unit+": "+err.Error()+wayOut(err), journal.FieldUnit, unit, journal.FieldObjectUnit, unit)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s := k.of(unit)
 	s.waiting--
 	if err != nil {
 		s.known = false // the next look tries again
-		k.opt.Log.Error("cannot record the evidence for "+unit+": "+err.Error()+wayOut(err), journal.FieldUnit, unit, journal.FieldObjectUnit, unit)
 	}
 	close(k.turned)
 	k.turned = make(chan struct{})

@@ -342,7 +342,18 @@ func fileSystem(p *process, file *os.File) (string, error) {
 		return "", errGone
 	}
 	defer mounts.Close()
-	return mountType(mounts, id)
+	kind, err := mountType(mounts, id)
+	if err == nil {
+		return kind, nil
+	}
+	// A process sees no mounts outside of its root directory, and may have changed
+	// that itself since it was started. The ids are the kernel's for all.
+	host, e := os.Open("/proc/1/mountinfo")
+	if e != nil {
+		return "", err
+	}
+	defer host.Close()
+	return mountType(host, id)
 }
 
 // digest reads a file once, within its bounds.
