@@ -152,22 +152,34 @@ type EvidenceKey struct {
 }
 
 // Key is the record's.
-func (e Evidence) Key() EvidenceKey {
-	ids := map[string]string{}
-	for _, p := range e.Policies {
-		ids[p.File] = p.ID
-	}
-	return EvidenceKeyOf(e.Boot, e.Verdict, ids)
-}
+func (e Evidence) Key() EvidenceKey { return EvidenceKeyOf(e.Boot, e.Verdict, e.Policies) }
 
-// EvidenceKeyOf is the key of the record that a verdict would have; policies are
-// the IDs of the accepted ones, by file.
-func EvidenceKeyOf(boot string, v Verdict, policies map[string]string) EvidenceKey {
+// EvidenceKeyOf is the key of the record that a verdict would have. Compiled by
+// another parser, the same texts are another policy.
+func EvidenceKeyOf(boot string, v Verdict, policies []EvidencePolicy) EvidenceKey {
 	k := EvidenceKey{Boot: boot, InvocationID: v.InvocationID, Profile: v.Profile, Answer: v.Answer}
-	for _, file := range slices.Sorted(maps.Keys(policies)) {
-		k.Policies += file + "\x00" + policies[file] + "\x00"
+	for _, p := range policies {
+		k.Policies += p.File + "\x00" + p.ID + "\x00" + p.Environment + "\x00"
 	}
 	return k
+}
+
+// EvidencePolicies are the accepted policies of a unit, without what takes a look
+// at their bytes.
+func EvidencePolicies(r Record, kept []Compiled) []EvidencePolicy {
+	out := []EvidencePolicy{}
+	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
+		p := EvidencePolicy{File: file, ID: r.Policies[file], Files: []EvidenceFile{}}
+		i := slices.IndexFunc(kept, func(c Compiled) bool { return c.ID == p.ID })
+		if i < 0 {
+			p.Problem = "the accepted policy is not kept"
+		} else {
+			c := kept[i]
+			p.Source, p.Parser, p.Kernel, p.Environment, p.Complain = c.Source, c.Parser, c.Kernel, c.Environment, c.Complain
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 // Bounds on a record. A label, task or view that is left out is counted.
@@ -182,20 +194,9 @@ const (
 // sum gives the checksum of a text. What needs a look at files and processes is
 // left to others: checksums of Policies, the executable, the kernel.
 func GatherEvidence(d Desired, o Observed, v Verdict, sum func(string) string) Evidence {
-	e := Evidence{Format: EvidenceFormat, Unit: d.Unit, Verdict: v, Live: []EvidenceProfile{}, Policies: []EvidencePolicy{}, LiveProblem: o.Policy.LiveError}
+	e := Evidence{Format: EvidenceFormat, Unit: d.Unit, Verdict: v, Live: []EvidenceProfile{}, Policies: EvidencePolicies(d.Record, d.Kept), LiveProblem: o.Policy.LiveError}
 	e.Verdict.At = e.Verdict.At.UTC().Round(0)
 	e.Verdict.Reasons = slices.Clone(v.Reasons)
-	for _, file := range slices.Sorted(maps.Keys(d.Record.Policies)) {
-		p := EvidencePolicy{File: file, ID: d.Record.Policies[file], Files: []EvidenceFile{}}
-		i := slices.IndexFunc(d.Kept, func(c Compiled) bool { return c.ID == p.ID })
-		if i < 0 {
-			p.Problem = "the accepted policy is not kept"
-		} else {
-			c := d.Kept[i]
-			p.Source, p.Parser, p.Kernel, p.Environment, p.Complain = c.Source, c.Parser, c.Kernel, c.Environment, c.Complain
-		}
-		e.Policies = append(e.Policies, p)
-	}
 	names := map[string]bool{}
 	for name := range d.Record.Accepted {
 		names[name] = true

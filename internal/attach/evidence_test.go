@@ -238,8 +238,13 @@ func TestGatherEvidence(t *testing.T) {
 	// Another answer or policy is another record; another look is not.
 	again := e
 	again.Verdict.At, again.Number = time.Unix(9, 0), 7
-	if again.Key() != e.Key() || e.Key() != EvidenceKeyOf("", e.Verdict, d.Record.Policies) {
+	if again.Key() != e.Key() || e.Key() != EvidenceKeyOf("", e.Verdict, EvidencePolicies(d.Record, d.Kept)) {
 		t.Error("the key differs")
+	}
+	other := slices.Clone(d.Kept)
+	other[0].Environment = "another parser"
+	if EvidenceKeyOf("", e.Verdict, EvidencePolicies(d.Record, other)) == e.Key() {
+		t.Error("what another parser made has the same key")
 	}
 	again.Verdict.Answer = Unknown
 	if again.Key() == e.Key() {

@@ -12,19 +12,20 @@ import (
 // start, answer or policy that the newest record is not about. A verdict that is
 // about no start, since systemd did not say which, has none.
 func (l *Loop) keepEvidence(d attach.Desired, o attach.Observed, v attach.Verdict) {
-	if l.evidence == nil || d.Attachment == nil || v.InvocationID == "" || attach.IsPattern(d.Unit) ||
-		l.evidence.Has(d.Unit, attach.EvidenceKeyOf(l.boot, v, d.Record.Policies)) {
+	if l.evidence == nil || d.Attachment == nil || v.InvocationID == "" || attach.IsPattern(d.Unit) {
 		return
 	}
-	l.evidence.Record(l.gatherEvidence(d, o, v))
+	// A pass may have accepted another policy since d was put together.
+	d.Kept = l.keptOf(d.Record)
+	if !l.evidence.Has(d.Unit, attach.EvidenceKeyOf(l.boot, v, attach.EvidencePolicies(d.Record, d.Kept))) {
+		l.evidence.Record(l.gatherEvidence(d, o, v))
+	}
 }
 
 // gatherEvidence puts together what a look at one unit has seen. The drop-in is
 // read for it, since looks at many units at once leave it out.
 func (l *Loop) gatherEvidence(d attach.Desired, o attach.Observed, v attach.Verdict) attach.Evidence {
 	o.DropIn = l.readDropIn(d)
-	// A pass may have accepted another policy since d was put together.
-	d.Kept = l.keptOf(d.Record)
 	e := attach.GatherEvidence(d, o, v, sum)
 	e.Boot, e.Aaunit = l.boot, l.version
 	return e
@@ -57,6 +58,7 @@ func (l *Loop) verifyEvidence(ctx context.Context, unit string) attach.EvidenceS
 	if v == nil {
 		return l.evidence.Check(ctx, unit, nil, nil)
 	}
+	saw.d.Kept = l.keptOf(saw.d.Record)
 	now := l.gatherEvidence(saw.d, saw.o, *v)
 	// Whether a profile's file includes others by now is for the one to say who knows
 	// what an include stands for. Most often nothing has to be compiled for it.
