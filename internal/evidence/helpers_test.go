@@ -20,7 +20,9 @@ import (
 
 // schema is the compiled schema of the repository.
 var schema = sync.OnceValues(func() (*jsonschema.Schema, error) {
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(Schema))
+	// Readers are to bear keys that they do not know; a record has none of them.
+	strict := bytes.ReplaceAll(Schema, []byte(`"additionalProperties": true`), []byte(`"additionalProperties": false`))
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(strict))
 	if err != nil {
 		return nil, err
 	}

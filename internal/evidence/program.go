@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,8 +27,9 @@ import (
 const (
 	maxProgram  = 256 << 20
 	programTime = 5 * time.Second
-	// maxStuck bounds the looks that may not come back at the same time: each has
-	// a thread of its own.
+	// maxLooks bounds the looks at the same time, and maxStuck those that did not
+	// come back: each has a thread of its own.
+	maxLooks = 4
 	maxStuck = 4
 	// maxPrograms bounds the checksums that are remembered.
 	maxPrograms = 512
@@ -103,7 +105,8 @@ func (p *process) beganAfter(t time.Time) bool {
 
 // programs reads executables, and remembers their checksums.
 type programs struct {
-	stuck chan struct{} // one for each look under way
+	looks chan struct{} // one for each look under way
+	stuck atomic.Int32  // looks that did not come back
 	mu    sync.Mutex
 	done  map[fileID]sums
 }
@@ -118,24 +121,27 @@ type fileID struct {
 
 type sums struct{ sha256, buildID string }
 
-func (p *programs) init() { p.stuck, p.done = make(chan struct{}, maxStuck), map[fileID]sums{} }
+func (p *programs) init() { p.looks, p.done = make(chan struct{}, maxLooks), map[fileID]sums{} }
 
 // errGone: the process has ended.
 var errGone = errors.New("the process has ended")
 
 // within does what may not come back: what a file system leads to that does not
-// answer. Such a look is left behind, and counts until it ends.
-func (k *Keeper) within(ctx context.Context, look func(ctx context.Context) attach.EvidenceProgram) attach.EvidenceProgram {
-	ctx, cancel := context.WithTimeout(ctx, programTime)
-	defer cancel()
-	select {
-	case k.programs.stuck <- struct{}{}:
-	default:
+// answer. Such a look is left behind, and counts until it ends. The process is closed
+// when it has ended.
+func (k *Keeper) within(ctx context.Context, p *process, look func(ctx context.Context) attach.EvidenceProgram) attach.EvidenceProgram {
+	if k.programs.stuck.Load() >= maxStuck {
+		p.close()
 		return attach.EvidenceProgram{Problem: "earlier looks at executables have not ended yet"}
 	}
+	// Each of those before it has an end, too.
+	k.programs.looks <- struct{}{}
+	defer func() { <-k.programs.looks }()
+	ctx, cancel := context.WithTimeout(ctx, programTime)
+	defer cancel()
 	found := make(chan attach.EvidenceProgram, 1)
 	go func() {
-		defer func() { <-k.programs.stuck }()
+		defer p.close()
 		found <- look(ctx)
 	}()
 	select {
@@ -150,6 +156,11 @@ func (k *Keeper) within(ctx context.Context, look func(ctx context.Context) atta
 	case e := <-found:
 		return e
 	case <-late.C:
+		k.programs.stuck.Add(1)
+		go func() {
+			<-found
+			k.programs.stuck.Add(-1)
+		}()
 		return attach.EvidenceProgram{Problem: fmt.Sprintf("it could not be read within %v", programTime)}
 	}
 }
@@ -172,8 +183,7 @@ func (k *Keeper) running(ctx context.Context, p *process, seen attach.EvidencePr
 			return attach.EvidenceProgram{PID: seen.PID, Path: text(seen.Path), Problem: err.Error()}
 		}
 		own := &process{pid: p.pid, dir: os.NewFile(uintptr(fd), "process")}
-		e = k.within(ctx, func(ctx context.Context) attach.EvidenceProgram {
-			defer own.close()
+		e = k.within(ctx, own, func(ctx context.Context) attach.EvidenceProgram {
 			if own.beganAfter(seen.At) {
 				return attach.EvidenceProgram{Problem: errGone.Error()}
 			}
@@ -232,8 +242,7 @@ func (k *Keeper) onDisk(ctx context.Context, p *process, old attach.EvidenceProg
 		return attach.EvidenceProgram{Path: old.Path, Problem: err.Error()}
 	}
 	own := &process{pid: p.pid, dir: os.NewFile(uintptr(fd), "process")}
-	return k.within(ctx, func(ctx context.Context) (e attach.EvidenceProgram) {
-		defer own.close()
+	return k.within(ctx, own, func(ctx context.Context) (e attach.EvidenceProgram) {
 		e.Path = old.Path
 		root, err := own.openat("root", unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {

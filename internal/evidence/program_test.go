@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -297,17 +298,30 @@ func TestWhatIsTooLargeOrMayNotAnswerIsNotRead(t *testing.T) {
 			t.Errorf("%s: %+v", file, e)
 		}
 	}
+	// Many at once wait for each other.
+	var wg sync.WaitGroup
+	for range 10 * maxLooks {
+		wg.Go(func() {
+			if e := b.within(t.Context(), nil, func(context.Context) attach.EvidenceProgram {
+				time.Sleep(5 * time.Millisecond)
+				return attach.EvidenceProgram{SHA256: "x"}
+			}); e.SHA256 != "x" {
+				t.Errorf("%+v", e)
+			}
+		})
+	}
+	wg.Wait()
 	// One that does not end is left behind, and only so many are.
 	hung := make(chan struct{})
 	defer close(hung)
 	for range maxStuck {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if e := b.within(ctx, func(context.Context) attach.EvidenceProgram { <-hung; return attach.EvidenceProgram{} }); !strings.Contains(e.Problem, "within") {
+		if e := b.within(ctx, nil, func(context.Context) attach.EvidenceProgram { <-hung; return attach.EvidenceProgram{} }); !strings.Contains(e.Problem, "within") {
 			t.Errorf("%+v", e)
 		}
 	}
-	if e := b.within(t.Context(), func(context.Context) attach.EvidenceProgram { return attach.EvidenceProgram{SHA256: "x"} }); e.SHA256 != "" || !strings.Contains(e.Problem, "have not ended") {
+	if e := b.within(t.Context(), nil, func(context.Context) attach.EvidenceProgram { return attach.EvidenceProgram{SHA256: "x"} }); e.SHA256 != "" || !strings.Contains(e.Problem, "have not ended") {
 		t.Errorf("%+v", e)
 	}
 }
