@@ -254,6 +254,10 @@ func (k *Keeper) onDisk(ctx context.Context, p *process, old attach.EvidenceProg
 		how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 		fd, err := unix.Openat2(int(root.Fd()), old.Path, &how)
 		switch {
+		case (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)) && !k.sameRoot(own):
+			// A program may have done that itself since: the path is from before then.
+			e.Problem = "the process has a root directory of its own, and there is no such file in it"
+			return e
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 			e.Gone = true
 			return e
