@@ -106,6 +106,7 @@ func TestPurgeTakesBackWhatIsOnRecord(t *testing.T) {
 	put("/etc/aaunit/attachments.d/a.service.conf")
 	put("/run/aaunit/attachments.d/b.service.conf")
 	put("/var/lib/aaunit/policy/p")
+	put("/var/lib/aaunit/evidence/a.service/000000000001-" + sum + ".json")
 
 	cmd := exec.Command("sh", "deb/postrm", "purge")
 	cmd.Env = append(os.Environ(), "DPKG_ROOT="+root, "DPKG_MAINTSCRIPT_PACKAGE=aaunit")

@@ -26,6 +26,7 @@ import (
 	"github.com/aaunit/aaunit/internal/api"
 	"github.com/aaunit/aaunit/internal/apparmor"
 	"github.com/aaunit/aaunit/internal/config"
+	"github.com/aaunit/aaunit/internal/evidence"
 	"github.com/aaunit/aaunit/internal/gate"
 	"github.com/aaunit/aaunit/internal/reconcile"
 	"github.com/aaunit/aaunit/internal/state"
@@ -77,13 +78,15 @@ func main() {
 		}
 		return
 	}
-	if err := run(log, o); err != nil {
+	keeper := evidence.New(evidence.Options{Dir: filepath.Join(*stateDir, "evidence"), Policy: policies.Get, Log: log})
+	o.Evidence = keeper
+	if err := run(log, o, keeper); err != nil {
 		log.Error("cannot go on: " + err.Error())
 		os.Exit(1)
 	}
 }
 
-func run(log *slog.Logger, o reconcile.Options) error {
+func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -99,6 +102,7 @@ func run(log *slog.Logger, o reconcile.Options) error {
 	var ready sync.WaitGroup
 	ready.Add(2)
 	parts.Go(func() { cancel(loop.Run(ctx, ready.Done)) })
+	parts.Go(func() { keeper.Run(ctx) })
 	parts.Go(func() {
 		cancel(api.Serve(ctx, loop, api.Options{Version: version, Log: log, Ready: sync.OnceFunc(ready.Done)}))
 	})

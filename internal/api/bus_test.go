@@ -331,6 +331,14 @@ func (m *fakeManager) Verify(ctx context.Context, units []string) (attach.Report
 	return m.Status(units), nil
 }
 
+func (m *fakeManager) VerifyEvidence(_ context.Context, units []string) (attach.EvidenceReport, error) {
+	r := attach.EvidenceReport{Version: "1.2.3"}
+	for _, u := range units {
+		r.Units = append(r.Units, attach.ConcludeEvidence(attach.EvidenceStatus{Unit: u}))
+	}
+	return r, nil
+}
+
 func (m *fakeManager) Status(units []string) attach.Report {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -226,6 +226,14 @@ func (c *Client) Verify(ctx context.Context, units []string) (attach.Report, err
 	return out, err
 }
 
+// VerifyEvidence looks again, now, and says whether what the last verdicts rest on
+// still holds.
+func (c *Client) VerifyEvidence(ctx context.Context, units []string) (attach.EvidenceReport, error) {
+	var out attach.EvidenceReport
+	err := c.fetch(ctx, verifyTimeout+passwordTimeout, &out, Path, ManagerInterface, "VerifyEvidence", list(units))
+	return out, err
+}
+
 // Status asks for what is known.
 func (c *Client) Status(ctx context.Context, units []string) (attach.Report, error) {
 	var out attach.Report

@@ -29,6 +29,9 @@ type Manager interface {
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
 	// Verify looks again, now, at attached units (names and globs; none: all).
 	Verify(ctx context.Context, units []string) (attach.Report, error)
+	// VerifyEvidence does too, and says whether what the last verdicts on them rest
+	// on still holds.
+	VerifyEvidence(ctx context.Context, units []string) (attach.EvidenceReport, error)
 	// Status answers at once from what is known.
 	Status(units []string) attach.Report
 	// Profiles lists what is under /etc/apparmor.d, at once from what is known.
@@ -56,6 +59,7 @@ var managerIface = iface{
 		{name: "Resume", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callResume},
 		{name: "Plan", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"outcomes", "s"}}, call: callPlan},
 		{name: "Verify", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerify},
+		{name: "VerifyEvidence", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerifyEvidence},
 		{name: "Describe", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, large: true, call: callDescribe},
 		{name: "ListProfiles", out: []param{{"profiles", "s"}}, large: true, call: callListProfiles},
 		{name: "Check", in: []param{{"names", "as"}}, out: []param{{"outcomes", "s"}}, call: callCheck},
@@ -143,6 +147,16 @@ func callVerify(ctx context.Context, r *request) ([]any, *dbus.Error) {
 	}
 	return expensive(ctx, r, verifyTimeout, func(ctx context.Context) (any, error) {
 		return r.session.manager.Verify(ctx, units)
+	})
+}
+
+func callVerifyEvidence(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	units := r.body[0].([]string)
+	if failed := checkNames("unit", units); failed != nil {
+		return nil, failed
+	}
+	return expensive(ctx, r, verifyTimeout, func(ctx context.Context) (any, error) {
+		return r.session.manager.VerifyEvidence(ctx, units)
 	})
 }
 

@@ -209,6 +209,7 @@ func TestAuthorization(t *testing.T) {
 		{"Resume", "org.aaunit1.manage", []any{[]string{"a"}, none}},
 		{"Plan", "org.aaunit1.inspect", []any{[]string{"a"}, none}},
 		{"Verify", "org.aaunit1.inspect", []any{[]string{"a"}}},
+		{"VerifyEvidence", "org.aaunit1.inspect", []any{[]string{"a"}}},
 		{"Check", "org.aaunit1.inspect", []any{[]string{"a"}}},
 	}
 	for _, tc := range []struct {
@@ -669,6 +670,7 @@ func TestHostileArguments(t *testing.T) {
 		{"too many units", m + "Attach", []any{many, none}, errorInvalidArgs},
 		{"too many to describe", m + "Describe", []any{many}, errorInvalidArgs},
 		{"too many to verify", m + "Verify", []any{many}, errorInvalidArgs},
+		{"too many to verify the evidence of", m + "VerifyEvidence", []any{many}, errorInvalidArgs},
 		{"too many to check", m + "Check", []any{many}, errorInvalidArgs},
 		{"a long unit", m + "Plan", []any{[]string{strings.Repeat("a", 5000)}, none}, errorInvalidArgs},
 		{"a long profile", m + "Plan", []any{[]string{"a"}, opts("profile", strings.Repeat("a", 5000))}, errorInvalidArgs},

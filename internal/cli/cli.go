@@ -28,6 +28,7 @@ type Daemon interface {
 	StartDetach(ctx context.Context, r attach.Request) (operation string, err error)
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
 	Verify(ctx context.Context, units []string) (attach.Report, error)
+	VerifyEvidence(ctx context.Context, units []string) (attach.EvidenceReport, error)
 	Status(ctx context.Context, units []string) (attach.Report, error)
 	Profiles(ctx context.Context) ([]attach.Profile, error)
 	Check(ctx context.Context, args []string) ([]attach.Outcome, error)

@@ -28,6 +28,7 @@ var now = time.Date(2025, 6, 1, 12, 0, 0, 0, time.UTC)
 type fakeDaemon struct {
 	outcomes []attach.Outcome
 	report   attach.Report
+	evidence attach.EvidenceReport
 	profiles []attach.Profile
 	err      error
 	request  attach.Request
@@ -86,6 +87,11 @@ func (d *fakeDaemon) Plan(_ context.Context, r attach.Request) ([]attach.Outcome
 func (d *fakeDaemon) Verify(_ context.Context, units []string) (attach.Report, error) {
 	d.did, d.names = "verify", units
 	return d.report, d.err
+}
+
+func (d *fakeDaemon) VerifyEvidence(_ context.Context, units []string) (attach.EvidenceReport, error) {
+	d.did, d.names = "verify evidence", units
+	return d.evidence, d.err
 }
 
 func (d *fakeDaemon) Status(_ context.Context, units []string) (attach.Report, error) {
@@ -312,6 +318,28 @@ func pausedReport() attach.Report {
 	return r
 }
 
+// evidenceReport has a unit whose evidence holds, one of which it does not, one of
+// which it could not be told, and one that never had any.
+func evidenceReport() attach.EvidenceReport {
+	head := func(n int, a attach.Answer) *attach.EvidenceHead {
+		return &attach.EvidenceHead{Number: n, SHA256: strings.Repeat("9f2c41d0", 8), File: "/var/lib/aaunit/evidence/x/y.json", InvocationID: "00112233445566778899aabbccddeeff", Answer: a, At: now.Add(-3 * time.Minute)}
+	}
+	good := []attach.EvidenceLink{
+		{Link: attach.LinkRecords, Holds: attach.Yes, What: "20 records"}, {Link: attach.LinkStart, Holds: attach.Yes, What: "myagent.service", Old: "x", New: "x"},
+		{Link: attach.LinkSource, Holds: attach.Yes, What: "/etc/apparmor.d/usr.local.bin.myagent"}, {Link: attach.LinkVerdict, Holds: attach.Yes, Old: "confined", New: "confined"}}
+	bad := []attach.EvidenceLink{good[0],
+		{Link: attach.LinkDropIn, Holds: attach.No, What: "/etc/systemd/system/b.service.d/90-aaunit.conf", Old: "sha256 " + strings.Repeat("a", 64), New: "sha256 " + strings.Repeat("b", 64), Why: "it was changed"},
+		{Link: attach.LinkLabel, Holds: attach.No, What: "2 tasks", Old: "b", New: "evil\x1b[31m\u202e (enforce)", Why: "it is not the profile in a mode that confines"},
+		{Link: attach.LinkOnDisk, What: "/usr/bin/b", Why: "it could not be read: it is on a file system that may not answer (fuse.sshfs)"}}
+	unsure := []attach.EvidenceLink{good[0], bad[3], {Link: "of-a-newer-daemon", Holds: attach.Yes}}
+	return attach.EvidenceReport{Version: "1.2.3", At: now, Units: []attach.EvidenceStatus{
+		attach.ConcludeEvidence(attach.EvidenceStatus{Unit: "myagent.service", Profile: "myagent", Records: 20, Newest: head(41, attach.Confined), Proof: head(41, attach.Confined), Links: good}),
+		attach.ConcludeEvidence(attach.EvidenceStatus{Unit: "b.service", Profile: "b", Records: 20, Newest: head(8, attach.NotConfined), Proof: head(7, attach.Confined), Links: bad}),
+		attach.ConcludeEvidence(attach.EvidenceStatus{Unit: "c.service", Profile: "c", Records: 20, Newest: head(1, attach.Confined), Proof: head(1, attach.Confined), Links: unsure}),
+		attach.ConcludeEvidence(attach.EvidenceStatus{Unit: "d.service"}),
+	}, Missing: []attach.Missing{{Unit: "nope.service", Reason: attach.Because(attach.UnitNotFound, "systemd knows no unit nope.service")}}}
+}
+
 func TestOutput(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -398,6 +426,19 @@ func TestOutput(t *testing.T) {
 			s.daemon.report.Units, s.daemon.report.Missing, s.daemon.report.Problems = s.daemon.report.Units[:1], nil, nil
 			s.daemon.report.Patterns = nil
 		}, []string{"verify", "--all"}, 0},
+		{"evidence", func(s *scene) { s.daemon.evidence = evidenceReport() }, []string{"verify", "--evidence"}, 3},
+		{"evidence-ascii", func(s *scene) { s.daemon.evidence = evidenceReport(); s.env["LC_ALL"] = "C" }, []string{"verify", "--evidence", "--all"}, 3},
+		{"evidence-holds", func(s *scene) {
+			s.daemon.evidence = evidenceReport()
+			s.daemon.evidence.Units, s.daemon.evidence.Missing = s.daemon.evidence.Units[:1], nil
+		}, []string{"verify", "--evidence", "myagent"}, 0},
+		{"evidence-json", func(s *scene) {
+			s.daemon.evidence = evidenceReport()
+			s.daemon.evidence.Units, s.daemon.evidence.Missing = s.daemon.evidence.Units[1:2], nil
+		}, []string{"verify", "--evidence", "b", "--json"}, 3},
+		{"evidence-pattern", func(*scene) {}, []string{"verify", "--evidence", "agent@.service"}, 5},
+		{"evidence-none", func(*scene) {}, []string{"verify", "--evidence"}, 0},
+		{"help-verify", func(*scene) {}, []string{"verify", "--help"}, 0},
 		{"list", func(s *scene) {
 			s.daemon.report = mixedReport()
 			s.daemon.report.Problems = nil
@@ -591,6 +632,33 @@ func TestExitStatuses(t *testing.T) {
 	for _, e := range []attach.Exit{-1, 6, 99} {
 		if got := exits(attach.ExitOK, e); got != attach.ExitFailed {
 			t.Errorf("status %d of a newer daemon: %d", e, got)
+		}
+	}
+}
+
+func TestEvidenceExitStatuses(t *testing.T) {
+	status := func(links ...attach.EvidenceLink) attach.EvidenceStatus {
+		return attach.ConcludeEvidence(attach.EvidenceStatus{Unit: "u", Newest: &attach.EvidenceHead{Number: 1}, Links: links})
+	}
+	yes, no, unknown := attach.EvidenceLink{Holds: attach.Yes}, attach.EvidenceLink{Holds: attach.No}, attach.EvidenceLink{}
+	unproved := status(yes)
+	unproved.Newest = nil
+	for name, tc := range map[string]struct {
+		r    attach.EvidenceReport
+		want attach.Exit
+	}{
+		"all holds":       {attach.EvidenceReport{Units: []attach.EvidenceStatus{status(yes, yes)}}, 0},
+		"one does not":    {attach.EvidenceReport{Units: []attach.EvidenceStatus{status(yes), status(unknown, no)}}, 3},
+		"one is not told": {attach.EvidenceReport{Units: []attach.EvidenceStatus{status(yes), status(yes, unknown)}}, 5},
+		"no links":        {attach.EvidenceReport{Units: []attach.EvidenceStatus{status()}}, 5},
+		"no record":       {attach.EvidenceReport{Units: []attach.EvidenceStatus{unproved}}, 5},
+		"the zero status": {attach.EvidenceReport{Units: []attach.EvidenceStatus{{}}}, 5},
+		"odd exit":        {attach.EvidenceReport{Units: []attach.EvidenceStatus{{Exit: 99}}}, 1},
+		"no such unit":    {attach.EvidenceReport{Missing: []attach.Missing{{Reason: attach.Reason{Code: attach.UnitNotFound}}}}, 4},
+		"not attached":    {attach.EvidenceReport{Missing: []attach.Missing{{Reason: attach.Reason{Code: attach.NotAttached}}}}, 3},
+	} {
+		if got := evidenceExit(tc.r); got != tc.want {
+			t.Errorf("%s: %d, want %d", name, got, tc.want)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 // grow:
 //
 //	status, list, verify   attach.Report
+//	verify --evidence      attach.EvidenceReport
 //	attach, detach, pause,
 //	resume, plan, check    {"outcomes": [attach.Outcome]}
 //	  with --no-wait       {"operation": "/org/aaunit1/operation/1"}

@@ -26,12 +26,18 @@ was looked at. aaunitctl verify looks again.`,
 }
 
 func (a *app) verifyCommand() *cobra.Command {
-	var all bool
+	var all, evidence bool
 	cmd := &cobra.Command{
 		Use:   "verify [UNIT]...",
 		Short: "Look at attached units now, and say whether they are confined",
 		Long: `Look again, now, at every task of attached units, at the policy the kernel runs
-and at the settings in effect. Without arguments: all attached units.`,
+and at the settings in effect. Without arguments: all attached units.
+
+With --evidence, compare what is found with the evidence that was recorded when
+the unit was started: the texts of the profile, the policy, the drop-in, the
+settings, the executable, the labels.`,
+		Example: `  aaunitctl verify
+  aaunitctl verify --evidence myagent`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all && len(args) > 0 {
 				return errors.New("--all and names of units do not go together")
@@ -40,6 +46,9 @@ and at the settings in effect. Without arguments: all attached units.`,
 		},
 		ValidArgsFunction: a.completeAttached,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if evidence {
+				return a.verifyEvidence(cmd.Context(), args)
+			}
 			return a.report(cmd.Context(), args, func(d Daemon, ctx context.Context, units []string) (attach.Report, error) {
 				p := a.startProgress()
 				defer p.stop()
@@ -49,6 +58,7 @@ and at the settings in effect. Without arguments: all attached units.`,
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all attached units (the default)")
+	cmd.Flags().BoolVar(&evidence, "evidence", false, "compare with what was recorded at the start, and check the records")
 	return cmd
 }
 

@@ -39,6 +39,9 @@ const (
 	// it, and the policy that was accepted before is live again.
 	MsgPolicyUndone MessageID = "4f1c6e0b8d5a4b0f9d27c3a8e6f1b254"
 
+	// MsgEvidence: what the verdict on a start rests on was recorded.
+	MsgEvidence MessageID = "0090d1c078294d4b943df55f4ef94dec"
+
 	// MsgPaused: somebody had a unit left alone for a time.
 	MsgPaused MessageID = "3fd42d28ab6041afbb650b98f0a79721"
 	// MsgResumed: somebody ended a pause before its time.
@@ -73,6 +76,8 @@ const (
 	FieldReason = "AAUNIT_REASON"
 	// FieldFile is the file that the message is about, an attachment or a drop-in.
 	FieldFile = "AAUNIT_FILE"
+	// FieldEvidence is the SHA-256 of a record of evidence.
+	FieldEvidence = "AAUNIT_EVIDENCE"
 	// FieldBy is the user who asked for what the message is about.
 	FieldBy = "AAUNIT_BY"
 )

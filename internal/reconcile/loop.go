@@ -7,8 +7,8 @@
 //
 // Read it in this order: loop.go (what triggers what), pass.go (one pass, step
 // by step), policy.go (what is loaded), trial.go (a changed policy), undo.go (the
-// way back), manager.go (what people ask for), boot.go (what is done without the
-// daemon).
+// way back), manager.go (what people ask for), evidence.go (what a verdict
+// rests on), boot.go (what is done without the daemon).
 package reconcile
 
 import (
@@ -56,7 +56,9 @@ type Options struct {
 	Policies    Policies
 	// Gate may be nil: then what compiles may run.
 	Gate Gate
-	Log  *slog.Logger
+	// Evidence may be nil: then none is kept.
+	Evidence Evidence
+	Log      *slog.Logger
 	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
 	Recheck time.Duration
 	Version string
@@ -76,6 +78,7 @@ type Loop struct {
 	store       Store
 	policies    Policies
 	gate        Gate
+	evidence    Evidence
 	log         *slog.Logger
 	recheck     time.Duration
 	version     string
@@ -125,7 +128,7 @@ func New(o Options) *Loop {
 		o.Recheck = DefaultRecheck
 	}
 	return &Loop{
-		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate,
+		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest,
 		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
@@ -622,12 +625,17 @@ func (l *Loop) desired(unit string) (attach.Desired, error) {
 // recall is what is remembered of a unit. The lock is held.
 func (l *Loop) recall(unit string) (r attach.Record, kept []attach.Compiled) {
 	r = l.records[unit].Clone()
+	return r, l.keptOf(r)
+}
+
+// keptOf are the accepted policies of a record, without their bytes.
+func (l *Loop) keptOf(r attach.Record) (kept []attach.Compiled) {
 	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
 		if k, ok := l.policies.Lookup(r.Policies[file]); ok {
 			kept = append(kept, k)
 		}
 	}
-	return r, kept
+	return kept
 }
 
 // unitLocks are locks of units. Units may share one.

@@ -665,7 +665,7 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 	if len(rest) < 2 {
 		m = nil
 	}
-	each(len(rest), func(i int) { seen[rest[i]] = l.verify(ctx, all[rest[i]].Unit, m) })
+	each(len(rest), func(i int) { seen[rest[i]], _ = l.verify(ctx, all[rest[i]].Unit, m) })
 	by := make(map[string]*attach.Verdict, len(all))
 	for i, d := range all {
 		by[d.Unit] = seen[i]
@@ -680,13 +680,14 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 	return r, nil
 }
 
-// verify looks at one unit; nil where there is nothing to look at.
-func (l *Loop) verify(ctx context.Context, unit string, m *moment) *attach.Verdict {
+// verify looks at one unit, and gives what it saw; nil where there is nothing to
+// look at.
+func (l *Loop) verify(ctx context.Context, unit string, m *moment) (*attach.Verdict, seen) {
 	for try := 0; ; try++ {
 		busy := l.queue.isBusy(unit)
 		d, err := l.desired(unit)
 		if err != nil || d.Attachment == nil {
-			return nil
+			return nil, seen{}
 		}
 		v, o := l.judgeAt(ctx, d, false, m)
 		if busy && try < 5 && v.Answer == attach.NotConfined && only(v, attach.PolicyDiffers) {
@@ -701,8 +702,14 @@ func (l *Loop) verify(ctx context.Context, unit string, m *moment) *attach.Verdi
 			l.stopViolator(ctx, d, d.Record, &o, v)
 		}
 		l.conclude(d, o, v)
-		return &v
+		return &v, seen{d, o}
 	}
+}
+
+// seen is a look at a unit.
+type seen struct {
+	d attach.Desired
+	o attach.Observed
 }
 
 // Profiles lists the profiles under /etc/apparmor.d.

@@ -146,6 +146,23 @@ type Gate interface {
 	Check(ctx context.Context, d attach.Desired, u attach.Unit, compiled []attach.Compiled) []attach.Finding
 }
 
+// Evidence keeps what verdicts rest on. It holds up nobody but Check: what takes
+// a look at files and processes is done later, beside the loop.
+type Evidence interface {
+	// Has reports whether the newest record of a unit, kept or on its way, is about
+	// this. It is no also where that is not known (yet).
+	Has(unit string, key attach.EvidenceKey) bool
+	// Record has a record made of what attach.GatherEvidence gives, unless the newest
+	// one on disk is about the same. What is not taken or could not be kept is told by
+	// the implementation, and Has goes on saying no.
+	Record(e attach.Evidence)
+	// Check compares the newest records of a unit with what is now, nil for a unit
+	// that is not attached, and with each other. It waits, for a bounded time, for
+	// what is on its way. sources are digests of profiles' texts as they compile now
+	// (Compiled.Source), by file.
+	Check(ctx context.Context, unit string, now *attach.Evidence, sources map[string]string) attach.EvidenceStatus
+}
+
 // Policies keeps accepted policies, with their bytes and the texts that they
 // were made from, across restarts of the daemon and of the machine.
 type Policies interface {

@@ -28,6 +28,10 @@ func (l *Loop) conclude(d attach.Desired, o attach.Observed, v attach.Verdict) {
 	if !gone && (old == nil || old.Answer != v.Answer || old.InvocationID != v.InvocationID) {
 		l.sayVerdict(v)
 	}
+	// Neither is it about what an earlier look at the same start has seen.
+	if ended := v.Tasks == 0 && old != nil && old.Answer != attach.Unknown && old.InvocationID == v.InvocationID; !gone && !ended {
+		l.keepEvidence(d, o, v)
+	}
 }
 
 // keepVerdict puts a verdict on the unit's record. It gives back the one before,

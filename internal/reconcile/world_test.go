@@ -72,7 +72,8 @@ type world struct {
 	// also: profile -> another one that its file defines.
 	also map[string]string
 	// deaf: systemd does not reload.
-	deaf bool
+	deaf     bool
+	evidence Evidence
 }
 
 // journalText is what the daemon logged.
@@ -842,7 +843,7 @@ func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compil
 func (w *world) loop() *Loop { return New(w.options()) }
 
 func (w *world) options() Options {
-	return Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Rest: w.resting, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
+	return Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Evidence: w.evidence, Rest: w.resting, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
 }
 
 // run runs the daemon in a bubble of fake time until body returns.

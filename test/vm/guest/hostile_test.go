@@ -446,9 +446,10 @@ func TestNowhereToWrite(t *testing.T) {
 	before, started := show(t, "s-new.service", "InvocationID"), show(t, "s-old.service", "InvocationID")
 
 	const units, records = "/etc/systemd/system", "/var/lib/aaunit"
-	// Full is a small file system over the place, with what was there.
+	// Full is a small file system over the place, with what was there but for the
+	// evidence, which would take up the room of the records.
 	full := func(dir string) (taken func()) {
-		inDaemon(t, "sh", "-c", "mkdir -p /run/aaunit/was && cp -a "+dir+"/. /run/aaunit/was/ && mount -t tmpfs -o size=64k,mode=755 full "+dir+
+		inDaemon(t, "sh", "-c", "mkdir -p /run/aaunit/was && cp -a "+dir+"/. /run/aaunit/was/ && rm -rf /run/aaunit/was/evidence && mount -t tmpfs -o size=64k,mode=755 full "+dir+
 			" && cp -a /run/aaunit/was/. "+dir+"/ 2>/dev/null; rm -rf /run/aaunit/was; cat /dev/zero >"+dir+"/.filler 2>/dev/null; df "+dir+" | grep -q 100%")
 		return func() { inDaemon(t, "umount", "--lazy", dir) }
 	}
