@@ -172,12 +172,23 @@ func askFile(p *policydb.Profile, as attach.Assertion) Verdict {
 		return judge(as, r.Answer, r.Witness, fmt.Sprintf("allows %s of %s (%s)", r.Perms.Allow&want, quoted(r.Witness), r.As))
 	}
 	q.All = want
-	r := p.Covers(q)
+	var r policydb.Result
+	for _, who := range []policydb.Who{policydb.Owner, policydb.Other} {
+		if q.As&who == 0 {
+			continue
+		}
+		// Whoever owns it, unless the assertion says whose.
+		one := q
+		one.As = who
+		if r = p.Covers(one); r.Answer != policydb.Yes {
+			break
+		}
+	}
 	switch r.Answer {
 	case policydb.Unknown:
 		return unanswered("%s", why(r))
 	case policydb.No:
-		return judge(as, policydb.No, r.Witness, fmt.Sprintf("may not %s %s", what, quoted(r.Witness)))
+		return judge(as, policydb.No, r.Witness, fmt.Sprintf("may not %s %s (%s)", what, quoted(r.Witness), r.As))
 	}
 	return judge(as, r.Answer, "", fmt.Sprintf("may %s all that matches %s", what, as.Object))
 }
@@ -272,7 +283,7 @@ func askChange(p *policydb.Profile, as attach.Assertion) Verdict {
 		got := p.MayChangeProfile(as.Object)
 		return judge(as, got, as.Object, may(got, "change to profile "+as.Object))
 	}
-	r := p.FindChange(policydb.Query{Pattern: pattern, Any: policydb.ChangeProfile | policydb.OnExec})
+	r := p.FindChange(policydb.Query{Pattern: pattern, Any: policydb.ChangeProfile})
 	if r.Answer == policydb.Unknown {
 		return unanswered("%s", why(r))
 	}

@@ -30,7 +30,8 @@ var places = []place{
 	{attach.MayWritePolicy, "/etc/systemd/*.conf{,.d/**}", policydb.Either, "systemd's configuration"},
 	{attach.MayWritePolicy, "/{etc/aaunit,usr/lib/aaunit,run/aaunit,var/lib/aaunit}/**", policydb.Either, "aaunit's files"},
 	{attach.MayWriteKeys, "/{root,home/*}/.ssh/**", policydb.Other, "ssh keys of other users"},
-	{attach.MayWriteSysctl, "/proc/sys/**", policydb.Either, "kernel settings"},
+	// Not "/proc/sys/**": change_profile rules bring "/proc/*/attr/exec w".
+	{attach.MayWriteSysctl, "/proc/sys/{abi,crypto,debug,dev,fs,kernel,net,sunrpc,user,vm,xen}/**", policydb.Either, "kernel settings"},
 	{attach.MayAskOthers, "/{etc/cron.{d,daily,hourly,monthly,weekly,yearly}/**,etc/crontab,etc/anacrontab,var/spool/{cron,at,anacron}/**}", policydb.Either, "what cron and at run"},
 	{attach.MayAskOthers, "/{,var/}run/{docker.sock,containerd/**.sock,podman/podman.sock,crio/crio.sock,libvirt/libvirt-sock,lxd.socket}", policydb.Either, "the socket of a container engine"},
 	{attach.MayAskOthers, "/{,var/}run/systemd/private", policydb.Either, "systemd's own socket"},
@@ -38,6 +39,7 @@ var places = []place{
 
 // builtIn asks what is asserted of every policy.
 func (a *asking) builtIn() {
+	a.whole = map[*policydb.Profile]bool{}
 	for _, p := range a.asked {
 		if p.Mode == policydb.Unconfined {
 			a.find(attach.Error, p, "", attach.Because(attach.MayEverything, "profile %s has the mode unconfined: it takes nothing from its tasks", p.Name).
@@ -45,6 +47,7 @@ func (a *asking) builtIn() {
 			continue
 		}
 		if a.wholesale(p) {
+			a.whole[p] = true
 			continue // every single answer would say the same again
 		}
 		for _, pl := range places {

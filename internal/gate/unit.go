@@ -41,7 +41,7 @@ func (a *asking) programs(p *policydb.Profile) {
 				WithNext("add a rule: "+quoted(c.Path)+" mr,"))
 		}
 		for _, q := range a.asked {
-			if r, ok := a.mayWrite(q, c.Path); ok {
+			if r, ok := a.mayWrite(q, c.Path); ok && !a.whole[q] {
 				a.find(attach.Error, q, r, attach.Because(attach.MayWriteSelf, "profile %s may write %s, which %s= starts", q.Name, quoted(r), c.Property))
 			}
 		}

@@ -1,0 +1,347 @@
+package gate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// compile gives the text to the system's parser, for a kernel that has all of
+// AppArmor.
+func compile(t testing.TB, text string) attach.Compiled {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "profile")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, said bytes.Buffer
+	of := features(t, !strings.Contains(text, "# no dbus"))
+	cmd := exec.Command("apparmor_parser", "--skip-kernel-load", "--skip-cache", "--stdout", "--kernel-features="+of, "--policy-features="+of, file)
+	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/sbin:/usr/bin:/bin")
+	cmd.Path = "/usr/sbin/apparmor_parser"
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v: %s\n%s", err, said.String(), text)
+	}
+	c := attach.Compiled{ID: fmt.Sprintf("%x", out.Bytes()), File: "/etc/apparmor.d/agent", Blob: out.Bytes()}
+	elements, err := policydb.Split(c.Blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, e := range elements {
+		c.Profiles = append(c.Profiles, attach.Profile{Name: e.Name, File: c.File, Line: i + 1})
+	}
+	return c
+}
+
+// features describes a kernel. Debian's has no D-Bus mediation, Ubuntu's has.
+func features(t testing.TB, dbus bool) string {
+	t.Helper()
+	const debian = "/usr/share/apparmor-features/features"
+	if !dbus {
+		return debian
+	}
+	data, err := os.ReadFile(debian)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "features")
+	if err := os.WriteFile(file, append([]byte("dbus {mask {acquire send receive\n}\n}\n"), data...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// profile is profile "agent" with these rules, and those that every program
+// needs.
+func profile(rules string) string {
+	return "#include <tunables/global>\nprofile agent /usr/bin/agent {\n  /usr/bin/agent mr,\n  /run/systemd/notify w,\n" + rules + "\n}\n"
+}
+
+// question asks about it for a unit that runs as a user of its own.
+func question(t testing.TB, text string, lines ...string) Question {
+	a := attach.NewAttachment()
+	a.Source, a.Units, a.Profile = "/etc/aaunit/attachments.d/agent.conf", []string{"agent.service"}, "agent"
+	for i, l := range lines {
+		key, value, _ := strings.Cut(l, "=")
+		var err error
+		if key == "PrivateTmp" || key == "AllowProfiles" {
+			err = a.Set(key, value)
+		} else {
+			err = a.SetAssertion(key, value, i+10)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return Question{
+		Desired: attach.Desired{Unit: "agent.service", Profile: "agent", Attachment: &a},
+		Unit: attach.Unit{ID: "agent.service", LoadState: "loaded", Type: "notify", Settings: attach.Settings{User: "agent",
+			Exec: []attach.ExecCommand{{Property: "ExecStart", Path: "/usr/bin/agent"}}}},
+		Compiled: []attach.Compiled{compile(t, text)},
+	}
+}
+
+func ask(t testing.TB, q Question) []attach.Finding {
+	t.Helper()
+	return New(func(string) (attach.Compiled, error) { return attach.Compiled{}, errors.New("nothing is kept") }).Ask(q)
+}
+
+func codes(found []attach.Finding) (out []string) {
+	for _, f := range found {
+		out = append(out, f.Severity.String()+" "+string(f.Code))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Each built-in assertion: rules that violate it, and rules close by that do not.
+func TestBuiltIn(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		rules string
+		set   []string
+		unit  func(*attach.Unit)
+		want  string // of the worst finding, "" none
+		shows string
+	}{
+		{name: "nothing"},
+		{name: "a private tmp", rules: "/tmp/** rw,\n/var/tmp/** rw,"},
+		{name: "the shared tmp", rules: "/tmp/** rw,", set: []string{"PrivateTmp=no"}, want: "error policy-may-write-shared-tmp", shows: "/tmp/a"},
+		{name: "only read there", rules: "/tmp/** r,", set: []string{"PrivateTmp=no"}},
+		{name: "the unit's own private tmp", rules: "/tmp/** rw,", set: []string{"PrivateTmp=no"}, unit: func(u *attach.Unit) {
+			u.Settings.PrivateTmp = attach.PrivateTmpYes
+			u.Settings.Assignments = []attach.Assignment{{Key: "PrivateTmp", Value: "yes", Path: "/etc/systemd/system/agent.service"}}
+		}},
+		{name: "a joined tmp", rules: "/tmp/** rw,", unit: func(u *attach.Unit) { u.Settings.JoinsNamespaceOf = []string{"b.service"} },
+			want: "warning policy-may-write-shared-tmp", shows: "b.service"},
+		{name: "shm of all", rules: "/dev/shm/** rw,", want: "error policy-may-write-shared-tmp", shows: "/dev/shm/"},
+		{name: "shm of its own", rules: "owner /dev/shm/** rw,"},
+		{name: "denied again", rules: "/etc/** rw,\ndeny /etc/{apparmor,systemd,aaunit,cron}** w,\ndeny /etc/{crontab,anacrontab} w,"},
+		{name: "its own executable", rules: "/usr/bin/* rw,", want: "error policy-may-write-own-executable", shows: "/usr/bin/agent"},
+		{name: "its own reload program", rules: "/opt/reload rw,", unit: func(u *attach.Unit) {
+			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecReload", Path: "/opt/reload"})
+		}, want: "error policy-may-write-own-executable", shows: "ExecReload="},
+		{name: "profiles", rules: "/etc/apparmor.d/local/agent w,", want: "error policy-may-write-policy", shows: "/etc/apparmor.d/local/agent"},
+		{name: "units", rules: "/run/systemd/system/** w,", want: "error policy-may-write-policy"},
+		{name: "aaunit", rules: "/var/lib/*/** w,", want: "error policy-may-write-policy", shows: "/var/lib/aaunit/"},
+		{name: "other people's keys", rules: "/home/*/.ssh/** w,", want: "error policy-may-write-ssh-keys"},
+		{name: "its own keys", rules: "owner /home/*/.ssh/** rw,"},
+		{name: "sysctl", rules: "@{PROC}/sys/net/core/* rw,", want: "error policy-may-write-proc-sys"},
+		{name: "sysctl, read", rules: "@{PROC}/sys/net/core/* r,"},
+		{name: "ux", rules: "/bin/sh Ux,", want: "error policy-may-leave-profile", shows: "/bin/sh"},
+		{name: "pux", rules: "/bin/* PUx,", want: "error policy-may-leave-profile"},
+		{name: "px to unconfined", rules: "/bin/true px -> unconfined,", want: "error policy-may-leave-profile"},
+		{name: "change_profile", rules: "change_profile -> unconfined,", want: "error policy-may-leave-profile"},
+		{name: "ix", rules: "/bin/sh ix,"},
+		{name: "a child leaves", rules: "/bin/sh Cx,\nprofile /bin/sh {\n/bin/sh mr,\n/bin/su Ux,\n}", want: "error policy-may-leave-profile", shows: "agent///bin/sh"},
+		{name: "file", rules: "file,", want: "error policy-may-everything"},
+		{name: "capability", rules: "capability,", want: "error policy-may-everything", shows: "capability"},
+		{name: "one capability", rules: "capability net_bind_service,"},
+		{name: "network", rules: "network,", want: "error policy-may-everything", shows: "every family"},
+		{name: "one family", rules: "network inet,\nnetwork inet6,\nnetwork unix,"},
+		{name: "cron", rules: "/etc/cron.d/* w,", want: "error policy-may-ask-others"},
+		{name: "docker", rules: "/run/docker.sock rw,", want: "error policy-may-ask-others", shows: "docker.sock"},
+		{name: "systemd, by a user", rules: "/run/dbus/system_bus_socket rw,\ndbus,", want: "warning policy-may-ask-others"},
+		{name: "systemd, by root", rules: "/run/dbus/system_bus_socket rw,\ndbus,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "error policy-may-ask-others"},
+
+		{name: "systemd, nobody looks", rules: "# no dbus\n/run/dbus/system_bus_socket rw,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-ask-others", shows: "does not look"},
+		{name: "another bus name", rules: "/run/dbus/system_bus_socket rw,\ndbus send bus=system peer=(name=org.freedesktop.resolve1),", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+
+		{name: "a program that cannot run", unit: func(u *attach.Unit) {
+			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop"})
+		}, want: "warning policy-may-not-run-program", shows: "ExecStop="},
+		{name: "a program with +", unit: func(u *attach.Unit) {
+			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop", Privileged: true})
+		}},
+		{name: "no readiness", rules: "deny /run/systemd/notify w,", want: "warning policy-may-not-notify"},
+		{name: "no readiness wanted", rules: "deny /run/systemd/notify w,", unit: func(u *attach.Unit) { u.Type = "simple" }},
+		{name: "a directory of its own", unit: func(u *attach.Unit) {
+			u.Settings.Directories = []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/agent"}}
+		}, want: "warning policy-may-not-use-own-directories", shows: "/var/lib/agent"},
+		{name: "allowed", rules: "/var/lib/agent/** rw,", unit: func(u *attach.Unit) {
+			u.Settings.Directories = []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/agent"}}
+		}},
+		{name: "families", rules: "network inet stream,", unit: func(u *attach.Unit) {
+			u.Settings.AddressFamilies = &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET", "AF_INET6"}}
+		}, want: "warning policy-may-use-other-families", shows: "AF_INET6"},
+		{name: "px and no new privileges", rules: "/bin/sh Px,", unit: func(u *attach.Unit) { u.Settings.NoNewPrivileges = true }, want: "warning policy-may-not-change-profile"},
+		{name: "ix and no new privileges", rules: "/bin/sh ix,", unit: func(u *attach.Unit) { u.Settings.NoNewPrivileges = true }},
+		{name: "detached paths", unit: func(u *attach.Unit) { u.Settings.MountNamespace = true }, want: "note policy-may-not-reach-detached-paths"},
+
+		{name: "waived", rules: "/bin/sh Ux,", set: []string{"Waive=policy-may-leave-profile the shell is for operators"}, want: "note assertion-waived", shows: "operators"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			q := question(t, profile(tt.rules), tt.set...)
+			if tt.unit != nil {
+				tt.unit(&q.Unit)
+			}
+			found := ask(t, q)
+			if tt.want == "" {
+				if len(found) > 0 {
+					t.Errorf("%v", found)
+				}
+				return
+			}
+			if len(found) == 0 || found[0].Severity.String()+" "+string(found[0].Code) != tt.want {
+				t.Fatalf("%v, want %s first", found, tt.want)
+			}
+			if s := found[0].Detail; !strings.Contains(s, tt.shows) {
+				t.Errorf("%q does not show %q", s, tt.shows)
+			}
+			for _, f := range found {
+				if f.Severity == found[0].Severity && string(f.Code) != strings.Fields(tt.want)[1] {
+					t.Errorf("also %v", f)
+				}
+			}
+		})
+	}
+}
+
+func TestAssertions(t *testing.T) {
+	const rules = `network inet stream,
+network unix dgram,
+capability net_bind_service,
+owner /srv/** rw,
+/srv/public/** r,
+/bin/sh ix,
+signal send set=(term) peer=worker,
+ptrace (read) peer=worker,
+change_profile -> worker,`
+	for _, tt := range []struct {
+		line string
+		want string // a clause of the finding; "" holds
+	}{
+		{"Deny=write /tmp/**", ""},
+		{"Deny=write /srv/**", "allows write"},
+		{"Deny=other write /srv/**", ""},
+		{"Deny=owner write /srv/**", "/srv/a (owner)"},
+		{"Deny=rw /srv/public/**", "/srv/public/a"},
+		{"Allow=read /srv/public/**", ""},
+		{"Allow=read /srv/**", "may not read /srv/a (other)"},
+		{"Allow=owner write,read /srv/*", ""},
+		{"Deny=exec /bin/**", "/bin/sh"},
+		{"Deny=exec /usr/bin/**", ""},
+		{"Deny=write @{exec}", ""},
+		{"Deny=map @{exec}", "/usr/bin/agent"},
+		{`Deny=write "/srv/a b"`, "/srv/a b"},
+		{"Deny=network netlink", ""},
+		{"Deny=network unix", "use sockets of unix dgram"},
+		{"Deny=network unix stream", ""},
+		{"Deny=network", "may use sockets of unix dgram"},
+		{"Allow=network inet stream", ""},
+		{"Allow=network inet", "may not use sockets of inet"},
+		{"Deny=network nosuch", "there is no address family"},
+		{"Deny=capability sys_admin", ""},
+		{"Deny=capability CAP_NET_BIND_SERVICE", "may use capability net_bind_service"},
+		{"Deny=capability", "may use capability net_bind_service"},
+		{"Allow=capability net_bind_service", ""},
+		{"Deny=capability flying", "there is no capability"},
+		{"Deny=signal send unconfined", ""},
+		{"Deny=signal send worker", "signal 15"},
+		{"Deny=ptrace trace", ""},
+		{"Deny=ptrace read", "worker"},
+		{"Deny=change-profile unconfined", ""},
+		{"Deny=change-profile", "change to profile worker"},
+		{"Allow=change-profile worker", ""},
+	} {
+		t.Run(tt.line, func(t *testing.T) {
+			found := ask(t, question(t, profile(rules), tt.line))
+			if tt.want == "" {
+				if len(found) > 0 {
+					t.Errorf("%v", found)
+				}
+				return
+			}
+			if len(found) != 1 || found[0].Severity != attach.Error || !strings.Contains(found[0].Detail, tt.want) {
+				t.Fatalf("%v, want %q", found, tt.want)
+			}
+			if found[0].Where != "/etc/aaunit/attachments.d/agent.conf:10" {
+				t.Errorf("at %s", found[0].Where)
+			}
+		})
+	}
+}
+
+// The profiles that the unit's tasks can come to run under are asked, too.
+func TestTheClosureIsAsked(t *testing.T) {
+	text := profile("/bin/sh Cx -> sub,\nprofile sub {\n/bin/sh mr,\n/srv/** rw,\n}") +
+		"profile helper {\n/mnt/** rw,\n}\nprofile stranger {\n/opt/** rw,\n}\n"
+	for line, want := range map[string]string{
+		"Deny=write /srv/**": "agent//sub",
+		"Deny=write /mnt/**": "",
+		"Deny=write /opt/**": "",
+	} {
+		found := ask(t, question(t, text, line))
+		if (want == "") != (len(found) == 0) || want != "" && !strings.Contains(found[0].Detail, want) {
+			t.Errorf("%s: %v", line, found)
+		}
+	}
+	if found := ask(t, question(t, text, "AllowProfiles=helper", "Deny=write /mnt/**")); len(found) != 1 || found[0].Profile != "helper" {
+		t.Errorf("an allowed profile: %v", found)
+	}
+}
+
+// What cannot be answered does not pass.
+func TestWhatCannotBeReadDoesNotPass(t *testing.T) {
+	q := question(t, profile(""))
+	q.Compiled[0].Blob = q.Compiled[0].Blob[:len(q.Compiled[0].Blob)/2]
+	if found := ask(t, q); !slices.Equal(codes(found), []string{"error assertion-unknown"}) {
+		t.Errorf("half a policy: %v", found)
+	}
+	q.Compiled[0].Blob = nil
+	if found := ask(t, q); !slices.Equal(codes(found), []string{"error assertion-unknown"}) {
+		t.Errorf("a policy that is kept no more: %v", found)
+	}
+	if found := ask(t, question(t, profile(""), "Deny=write /[")); !slices.Equal(codes(found), []string{"error assertion-unknown"}) {
+		t.Errorf("a pattern that is none: %v", found)
+	}
+}
+
+// An answer is kept while nothing that it depends on changed.
+func TestAnswersAreKept(t *testing.T) {
+	q := question(t, profile("/tmp/** rw,"), "PrivateTmp=no")
+	reads := 0
+	blob := q.Compiled[0].Blob
+	g := New(func(string) (attach.Compiled, error) { reads++; return attach.Compiled{Blob: blob}, nil })
+	q.Compiled[0].Blob = nil
+	for range 3 {
+		if found := g.Check(context.Background(), q.Desired, q.Unit, q.Compiled); len(found) != 1 {
+			t.Fatalf("%v", found)
+		}
+	}
+	q.Unit.Settings.Exec[0].PID = 42 // another start
+	g.Ask(q)
+	if reads != 1 {
+		t.Errorf("read %d times", reads)
+	}
+	a := *q.Desired.Attachment
+	a.PrivateTmp = attach.PrivateTmpYes
+	q.Desired.Attachment = &a
+	if found := g.Ask(q); len(found) != 0 {
+		t.Errorf("an answer to another question: %v", found)
+	}
+}
+
+// What the readers of a profile in a discussion found, one by one.
+func TestTheProfileOfTheDiscussion(t *testing.T) {
+	q := question(t, profile("/tmp/** rw,\n/var/tmp/** rw,\n/proc/sys/net/core/somaxconn rw,\n/bin/sh Ux,"), "PrivateTmp=no", "Allow=network inet stream", "Deny=network unix")
+	want := []string{"error assertion-failed", "error policy-may-leave-profile", "error policy-may-write-proc-sys", "error policy-may-write-shared-tmp"}
+	if got := codes(ask(t, q)); !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	q = question(t, profile("owner /tmp/** rw,\n/proc/sys/net/core/somaxconn r,\n/bin/sh ix,\nnetwork inet stream,\nnetwork inet6 stream,"), "Allow=network inet stream", "Deny=network unix")
+	if found := ask(t, q); len(found) > 0 {
+		t.Errorf("as corrected: %v", found)
+	}
+}
