@@ -360,6 +360,10 @@ func (m *fakeManager) Profiles() []attach.Profile {
 	return []attach.Profile{{Name: "agent", File: "/etc/apparmor.d/agent", Line: 3, Leaves: []attach.Leave{{Rule: "/bin/secret Ux,"}}}}
 }
 
+func (m *fakeManager) Query(_ context.Context, profiles []string, question string, trusted bool) ([]attach.QueryResult, error) {
+	return []attach.QueryResult{{Profile: strings.Join(profiles, " "), May: attach.MayNo, Text: question}}, nil
+}
+
 func (m *fakeManager) Check(_ context.Context, args []string, trusted bool) ([]attach.Outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -255,6 +255,13 @@ func (c *Client) Check(ctx context.Context, args []string) ([]attach.Outcome, er
 	return out, err
 }
 
+// Query asks profiles whether their compiled policy allows something.
+func (c *Client) Query(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error) {
+	var out []attach.QueryResult
+	err := c.fetch(ctx, planTimeout+passwordTimeout, &out, Path, ManagerInterface, "Query", list(profiles), question)
+	return out, err
+}
+
 // list gives an empty list for none: D-Bus has no nil, and godbus must see a
 // slice's type.
 func list(in []string) []string {

@@ -39,6 +39,9 @@ type Manager interface {
 	// Check says what is in profile files and what speaks against units. It
 	// changes nothing. trusted as in attach.Request.
 	Check(ctx context.Context, args []string, trusted bool) ([]attach.Outcome, error)
+	// Query asks profiles, by name or file, whether their compiled policy allows
+	// something; none: all profiles. trusted as in attach.Request.
+	Query(ctx context.Context, profiles []string, question string, trusted bool) ([]attach.QueryResult, error)
 	// Subscribe has f told every published status until ctx ends; a removed
 	// unit comes with Status.Attachment == "". f returns at once. Subscribe may
 	// return when it has registered f, or when ctx ends.
@@ -63,6 +66,7 @@ var managerIface = iface{
 		{name: "Describe", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, large: true, call: callDescribe},
 		{name: "ListProfiles", out: []param{{"profiles", "s"}}, large: true, call: callListProfiles},
 		{name: "Check", in: []param{{"names", "as"}}, out: []param{{"outcomes", "s"}}, call: callCheck},
+		{name: "Query", in: []param{{"profiles", "as"}, {"question", "s"}}, out: []param{{"results", "s"}}, call: callQuery},
 	},
 	properties: []property{
 		{"Version", "s", "const"},
@@ -167,6 +171,19 @@ func callCheck(ctx context.Context, r *request) ([]any, *dbus.Error) {
 	}
 	return expensive(ctx, r, planTimeout, func(ctx context.Context) (any, error) {
 		return some(r.session.manager.Check(ctx, names, r.root()))
+	})
+}
+
+func callQuery(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	names, question := r.body[0].([]string), r.body[1].(string)
+	if failed := checkNames("profile", names); failed != nil {
+		return nil, failed
+	}
+	if _, err := attach.ParseAssertion(true, question); err != nil {
+		return nil, invalidArgs("cannot ask %q: %v", shorten(question), err)
+	}
+	return expensive(ctx, r, planTimeout, func(ctx context.Context) (any, error) {
+		return r.session.manager.Query(ctx, names, question, r.root())
 	})
 }
 

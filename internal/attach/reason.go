@@ -145,6 +145,7 @@ const (
 	MayNotNotify     Code = "policy-may-not-notify"
 	MayNotTransition Code = "policy-may-not-change-profile"
 	MayNotUseOwn     Code = "policy-may-not-use-own-directories"
+	MayNoNetwork     Code = "policy-may-not-use-network"
 	MayOtherFamilies Code = "policy-may-use-other-families"
 	MayNotDetached   Code = "policy-may-not-reach-detached-paths"
 )
@@ -267,6 +268,7 @@ var entries = []Entry{
 	{MayNotNotify, "The policy forbids the readiness message", "The unit is of Type=notify, and the profile does not let it write to /run/systemd/notify: systemd waits for the message until the start times out. Add \"/run/systemd/notify w,\".", Confined},
 	{MayNotTransition, "A change of profile cannot happen", "The unit runs with NoNewPrivileges=, which keeps the kernel from changing to a profile that allows something more; the profile has rules with Px or Cx. The program that is to be run under the other profile fails with EPERM.", Confined},
 	{MayNotUseOwn, "The policy forbids the unit's own directories", "systemd makes the directories of StateDirectory=, CacheDirectory=, LogsDirectory= and RuntimeDirectory= for the unit, and the profile does not let it write there.", Confined},
+	{MayNoNetwork, "The policy allows no network", "The profile has no network rule, so the program gets no socket at all: not even for DNS, or for a log. Some need none; one that does fails with EACCES, often in words of its own.", Confined},
 	{MayOtherFamilies, "Profile and unit disagree about address families", "RestrictAddressFamilies= of the unit forbids a family that the profile allows, or the other way round. Only what both allow works.", Confined},
 	{MayNotDetached, "Paths may lie outside the unit's namespace", "The unit has a mount namespace of its own, and the profile has no flag attach_disconnected: what is reached through a descriptor from outside, such as a socket or a log, has no path there, and access is denied. Add flags=(attach_disconnected) to the profile if such denials show.", Confined},
 	{AssertionFailed, "An assertion does not hold", "The compiled policy was asked what the attachment asserts under [Assertions], and the answer is another one. The policy does not go live; what was accepted before stays.", Confined},

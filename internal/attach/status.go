@@ -79,6 +79,8 @@ type Outcome struct {
 	Paused    *Pause   `json:"paused,omitempty"`  // the new pause
 	Reasons   []Reason `json:"reasons,omitempty"` // refusals or failures
 	Notes     []Reason `json:"notes,omitempty"`   // warnings and what is pending
+	// Findings are what a check found in the compiled policy.
+	Findings []Finding `json:"findings,omitempty"`
 	Plan      *Plan    `json:"plan,omitempty"`
 	Verdict   *Verdict `json:"verdict,omitempty"`
 	Events    []Event  `json:"events,omitempty"`

@@ -30,6 +30,7 @@ type fakeDaemon struct {
 	report   attach.Report
 	evidence attach.EvidenceReport
 	profiles []attach.Profile
+	queried  []attach.QueryResult
 	err      error
 	request  attach.Request
 	names    []string
@@ -102,6 +103,11 @@ func (d *fakeDaemon) Status(_ context.Context, units []string) (attach.Report, e
 func (d *fakeDaemon) Profiles(context.Context) ([]attach.Profile, error) {
 	d.did = "profiles"
 	return d.profiles, d.err
+}
+
+func (d *fakeDaemon) Query(_ context.Context, profiles []string, question string) ([]attach.QueryResult, error) {
+	d.did, d.names = "query "+question, profiles
+	return d.queried, d.err
 }
 
 func (d *fakeDaemon) Check(_ context.Context, args []string) ([]attach.Outcome, error) {

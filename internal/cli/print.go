@@ -407,6 +407,20 @@ func (p *printer) check(o attach.Outcome) {
 			p.reason(markWarn, r)
 		}
 	}
+	for _, f := range o.Findings {
+		if said[f.Reason] {
+			continue
+		}
+		said[f.Reason] = true
+		m := markBad
+		switch f.Severity {
+		case attach.Note:
+			m = markSkip
+		case attach.Warning:
+			m = markWarn
+		}
+		p.reason(m, f.Reason)
+	}
 	if len(said) == 0 && o.Exit == attach.ExitOK {
 		p.rows([]row{{mark: markOK, label: "good", text: "no way around the profile was found"}})
 	}

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -67,6 +68,31 @@ func (a *asking) failed(p *policydb.Profile, as attach.Assertion, v Verdict) {
 		return
 	}
 	a.find(attach.Error, p, v.Witness, attach.Because(attach.AssertionFailed, "%s=%s does not hold: profile %s %s", key, as.Text, p.Name, v.Why).At(where))
+}
+
+// Query implements reconcile.Gate: a question is what Deny= would deny.
+func (g *Gate) Query(_ context.Context, profile string, c attach.Compiled, question attach.Assertion) attach.QueryResult {
+	r := attach.QueryResult{Profile: profile, File: c.File, May: attach.MayUnknown}
+	profiles, err := g.profiles(c)
+	if err != nil {
+		r.Text = "cannot be asked: " + err.Error()
+		return r
+	}
+	for i := range profiles {
+		if profiles[i].Name != profile {
+			continue
+		}
+		question.Deny = true
+		v := Ask(&profiles[i], question)
+		r.Witness, r.Text = v.Witness, v.Why
+		r.May = map[policydb.Answer]string{policydb.Yes: attach.MayYes, policydb.No: attach.MayNo, policydb.NotMediated: attach.MayNotMediated}[v.Answer]
+		if r.May == "" {
+			r.May = attach.MayUnknown
+		}
+		return r
+	}
+	r.Text = "is not in the policy that was compiled of " + c.File
+	return r
 }
 
 // Verdict is the answer to an assertion about one profile.

@@ -57,6 +57,17 @@ func (a *asking) builtIn() {
 		a.leaves(p)
 		a.system(p)
 	}
+	if len(a.asked) > 0 {
+		a.network(a.asked[0])
+	}
+}
+
+// network says of a profile that allows no socket at all that it does.
+func (a *asking) network(p *policydb.Profile) {
+	if grants, answer := p.NetworkGrants(); answer == policydb.Yes && len(grants) == 0 {
+		a.find(attach.Note, p, "", attach.Because(attach.MayNoNetwork, "profile %s allows no socket of any family", p.Name).
+			WithNext("if the program needs the network, add: network inet stream, network inet6 stream,"))
+	}
 }
 
 func (a *asking) mustNotWrite(p *policydb.Profile, pl place, s attach.Severity) {
@@ -93,6 +104,9 @@ func why(r policydb.Result) string {
 func (a *asking) sharedTmp(p *policydb.Profile) {
 	s := attach.Error
 	switch joins := a.Unit.Settings.JoinsNamespaceOf; {
+	case a.Unit.ID == "":
+		a.mustNotWrite(p, place{attach.MayWriteTmp, "/{,var/}tmp/**", policydb.Either, "/tmp, which all users share unless the unit has PrivateTmp=yes, aaunit's default"}, attach.Warning)
+		return
 	case a.Desired.WantsPrivateTmp(a.Unit) && len(joins) == 0:
 		return
 	case a.Desired.WantsPrivateTmp(a.Unit):

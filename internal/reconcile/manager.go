@@ -752,13 +752,16 @@ func (l *Loop) checkFile(ctx context.Context, file string, trusted bool) attach.
 	if err != nil {
 		return bad(attach.Because(attach.ProfileBroken, "%v", err).At(file))
 	}
-	for _, p := range l.compile(ctx, []string{file}, false).problems[file] {
+	built := l.compile(ctx, []string{file}, false)
+	for _, p := range built.problems[file] {
 		o = bad(p)
 	}
 	var names []string
 	for _, p := range profiles {
 		names = append(names, p.Name)
-		d := attach.Desired{Unit: file, Profile: p.Name, Attachment: &attach.Attachment{Profile: p.Name, Mode: attach.WishEnforce}}
+		a := attach.NewAttachment()
+		a.Source, a.Profile = file, p.Name
+		d := attach.Desired{Unit: file, Profile: p.Name, Attachment: &a}
 		all := l.apparmor.ByName(p.Name)
 		if !slices.ContainsFunc(all, func(q attach.Profile) bool { return q.File == p.File }) {
 			all = append(all, p)
@@ -768,7 +771,82 @@ func (l *Loop) checkFile(ctx context.Context, file string, trusted bool) attach.
 			o = bad(r)
 		}
 		o.Notes = append(o.Notes, warnings...)
+		if c, ok := built.done[file]; ok && l.gate != nil {
+			o.Findings = append(o.Findings, l.gate.Check(ctx, d, attach.Unit{}, []attach.Compiled{c})...)
+		}
 	}
+	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
 	o.Profile = strings.Join(names, ", ")
 	return o
+}
+
+// maxQueried bounds the files that are compiled at once for a question about all
+// profiles.
+const maxQueried = 32
+
+// Query asks profiles whether their compiled policy allows something, and changes
+// nothing: the profiles of a file, where the name has a slash and is the path of
+// one, a profile by its name, or all under /etc/apparmor.d where none is named.
+func (l *Loop) Query(ctx context.Context, names []string, question string, trusted bool) ([]attach.QueryResult, error) {
+	q, err := attach.ParseAssertion(true, question)
+	if err != nil {
+		return nil, fmt.Errorf("cannot ask %q: %w", question, err)
+	}
+	if l.gate == nil {
+		return nil, errors.New("cannot ask: this aaunitd reads no compiled policy")
+	}
+	out := []attach.QueryResult{}
+	unknown := func(profile, file string, r attach.Reason) {
+		out = append(out, attach.QueryResult{Profile: profile, File: file, May: attach.MayUnknown, Text: "cannot be asked: " + r.Detail, Reason: &r})
+	}
+	var asked []attach.Profile
+	if len(names) == 0 {
+		asked = l.apparmor.Profiles()
+	}
+	for _, name := range names {
+		found := l.apparmor.ByName(name)
+		if len(found) == 0 && filepath.IsAbs(name) {
+			if !trusted && filepath.Dir(filepath.Clean(name)) != "/etc/apparmor.d" {
+				unknown(name, name, attach.Because(attach.ProfileUntrusted, "only root may name a file outside /etc/apparmor.d"))
+				continue
+			}
+			var err error
+			if found, err = l.apparmor.InFile(name); err != nil {
+				unknown(name, name, attach.Because(attach.ProfileBroken, "%v", err).At(name))
+				continue
+			}
+		}
+		if len(found) == 0 {
+			unknown(name, "", attach.Because(attach.ProfileNotFound, "no file under /etc/apparmor.d defines a profile %s", name).WithNext("aaunitctl list --profiles"))
+		}
+		asked = append(asked, found...)
+	}
+	var files []string
+	for _, p := range asked {
+		if !slices.Contains(files, p.File) {
+			files = append(files, p.File)
+		}
+	}
+	for some := range slices.Chunk(files, maxQueried) {
+		done, problems := l.apparmor.Compile(ctx, some, false)
+		for _, p := range asked {
+			if r, bad := problems[p.File]; bad {
+				unknown(p.Name, p.File, r)
+			}
+		}
+		for _, c := range done {
+			for _, p := range asked {
+				if p.File != c.File {
+					continue
+				}
+				for _, own := range c.Profiles {
+					if own.Name == p.Name || strings.HasPrefix(own.Name, p.Name+"//") {
+						out = append(out, l.gate.Query(ctx, own.Name, c, q))
+					}
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b attach.QueryResult) int { return strings.Compare(a.Profile, b.Profile) })
+	return slices.CompactFunc(out, func(a, b attach.QueryResult) bool { return a.Profile == b.Profile && a.File == b.File }), nil
 }

@@ -144,6 +144,8 @@ type Gate interface {
 	// going live; the rest is told. It is asked again whenever a plan is made, so it
 	// keeps its answers.
 	Check(ctx context.Context, d attach.Desired, u attach.Unit, compiled []attach.Compiled) []attach.Finding
+	// Query asks one profile of a policy whether something is allowed.
+	Query(ctx context.Context, profile string, c attach.Compiled, question attach.Assertion) attach.QueryResult
 }
 
 // Evidence keeps what verdicts rest on. It holds up nobody but Check: what takes
