@@ -106,10 +106,11 @@ func (a *app) followDenials(ctx context.Context, d Daemon, units []string, from 
 	if err != nil {
 		return err
 	}
-	a.exit = denialsExit(r)
 	p := a.printer()
-	lost, deaf := 0, ""
+	missing, lost, deaf := r.Missing, 0, ""
 	for first := true; ; first = false {
+		r.Missing = missing // of which only the first answer tells
+		a.exit = denialsExit(r)
 		switch {
 		case a.json:
 			if first || len(r.Units) > 0 || r.Lost > lost || r.Deaf != deaf {
@@ -254,7 +255,7 @@ func (p *printer) denialLines(r attach.DenialReport) {
 	for _, u := range r.Units {
 		for _, d := range u.Denials {
 			c := p.cells(d)
-			p.line("%s  %s  %s %s %s  %s  profile %s  %s times  %s", c[0], p.paint(bold, p.text(u.Unit)), c[2], c[3], c[4], c[5], c[6], c[1], c[7])
+			p.line("%s  %s  %s %s %s  %s  profile %s  %s  %s", c[0], p.paint(bold, p.text(u.Unit)), c[2], c[3], c[4], c[5], c[6], count(d.Count, "time", "times"), c[7])
 			switch {
 			case d.Proposal.Rule != "":
 				p.line("      %s in profile %s: %s", p.mark(markNext), p.text(d.Proposal.Profile), p.text(d.Proposal.Rule))
