@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	osexec "os/exec"
 	"path/filepath"
@@ -265,6 +266,30 @@ func TestRulesCompile(t *testing.T) {
 			add(fileDenial("open", "r", "/x"+string([]byte{byte(c)})+"{y"))
 			add(fileDenial("open", "r", "/"+string([]byte{byte(c)})))
 			add(Denial{Operation: "umount", Name: "/x" + string([]byte{byte(c)})})
+		}
+	}
+	// Names of what the parser's own syntax is made of.
+	pieces := []string{"a", "/", "//", "*", "**", "?", "[", "]", "[^", "{", "}", "{a,b}", ",", "^", "\"", "\\", "\\\"", " ", "\n", "\t", "#", "#include <x>", "@", "@{", "@{x}",
+		"->", "=", "(", ")", "&", "!", "$", "'", "<", ">", ":", ";", "|", "%", "~", ".", "..", "-", "\x01", "\x7f", "\x80", "\xff", "é", "\u202e", "0", "7", "052", "x41", "d42", "r,", "}\nprofile y {"}
+	random := rand.New(rand.NewPCG(1, 2))
+	name := func() string {
+		var b strings.Builder
+		for range 1 + random.IntN(8) {
+			b.WriteString(pieces[random.IntN(len(pieces))])
+		}
+		return b.String()
+	}
+	for range 300 {
+		for _, d := range []Denial{
+			owned(fileDenial("open", "rwkm", "/"+name())), fileDenial("exec", "x", "/"+name()),
+			{Operation: "link", Name: "/" + name(), Target: "/" + name(), Denied: "l"},
+			{Operation: "ptrace", Denied: "read", Peer: name()},
+			{Operation: "mount", Name: "/" + name(), Source: name(), Flags: "rw, bind"},
+			{Operation: "pivotroot", Name: "/" + name(), Source: "/" + name()},
+		} {
+			if r := d.Rule().Rule; r != "" {
+				rules = append(rules, r)
+			}
 		}
 	}
 	for _, r := range rules {
