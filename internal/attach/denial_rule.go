@@ -88,6 +88,8 @@ func (d Denial) Rule() Proposal {
 		p.Note = "the record does not say enough for a rule"
 	case learning && p.Rule != "":
 		p.Note = join(p.Note, "the program was started without a rule; this one is for a start with ix")
+	case strings.Contains(p.Profile, "//&") && p.Rule != "":
+		p.Note = join(p.Note, "each profile of the stack needs it")
 	}
 	return p
 }

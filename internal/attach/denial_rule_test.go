@@ -138,6 +138,10 @@ func TestRule(t *testing.T) {
 	if p := d.Rule(); p.Profile != "my agent" || p.Rule != "/etc/x r," || !strings.Contains(p.Note, "ix") {
 		t.Errorf("%+v", p)
 	}
+	d.Profile = "a//&b"
+	if p := d.Rule(); p.Profile != "a//&b" || !strings.Contains(p.Note, "each") {
+		t.Errorf("%+v", p)
+	}
 }
 
 // Nothing that leads out of a profile is proposed, and a rule is one line that a
