@@ -113,6 +113,19 @@ func (u *users) of(*dbus.Conn) func(context.Context, string) (uint32, error) {
 	}
 }
 
+// fakeAdm is the group that reads denials in tests.
+const fakeAdm = 444
+
+// groupsOf: users 4000 to 4999 are in adm.
+func (u *users) groupsOf(*dbus.Conn) func(context.Context, string, uint32) ([]uint32, error) {
+	return func(_ context.Context, _ string, uid uint32) ([]uint32, error) {
+		if uid >= 4000 && uid < 5000 {
+			return []uint32{uid, fakeAdm}, nil
+		}
+		return []uint32{uid}, nil
+	}
+}
+
 // rig is a running service with a fake Manager on a private bus.
 type rig struct {
 	*privateBus
@@ -137,6 +150,7 @@ func startService(t *testing.T, b *privateBus, m *fakeManager, changes ...func(*
 		Ready: func() { close(ready) },
 	})
 	r.service.credentials = r.users.of
+	r.service.groups, r.service.adm = r.users.groupsOf, func() (uint32, error) { return fakeAdm, nil }
 	for _, change := range changes {
 		change(r.service)
 	}
@@ -265,6 +279,7 @@ type fakeManager struct {
 	subscribe chan struct{}
 	hold      chan struct{} // reports about named units wait for its end
 	held      int           // how many do
+	since     time.Time     // that Denials was asked with
 }
 
 func newFakeManager() *fakeManager {
@@ -369,6 +384,22 @@ func (m *fakeManager) Check(_ context.Context, args []string, trusted bool) ([]a
 	defer m.mu.Unlock()
 	m.trusted = append(m.trusted, trusted)
 	return nil, nil
+}
+
+func (m *fakeManager) Denials(units []string, since time.Time) attach.DenialReport {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.since = since
+	d := attach.Seen(attach.Denial{Count: 2, Profile: "agent", Operation: "open", Denied: "r", Name: "/etc/shadow"})
+	return attach.DenialReport{Cursor: "7.7", Units: []attach.UnitDenials{{Unit: "a.service", Denials: []attach.SeenDenial{d}}}}
+}
+
+func (m *fakeManager) WaitDenials(ctx context.Context, units []string, cursor string) attach.DenialReport {
+	if cursor == "7.7" {
+		<-ctx.Done()
+		return attach.DenialReport{Cursor: cursor}
+	}
+	return m.Denials(units, time.Time{})
 }
 
 func (m *fakeManager) Subscribe(ctx context.Context, f func(attach.Status)) {

@@ -27,7 +27,7 @@
 // Units per call, lengths, reading calls being answered, and work under way are
 // bounded as well. File descriptors are not taken at all. What a user who is
 // not root is told leaves out what is about processes and the text of files
-// (public.go).
+// (public.go); what was denied is for root and members of adm (denials.go).
 package api
 
 import "github.com/godbus/dbus/v5"

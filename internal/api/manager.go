@@ -42,6 +42,12 @@ type Manager interface {
 	// Query asks profiles, by name or file, whether their compiled policy allows
 	// something; none: all profiles. trusted as in attach.Request.
 	Query(ctx context.Context, profiles []string, question string, trusted bool) ([]attach.QueryResult, error)
+	// Denials says what was denied to attached units (names and globs; none: all)
+	// from since on, at once from what is known.
+	Denials(units []string, since time.Time) attach.DenialReport
+	// WaitDenials waits until something was denied after the answer that had the
+	// cursor, or until ctx ends, and gives what came.
+	WaitDenials(ctx context.Context, units []string, cursor string) attach.DenialReport
 	// Subscribe has f told every published status until ctx ends; a removed
 	// unit comes with Status.Attachment == "". f returns at once. Subscribe may
 	// return when it has registered f, or when ctx ends.
@@ -65,6 +71,8 @@ var managerIface = iface{
 		{name: "VerifyEvidence", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerifyEvidence},
 		{name: "Describe", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, large: true, call: callDescribe},
 		{name: "ListProfiles", out: []param{{"profiles", "s"}}, large: true, call: callListProfiles},
+		{name: "Denials", in: []param{{"units", "as"}, {"since", "t"}}, out: []param{{"denials", "s"}}, large: true, call: callDenials},
+		{name: "WaitDenials", in: []param{{"units", "as"}, {"cursor", "s"}}, out: []param{{"denials", "s"}}, call: callWaitDenials},
 		{name: "Check", in: []param{{"names", "as"}}, out: []param{{"outcomes", "s"}}, call: callCheck},
 		{name: "Query", in: []param{{"profiles", "as"}, {"question", "s"}}, out: []param{{"results", "s"}}, call: callQuery},
 	},

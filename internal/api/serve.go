@@ -62,9 +62,13 @@ type service struct {
 	looking    *counter // expensive calls being answered
 	reading    *counter // reading calls being answered
 	asking     *counter // questions to polkit
+	waiting    *counter // calls that wait for denials
 	tickets    atomic.Uint64
 	// credentials tells the users behind unique names of a connection.
 	credentials func(*dbus.Conn) func(context.Context, string) (uint32, error)
+	// groups tells their groups, and adm the group whose members read logs.
+	groups func(*dbus.Conn) func(context.Context, string, uint32) ([]uint32, error)
+	adm    func() (uint32, error)
 	// life is the context in which operations work.
 	life context.Context
 }
@@ -79,7 +83,10 @@ func newService(m Manager, o Options) *service {
 		looking:     newCounter(4, 16),
 		reading:     newCounter(maxReading, maxReadingAll),
 		asking:      newCounter(4, 32),
+		waiting:     newCounter(8, 32),
 		credentials: busCredentials,
+		groups:      busGroups,
+		adm:         admGroup,
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -95,6 +102,8 @@ type session struct {
 	*service
 	conn *dbus.Conn
 	who  *identities
+	// groupsOf tells the groups of who is behind a unique name.
+	groupsOf func(ctx context.Context, sender string, uid uint32) ([]uint32, error)
 }
 
 func (s *session) uidOf(ctx context.Context, sender string) (uint32, error) {
@@ -158,7 +167,7 @@ func (s *service) serveOnce(ctx context.Context) error {
 		return fmt.Errorf("cannot connect to the bus: %w", err)
 	}
 	defer asker.Close()
-	n := &session{service: s, who: &identities{known: map[string]uint32{}, ask: s.credentials(asker)}}
+	n := &session{service: s, who: &identities{known: map[string]uint32{}, ask: s.credentials(asker)}, groupsOf: s.groups(asker)}
 	complete, lost := make(chan struct{}), make(chan error, 1)
 	rules := bus.Rules{
 		Calls: func(h *bus.Header) *dbus.Error { return n.admit(ctx, h) },

@@ -33,6 +33,8 @@ type Daemon interface {
 	Profiles(ctx context.Context) ([]attach.Profile, error)
 	Check(ctx context.Context, args []string) ([]attach.Outcome, error)
 	Query(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error)
+	Denials(ctx context.Context, units []string, since time.Time) (attach.DenialReport, error)
+	WaitDenials(ctx context.Context, units []string, cursor string) (attach.DenialReport, error)
 	Close() error
 }
 
@@ -172,7 +174,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours (also: NO_COLOR in the environment)")
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
-		a.planCommand(), a.explainCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
+		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
 	for _, cmd := range root.Commands() {
 		// Whatever fails before this is a mistake in the command line.

@@ -36,6 +36,12 @@ type fakeDaemon struct {
 	names    []string
 	did      string
 	wait     chan struct{} // Attach waits for it or for its context
+
+	denials   attach.DenialReport
+	news      []attach.DenialReport
+	since     time.Time
+	cursors   []string
+	interrupt func()
 }
 
 func (d *fakeDaemon) Attach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
@@ -115,6 +121,23 @@ func (d *fakeDaemon) Check(_ context.Context, args []string) ([]attach.Outcome, 
 	return d.outcomes, d.err
 }
 
+func (d *fakeDaemon) Denials(_ context.Context, units []string, since time.Time) (attach.DenialReport, error) {
+	d.did, d.names, d.since = "denials", units, since
+	return d.denials, d.err
+}
+
+// WaitDenials gives what a test has in news, and then is interrupted.
+func (d *fakeDaemon) WaitDenials(_ context.Context, _ []string, cursor string) (attach.DenialReport, error) {
+	d.cursors = append(d.cursors, cursor)
+	if len(d.news) == 0 {
+		d.interrupt()
+		return attach.DenialReport{}, context.Canceled
+	}
+	r := d.news[0]
+	d.news = d.news[1:]
+	return r, nil
+}
+
 func (d *fakeDaemon) Close() error { return nil }
 
 // scene is a machine with a terminal.
@@ -151,7 +174,10 @@ func newScene() *scene {
 func (s *scene) run(args ...string) attach.Exit {
 	s.out.Reset()
 	s.err.Reset()
-	return Run(context.Background(), args, s.World)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	s.daemon.interrupt = cancel
+	return Run(ctx, args, s.World)
 }
 
 // golden compares with testdata/NAME.golden; -update writes it.

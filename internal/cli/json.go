@@ -21,6 +21,8 @@ import (
 //	resume, plan, check    {"outcomes": [attach.Outcome]}
 //	  with --no-wait       {"operation": "/org/aaunit1/operation/1"}
 //	list --profiles        {"profiles": [attach.Profile]}
+//	denials                attach.DenialReport
+//	  with --follow        one on each line
 //	explain UNIT           {"units": [explained], "missing": [attach.Missing]}
 //	explain CODE           {"codes": [attach.Entry]}
 //	version                {"version": "1.0"}

@@ -19,7 +19,7 @@ not as declared is put back. A second pause takes the place of the first.`,
 		Example: `  aaunitctl pause myagent
   aaunitctl pause 'agent-*' --for 2h`,
 		Args:              unitArgs(1),
-		ValidArgsFunction: a.completePausable,
+		ValidArgsFunction: a.completeKnown,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := attach.ParsePause(span)
 			if err != nil {
@@ -61,7 +61,7 @@ func (p *printer) pauseReason(s attach.Status) attach.Reason {
 	return attach.Reason{Code: attach.Paused, Detail: fmt.Sprintf("%s is paused %s", s.Unit, p.pause(*s.Paused))}
 }
 
-func (a *app) completePausable(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+func (a *app) completeKnown(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 	names := a.known(cmd, func(attach.Status) bool { return true })
 	return offer(names, args, begun), cobra.ShellCompDirectiveNoFileComp
 }

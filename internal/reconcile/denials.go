@@ -19,6 +19,7 @@ const (
 
 // hear takes what AppArmor denies into the log until ctx ends.
 func (l *Loop) hear(ctx context.Context, denials <-chan attach.Denial) {
+	l.denials.begin(time.Now())
 	deaf := false
 	for {
 		var d attach.Denial
@@ -118,18 +119,55 @@ func whyFailed(reasons []attach.Reason) string {
 // that is "". It lives as long as the daemon. The zero value is ready for use.
 type denialLog struct {
 	mu    sync.Mutex
-	units map[string]map[attach.DenialKey]attach.Denial
+	units map[string]map[attach.DenialKey]logged
 	total int
-	lost  int
+	lost  int // records that came to nobody, or were pushed out
 	deaf  string
+	began time.Time
+
+	// seq counts what was taken in; missedAt is its value when lost or deaf last
+	// changed.
+	seq, missedAt uint64
+	// changed is closed by the next add; nil while nobody waits.
+	changed chan struct{}
+}
+
+// logged is a denial with the number of its last record.
+type logged struct {
+	attach.Denial
+	seq uint64
+}
+
+func (g *denialLog) begin(now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.began = now
+}
+
+// more gives a channel that is closed when anything is added from now on.
+func (g *denialLog) more() <-chan struct{} {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.changed == nil {
+		g.changed = make(chan struct{})
+	}
+	return g.changed
 }
 
 // add takes in one element of AppArmor.Denials.
 func (g *denialLog) add(d attach.Denial) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.seq++
+	if d.Lost > 0 || d.Deaf != g.deaf {
+		g.missedAt = g.seq
+	}
 	g.deaf = d.Deaf
 	g.lost += d.Lost
+	if g.changed != nil {
+		close(g.changed)
+		g.changed = nil
+	}
 	if !d.IsDenial() {
 		return
 	}
@@ -137,17 +175,18 @@ func (g *denialLog) add(d attach.Denial) {
 	k := d.Key()
 	if old, ok := of[k]; ok {
 		old.Merge(d)
+		old.seq = g.seq
 		of[k] = old
 		return
 	}
 	if of == nil {
 		if g.units == nil {
-			g.units = map[string]map[attach.DenialKey]attach.Denial{}
+			g.units = map[string]map[attach.DenialKey]logged{}
 		}
-		of = map[attach.DenialKey]attach.Denial{}
+		of = map[attach.DenialKey]logged{}
 		g.units[d.Unit] = of
 	}
-	of[k] = d
+	of[k] = logged{d, g.seq}
 	g.total++
 	switch {
 	case len(of) > maxUnitDenials:
@@ -165,7 +204,8 @@ func (g *denialLog) add(d attach.Denial) {
 	}
 }
 
-// forget drops the denial of a unit that was last seen longest ago.
+// forget drops the denial of a unit that was last seen longest ago, and counts its
+// records as lost.
 func (g *denialLog) forget(unit string) {
 	of := g.units[unit]
 	var oldest attach.DenialKey
@@ -175,6 +215,8 @@ func (g *denialLog) forget(unit string) {
 			oldest, first = k, false
 		}
 	}
+	g.lost += of[oldest].Count
+	g.missedAt = g.seq
 	delete(of, oldest)
 	g.total--
 	if len(of) == 0 {
@@ -186,28 +228,33 @@ func (g *denialLog) forget(unit string) {
 // which they were first seen, and those that may be its own: of a profile that
 // it shares with other units (attach.Denial.Candidates).
 func (g *denialLog) since(unit string, t time.Time) []attach.Denial {
-	return g.find(unit, func(d attach.Denial) bool { return !d.Last.Before(t) })
+	return g.find(unit, func(d logged) bool { return !d.Last.Before(t) })
 }
 
 // newSince lists those of which none happened before t. One that was pushed out
 // of the log counts as new when it comes again.
 func (g *denialLog) newSince(unit string, t time.Time) []attach.Denial {
-	return g.find(unit, func(d attach.Denial) bool { return !d.First.Before(t) })
+	return g.find(unit, func(d logged) bool { return !d.First.Before(t) })
 }
 
-func (g *denialLog) find(unit string, wanted func(attach.Denial) bool) []attach.Denial {
+// after lists those that happened after the log's seq was n.
+func (g *denialLog) after(unit string, n uint64) []attach.Denial {
+	return g.find(unit, func(d logged) bool { return d.seq > n })
+}
+
+func (g *denialLog) find(unit string, wanted func(logged) bool) []attach.Denial {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var out []attach.Denial
 	for d := range maps.Values(g.units[unit]) {
 		if wanted(d) {
-			out = append(out, d)
+			out = append(out, d.Denial)
 		}
 	}
 	if unit != "" {
 		for d := range maps.Values(g.units[""]) {
 			if wanted(d) && slices.Contains(d.Candidates, unit) {
-				out = append(out, d)
+				out = append(out, d.Denial)
 			}
 		}
 	}
@@ -220,8 +267,8 @@ func (g *denialLog) find(unit string, wanted func(attach.Denial) bool) []attach.
 	return out
 }
 
-// missed says what the log cannot know: how many records were lost, and why
-// nothing is heard at present.
+// missed says what the log cannot know: how many records were lost or pushed out,
+// and why nothing is heard at present.
 func (g *denialLog) missed() (lost int, deaf string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

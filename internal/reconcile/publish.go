@@ -177,9 +177,15 @@ func (l *Loop) Subscribe(ctx context.Context, f func(attach.Status)) {
 // whether there is such a unit.
 func (l *Loop) Status(units []string) attach.Report {
 	r, missing := l.known(units)
+	r.Missing = l.whyMissing(missing)
+	return r
+}
+
+// whyMissing says of names that no attachment names whether there is such a unit.
+func (l *Loop) whyMissing(names []string) (out []attach.Missing) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	for _, name := range missing {
+	for _, name := range names {
 		why := attach.Because(attach.NotAttached, "no attachment names %s", name).WithNext("aaunitctl attach " + name)
 		full, err := attach.UnitName(name)
 		if err != nil {
@@ -187,9 +193,9 @@ func (l *Loop) Status(units []string) attach.Report {
 		} else if u, err := l.systemd.Observe(ctx, full); err == nil && !u.Found() {
 			why = attach.Because(attach.UnitNotFound, "systemd knows no unit %s", full)
 		}
-		r.Missing = append(r.Missing, attach.Missing{Unit: name, Reason: why})
+		out = append(out, attach.Missing{Unit: name, Reason: why})
 	}
-	return r
+	return out
 }
 
 func (l *Loop) known(units []string) (r attach.Report, missing []string) {
