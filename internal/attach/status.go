@@ -81,9 +81,9 @@ type Outcome struct {
 	Notes     []Reason `json:"notes,omitempty"`   // warnings and what is pending
 	// Findings are what a check found in the compiled policy.
 	Findings []Finding `json:"findings,omitempty"`
-	Plan      *Plan    `json:"plan,omitempty"`
-	Verdict   *Verdict `json:"verdict,omitempty"`
-	Events    []Event  `json:"events,omitempty"`
+	Plan     *Plan     `json:"plan,omitempty"`
+	Verdict  *Verdict  `json:"verdict,omitempty"`
+	Events   []Event   `json:"events,omitempty"`
 }
 
 // Exit is an exit status of aaunitctl.
