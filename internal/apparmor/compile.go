@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -264,7 +265,7 @@ func compiled(src *source, blob []byte, complain bool) (attach.Compiled, error) 
 	fail := func(format string, args ...any) (attach.Compiled, error) {
 		return attach.Compiled{}, &compileError{file: src.file, text: fmt.Sprintf(format, args...)}
 	}
-	elements, err := splitBlob(blob)
+	elements, err := policydb.Split(blob)
 	if err != nil {
 		return fail("the parser's output makes no sense: %v", err)
 	}
@@ -273,16 +274,16 @@ func compiled(src *source, blob []byte, complain bool) (attach.Compiled, error) 
 	}
 	var names []string
 	for _, e := range elements {
-		if e.ns != "" {
-			return fail("profile %s belongs to policy namespace %s; systemd starts units in the host's own namespace only", clean(e.name), clean(e.ns))
+		if e.Namespace != "" {
+			return fail("profile %s belongs to policy namespace %s; systemd starts units in the host's own namespace only", clean(e.Name), clean(e.Namespace))
 		}
-		if err := checkName(e.name); err != nil {
+		if err := checkName(e.Name); err != nil {
 			return fail("%v", err)
 		}
-		if slices.Contains(names, e.name) {
-			return fail("it defines profile %s twice", e.name)
+		if slices.Contains(names, e.Name) {
+			return fail("it defines profile %s twice", e.Name)
 		}
-		names = append(names, e.name)
+		names = append(names, e.Name)
 	}
 	c := attach.Compiled{File: src.file, Source: src.digest, Complain: complain, Blob: bytes.Clone(blob), Sources: src.texts()}
 	c.Profiles = profilesOf(src, names)

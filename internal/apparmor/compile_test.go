@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -28,8 +29,8 @@ func TestCompileManyWithOneBad(t *testing.T) {
 	}
 	h.Stage(ctx(t), done)
 	for _, c := range done {
-		e, err := splitBlob(c.Blob)
-		if err != nil || len(e) != 2 || len(c.Profiles) != 2 || e[1].name != c.Profiles[1].Name || c.Profiles[1].Name != c.Profiles[0].Name+"//child" {
+		e, err := policydb.Split(c.Blob)
+		if err != nil || len(e) != 2 || len(c.Profiles) != 2 || e[1].Name != c.Profiles[1].Name || c.Profiles[1].Name != c.Profiles[0].Name+"//child" {
 			t.Errorf("%s: %v %+v %v", c.File, err, c.Profiles, e)
 		}
 		if len(c.Profiles[0].Leaves) != 1 || c.Profiles[0].Leaves[0].Rule != "/bin/sh Ux," {

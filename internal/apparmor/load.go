@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -35,15 +36,15 @@ func (s *System) Load(ctx context.Context, policies []attach.Compiled) (failed m
 			failed[c.File] = fmt.Errorf("cannot load %s: %w", c.File, err)
 			continue
 		}
-		elements, err := splitBlob(c.Blob)
+		elements, err := policydb.Split(c.Blob)
 		if err == nil && len(elements) == 0 {
 			err = errors.New("it holds no profile")
 		}
 		for _, e := range elements {
-			if e.ns != "" {
-				err = fmt.Errorf("profile %s names policy namespace %s", clean(e.name), clean(e.ns))
+			if e.Namespace != "" {
+				err = fmt.Errorf("profile %s names policy namespace %s", clean(e.Name), clean(e.Namespace))
 			}
-			names[c.File] = append(names[c.File], e.name)
+			names[c.File] = append(names[c.File], e.Name)
 		}
 		if err == nil {
 			err = writePolicy(s.real(filepath.Join(securityDir, ".replace")), c.Blob)
@@ -184,7 +185,7 @@ func (s *System) Save(names []string) (Saved, error) {
 	}
 	v := &saved{s: s, names: slices.Clone(names), was: map[string]attach.LiveProfile{}, blobs: map[string][]byte{}}
 	// Several profiles that were loaded in one go share their bytes.
-	raws := map[string][]element{}
+	raws := map[string][]policydb.Element{}
 	for _, name := range slices.Sorted(maps.Keys(live)) { // parents before children
 		p := live[name]
 		v.was[name] = p.LiveProfile
@@ -195,16 +196,16 @@ func (s *System) Save(names []string) (Saved, error) {
 		}
 		elements, ok := raws[string(raw)]
 		if !ok {
-			if elements, err = splitBlob(raw); err != nil {
+			if elements, err = policydb.Split(raw); err != nil {
 				return nil, fmt.Errorf("cannot keep profile %s as it is loaded now: %w", name, err)
 			}
 			raws[string(raw)] = elements
 		}
-		i := slices.IndexFunc(elements, func(e element) bool { return e.name == name })
+		i := slices.IndexFunc(elements, func(e policydb.Element) bool { return e.Name == name })
 		if i < 0 {
 			return nil, fmt.Errorf("cannot keep profile %s as it is loaded now: the bytes it came in do not hold it", name)
 		}
-		v.blobs[top] = append(v.blobs[top], elements[i].bytes...)
+		v.blobs[top] = append(v.blobs[top], elements[i].Bytes...)
 	}
 	return v, nil
 }

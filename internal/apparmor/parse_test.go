@@ -23,48 +23,6 @@ func TestParseNames(t *testing.T) {
 	}
 }
 
-func TestSplitBlobRefusesGarbage(t *testing.T) {
-	h := newHost(t)
-	f := h.profile("a", "profile a /x { /etc/** rw,\n network inet,\n set rlimit nofile <= 10,\n profile b { /x ix, } }\nprofile c { }\n")
-	done, problems := h.Compile(ctx(t), []string{f}, false)
-	if len(done) != 1 {
-		t.Fatal(problems)
-	}
-	blob := done[0].Blob
-	all, err := splitBlob(blob)
-	if err != nil || len(all) != 3 {
-		t.Fatal(all, err)
-	}
-	var joined []byte
-	for _, e := range all {
-		joined = append(joined, e.bytes...)
-	}
-	if again, err := splitBlob(joined); err != nil || len(again) != 3 {
-		t.Error(again, err)
-	}
-	for i := range blob {
-		if got, err := splitBlob(blob[:i]); err == nil && len(got) == 3 {
-			t.Fatalf("%d of %d bytes are taken as the whole", i, len(blob))
-		}
-	}
-}
-
-func FuzzSplitBlob(f *testing.F) {
-	f.Add([]byte("\x04\x08\x00version\x00\x02\x05\x00\x00\x00\x04\x08\x00profile\x00\x07\x05\x02\x00a\x00\x08"))
-	f.Add([]byte("\x04\x08\x00version\x00\x02\x05\x00\x00\x00\x04\x0a\x00namespace\x00\x05\x02\x00n\x00\x04\x08\x00profile\x00\x07\x05\x02\x00a\x00\x0b\x01\x00\x0c\x06\xff\xff\xff\xff\x08"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		e, err := splitBlob(b)
-		if err == nil && len(e) == 0 && len(b) > 0 {
-			t.Error("bytes, and neither a profile nor an error")
-		}
-		for _, x := range e {
-			if _, err := splitBlob(x.bytes); err != nil {
-				t.Errorf("a profile does not stand by itself: %v", err)
-			}
-		}
-	})
-}
-
 func FuzzParseNames(f *testing.F) {
 	f.Add([]byte("a\nb//c\n"), "aaunit-1")
 	f.Add([]byte("x\naaunit-1\ny\naaunit-1\n"), "aaunit-1")

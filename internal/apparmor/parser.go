@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/safefile"
 )
@@ -487,7 +488,7 @@ func cutNames(out []byte, markers []string) ([][]byte, error) {
 
 // cutBlobs divides compiled policy at the markers.
 func cutBlobs(out []byte, markers []string) ([][]byte, error) {
-	elements, err := splitBlob(out)
+	elements, err := policydb.Split(out)
 	if err != nil {
 		return nil, err
 	}
@@ -497,13 +498,13 @@ func cutBlobs(out []byte, markers []string) ([][]byte, error) {
 		switch {
 		case i == len(markers):
 			return nil, errors.New("the parser printed more than was asked")
-		case e.ns == "" && e.name == markers[i]:
+		case e.Namespace == "" && e.Name == markers[i]:
 			i++
 		default:
-			if e.ns != "" {
+			if e.Namespace != "" {
 				return nil, errors.New("a policy names a namespace") // said when it is run alone
 			}
-			parts[i] = append(parts[i], e.bytes...)
+			parts[i] = append(parts[i], e.Bytes...)
 		}
 	}
 	if i < len(markers) {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -76,10 +77,10 @@ func (s *System) stageTogether(ctx context.Context, policies []*attach.Compiled)
 	defer func() { _ = os.Remove(ns) }()
 	for _, c := range policies {
 		c.Checksums, c.NotStaged = nil, ""
-		elements, err := splitBlob(c.Blob)
+		elements, err := policydb.Split(c.Blob)
 		for _, e := range elements {
-			if e.ns != "" {
-				err = fmt.Errorf("profile %s names policy namespace %s", clean(e.name), clean(e.ns))
+			if e.Namespace != "" {
+				err = fmt.Errorf("profile %s names policy namespace %s", clean(e.Name), clean(e.Namespace))
 			}
 		}
 		if err == nil {
@@ -109,20 +110,20 @@ func (s *System) stageTogether(ctx context.Context, policies []*attach.Compiled)
 
 // checksumsOf picks a policy's checksums from what was read.
 func checksumsOf(blob []byte, have map[string]loaded) (map[string]string, error) {
-	elements, err := splitBlob(blob)
+	elements, err := policydb.Split(blob)
 	if err != nil {
 		return nil, err
 	}
 	sums := map[string]string{}
 	for _, e := range elements {
-		p, ok := have[e.name]
+		p, ok := have[e.Name]
 		switch {
 		case !ok:
-			return nil, fmt.Errorf("the kernel took the policy and does not show profile %s", clean(e.name))
+			return nil, fmt.Errorf("the kernel took the policy and does not show profile %s", clean(e.Name))
 		case p.Checksum == "":
 			return nil, errors.New("the kernel makes no checksums of profiles: boot with apparmor.hash_policy=1")
 		}
-		sums[e.name] = p.Checksum
+		sums[e.Name] = p.Checksum
 	}
 	return sums, nil
 }
