@@ -269,20 +269,18 @@ func (r *Rule) matches(q Question) (m truth, why string) {
 			family, kind = unixFamily, -1
 		}
 		for _, s := range r.Sockets {
-			if (s.Family < 0 || s.Family == family) && (s.Type < 0 || kind < 0 || s.Type == kind) {
+			// A type without a family is of those that have a name.
+			any := s.Family < 0 && (s.Type < 0 || family < len(families) && families[family] != "")
+			if (any || s.Family == family) && (s.Type < 0 || kind < 0 || s.Type == kind) {
 				return yes, r.Doubt
 			}
 		}
 		return no, ""
 	case ClassChangeProfile:
-		m := r.pattern.matches(q.Path)
-		if m != no && r.Target != "" {
-			m = unknown
-		}
-		switch {
-		case m == no:
+		switch r.pattern.matches(q.Path) {
+		case no:
 			return no, ""
-		case m == unknown:
+		case unknown:
 			return yes, "its name is not understood"
 		}
 		return yes, r.Doubt
@@ -374,9 +372,9 @@ func (t *Text) Denying(profile string, q Question) []Grant {
 }
 
 // Wholesale gives the rules of a profile that grant a class without saying what
-// of it: "file,", "capability,", "network,", "all," and the like, and file rules
-// that let write everywhere are not among them. flags are those that let through
-// what no rule allows: default_allow, unconfined.
+// of it: "file,", "capability,", "network,", "all," and the like. File rules that
+// are about everything are not among them: the compiled policy tells of those.
+// flags are those that let through what no rule allows: default_allow, unconfined.
 func (t *Text) Wholesale(profile string) (rules []*Rule, flags []string) {
 	p := t.Profile(profile)
 	if p == nil {

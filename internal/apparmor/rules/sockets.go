@@ -3,8 +3,8 @@ package rules
 // families are the names that network rules have for address families, by number
 // (parser/base_af_names.h; the numbers are those of linux/socket.h).
 var families = []string{
-	1: "unix", 2: "inet", 3: "ax25", 4: "ipx", 5: "appletalk", 6: "netrom", 7: "bridge", 8: "atmpvc", 9: "x25", 10: "inet6",
-	11: "rose", 12: "netbeui", 13: "security", 14: "key", 15: "", 16: "netlink", 17: "packet", 18: "ash", 19: "econet", 20: "atmsvc",
+	0: "unspec", 1: "unix", 2: "inet", 3: "ax25", 4: "ipx", 5: "appletalk", 6: "netrom", 7: "bridge", 8: "atmpvc", 9: "x25", 10: "inet6",
+	11: "rose", 13: "netbeui", 14: "security", 15: "key", 16: "netlink", 17: "packet", 18: "ash", 19: "econet", 20: "atmsvc",
 	21: "rds", 22: "sna", 23: "irda", 24: "pppox", 25: "wanpipe", 26: "llc", 27: "ib", 28: "mpls", 29: "can", 30: "tipc",
 	31: "bluetooth", 32: "iucv", 33: "rxrpc", 34: "isdn", 35: "phonet", 36: "ieee802154", 37: "caif", 38: "alg", 39: "nfc",
 	40: "vsock", 41: "kcm", 42: "qipcrtr", 43: "smc", 44: "xdp", 45: "mctp",

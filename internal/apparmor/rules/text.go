@@ -30,7 +30,11 @@ type Text struct {
 
 // Profile is one profile of a text.
 type Profile struct {
-	Name      string // as package policydb has it: "parent//child" for children and hats
+	Name string // "parent//child" for children and hats
+	// Short is Name with no more than its last parent. Parser 3 calls children of
+	// children so when it compiles them, later ones do not
+	// (sd_serialize_profile in parser/parser_interface.c).
+	Short     string
 	Namespace string // "" none
 	File      string // where its head stands
 	Line      int
@@ -39,16 +43,24 @@ type Profile struct {
 	Flags      []string
 	Hat        bool
 	Rules      []*Rule
+
+	own    string // its name without its parents'
+	parent *Profile
 }
 
-// Profile is the one of that name, nil if there is none.
+// Profile is the one of that name, as the compiled policy has it; nil if there
+// is none.
 func (t *Text) Profile(name string) *Profile {
+	var short *Profile
 	for _, p := range t.Profiles {
-		if p.Name == name {
+		switch {
+		case p.Name == name:
 			return p
+		case p.Short == name && short == nil:
+			short = p
 		}
 	}
-	return nil
+	return short
 }
 
 // Read reads a profile file. sources has the texts by absolute path, and a path
@@ -248,9 +260,9 @@ func (r *reader) head(b *scope, words []Token, s Statement, cur scope) {
 			p.Namespace, raw = ns, strings.TrimPrefix(name, "//")
 		}
 	}
-	p.Name = raw
+	p.Name, p.own, p.parent = raw, raw, cur.profile
 	if cur.profile != nil {
-		p.Name = cur.profile.Name + "//" + p.Name
+		p.Name = cur.profile.Name + "//" + raw
 	} else if IsPath(raw) {
 		p.Attachment = raw
 	}
@@ -346,12 +358,13 @@ func raw(s Statement) string {
 // finish puts in what is known only now that everything was read.
 func (r *reader) finish() {
 	children := map[*Profile]bool{}
-	for i, p := range r.text.Profiles {
-		p.Name = Unescape(r.name(p.Name))
-		for j := i - 1; j >= 0; j-- {
-			if strings.HasPrefix(p.Name, r.text.Profiles[j].Name+"//") {
-				children[r.text.Profiles[j]] = true
-			}
+	for _, p := range r.text.Profiles {
+		p.own = Unescape(r.name(p.own))
+		p.Name, p.Short = p.own, p.own
+		if p.parent != nil {
+			// Its parent came before.
+			children[p.parent] = true
+			p.Name, p.Short = p.parent.Name+"//"+p.own, p.parent.own+"//"+p.own
 		}
 	}
 	for _, p := range r.text.Profiles {
