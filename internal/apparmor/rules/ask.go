@@ -294,6 +294,9 @@ func (r *Rule) matches(q Question) (m truth, why string) {
 			why = s
 		}
 	}
+	if r.Class == ClassDBus && !r.dbus(q.Fields["access"]) {
+		return no, ""
+	}
 	if access, ok := q.Fields["access"]; ok && len(r.Access) > 0 && !slices.Contains(r.Access, access) {
 		return no, ""
 	} else if !ok && len(r.Access) > 0 {
@@ -317,6 +320,30 @@ func (r *Rule) matches(q Question) (m truth, why string) {
 		}
 	}
 	return yes, why
+}
+
+// dbus says whether a rule's conditions let it be about an access at all: taking a
+// name has none on messages, messages have none on it, and listening only one on
+// the bus (dbus_rule in parser/dbus.cc).
+func (r *Rule) dbus(access string) bool {
+	name, message := false, false
+	for _, c := range r.Conds {
+		switch c.Key {
+		case "name":
+			name = true
+		case "path", "interface", "member", "peer.name", "peer.label":
+			message = true
+		}
+	}
+	switch access {
+	case "send", "receive":
+		return !name
+	case "bind":
+		return !message
+	case "eavesdrop":
+		return !name && !message
+	}
+	return true
 }
 
 // unixType says whether a unix rule is about sockets of a type.

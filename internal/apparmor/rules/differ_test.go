@@ -95,9 +95,10 @@ func compile(t testing.TB, base, file string) []policydb.Profile {
 	if _, err := os.Stat(parser); err != nil {
 		parser = "/sbin/apparmor_parser"
 	}
+	has := features(t)
 	var out, problems bytes.Buffer
 	cmd := exec.Command(parser, "--skip-kernel-load", "--skip-cache", "--stdout", "--base", abs(base),
-		"--kernel-features=/usr/share/apparmor-features/features", abs(file))
+		"--kernel-features="+has, "--policy-features="+has, abs(file))
 	cmd.Dir = abs(base) // for includes without a path
 	cmd.Stdout, cmd.Stderr = &out, &problems
 	if err := cmd.Run(); err != nil {
@@ -108,6 +109,21 @@ func compile(t testing.TB, base, file string) []policydb.Profile {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// features are those that the parser's package brings, and D-Bus, which its
+// kernel does not mediate.
+func features(t testing.TB) string {
+	t.Helper()
+	data, err := os.ReadFile("/usr/share/apparmor-features/features")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "features")
+	if err := os.WriteFile(file, append(data, "dbus {mask {acquire send receive\n}\n}\n"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 func differ(t *testing.T, base, file string, samples int) {
@@ -144,6 +160,7 @@ func differ(t *testing.T, base, file string, samples int) {
 		d.capabilities()
 		d.changes()
 		d.signals()
+		d.buses()
 	}
 }
 
@@ -461,5 +478,48 @@ func (d *comparison) signals() {
 				d.differs("ptrace %s %q: the policy says %s, the text %s", access, peer, a, printed(g))
 			}
 		}
+	}
+}
+
+func (d *comparison) buses() {
+	var messages []policydb.DBusMessage
+	for _, r := range d.text.Profile(d.p.Name).Rules {
+		if r.Class != ClassDBus {
+			continue
+		}
+		for range 5 {
+			m := policydb.DBusMessage{Bus: "system", Name: "org.x", Label: "unconfined", Path: "/a/b", Interface: "a.b", Member: "C"}
+			for _, c := range r.Conds {
+				to := map[string]*string{"bus": &m.Bus, "path": &m.Path, "interface": &m.Interface, "member": &m.Member,
+					"name": &m.Name, "peer.name": &m.Name, "peer.label": &m.Label}[c.Key]
+				if to == nil {
+					d.differs("%s: condition %s", r.Raw, c.Key)
+					continue
+				}
+				if *to = sample(d.r, c.Values[d.r.IntN(len(c.Values))]); d.r.IntN(8) == 0 {
+					*to = mutate(d.r, *to)
+				}
+			}
+			messages = append(messages, m)
+		}
+	}
+	for _, m := range messages {
+		fields := map[string]string{"bus": m.Bus, "path": m.Path, "interface": m.Interface, "member": m.Member, "peer.name": m.Name, "peer.label": m.Label}
+		for access, perm := range map[string]policydb.Perm{"send": policydb.DBusSend, "receive": policydb.DBusReceive} {
+			fields["access"] = access
+			a := d.p.DBus(m, perm)
+			g := d.text.Granting(d.p.Name, Question{Class: ClassDBus, Fields: fields})
+			if a != policydb.NotMediated && (a == policydb.Yes) != certain(g) {
+				d.differs("dbus %s %+v: the policy says %s, the text %s", access, m, a, printed(g))
+			}
+		}
+		a := d.p.DBusOwn(m.Bus, m.Name)
+		g := d.text.Granting(d.p.Name, Question{Class: ClassDBus, Fields: map[string]string{"access": "bind", "bus": m.Bus, "name": m.Name}})
+		if a != policydb.NotMediated && (a == policydb.Yes) != certain(g) {
+			d.differs("dbus bind %+v: the policy says %s, the text %s", m, a, printed(g))
+		}
+	}
+	if len(messages) > 0 && d.p.Mediates(policydb.ClassDBus) != policydb.Yes {
+		d.differs("the policy does not mediate D-Bus: nothing was compared")
 	}
 }
