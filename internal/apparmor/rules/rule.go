@@ -156,12 +156,18 @@ type pattern struct {
 	// many characters stand for themselves.
 	exact   bool
 	literal int
+	// prefix is what every match begins with. It spares most patterns being made
+	// into automata for one question.
+	prefix string
 }
 
 // matches says whether s is matched; unknown when that cannot be told.
 func (p *pattern) matches(s string) truth {
 	if p == nil || p.err != nil {
 		return unknown
+	}
+	if !strings.HasPrefix(s, p.prefix) {
+		return no
 	}
 	match := p.glob.MatchString
 	if p.isPath {
@@ -175,6 +181,17 @@ func (p *pattern) matches(s string) truth {
 		return yes
 	}
 	return no
+}
+
+// prefix is what stands before the first character with a meaning. Of several
+// slashes only the first is sure.
+func prefix(text string) string {
+	for i := 0; i < len(text); i++ {
+		if strings.IndexByte(`*?[{\`, text[i]) >= 0 || text[i] == '/' && i > 0 && text[i-1] == '/' {
+			return text[:i]
+		}
+	}
+	return text
 }
 
 // exact says whether a pattern has nothing but characters and alternatives

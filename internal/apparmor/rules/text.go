@@ -472,7 +472,7 @@ func (r *reader) pattern(text string, isPath bool) *pattern {
 	if p, ok := r.patterns[key]; ok {
 		return p
 	}
-	p := &pattern{exact: exact(text), literal: literal(text), isPath: isPath}
+	p := &pattern{exact: exact(text), literal: literal(text), prefix: prefix(text), isPath: isPath}
 	if isPath {
 		p.glob, p.err = policydb.ParsePattern(text)
 	} else {
