@@ -193,8 +193,25 @@ func (d *comparison) doubts() {
 
 // paths are such as rules are about, and their neighbours.
 func (d *comparison) paths(samples int) []string {
-	seen := map[string]bool{"/": true}
-	out := []string{"/"}
+	// The parser adds rules by itself; these are where.
+	out := []string{"/", "/proc/1/attr/current", "/proc/12/attr/exec", "/proc/1/attr/apparmor/current", "/proc/x/attr/apparmor/exec",
+		"/proc/x/attr/current", "/proc/1/attr/apparmor/", "/sys/module/apparmor/parameters/enabled", "/tmp/a", "/etc/shadow"}
+	// What the policy grants that the text may know nothing of.
+	for _, glob := range []string{"/**", "/*", "/proc/**", "/sys/**", "/etc/**"} {
+		for _, perm := range filePerms {
+			pat, err := policydb.ParsePattern(glob)
+			if err != nil {
+				d.Fatal(err)
+			}
+			if res := d.p.Find(policydb.Query{Pattern: pat, Any: perm, Limit: 100_000}); res.Witness != "" {
+				out = append(out, res.Witness)
+			}
+		}
+	}
+	seen := map[string]bool{}
+	for _, s := range out {
+		seen[s] = true
+	}
 	for _, r := range d.text.Profile(d.p.Name).Rules {
 		if r.Class != ClassFile {
 			continue
