@@ -195,7 +195,8 @@ func (d *comparison) doubts() {
 func (d *comparison) paths(samples int) []string {
 	// The parser adds rules by itself; these are where.
 	out := []string{"/", "/proc/1/attr/current", "/proc/12/attr/exec", "/proc/1/attr/apparmor/current", "/proc/x/attr/apparmor/exec",
-		"/proc/x/attr/current", "/proc/1/attr/apparmor/", "/sys/module/apparmor/parameters/enabled", "/tmp/a", "/etc/shadow"}
+		"/proc/x/attr/current", "/proc/1/attr/apparmor/", "/sys/module/apparmor/parameters/enabled", "/tmp/a", "/etc/shadow",
+		"/alias/bin/px", "/alias/bin/ux", "/mnt/data/a", "/sub/run/txt/y"}
 	// What the policy grants that the text may know nothing of.
 	for _, glob := range []string{"/**", "/*", "/proc/**", "/sys/**", "/etc/**"} {
 		for _, perm := range filePerms {
