@@ -79,7 +79,7 @@ func (t *Text) Granting(profile string, q Question) []Grant {
 		}
 	}
 	for _, r := range p.Rules {
-		if (r.Class == ClassAll || r.Class == ClassUnknown) && !r.Deny && !r.Dropped {
+		if (r.Class == ClassAll && q.Class != ClassFile || r.Class == ClassUnknown) && !r.Deny && !r.Dropped {
 			out = append(out, Grant{r, r.Doubt})
 		}
 	}
@@ -143,7 +143,7 @@ func (p *Profile) files(q Question) []Grant {
 	// What deny rules take, by whose file it is.
 	denied := map[policydb.Who]bits{}
 	for _, r := range p.Rules {
-		if r.Class != ClassFile || r.Dropped || r.Who&as == 0 {
+		if !r.files() || r.Dropped || r.Who&as == 0 {
 			continue
 		}
 		if m := r.at(q, false); m == no {
@@ -242,7 +242,7 @@ func (r *Rule) leadsTo(t policydb.Transition) bool {
 // parser makes a network rule of it (downgrade_rule in parser/af_unix.cc).
 func (r *Rule) concerns(q Question) bool {
 	switch {
-	case r.Class == q.Class:
+	case r.Class == q.Class, r.Class == ClassAll && r.Deny:
 		return true
 	case r.Class == ClassUnix:
 		return q.Class == ClassNetwork && q.Family == unixFamily && !r.Deny
@@ -258,6 +258,8 @@ func (r *Rule) concerns(q Question) bool {
 // why that is not certain.
 func (r *Rule) matches(q Question) (m truth, why string) {
 	switch r.Class {
+	case ClassAll:
+		return yes, r.Doubt
 	case ClassCapability:
 		if r.Whole || slices.Contains(r.Names, q.Capability) {
 			return yes, r.Doubt
@@ -381,7 +383,7 @@ func (t *Text) Denying(profile string, q Question) []Grant {
 		}
 		m, why := no, r.Doubt
 		switch {
-		case q.Class == ClassFile && r.Class == ClassFile:
+		case q.Class == ClassFile && r.files():
 			if r.Who&as != 0 && r.Perms&q.Perm != 0 {
 				m = r.at(q, true)
 			}

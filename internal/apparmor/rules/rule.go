@@ -257,6 +257,12 @@ func (r *Rule) parse(t []Token, q Qualifiers) {
 			r.network(t)
 		case ClassChangeProfile:
 			r.changeProfile(t)
+		case ClassAll:
+			// "file," among others (all_rule.cc).
+			r.everyFile()
+			if len(t) > 0 {
+				r.doubt("it has words that are not understood")
+			}
 		default:
 			r.conditions(t)
 		}
@@ -299,11 +305,8 @@ func (r *Rule) file(t []Token, q Qualifiers) {
 	r.Class = ClassFile
 	if t[0].Kind == Word && t[0].Text == "file" {
 		if t = t[1:]; len(t) == 0 {
-			// file_rule in parser/parser_yacc.y.
 			r.Whole = true
-			r.Path, r.bits = "/{**,}", allBits
-			r.Perms = r.bits.perms()
-			r.Exec = policydb.Transition{Kind: policydb.ExecInherit}
+			r.everyFile()
 			return
 		}
 	}
@@ -359,6 +362,18 @@ func (r *Rule) file(t []Token, q Qualifiers) {
 	}
 	r.Perms = r.bits.perms()
 }
+
+// everyFile is what "file," stands for (file_rule in parser/parser_yacc.y).
+func (r *Rule) everyFile() {
+	r.Path, r.bits = "/{**,}", allBits
+	r.Perms = r.bits.perms()
+	if !r.Deny {
+		r.Exec = policydb.Transition{Kind: policydb.ExecInherit}
+	}
+}
+
+// files says whether a rule is one on files, among others maybe.
+func (r *Rule) files() bool { return r.Class == ClassFile || r.Class == ClassAll }
 
 // mode reads the letters of permissions (parse_sub_mode in
 // parser/parser_misc.c).

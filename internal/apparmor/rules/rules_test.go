@@ -170,6 +170,23 @@ profile :space:other { }
 	}
 }
 
+func TestAll(t *testing.T) {
+	text := read(t, "profile p { all, deny /no w, deny capability kill, }\nprofile q { all, deny all, }")
+	for _, q := range []Question{{Class: ClassFile, Path: "/no", Perm: policydb.Write}, {Class: ClassCapability, Capability: "kill"}} {
+		if got := text.Granting("p", q); len(got) > 0 {
+			t.Errorf("%+v: %+v", q, got)
+		}
+	}
+	for _, q := range []Question{{Class: ClassFile, Path: "/no", Perm: policydb.Read}, {Class: ClassCapability, Capability: "chown"}} {
+		if got := text.Granting("p", q); len(got) != 1 {
+			t.Errorf("%+v: %+v", q, got)
+		}
+		if got := text.Granting("q", q); len(got) > 0 {
+			t.Errorf("%+v: %+v", q, got)
+		}
+	}
+}
+
 // What the conditions of D-Bus and mount rules leave.
 func TestFields(t *testing.T) {
 	text := read(t, `profile p {

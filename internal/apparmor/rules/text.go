@@ -423,7 +423,7 @@ const implicitWho = policydb.Owner
 
 // resolve puts variables into a rule, and makes its patterns.
 func (r *reader) resolve(rule *Rule, profile string) {
-	isPath := rule.Class == ClassFile
+	isPath := rule.files()
 	set := func(text string, isPath bool) (string, *pattern) {
 		if text == "" {
 			return "", nil
