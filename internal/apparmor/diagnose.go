@@ -2,6 +2,7 @@ package apparmor
 
 import (
 	"fmt"
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"path"
 	"regexp"
 	"slices"
@@ -179,7 +180,7 @@ type diagnoser struct {
 
 // statement is a rule, the head of a block, an assignment or an include.
 type statement struct {
-	words []token
+	words []rules.Token
 	end   byte // what ended it: , { } i (an include in its middle) or 0, the end of the file
 	endAt int
 	line  int // of what ended it
@@ -192,39 +193,39 @@ const maxStatements = 100_000
 // statementsOf divides a text.
 func statementsOf(text string) []statement {
 	var out []statement
-	var words []token
+	var words []rules.Token
 	depth, parens := 0, 0
-	end := func(by byte, t token) {
-		out = append(out, statement{words, by, t.at, t.line, depth})
+	end := func(by byte, t rules.Token) {
+		out = append(out, statement{words, by, t.Start, t.Line, depth})
 		words, parens = nil, 0
 	}
-	for l := newLexer(text); len(out) < maxStatements; {
-		t := l.next()
+	for l := rules.NewLexer(text); len(out) < maxStatements; {
+		t := l.Next()
 		switch {
-		case t.kind == tokEnd:
-			t.at = len(text)
+		case t.Kind == rules.End:
+			t.Start = len(text)
 			if len(words) > 0 {
 				end(0, t)
 			}
 			return out
-		case t.kind == tokInclude, t.kind == tokAssign:
+		case t.Kind == rules.Include, t.Kind == rules.Assign:
 			if len(words) > 0 {
 				end('i', t)
 			}
-			words = []token{t}
-			end(0, token{at: t.end, line: t.line})
-		case t.is("{"):
+			words = []rules.Token{t}
+			end(0, rules.Token{Start: t.Stop, Line: t.Line})
+		case t.Is("{"):
 			end('{', t)
 			depth++
-		case t.is("}"):
+		case t.Is("}"):
 			end('}', t)
 			depth = max(0, depth-1)
-		case t.is(",") && parens == 0:
+		case t.Is(",") && parens == 0:
 			end(',', t)
 		default:
-			if t.is("(") {
+			if t.Is("(") {
 				parens++
-			} else if t.is(")") {
+			} else if t.Is(")") {
 				parens = max(0, parens-1)
 			}
 			words = append(words, t)
@@ -259,27 +260,27 @@ func (s *statement) first() int {
 	if len(s.words) == 0 {
 		return s.line
 	}
-	return s.words[0].line
+	return s.words[0].Line
 }
 
 // rule gives the words without the qualifiers.
-func (s *statement) rule() []token {
-	r, _ := qualifiers(s.words)
+func (s *statement) rule() []rules.Token {
+	r, _ := rules.ReadQualifiers(s.words)
 	return r
 }
 
 // head reports whether the words declare a profile or hat.
 func (s *statement) head() bool {
-	return len(s.words) > 0 && (isWord(s.words[0], "profile", "hat") || s.words[0].is("^"))
+	return len(s.words) > 0 && (isWord(s.words[0], "profile", "hat") || s.words[0].Is("^"))
 }
 
-func isWord(t token, words ...string) bool {
-	return t.kind == tokWord && slices.Contains(words, t.text)
+func isWord(t rules.Token, words ...string) bool {
+	return t.Kind == rules.Word && slices.Contains(words, t.Text)
 }
 
 // isFile reports whether a word is a path, as it begins a file rule.
-func isFile(t token) bool {
-	return (t.kind == tokQuoted || t.kind == tokWord) && isPath(t.text)
+func isFile(t rules.Token) bool {
+	return (t.Kind == rules.Quoted || t.Kind == rules.Word) && rules.IsPath(t.Text)
 }
 
 // isPermissions reports whether the parser takes a word for permissions, by
@@ -287,8 +288,8 @@ func isFile(t token) bool {
 // their order only.
 var permissionsPattern = regexp.MustCompile(`^(?:[rRwWaAlLkKmMxX]|(?:[pPcCuU]|[pPcC][iIuU]|[iI])[xX])+$`)
 
-func isPermissions(t token) bool {
-	return t.kind == tokWord && permissionsPattern.MatchString(t.text)
+func isPermissions(t rules.Token) bool {
+	return t.Kind == rules.Word && permissionsPattern.MatchString(t.Text)
 }
 
 // at makes a diagnosis that points to a byte of a file.
@@ -323,7 +324,7 @@ func (d *diagnoser) onLine(file string, line int, code, cause string) Diagnosis 
 	if off == len(text) && off > 0 {
 		off-- // the parser counts the line behind the last
 	}
-	for off < len(text) && isBlank(text[off]) {
+	for off < len(text) && (text[off] == ' ' || text[off] == '\t') {
 		off++
 	}
 	return d.at(file, off, code, cause)
@@ -361,7 +362,7 @@ func (d *diagnoser) raw(file string, s *statement) string {
 		return ""
 	}
 	text := string(d.Sources[file])
-	return text[s.words[0].at:min(max(s.endAt, s.words[0].at), len(text))]
+	return text[s.words[0].Start:min(max(s.endAt, s.words[0].Start), len(text))]
 }
 
 func helped(out Diagnosis, format string, args ...any) Diagnosis {

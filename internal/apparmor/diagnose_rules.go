@@ -3,6 +3,7 @@ package apparmor
 import (
 	"cmp"
 	"fmt"
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"path"
 	"regexp"
 	"slices"
@@ -101,7 +102,7 @@ func (d *diagnoser) socketOption(file string, s *statement) (Diagnosis, bool) {
 	if off < 0 {
 		off = m[4]
 	}
-	out := d.at(file, s.words[0].at+off, "socket-option", "AppArmor cannot express this: it knows no rules for single socket options.")
+	out := d.at(file, s.words[0].Start+off, "socket-option", "AppArmor cannot express this: it knows no rules for single socket options.")
 	level := levelName.FindString(raw)
 	var allow []string
 	for _, name := range optionName.FindAllString(raw, 8) {
@@ -127,8 +128,8 @@ func (d *diagnoser) socketOption(file string, s *statement) (Diagnosis, bool) {
 // semicolon finds one at the end of a line, where the comma belongs.
 func (d *diagnoser) semicolon(file string, s *statement) (Diagnosis, bool) {
 	for i, w := range s.words {
-		if w.kind == tokWord && strings.HasSuffix(w.text, ";") && (i+1 == len(s.words) || s.words[i+1].line > w.line) {
-			out := d.at(file, w.end-1, "semicolon", "a rule ends with a comma, not with a semicolon.")
+		if w.Kind == rules.Word && strings.HasSuffix(w.Text, ";") && (i+1 == len(s.words) || s.words[i+1].Line > w.Line) {
+			out := d.at(file, w.Stop-1, "semicolon", "a rule ends with a comma, not with a semicolon.")
 			return helped(out, "Write a comma."), true
 		}
 	}
@@ -139,7 +140,7 @@ func (d *diagnoser) hasRule(word string) bool {
 	for _, f := range d.files() {
 		for i := range d.statements(f) {
 			s := &d.stmts[f][i]
-			if r, deny := qualifiers(s.words); !deny && len(r) > 0 && isWord(r[0], word) {
+			if r, q := rules.ReadQualifiers(s.words); !q.Deny && len(r) > 0 && isWord(r[0], word) {
 				return true
 			}
 		}
@@ -148,28 +149,28 @@ func (d *diagnoser) hasRule(word string) bool {
 }
 
 // begins reports whether words can be the beginning of a rule.
-func begins(w []token) bool {
+func begins(w []rules.Token) bool {
 	if len(w) == 0 {
 		return false
 	}
-	if w[0].kind == tokABI || isWord(w[0], ruleWords...) || isWord(w[0], qualifierWords...) || w[0].is("^") {
+	if w[0].Kind == rules.ABI || isWord(w[0], ruleWords...) || isWord(w[0], qualifierWords...) || w[0].Is("^") {
 		return true
 	}
 	return isFile(w[0]) && len(w) > 1 && (isPermissions(w[1]) || isWord(w[1], "flags")) || isPermissions(w[0]) && len(w) > 1 && isFile(w[1])
 }
 
 // complete reports whether words can be a whole rule, but for its comma.
-func complete(w []token) bool {
-	w, _ = qualifiers(w)
+func complete(w []rules.Token) bool {
+	w, _ = rules.ReadQualifiers(w)
 	switch {
 	case len(w) == 0:
 		return false
-	case w[0].kind == tokABI:
+	case w[0].Kind == rules.ABI:
 		return true
 	case isFile(w[0]):
-		return len(w) == 2 && isPermissions(w[1]) || len(w) == 4 && isPermissions(w[1]) && w[2].kind == tokArrow
+		return len(w) == 2 && isPermissions(w[1]) || len(w) == 4 && isPermissions(w[1]) && w[2].Kind == rules.Arrow
 	case isPermissions(w[0]) && len(w) > 1 && isFile(w[1]):
-		return len(w) == 2 || len(w) == 4 && w[2].kind == tokArrow
+		return len(w) == 2 || len(w) == 4 && w[2].Kind == rules.Arrow
 	case isWord(w[0], "file"):
 		return len(w) == 1 || complete(w[1:])
 	case isWord(w[0], "set"):
@@ -188,7 +189,7 @@ func (d *diagnoser) missingComma(file string, s *statement) (Diagnosis, bool) {
 	}
 	k := 0
 	for k = 1; k < len(s.words); k++ {
-		if s.words[k].line > s.words[k-1].line && begins(s.words[k:]) && complete(s.words[:k]) {
+		if s.words[k].Line > s.words[k-1].Line && begins(s.words[k:]) && complete(s.words[:k]) {
 			break
 		}
 	}
@@ -198,24 +199,24 @@ func (d *diagnoser) missingComma(file string, s *statement) (Diagnosis, bool) {
 	return d.noComma(file, s.words[:k]), true
 }
 
-func (d *diagnoser) noComma(file string, words []token) Diagnosis {
+func (d *diagnoser) noComma(file string, words []rules.Token) Diagnosis {
 	if out, ok := d.semicolon(file, &statement{words: words}); ok {
 		return out
 	}
 	last := words[len(words)-1]
-	out := d.at(file, last.end, "missing-comma", "the rule has no comma at its end.")
-	return helped(out, "Every rule ends with a comma, also the last one before a closing brace: %s", printRule(words))
+	out := d.at(file, last.Stop, "missing-comma", "the rule has no comma at its end.")
+	return helped(out, "Every rule ends with a comma, also the last one before a closing brace: %s", rules.Print(words))
 }
 
 // missingOpen finds the head of a profile that no brace follows.
 func (d *diagnoser) missingOpen(file string, s *statement) (Diagnosis, bool) {
-	if len(s.words) < 2 || !s.head() && !(s.depth == 0 && isFile(s.words[0]) && file == d.File) || s.words[1].text == "{" || s.words[1].is("=") {
+	if len(s.words) < 2 || !s.head() && !(s.depth == 0 && isFile(s.words[0]) && file == d.File) || s.words[1].Text == "{" || s.words[1].Is("=") {
 		return Diagnosis{}, false
 	}
 	for k := 1; k < len(s.words); k++ {
-		if s.words[k].line > s.words[k-1].line && (k > 1 || !s.head()) && begins(s.words[k:]) && !isWord(s.words[k], "profile") {
-			out := d.at(file, s.words[k-1].end, "missing-brace", "the opening brace { of the profile is missing.")
-			return helped(out, "Write: %s {", strings.TrimSuffix(printRule(s.words[:k]), ",")), true
+		if s.words[k].Line > s.words[k-1].Line && (k > 1 || !s.head()) && begins(s.words[k:]) && !isWord(s.words[k], "profile") {
+			out := d.at(file, s.words[k-1].Stop, "missing-brace", "the opening brace { of the profile is missing.")
+			return helped(out, "Write: %s {", strings.TrimSuffix(rules.Print(s.words[:k]), ",")), true
 		}
 	}
 	return Diagnosis{}, false
@@ -260,9 +261,9 @@ func (d *diagnoser) include(m message, words []string) (Diagnosis, bool) {
 	off, kind := -1, "include"
 	for _, s := range d.around(m.file, m.line) {
 		for _, w := range s.words {
-			if (w.kind == tokInclude || w.kind == tokABI) && (w.text == name || includePath(w.text) == file) && w.to > w.from {
-				off = w.from
-				if w.kind == tokABI {
+			if (w.Kind == rules.Include || w.Kind == rules.ABI) && (w.Text == name || includePath(w.Text) == file) && w.To > w.From {
+				off = w.From
+				if w.Kind == rules.ABI {
 					kind = "abi"
 				}
 			}
@@ -328,13 +329,13 @@ func (d *diagnoser) references(name string) (file string, off int, ok bool) {
 		text := string(d.Sources[f])
 		for i := range d.statements(f) {
 			for _, w := range d.stmts[f][i].words {
-				part := text[w.at:max(w.at, min(w.end, len(text)))]
+				part := text[w.Start:max(w.Start, min(w.Stop, len(text)))]
 				from := 0
-				if w.kind == tokAssign { // its own name is no use of it
+				if w.Kind == rules.Assign { // its own name is no use of it
 					from = max(0, strings.IndexByte(part, '='))
 				}
 				if n := strings.Index(part[from:], "@{"+name+"}"); n >= 0 {
-					return f, w.at + from + n, true
+					return f, w.Start + from + n, true
 				}
 			}
 		}
@@ -346,9 +347,9 @@ func (d *diagnoser) references(name string) (file string, off int, ok bool) {
 func (d *diagnoser) assigned(name string) (places []Diagnosis, adds []bool) {
 	for _, f := range d.files() {
 		for _, s := range d.statements(f) {
-			if len(s.words) == 1 && s.words[0].kind == tokAssign && s.words[0].text == name {
-				places = append(places, d.at(f, s.words[0].at, "", ""))
-				adds = append(adds, s.words[0].adds)
+			if len(s.words) == 1 && s.words[0].Kind == rules.Assign && s.words[0].Text == name {
+				places = append(places, d.at(f, s.words[0].Start, "", ""))
+				adds = append(adds, s.words[0].Op == "+=")
 			}
 		}
 	}
@@ -369,8 +370,8 @@ func (d *diagnoser) undefined(m message, words []string) (Diagnosis, bool) {
 	var known []string
 	for _, f := range d.files() {
 		for _, s := range d.statements(f) {
-			if len(s.words) == 1 && s.words[0].kind == tokAssign {
-				known = append(known, s.words[0].text)
+			if len(s.words) == 1 && s.words[0].Kind == rules.Assign {
+				known = append(known, s.words[0].Text)
 			}
 		}
 	}
@@ -462,8 +463,8 @@ func (d *diagnoser) twice(m message, words []string) (Diagnosis, bool) {
 			if s.head() {
 				w = w[1:]
 			}
-			if len(w) > 0 && unescape(w[0].text) == words[1] {
-				places = append(places, d.at(f, w[0].at, "duplicate-profile", ""))
+			if len(w) > 0 && rules.Unescape(w[0].Text) == words[1] {
+				places = append(places, d.at(f, w[0].Start, "duplicate-profile", ""))
 			}
 		}
 	}
@@ -482,7 +483,7 @@ func (d *diagnoser) twice(m message, words []string) (Diagnosis, bool) {
 // execRule is a rule that lets a program run.
 type execRule struct {
 	file string
-	path token
+	path rules.Token
 	exec string // what becomes of the program, in lower case, with the target
 }
 
@@ -490,22 +491,22 @@ func (d *diagnoser) execRules() []execRule {
 	var out []execRule
 	for _, f := range d.files() {
 		for i := range d.statements(f) {
-			r, deny := qualifiers(d.stmts[f][i].words)
-			if deny || len(r) == 0 {
+			r, q := rules.ReadQualifiers(d.stmts[f][i].words)
+			if q.Deny || len(r) == 0 {
 				continue
 			}
 			if isWord(r[0], "file") {
 				r = r[1:]
 			}
 			if len(r) > 1 && isPermissions(r[0]) && isFile(r[1]) {
-				r = append([]token{r[1], r[0]}, r[2:]...)
+				r = append([]rules.Token{r[1], r[0]}, r[2:]...)
 			}
 			if len(r) < 2 || !isFile(r[0]) || !isPermissions(r[1]) || len(out) >= 4096 {
 				continue
 			}
-			if exec := strings.Trim(r[1].text, "rRwWaAlLkKmM"); strings.ContainsAny(exec, "xX") {
-				if len(r) > 3 && r[2].kind == tokArrow {
-					exec += " -> " + r[3].text
+			if exec := strings.Trim(r[1].Text, "rRwWaAlLkKmM"); strings.ContainsAny(exec, "xX") {
+				if len(r) > 3 && r[2].Kind == rules.Arrow {
+					exec += " -> " + r[3].Text
 				}
 				out = append(out, execRule{f, r[0], exec})
 			}
@@ -530,7 +531,7 @@ func (d *diagnoser) conflict(m message, words []string) (Diagnosis, bool) {
 	}
 	for i, a := range rules {
 		for _, b := range rules[i+1:] {
-			if a.exec == b.exec || words[1] != "" && a.path.text != words[1] && b.path.text != words[1] || !overlap(a.path.text, b.path.text) {
+			if a.exec == b.exec || words[1] != "" && a.path.Text != words[1] && b.path.Text != words[1] || !overlap(a.path.Text, b.path.Text) {
 				continue
 			}
 			if a.file != d.File && b.file == d.File {
@@ -538,9 +539,9 @@ func (d *diagnoser) conflict(m message, words []string) (Diagnosis, bool) {
 			} else if b.file != d.File {
 				a, b = b, a // both, or the second, in an include
 			}
-			out := d.at(b.file, b.path.at, "exec-conflict", "")
-			other := d.at(a.file, a.path.at, "", "")
-			out.Cause = fmt.Sprintf("two rules say different things about running %s: %s here, and %s in line %d of %s.", cmp.Or(words[1], b.path.text), b.exec, a.exec, other.Line, other.File)
+			out := d.at(b.file, b.path.Start, "exec-conflict", "")
+			other := d.at(a.file, a.path.Start, "", "")
+			out.Cause = fmt.Sprintf("two rules say different things about running %s: %s here, and %s in line %d of %s.", cmp.Or(words[1], b.path.Text), b.exec, a.exec, other.Line, other.File)
 			return helped(out, "Decide for one: ix keeps the program in this profile, Px runs it under a profile of its own, Cx under a child profile, Ux without any."), true
 		}
 	}
@@ -553,17 +554,17 @@ func (d *diagnoser) alternation(m message, words []string) (Diagnosis, bool) {
 		for _, f := range d.files() {
 			for i := range d.statements(f) {
 				for _, w := range d.stmts[f][i].words {
-					if w.kind != tokWord && w.kind != tokQuoted || exact && unescape(w.text) != words[1] {
+					if w.Kind != rules.Word && w.Kind != rules.Quoted || exact && rules.Unescape(w.Text) != words[1] {
 						continue
 					}
-					off, cause := unbalanced(w.text)
+					off, cause := unbalanced(w.Text)
 					if cause == "" {
 						continue
 					}
-					if w.kind == tokQuoted {
+					if w.Kind == rules.Quoted {
 						off++
 					}
-					out := d.at(f, w.at+off, "pattern", cause)
+					out := d.at(f, w.Start+off, "pattern", cause)
 					return helped(out, "{a,b} stands for a or b and [ab] for one of these letters. For the character itself write a backslash in front of it: \\{"), true
 				}
 			}
@@ -637,11 +638,11 @@ func (d *diagnoser) network(m message, words []string) (Diagnosis, bool) {
 			continue
 		}
 		for _, w := range r[1:] {
-			if slices.Contains(networkFamilies, w.text) || slices.Contains(networkTypes, w.text) || slices.Contains(networkProtocols, w.text) || w.kind != tokWord {
+			if slices.Contains(networkFamilies, w.Text) || slices.Contains(networkTypes, w.Text) || slices.Contains(networkProtocols, w.Text) || w.Kind != rules.Word {
 				continue
 			}
-			out := d.at(m.file, w.at, "unknown-network", fmt.Sprintf("AppArmor knows no network family or type %s.", w.text))
-			plain := strings.TrimPrefix(strings.TrimPrefix(strings.TrimPrefix(strings.ToLower(w.text), "af_"), "pf_"), "sock_")
+			out := d.at(m.file, w.Start, "unknown-network", fmt.Sprintf("AppArmor knows no network family or type %s.", w.Text))
+			plain := strings.TrimPrefix(strings.TrimPrefix(strings.TrimPrefix(strings.ToLower(w.Text), "af_"), "pf_"), "sock_")
 			like := networkMeans[plain]
 			if like == "" {
 				like = nearest(plain, slices.Concat(networkFamilies[:6], []string{"inet6", "netlink", "packet"}, networkTypes, networkProtocols, networkFamilies))
@@ -651,7 +652,7 @@ func (d *diagnoser) network(m message, words []string) (Diagnosis, bool) {
 			}
 			return helped(out, "%s", networkHelp), true
 		}
-		out := d.at(m.file, r[1].at, "unknown-network", "these words do not go together: a network rule names one family and one type.")
+		out := d.at(m.file, r[1].Start, "unknown-network", "these words do not go together: a network rule names one family and one type.")
 		return helped(out, "%s", networkHelp), true
 	}
 	return Diagnosis{}, false
@@ -665,7 +666,7 @@ func (d *diagnoser) socketRule(m message, words []string) (Diagnosis, bool) {
 		if len(r) == 0 || !isWord(r[0], "unix", "network") {
 			continue
 		}
-		if r[0].text == "network" {
+		if r[0].Text == "network" {
 			if out, ok := d.networkList(m.file, r); ok {
 				return out, true
 			}
@@ -678,35 +679,35 @@ func (d *diagnoser) socketRule(m message, words []string) (Diagnosis, bool) {
 }
 
 // unknownWord finds the first word of a rule that the rule does not know.
-func (d *diagnoser) unknownWord(file string, r []token) (Diagnosis, bool) {
-	known := conditionals[r[0].text]
+func (d *diagnoser) unknownWord(file string, r []rules.Token) (Diagnosis, bool) {
+	known := conditionals[r[0].Text]
 	if known == nil {
 		return Diagnosis{}, false
 	}
 	value := false
 	for i, w := range r[1:] {
-		next := func(s string) bool { return i+2 < len(r) && r[i+2].is(s) }
+		next := func(s string) bool { return i+2 < len(r) && r[i+2].Is(s) }
 		switch {
-		case w.is("=") || w.kind == tokArrow:
+		case w.Is("=") || w.Kind == rules.Arrow:
 			value = true
 			continue
-		case w.is("("), w.is(")"), w.is(","):
+		case w.Is("("), w.Is(")"), w.Is(","):
 			continue
 		case value && !next("="):
-			value = i > 0 && r[i].is("(") // a list goes on
+			value = i > 0 && r[i].Is("(") // a list goes on
 			continue
-		case w.kind != tokWord || isFile(w) || w.text == "=" || slices.Contains(known, w.text):
+		case w.Kind != rules.Word || isFile(w) || w.Text == "=" || slices.Contains(known, w.Text):
 			value = false
 			continue
 		}
-		if r[0].text == "network" && (slices.Contains(networkFamilies, w.text) || slices.Contains(networkTypes, w.text) || slices.Contains(networkProtocols, w.text)) {
+		if r[0].Text == "network" && (slices.Contains(networkFamilies, w.Text) || slices.Contains(networkTypes, w.Text) || slices.Contains(networkProtocols, w.Text)) {
 			continue
 		}
-		out := d.at(file, w.at, "unknown-word", fmt.Sprintf("a %s rule knows no word %s.", r[0].text, w.text))
-		if r[0].text == "unix" && slices.Contains(networkTypes, w.text) {
-			return helped(out, "Write: type=%s", w.text), true
+		out := d.at(file, w.Start, "unknown-word", fmt.Sprintf("a %s rule knows no word %s.", r[0].Text, w.Text))
+		if r[0].Text == "unix" && slices.Contains(networkTypes, w.Text) {
+			return helped(out, "Write: type=%s", w.Text), true
 		}
-		if like := nearest(w.text, known); like != "" {
+		if like := nearest(w.Text, known); like != "" {
 			return helped(out, "Did you mean %s?", like), true
 		}
 		return helped(out, "It knows: %s.", strings.Join(known, " ")), true
@@ -754,8 +755,8 @@ func (d *diagnoser) flagConflict(m message, words []string) (Diagnosis, bool) {
 func (d *diagnoser) modes(m message, code, cause string) (out Diagnosis, words string) {
 	for _, s := range d.around(m.file, m.line) {
 		for _, w := range s.rule() {
-			if isPermissions(w) && strings.ContainsAny(w.text, "xX") {
-				return d.at(m.file, w.at, code, cause), w.text
+			if isPermissions(w) && strings.ContainsAny(w.Text, "xX") {
+				return d.at(m.file, w.Start, code, cause), w.Text
 			}
 		}
 	}
@@ -786,8 +787,8 @@ func (d *diagnoser) appendWrite(m message, words []string) (Diagnosis, bool) {
 	out := d.onLine(m.file, m.line, "append-write", "a (append) and w (write) exclude each other.")
 	for _, s := range d.around(m.file, m.line) {
 		for _, w := range s.rule() {
-			if isPermissions(w) && strings.ContainsAny(w.text, "aA") && strings.ContainsAny(w.text, "wW") {
-				out = d.at(m.file, w.at, out.Code, out.Cause)
+			if isPermissions(w) && strings.ContainsAny(w.Text, "aA") && strings.ContainsAny(w.Text, "wW") {
+				out = d.at(m.file, w.Start, out.Code, out.Cause)
 			}
 		}
 	}
@@ -834,67 +835,67 @@ func (d *diagnoser) header(file string, s *statement) (Diagnosis, bool) {
 	}
 	first := w[0]
 	if !s.head() && !isFile(first) {
-		if first.kind != tokWord && first.kind != tokQuoted {
+		if first.Kind != rules.Word && first.Kind != rules.Quoted {
 			return Diagnosis{}, false
 		}
-		if fileName.MatchString(first.text) {
-			out := d.at(file, first.at, "file-name-as-name", fmt.Sprintf("%s is the name of a file, not of a profile, and the word profile is missing in front.", first.text))
-			return helped(out, "Begin with the word profile, a name of your own and the path of the program: profile NAME /%s {", strings.ReplaceAll(first.text, ".", "/")), true
+		if fileName.MatchString(first.Text) {
+			out := d.at(file, first.Start, "file-name-as-name", fmt.Sprintf("%s is the name of a file, not of a profile, and the word profile is missing in front.", first.Text))
+			return helped(out, "Begin with the word profile, a name of your own and the path of the program: profile NAME /%s {", strings.ReplaceAll(first.Text, ".", "/")), true
 		}
-		if like := nearest(first.text, []string{"profile", "hat"}); like != "" && len(w) > 1 && like != first.text {
-			out := d.at(file, first.at, "unknown-word", fmt.Sprintf("AppArmor knows no word %s.", first.text))
+		if like := nearest(first.Text, []string{"profile", "hat"}); like != "" && len(w) > 1 && like != first.Text {
+			out := d.at(file, first.Start, "unknown-word", fmt.Sprintf("AppArmor knows no word %s.", first.Text))
 			return helped(out, "Did you mean %s?", like), true
 		}
-		out := d.at(file, first.at, "no-profile-word", "the word profile is missing in front of the name.")
-		return helped(out, "Write: profile %s {", first.text), true
+		out := d.at(file, first.Start, "no-profile-word", "the word profile is missing in front of the name.")
+		return helped(out, "Write: profile %s {", first.Text), true
 	}
 	kind := "profile"
 	if s.head() {
-		if !first.is("^") {
-			kind = first.text
+		if !first.Is("^") {
+			kind = first.Text
 		} else {
 			kind = "hat"
 		}
 		w = w[1:]
 	}
-	if len(w) == 0 || w[0].text == "{" || w[0].is("(") {
-		out := d.at(file, first.at, "no-name", fmt.Sprintf("the %s has no name.", kind))
+	if len(w) == 0 || w[0].Text == "{" || w[0].Is("(") {
+		out := d.at(file, first.Start, "no-name", fmt.Sprintf("the %s has no name.", kind))
 		return helped(out, "Write a name behind the word: %s NAME {", kind), true
 	}
 	for i, t := range w {
-		if i == 0 || !isWord(t, "flags") && !t.is("(") {
+		if i == 0 || !isWord(t, "flags") && !t.Is("(") {
 			continue
 		}
-		if isWord(t, "flags") && !(i+2 < len(w) && w[i+1].is("=") && w[i+2].is("(") && i+3 < len(w) && !w[i+3].is(")")) {
-			out := d.at(file, t.at, "flags", "the flags are not written as a list.")
+		if isWord(t, "flags") && !(i+2 < len(w) && w[i+1].Is("=") && w[i+2].Is("(") && i+3 < len(w) && !w[i+3].Is(")")) {
+			out := d.at(file, t.Start, "flags", "the flags are not written as a list.")
 			return helped(out, "Write them in parentheses, behind an equals sign: flags=(complain)"), true
 		}
 		w = w[:i]
 		break
 	}
 	switch {
-	case len(w) == 2 && kind == "profile" && !isPath(w[0].text) && !isPath(w[1].text) && strings.Contains(w[1].text, "/"):
-		out := d.at(file, w[1].at, "relative-path", fmt.Sprintf("the path of the program, %s, does not begin with a slash.", w[1].text))
-		return helped(out, "Write the whole path: /%s", w[1].text), true
-	case len(w) > 1 && !isPath(w[0].text) && !isPath(w[1].text):
-		out := d.at(file, w[1].at, "space-in-name", fmt.Sprintf("the name of the %s has a space in it.", kind))
+	case len(w) == 2 && kind == "profile" && !rules.IsPath(w[0].Text) && !rules.IsPath(w[1].Text) && strings.Contains(w[1].Text, "/"):
+		out := d.at(file, w[1].Start, "relative-path", fmt.Sprintf("the path of the program, %s, does not begin with a slash.", w[1].Text))
+		return helped(out, "Write the whole path: /%s", w[1].Text), true
+	case len(w) > 1 && !rules.IsPath(w[0].Text) && !rules.IsPath(w[1].Text):
+		out := d.at(file, w[1].Start, "space-in-name", fmt.Sprintf("the name of the %s has a space in it.", kind))
 		return helped(out, "Write it without: %s %s {", kind, joinWords(w, "-")), true
-	case len(w) > 1 && isPath(w[len(w)-2].text) && !isPath(w[len(w)-1].text):
+	case len(w) > 1 && rules.IsPath(w[len(w)-2].Text) && !rules.IsPath(w[len(w)-1].Text):
 		k := 0
-		for k < len(w) && !isPath(w[k].text) {
+		for k < len(w) && !rules.IsPath(w[k].Text) {
 			k++
 		}
-		out := d.at(file, w[k].at, "space-in-path", "the path has a space in it.")
+		out := d.at(file, w[k].Start, "space-in-path", "the path has a space in it.")
 		return helped(out, "Put it in double quotes: %q", joinWords(w[k:], " ")), true
 	}
 	return Diagnosis{}, false
 }
 
-func joinWords(w []token, by string) string {
+func joinWords(w []rules.Token, by string) string {
 	var out []string
 	for _, t := range w {
-		if t.kind == tokWord || t.kind == tokQuoted {
-			out = append(out, t.text)
+		if t.Kind == rules.Word || t.Kind == rules.Quoted {
+			out = append(out, t.Text)
 		}
 	}
 	return bounded(strings.Join(out, by), 200)
@@ -930,14 +931,14 @@ func (d *diagnoser) mountOption(m message, words []string) (Diagnosis, bool) {
 				switch {
 				case isWord(w, "options", "option"):
 					inside = true
-				case inside && (w.is("=") || w.is("(") || w.is(",") || isWord(w, "in")):
-				case inside && w.kind == tokWord && !slices.Contains(mountOptions, w.text):
-					out := d.at(f, w.at, "unknown-mount-option", fmt.Sprintf("there is no mount option %s.", w.text))
-					if like := nearest(w.text, mountOptions); like != "" {
+				case inside && (w.Is("=") || w.Is("(") || w.Is(",") || isWord(w, "in")):
+				case inside && w.Kind == rules.Word && !slices.Contains(mountOptions, w.Text):
+					out := d.at(f, w.Start, "unknown-mount-option", fmt.Sprintf("there is no mount option %s.", w.Text))
+					if like := nearest(w.Text, mountOptions); like != "" {
 						return helped(out, "Did you mean %s?", like), true
 					}
 					return helped(out, "The options are: %s.", strings.Join(mountOptions, " ")), true
-				case inside && (w.is(")") || k > 0 && r[k-1].is("=")):
+				case inside && (w.Is(")") || k > 0 && r[k-1].Is("=")):
 					inside = false
 				}
 			}

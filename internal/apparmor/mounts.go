@@ -61,6 +61,8 @@ func octal(s string) string {
 	return b.String()
 }
 
+func isOctal(c byte) bool { return c >= '0' && c <= '7' }
+
 // locate says where a path really is, as "major:minor path-on-device": it goes
 // down from the root as the kernel does, from each mount to the one that is
 // mounted on it along the path. A mount that another one hides, as a bind of /var

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"github.com/aaunit/aaunit/internal/safefile"
 )
 
@@ -48,11 +49,11 @@ type content struct {
 	untrusted error
 	sig       signature
 	// asks are the includes in it, once they were looked for.
-	asks   []token
+	asks   []rules.Token
 	looked bool
 }
 
-func (c *content) includes() []token {
+func (c *content) includes() []rules.Token {
 	if !c.looked {
 		c.looked, c.asks = true, includesOf(string(c.data))
 	}
@@ -336,7 +337,7 @@ func (r *reader) source(file string) (*source, error) {
 			return nil, fmt.Errorf("with what it includes it is larger than %d files or %d bytes", maxFiles, maxClosure)
 		}
 		for _, inc := range c.includes() {
-			files, dir := r.included(inc.angle, inc.text)
+			files, dir := r.included(inc.Angle, inc.Text)
 			if dir != "" && !slices.Contains(src.dirs, dir) {
 				src.dirs = append(src.dirs, dir)
 				if r.kept {
@@ -347,19 +348,19 @@ func (r *reader) source(file string) (*source, error) {
 					src.untrusted = err
 				}
 			}
-			if len(files) == 1 && dir == "" && !inc.ifExists && errors.Is(r.read(files[0]).err, fs.ErrNotExist) {
+			if len(files) == 1 && dir == "" && !inc.IfExists && errors.Is(r.read(files[0]).err, fs.ErrNotExist) {
 				src.beside = append(src.beside, r.beside(files[0])...)
 			}
 			queue = append(queue, files...)
 		}
 	}
 	src.digest = digestOf(src.files)
-	src.scan = scanText(textFile{file, string(top.data)}, func(angle bool, p string) []textFile {
-		files, _ := r.included(angle, p)
-		var out []textFile
+	src.scan = scanText(rules.File{Path: file, Data: string(top.data)}, func(t rules.Token) []rules.File {
+		files, _ := r.included(t.Angle, t.Text)
+		var out []rules.File
 		for _, f := range files {
 			if c := src.files[f]; c != nil && c.err == nil {
-				out = append(out, textFile{f, string(c.data)})
+				out = append(out, rules.File{Path: f, Data: string(c.data)})
 			}
 		}
 		return out
@@ -368,13 +369,13 @@ func (r *reader) source(file string) (*source, error) {
 }
 
 // includesOf lists the files a text asks for, abi files among them.
-func includesOf(text string) []token {
-	var out []token
-	for l := newLexer(text); ; {
-		switch t := l.next(); t.kind {
-		case tokEnd:
+func includesOf(text string) []rules.Token {
+	var out []rules.Token
+	for l := rules.NewLexer(text); ; {
+		switch t := l.Next(); t.Kind {
+		case rules.End:
 			return out
-		case tokInclude, tokABI:
+		case rules.Include, rules.ABI:
 			out = append(out, t)
 		}
 	}
@@ -502,12 +503,12 @@ func (c *copied) relocate(data []byte) []byte {
 	var b strings.Builder
 	last := 0
 	for _, t := range includesOf(text) {
-		if t.angle || !path.IsAbs(t.text) || t.to <= t.from {
+		if t.Angle || !path.IsAbs(t.Text) || t.To <= t.From {
 			continue
 		}
-		b.WriteString(text[last:t.from])
-		b.WriteString(`"` + filepath.Join(c.dir, "root", path.Clean(t.text)) + `"`)
-		last = t.to
+		b.WriteString(text[last:t.From])
+		b.WriteString(`"` + filepath.Join(c.dir, "root", path.Clean(t.Text)) + `"`)
+		last = t.To
 	}
 	if last == 0 {
 		return data

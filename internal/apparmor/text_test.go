@@ -7,10 +7,12 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 )
 
 func scanOf(text string) textScan {
-	return scanText(textFile{"/etc/apparmor.d/x", text}, func(bool, string) []textFile { return nil })
+	return scanText(rules.File{Path: "/etc/apparmor.d/x", Data: text}, func(rules.Token) []rules.File { return nil })
 }
 
 func TestLeaves(t *testing.T) {
@@ -50,6 +52,9 @@ func TestLeaves(t *testing.T) {
 		"unix (send) peer=(addr=@foo),\n /bin/sh Ux,":    true,
 		"mount options=(rw,bind) /a{,/} -> /b/,\n/x Ux,": true,
 		"dbus send bus=system path=/a/b interface=a.b{,.c} peer=(name=org.a, label=/usr/bin/x),\n/x Ux,": true,
+		"signal peer={a,b},\n/x Ux,":                         true,
+		"dbus interface=a.{b,c} member={D,E}*,\n/x Ux,":      true,
+		"if ${x} { /x Ux, }":                                 true,
 		"network inet stream,\n/x Ux,":                       true,
 		"signal (send) set=(term, kill) peer=x,\n/bin/x Ux,": true,
 		"^hat { /x Ux, }":                                    true,
@@ -111,7 +116,7 @@ func TestLeaves(t *testing.T) {
 
 func TestScanText(t *testing.T) {
 	files := map[string]string{"tunables/g": "@{B}=/usr/bin /bin\n@{B}+=\"/opt/b in\" # x\n", "r": "/bin/x Ux,\n"}
-	s := scanText(textFile{"/f", `abi <abi/3.0>,
+	s := scanText(rules.File{Path: "/f", Data: `abi <abi/3.0>,
 include <tunables/g>
 $flag = true
 profile "na me" @{B}/x flags=(complain,attach_disconnected mediate_deleted) xattrs=(user.x=a) {
@@ -122,9 +127,9 @@ profile "na me" @{B}/x flags=(complain,attach_disconnected mediate_deleted) xatt
 /usr/bin/{a,b} (kill) { }
 profile plain flags=(unconfined) { }
 profile a\040b { }
-`}, func(angle bool, p string) []textFile {
-		if text, ok := files[p]; ok && angle {
-			return []textFile{{p, text}}
+`}, func(t rules.Token) []rules.File {
+		if text, ok := files[t.Text]; ok && t.Angle {
+			return []rules.File{{Path: t.Text, Data: text}}
 		}
 		return nil
 	})
@@ -151,7 +156,9 @@ profile a\040b { }
 	if d := cmp.Diff([]string{"/usr/bin", "/bin", "/opt/b in"}, s.vars["B"]); d != "" {
 		t.Error(d)
 	}
-	if s := scanText(textFile{"/f", "include <f>\n"}, func(bool, string) []textFile { return []textFile{{"f", strings.Repeat("include <f>\n", 3)}} }); !s.tooLarge {
+	if s := scanText(rules.File{Path: "/f", Data: "include <f>\n"}, func(rules.Token) []rules.File {
+		return []rules.File{{Path: "f", Data: strings.Repeat("include <f>\n", 3)}}
+	}); !s.tooLarge {
 		t.Error("endless inclusion was followed")
 	}
 }
@@ -209,7 +216,9 @@ func FuzzScanText(f *testing.F) {
 		if len(text) > 64<<10 {
 			return
 		}
-		s := scanText(textFile{"x", text}, func(_ bool, p string) []textFile { return []textFile{{p, "/included Ux,\n"}} })
+		s := scanText(rules.File{Path: "x", Data: text}, func(t rules.Token) []rules.File {
+			return []rules.File{{Path: t.Text, Data: "/included Ux,\n"}}
+		})
 		for _, p := range s.profiles {
 			if re, ok := compileGlob(p.attachment, s.vars); ok {
 				re.MatchString("/usr/bin/x")

@@ -51,7 +51,7 @@ var rules = map[string]rule{
 	"internal/config":   adapter,
 	"internal/state":    adapter,
 	"internal/units":    adapter,
-	"internal/apparmor": {house: append([]string{"internal/apparmor/policydb"}, adapter.house...)},
+	"internal/apparmor": {house: append([]string{"internal/apparmor/policydb", "internal/apparmor/rules"}, adapter.house...)},
 	"internal/sockopt":  adapter,
 	"internal/evidence": adapter,
 	"internal/api":      adapter,
@@ -59,6 +59,9 @@ var rules = map[string]rule{
 	// What a compiled policy says is a pure question.
 	"internal/gate":              {house: []string{"internal/attach", "internal/apparmor/policydb"}, others: none, notStd: doing},
 	"internal/apparmor/policydb": {house: none, others: []string{"github.com/klauspost/compress/zstd"}, notStd: doing},
+
+	// So is what the text of a profile says.
+	"internal/apparmor/rules": {house: []string{"internal/apparmor/policydb"}, others: none, notStd: doing},
 
 	// Helpers know nothing of the house.
 	"internal/journal":  {house: none, others: none, notStd: doing},
@@ -148,6 +151,7 @@ func TestRulesBite(t *testing.T) {
 		"internal/safefile":  {module + "internal/attach", "golang.org/x/term"},
 		"internal/bus":       {module + "internal/attach", module + "internal/units", "github.com/coreos/go-systemd/v22/dbus"},
 
+		"internal/apparmor/rules":    {"os", "io/fs", module + "internal/apparmor", module + "internal/attach"},
 		"internal/apparmor/policydb": {"os", "os/exec", "net", module + "internal/apparmor", "golang.org/x/sys/unix"},
 	} {
 		for _, imported := range imports {

@@ -123,6 +123,18 @@ type char struct {
 //   - several slashes are one, but for exactly two at the beginning;
 //   - no pattern matches a NUL.
 func ParsePattern(text string) (*Pattern, error) {
+	return parsePattern(text, oneSlash)
+}
+
+// ParseName reads a pattern for what is no path: a profile's name, a field of a
+// message. Several slashes stay what they are, as in "parent//child": the parser
+// calls filter_slashes for files only (process_dfa_entry in
+// parser/parser_regex.c).
+func ParseName(text string) (*Pattern, error) {
+	return parsePattern(text, func(in []char) []char { return in })
+}
+
+func parsePattern(text string, slashes func([]char) []char) (*Pattern, error) {
 	fail := func(err error) (*Pattern, error) {
 		return nil, fmt.Errorf("cannot read the pattern %s: %w", printable(text), err)
 	}
@@ -144,7 +156,7 @@ func ParsePattern(text string) (*Pattern, error) {
 		return fail(err)
 	}
 	p := &program{}
-	if err := p.compile(oneSlash(chars)); err != nil {
+	if err := p.compile(slashes(chars)); err != nil {
 		return fail(err)
 	}
 	p.emit(inst{op: opEnd})

@@ -58,6 +58,34 @@ func TestPattern(t *testing.T) {
 	}
 }
 
+// Names are no paths.
+func TestName(t *testing.T) {
+	for _, c := range []struct {
+		pattern  string
+		yes, not []string
+	}{
+		{"a//b", []string{"a//b"}, []string{"a/b", "a///b", ""}},
+		{"a//*", []string{"a//b"}, []string{"a//", "a//b/c"}},
+		{"**", []string{"a", "a//b", "", "/"}, []string{"a\x00b"}},
+		{":n:a", []string{":n:a"}, nil},
+	} {
+		p, err := ParseName(c.pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range c.yes {
+			if ok, err := p.MatchString(s); !ok || err != nil {
+				t.Errorf("%s does not match %q: %v", c.pattern, s, err)
+			}
+		}
+		for _, s := range c.not {
+			if ok, err := p.MatchString(s); ok || err != nil {
+				t.Errorf("%s matches %q: %v", c.pattern, s, err)
+			}
+		}
+	}
+}
+
 // What is refused, the parser refuses as well, and the other way round.
 func TestPatternRefused(t *testing.T) {
 	for glob, here := range map[string]bool{

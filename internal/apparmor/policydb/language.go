@@ -305,3 +305,13 @@ func (p *Pattern) Match(path string) (bool, error) {
 	}
 	return l.accepted(path) && existing(path, maxSegment, maxPath), nil
 }
+
+// MatchString says whether any string matches, as names of profiles and fields
+// of messages do.
+func (p *Pattern) MatchString(s string) (bool, error) {
+	l, err := p.language(anyString)
+	if err != nil {
+		return false, err
+	}
+	return l.accepted(s), nil
+}
