@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -64,16 +65,17 @@ func (a *asking) failed(p *policydb.Profile, as attach.Assertion, v Verdict) {
 		where = fmt.Sprintf("%s:%d", where, as.Line)
 	}
 	if v.Answer == policydb.Unknown {
-		a.find(attach.Error, p, v.Witness, attach.Because(attach.AssertionUnknown, "%s=%s could not be answered of profile %s: %s", key, as.Text, p.Name, v.Why).At(where))
+		a.find(attach.Error, p, v.Witness, nil, attach.Because(attach.AssertionUnknown, "%s=%s could not be answered of profile %s: %s", key, as.Text, p.Name, v.Why).At(where))
 		return
 	}
-	a.find(attach.Error, p, v.Witness, attach.Because(attach.AssertionFailed, "%s=%s does not hold: profile %s %s", key, as.Text, p.Name, v.Why).At(where))
+	a.find(attach.Error, p, v.Witness, v.rule, attach.Because(attach.AssertionFailed, "%s=%s does not hold: profile %s %s", key, as.Text, p.Name, v.Why).At(where))
 }
 
 // Query implements reconcile.Gate: a question is what Deny= would deny.
 func (g *Gate) Query(_ context.Context, profile string, c attach.Compiled, question attach.Assertion) attach.QueryResult {
 	r := attach.QueryResult{Profile: profile, File: c.File, May: attach.MayUnknown}
-	profiles, err := g.profiles(c)
+	read, err := g.policy(c)
+	profiles := read.profiles
 	if err != nil {
 		r.Text = "cannot be asked: " + err.Error()
 		return r
@@ -107,6 +109,8 @@ type Verdict struct {
 	Why string
 	// Proof: all that match were considered, not a sample.
 	Proof bool
+
+	rule *rules.Question // asks for the rule that grants the witness
 }
 
 // Ask asks one assertion of one profile.
@@ -195,7 +199,9 @@ func askFile(p *policydb.Profile, as attach.Assertion) Verdict {
 		if r.Answer == policydb.No {
 			return judge(as, policydb.No, "", fmt.Sprintf("may %s nothing that matches %s", what, as.Object))
 		}
-		return judge(as, r.Answer, r.Witness, fmt.Sprintf("allows %s of %s (%s)", r.Perms.Allow&want, quoted(r.Witness), r.As))
+		v := judge(as, r.Answer, r.Witness, fmt.Sprintf("allows %s of %s (%s)", r.Perms.Allow&want, quoted(r.Witness), r.As))
+		v.rule = files(r.Witness, r.Perms.Allow&want, r.As)
+		return v
 	}
 	q.All = want
 	var r policydb.Result
@@ -240,6 +246,7 @@ func askNetwork(p *policydb.Profile, as attach.Assertion) Verdict {
 	// Deny= is against any of it, Allow= for all of it.
 	for _, f := range of {
 		var got policydb.Answer
+		witnessed := socktype
 		what := "network " + f.name
 		switch {
 		case as.Type != "" && as.Deny:
@@ -252,6 +259,7 @@ func askNetwork(p *policydb.Profile, as attach.Assertion) Verdict {
 			var t uint16
 			if t, got = p.AnyNetwork(f.number, policydb.AllNet); got == policydb.Yes {
 				what += " " + typeName(t)
+				witnessed = t
 			}
 		default:
 			got = policydb.Yes
@@ -265,6 +273,9 @@ func askNetwork(p *policydb.Profile, as attach.Assertion) Verdict {
 			return unanswered("its rules on %s depend on more than family and type", what)
 		}
 		if v := judge(as, got, what, may(got, "use sockets of "+strings.TrimPrefix(what, "network "))); v.Holds == attach.No {
+			if as.Deny {
+				v.rule = &rules.Question{Class: rules.ClassNetwork, Family: int(f.number), Type: int(witnessed)}
+			}
 			return v
 		}
 	}
@@ -284,6 +295,9 @@ func askCapability(p *policydb.Profile, as attach.Assertion) Verdict {
 			return unanswered("its rules on capability %s are not understood", name)
 		}
 		if v := judge(as, got, name, may(got, "use capability "+name)); v.Holds == attach.No || as.Object != "" {
+			if as.Deny {
+				v.rule = &rules.Question{Class: rules.ClassCapability, Capability: name}
+			}
 			return v
 		}
 	}

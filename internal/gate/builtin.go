@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -42,7 +43,7 @@ func (a *asking) builtIn() {
 	a.whole = map[*policydb.Profile]bool{}
 	for _, p := range a.asked {
 		if p.Mode == policydb.Unconfined {
-			a.find(attach.Error, p, "", attach.Because(attach.MayEverything, "profile %s has the mode unconfined: it takes nothing from its tasks", p.Name).
+			a.find(attach.Error, p, "", nil, attach.Because(attach.MayEverything, "profile %s has the mode unconfined: it takes nothing from its tasks", p.Name).
 				WithNext("take unconfined, or default_allow, out of its flags"))
 			continue
 		}
@@ -65,7 +66,7 @@ func (a *asking) builtIn() {
 // network says of a profile that allows no socket at all that it does.
 func (a *asking) network(p *policydb.Profile) {
 	if grants, answer := p.NetworkGrants(); answer == policydb.Yes && len(grants) == 0 {
-		a.find(attach.Note, p, "", attach.Because(attach.MayNoNetwork, "profile %s allows no socket of any family", p.Name).
+		a.find(attach.Note, p, "", nil, attach.Because(attach.MayNoNetwork, "profile %s allows no socket of any family", p.Name).
 			WithNext("if the program needs the network, add: network inet stream, network inet6 stream,"))
 	}
 }
@@ -79,7 +80,7 @@ func (a *asking) mustNotWrite(p *policydb.Profile, pl place, s attach.Severity) 
 	r := p.Find(policydb.Query{Pattern: pattern, Any: writing, As: pl.as})
 	switch r.Answer {
 	case policydb.Yes:
-		a.find(s, p, r.Witness, attach.Because(pl.code, "profile %s may write %s: %s", p.Name, pl.what, quoted(r.Witness)))
+		a.find(s, p, r.Witness, files(r.Witness, writing, r.As), attach.Because(pl.code, "profile %s may write %s: %s", p.Name, pl.what, quoted(r.Witness)))
 	case policydb.Unknown:
 		a.unknown(p, pl.code, why(r))
 	}
@@ -88,7 +89,7 @@ func (a *asking) mustNotWrite(p *policydb.Profile, pl place, s attach.Severity) 
 // unknown says that a built-in assertion could not be answered.
 func (a *asking) unknown(p *policydb.Profile, c attach.Code, why string) {
 	if a.Desired.Attachment.Waived(c) == nil {
-		a.find(attach.Warning, p, "", attach.Because(attach.AssertionUnknown, "whether profile %s passes %s could not be told: %s", p.Name, c, why))
+		a.find(attach.Warning, p, "", nil, attach.Because(attach.AssertionUnknown, "whether profile %s passes %s could not be told: %s", p.Name, c, why))
 	}
 }
 
@@ -130,12 +131,12 @@ func (a *asking) leaves(p *policydb.Profile) {
 		}})
 	switch r.Answer {
 	case policydb.Yes:
-		a.find(attach.Error, p, r.Witness, attach.Because(attach.MayLeave, "profile %s runs %s without any profile (%s)", p.Name, quoted(r.Witness), r.Transition))
+		a.find(attach.Error, p, r.Witness, &rules.Question{Class: rules.ClassFile, Path: r.Witness, Perm: policydb.Exec, As: r.As, Exec: &r.Transition}, attach.Because(attach.MayLeave, "profile %s runs %s without any profile (%s)", p.Name, quoted(r.Witness), r.Transition))
 	case policydb.Unknown:
 		a.unknown(p, attach.MayLeave, why(r))
 	}
 	if p.MayChangeProfile(attach.Unconfined) == policydb.Yes {
-		a.find(attach.Error, p, attach.Unconfined, attach.Because(attach.MayLeave, "profile %s may take itself off (change_profile -> unconfined)", p.Name))
+		a.find(attach.Error, p, attach.Unconfined, &rules.Question{Class: rules.ClassChangeProfile, Path: attach.Unconfined}, attach.Because(attach.MayLeave, "profile %s may take itself off (change_profile -> unconfined)", p.Name))
 	}
 }
 
@@ -146,7 +147,7 @@ const allCaps = 1<<41 - 1
 // files.
 func (a *asking) wholesale(p *policydb.Profile) (files bool) {
 	say := func(what string) {
-		a.find(attach.Error, p, "", attach.Because(attach.MayEverything, "profile %s allows %s", p.Name, what))
+		a.find(attach.Error, p, "", nil, attach.Because(attach.MayEverything, "profile %s allows %s", p.Name, what))
 	}
 	if all, err := policydb.ParsePattern("/**"); err == nil {
 		r := p.Covers(policydb.Query{Pattern: all, All: policydb.Read | policydb.Write, As: policydb.Other})
@@ -188,9 +189,9 @@ func (a *asking) system(p *policydb.Profile) {
 	switch p.DBus(policydb.DBusMessage{Bus: "system", Name: "org.freedesktop.systemd1", Label: attach.Unconfined, Path: "/org/freedesktop/systemd1",
 		Interface: "org.freedesktop.systemd1.Manager", Member: "StartTransientUnit"}, policydb.DBusSend) {
 	case policydb.Yes:
-		a.find(s, p, socket, attach.Because(attach.MayAskOthers, "profile %s may ask systemd, over the system bus, to start anything", p.Name))
+		a.find(s, p, socket, files(socket, policydb.Write, policydb.Either), attach.Because(attach.MayAskOthers, "profile %s may ask systemd, over the system bus, to start anything", p.Name))
 	case policydb.NotMediated:
-		a.find(attach.Warning, p, socket, attach.Because(attach.MayAskOthers, "profile %s may use the system bus (%s), and this kernel's AppArmor does not look at what is sent there: systemd starts what root asks for", p.Name, socket))
+		a.find(attach.Warning, p, socket, files(socket, policydb.Write, policydb.Either), attach.Because(attach.MayAskOthers, "profile %s may use the system bus (%s), and this kernel's AppArmor does not look at what is sent there: systemd starts what root asks for", p.Name, socket))
 	case policydb.Unknown:
 		a.unknown(p, attach.MayAskOthers, "the rules on D-Bus are not understood")
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -21,7 +22,7 @@ type Gate struct {
 	bytes func(id string) (attach.Compiled, error)
 
 	mu      sync.Mutex
-	read    map[string][]policydb.Profile // by policy
+	read    map[string]policy
 	answers map[string][]attach.Finding
 }
 
@@ -65,13 +66,14 @@ func (g *Gate) Ask(q Question) []attach.Finding {
 	}
 	a := &asking{Question: q}
 	for _, c := range q.Compiled {
-		profiles, err := g.profiles(c)
+		read, err := g.policy(c)
 		if err != nil {
 			return []attach.Finding{{Severity: attach.Error, Reason: attach.Because(attach.AssertionUnknown,
 				"cannot read the compiled policy of %s: %v", c.File, err).At(c.File)}}
 		}
-		a.all = append(a.all, profiles...)
+		a.all = append(a.all, read.profiles...)
 		a.policies = append(a.policies, c)
+		a.texts = append(a.texts, read.text)
 	}
 	a.closure()
 	a.builtIn()
@@ -103,8 +105,14 @@ func (q Question) key() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// profiles reads a policy.
-func (g *Gate) profiles(c attach.Compiled) ([]policydb.Profile, error) {
+// policy is one that was read.
+type policy struct {
+	profiles []policydb.Profile
+	// text is where the rules stand; nil where the texts are not known.
+	text *rules.Text
+}
+
+func (g *Gate) policy(c attach.Compiled) (policy, error) {
 	key := c.ID + " " + c.Environment
 	g.mu.Lock()
 	known, ok := g.read[key]
@@ -115,27 +123,33 @@ func (g *Gate) profiles(c attach.Compiled) ([]policydb.Profile, error) {
 	if c.Blob == nil {
 		kept, err := g.bytes(c.ID)
 		if err != nil {
-			return nil, err
+			return policy{}, err
 		}
-		c.Blob = kept.Blob
+		c.Blob, c.Sources = kept.Blob, kept.Sources
 	}
-	profiles, err := policydb.Parse(c.Blob)
-	if err != nil {
-		return nil, err
+	var p policy
+	var err error
+	if p.profiles, err = policydb.Parse(c.Blob); err != nil {
+		return policy{}, err
+	}
+	if len(c.Sources) > 0 {
+		// Without it the answers are the same; only the line is not told.
+		p.text, _ = rules.Read(c.Sources, c.File, "")
 	}
 	g.mu.Lock()
 	if g.read == nil || len(g.read) >= maxRead {
-		g.read = map[string][]policydb.Profile{}
+		g.read = map[string]policy{}
 	}
-	g.read[key] = profiles
+	g.read[key] = p
 	g.mu.Unlock()
-	return profiles, nil
+	return p, nil
 }
 
 // asking is one question on its way.
 type asking struct {
 	Question
 	policies []attach.Compiled
+	texts    []*rules.Text // of policies
 	all      []policydb.Profile
 	// asked are the profiles under which the unit's tasks can come to run, its own
 	// first.
@@ -190,12 +204,36 @@ func (a *asking) file(p *policydb.Profile) string {
 	return a.policies[0].File
 }
 
-// find adds what speaks against the policy, unless the attachment waives it.
-func (a *asking) find(s attach.Severity, p *policydb.Profile, witness string, r attach.Reason) {
+// by finds the rule of a profile that grants what q asks: "FILE:LINE" and its
+// text.
+func (a *asking) by(p *policydb.Profile, q *rules.Question) (where, rule string) {
+	if q == nil {
+		return "", ""
+	}
+	for _, t := range a.texts {
+		if t == nil || t.Profile(p.Name) == nil {
+			continue
+		}
+		if grants := t.Granting(p.Name, *q); len(grants) > 0 {
+			return fmt.Sprintf("%s:%d", grants[0].File, grants[0].Line), grants[0].Raw
+		}
+	}
+	return "", ""
+}
+
+// find adds what speaks against the policy, unless the attachment waives it. q
+// asks for the rule that grants it; nil where no single rule does.
+func (a *asking) find(s attach.Severity, p *policydb.Profile, witness string, q *rules.Question, r attach.Reason) {
 	if a.Desired.Attachment.Waived(r.Code) != nil {
 		return
 	}
-	if r.Where == "" {
+	where, rule := a.by(p, q)
+	switch {
+	case rule != "" && r.Where != "": // an assertion, which stands elsewhere
+		r = withDetail(r, "%s, by the rule %q (%s)", r.Detail, rule, where)
+	case rule != "":
+		r = withDetail(r, "%s, by the rule %q", r.Detail, rule).At(where)
+	case r.Where == "":
 		r = r.At(a.file(p))
 	}
 	f := attach.Finding{Severity: s, Profile: p.Name, Witness: witness, Reason: r}
@@ -205,6 +243,16 @@ func (a *asking) find(s attach.Severity, p *policydb.Profile, witness string, r 
 		}
 	}
 	a.found = append(a.found, f)
+}
+
+func withDetail(r attach.Reason, format string, args ...any) attach.Reason {
+	r.Detail = attach.Because(r.Code, format, args...).Detail
+	return r
+}
+
+// files asks for the rule that grants something on a path.
+func files(path string, perm policydb.Perm, as policydb.Who) *rules.Question {
+	return &rules.Question{Class: rules.ClassFile, Path: path, Perm: perm, As: as}
 }
 
 func (a *asking) findings() []attach.Finding {

@@ -338,6 +338,34 @@ func TestAnswersAreKept(t *testing.T) {
 	}
 }
 
+// A finding names the rule that grants it, where that stands.
+func TestTheRuleIsNamed(t *testing.T) {
+	q := question(t, profile("/dev/shm/** rw,\n/srv/** rw,\nnetwork unix dgram,"), "Deny=write /srv/**", "Deny=network unix")
+	c := &q.Compiled[0]
+	c.Sources = map[string][]byte{c.File: []byte("profile agent /usr/bin/agent {\n  include <local/agent>\n  /srv/** rw,\n}\n"),
+		"/etc/apparmor.d/local/agent": []byte("# here\n/dev/shm/** rw,\nnetwork unix dgram,\n")}
+	want := map[attach.Code]string{attach.MayWriteTmp: `by the rule "/dev/shm/** rw," (/etc/apparmor.d/local/agent:2)`}
+	for _, f := range ask(t, q) {
+		switch {
+		case f.Code == attach.AssertionFailed && strings.Contains(f.Detail, "unix"):
+			if !strings.Contains(f.Detail, `"network unix dgram," (/etc/apparmor.d/local/agent:3)`) {
+				t.Error(f)
+			}
+		case f.Code == attach.AssertionFailed:
+			if !strings.Contains(f.Detail, `"/srv/** rw," (/etc/apparmor.d/agent:3)`) {
+				t.Error(f)
+			}
+		case want[f.Code] != "" && strings.Contains(f.Reason.String(), want[f.Code]):
+			delete(want, f.Code)
+		default:
+			t.Error(f)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("not said: %v", want)
+	}
+}
+
 // What the readers of a profile in a discussion found, one by one.
 func TestTheProfileOfTheDiscussion(t *testing.T) {
 	q := question(t, profile("/tmp/** rw,\n/var/tmp/** rw,\n/proc/sys/net/core/somaxconn rw,\n/bin/sh Ux,"), "PrivateTmp=no", "Allow=network inet stream", "Deny=network unix")

@@ -37,12 +37,12 @@ func (a *asking) programs(p *policydb.Profile) {
 		}
 		seen[c.Path] = true
 		if allowed(p, c.Path, policydb.Read|policydb.Mmap) == policydb.No && allowed(p, c.Path, policydb.Read|policydb.Exec) == policydb.No {
-			a.find(attach.Warning, p, c.Path, attach.Because(attach.MayNotRun, "profile %s does not let %s= run %s", p.Name, c.Property, quoted(c.Path)).
+			a.find(attach.Warning, p, c.Path, nil, attach.Because(attach.MayNotRun, "profile %s does not let %s= run %s", p.Name, c.Property, quoted(c.Path)).
 				WithNext("add a rule: "+quoted(c.Path)+" mr,"))
 		}
 		for _, q := range a.asked {
 			if r, ok := a.mayWrite(q, c.Path); ok && !a.whole[q] {
-				a.find(attach.Error, q, r, attach.Because(attach.MayWriteSelf, "profile %s may write %s, which %s= starts", q.Name, quoted(r), c.Property))
+				a.find(attach.Error, q, r, files(r, writing, policydb.Either), attach.Because(attach.MayWriteSelf, "profile %s may write %s, which %s= starts", q.Name, quoted(r), c.Property))
 			}
 		}
 	}
@@ -65,7 +65,7 @@ func (a *asking) notify(p *policydb.Profile) {
 	}
 	const socket = "/run/systemd/notify"
 	if allowed(p, socket, policydb.Write) == policydb.No {
-		a.find(attach.Warning, p, socket, attach.Because(attach.MayNotNotify, "profile %s may not write to %s, and the unit is of Type=%s", p.Name, socket, a.Unit.Type).
+		a.find(attach.Warning, p, socket, nil, attach.Because(attach.MayNotNotify, "profile %s may not write to %s, and the unit is of Type=%s", p.Name, socket, a.Unit.Type).
 			WithNext("add a rule: "+socket+" w,"))
 	}
 }
@@ -83,7 +83,7 @@ func (a *asking) directories(p *policydb.Profile) {
 			continue
 		}
 		if r := p.Find(policydb.Query{Pattern: pattern, Any: policydb.Write | policydb.Append}); r.Answer == policydb.No {
-			a.find(attach.Warning, p, d.Path, attach.Because(attach.MayNotUseOwn, "profile %s may write nothing below %s, which %s= makes for the unit", p.Name, quoted(d.Path), d.Property).
+			a.find(attach.Warning, p, d.Path, nil, attach.Because(attach.MayNotUseOwn, "profile %s may write nothing below %s, which %s= makes for the unit", p.Name, quoted(d.Path), d.Property).
 				WithNext("add a rule: "+quoted(strings.TrimSuffix(d.Path, "/"))+"/** rw,"))
 		}
 	}
@@ -104,9 +104,9 @@ func (a *asking) families(p *policydb.Profile) {
 		_, may := p.AnyNetwork(f.number, policydb.NetCreate)
 		switch {
 		case may == policydb.Yes && !unitMay:
-			a.find(attach.Note, p, f.name, attach.Because(attach.MayOtherFamilies, "profile %s allows network %s, which RestrictAddressFamilies= of the unit forbids", p.Name, f.name))
+			a.find(attach.Note, p, f.name, nil, attach.Because(attach.MayOtherFamilies, "profile %s allows network %s, which RestrictAddressFamilies= of the unit forbids", p.Name, f.name))
 		case may == policydb.No && unitMay && listed:
-			a.find(attach.Warning, p, f.name, attach.Because(attach.MayOtherFamilies, "RestrictAddressFamilies= of the unit allows %s, and profile %s does not", f.constant, p.Name).
+			a.find(attach.Warning, p, f.name, nil, attach.Because(attach.MayOtherFamilies, "RestrictAddressFamilies= of the unit allows %s, and profile %s does not", f.constant, p.Name).
 				WithNext("add a rule: network "+f.name+","))
 		}
 	}
@@ -127,7 +127,7 @@ func (a *asking) transitions() {
 				return t.Kind != policydb.ExecNone && t.Kind != policydb.ExecInherit && !t.OrInherit
 			}})
 		if r.Answer == policydb.Yes {
-			a.find(attach.Warning, p, r.Witness, attach.Because(attach.MayNotTransition, "profile %s runs %s under another profile (%s), and the unit has NoNewPrivileges=yes", p.Name, quoted(r.Witness), r.Transition).
+			a.find(attach.Warning, p, r.Witness, nil, attach.Because(attach.MayNotTransition, "profile %s runs %s under another profile (%s), and the unit has NoNewPrivileges=yes", p.Name, quoted(r.Witness), r.Transition).
 				WithNext("use ix for it, or set NoNewPrivileges=no and every setting that implies it"))
 		}
 	}
@@ -136,7 +136,7 @@ func (a *asking) transitions() {
 // detached is about paths outside the unit's mount namespace.
 func (a *asking) detached(p *policydb.Profile) {
 	if a.Unit.Settings.MountNamespace && p.PathFlags&policydb.AttachDisconnected == 0 {
-		a.find(attach.Note, p, "", attach.Because(attach.MayNotDetached, "profile %s has no flag attach_disconnected, and the unit has a mount namespace of its own", p.Name))
+		a.find(attach.Note, p, "", nil, attach.Because(attach.MayNotDetached, "profile %s has no flag attach_disconnected, and the unit has a mount namespace of its own", p.Name))
 	}
 }
 
