@@ -125,15 +125,27 @@ func (a *asking) leaves(p *policydb.Profile) {
 		a.unknown(p, attach.MayLeave, err.Error())
 		return
 	}
-	r := p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories,
-		Where: func(_ policydb.Perms, t policydb.Transition) bool {
-			return t.MayUnconfine() || t.Kind == policydb.ExecNamed && t.Target == attach.Unconfined
-		}})
-	switch r.Answer {
-	case policydb.Yes:
-		a.find(attach.Error, p, r.Witness, &rules.Question{Class: rules.ClassFile, Path: r.Witness, Perm: policydb.Exec, As: r.As, Exec: &r.Transition}, attach.Because(attach.MayLeave, "profile %s runs %s without any profile (%s)", p.Name, quoted(r.Witness), r.Transition))
-	case policydb.Unknown:
-		a.unknown(p, attach.MayLeave, why(r))
+	for _, way := range []struct {
+		severity attach.Severity
+		leads    func(policydb.Transition) bool
+		text     string
+	}{
+		{attach.Error, func(t policydb.Transition) bool {
+			return t.Kind == policydb.ExecUnconfined || t.Kind == policydb.ExecNamed && t.Target == attach.Unconfined
+		}, "profile %s runs %s without any profile (%s)"},
+		// PUx and the like: only where there is no such profile.
+		{attach.Warning, func(t policydb.Transition) bool { return t.Kind != policydb.ExecUnconfined && t.OrUnconfined },
+			"profile %s runs %s without any profile where it has none of its own (%s)"},
+	} {
+		r := p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories,
+			Where: func(_ policydb.Perms, t policydb.Transition) bool { return way.leads(t) }})
+		switch r.Answer {
+		case policydb.Yes:
+			a.find(way.severity, p, r.Witness, &rules.Question{Class: rules.ClassFile, Path: r.Witness, Perm: policydb.Exec, As: r.As, Exec: &r.Transition},
+				attach.Because(attach.MayLeave, way.text, p.Name, quoted(r.Witness), r.Transition))
+		case policydb.Unknown:
+			a.unknown(p, attach.MayLeave, why(r))
+		}
 	}
 	if p.MayChangeProfile(attach.Unconfined) == policydb.Yes {
 		a.find(attach.Error, p, attach.Unconfined, &rules.Question{Class: rules.ClassChangeProfile, Path: attach.Unconfined}, attach.Because(attach.MayLeave, "profile %s may take itself off (change_profile -> unconfined)", p.Name))

@@ -145,7 +145,7 @@ func TestBuiltIn(t *testing.T) {
 		{name: "sysctl", rules: "@{PROC}/sys/net/core/* rw,", want: "error policy-may-write-proc-sys"},
 		{name: "sysctl, read", rules: "@{PROC}/sys/net/core/* r,"},
 		{name: "ux", rules: "/bin/sh Ux,", want: "error policy-may-leave-profile", shows: "/bin/sh"},
-		{name: "pux", rules: "/bin/* PUx,", want: "error policy-may-leave-profile"},
+		{name: "pux", rules: "/bin/* PUx,", want: "warning policy-may-leave-profile", shows: "has none of its own"},
 		{name: "px to unconfined", rules: "/bin/true px -> unconfined,", want: "error policy-may-leave-profile"},
 		{name: "change_profile", rules: "change_profile -> unconfined,", want: "error policy-may-leave-profile"},
 		{name: "ix", rules: "/bin/sh ix,"},
