@@ -259,3 +259,18 @@ var families = map[uint16]string{
 	24: "pppox", 26: "llc", 27: "infiniband", 28: "mpls", 29: "can", 30: "tipc", 31: "bluetooth", 32: "iucv", 33: "rxrpc", 35: "phonet",
 	36: "ieee802154", 37: "caif", 38: "alg", 39: "nfc", 40: "vsock", 41: "kcm", 42: "qipcrtr", 43: "smc", 44: "xdp", 45: "mctp",
 }
+
+// soPeerPIDFD is newer than what golang.org/x/sys knows on every architecture.
+const soPeerPIDFD = 77
+
+// Bypasses says whether the kernel answers a call itself, so that it is neither
+// recorded nor refused. That is SO_PEERPIDFD of unix sockets alone, which has
+// installed a file descriptor by the time the hook would run
+// (unix_bpf_bypass_getsockopt, Linux 6.5).
+//
+// TCP_ZEROCOPY_RECEIVE goes another way in the kernel (tcp_bpf_bypass_getsockopt,
+// Linux 5.12) and comes to the hook all the same, unless its length is wrong, with
+// which it fails anyway.
+func Bypasses(call Call, o Option, on Socket) bool {
+	return call == Get && o == Option{1, soPeerPIDFD} && on.Family == 1
+}
