@@ -26,7 +26,7 @@ DEB = build/deb/aaunit_$(VERSION)-1_$(ARCH).deb
 # one from outside.
 SUITES := bookworm trixie
 SUITE ?= $(SUITES)
-GUEST_PACKAGES := ./internal/apparmor ./internal/units ./test/vm/guest
+GUEST_PACKAGES := ./internal/apparmor ./internal/sockopt ./internal/units ./test/vm/guest
 HOST_PACKAGES := ./test/vm/host
 PKG ?= $(GUEST_PACKAGES) $(HOST_PACKAGES)
 RUN ?=
@@ -239,7 +239,7 @@ generate-check: need-go setup-generate build/tools/bpf2go ## compare the committ
 
 .PHONY: programs build/agent build/aaunitd-crash build/vmexec
 programs: need-go
-	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl
+	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl ./cmd/aaunit-sockopts
 
 build/agent: need-go
 	$(build) -o $@ ./test/vm/agent
@@ -264,7 +264,7 @@ docs: programs build/man/aaunit-reasons.7
 	cp packaging/man/* build/man
 	gzip -9 -n -f build/man/*.[1-8]
 	sed '1s/([^)]*)/($(VERSION)-1)/' packaging/deb/changelog | gzip -9 -n > build/doc/changelog.Debian.gz
-	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl > build/doc/NOTICES
+	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl build/bin/aaunit-sockopts > build/doc/NOTICES
 	gzip -9 -n build/doc/NOTICES
 
 build/man/aaunit-reasons.7: need-go

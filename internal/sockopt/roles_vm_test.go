@@ -92,6 +92,11 @@ func open(kind string) int {
 // play is a program's side.
 func play(role string) {
 	args := []byte(os.Getenv(argsVar))
+	if file, ok := strings.CutPrefix(string(args), "@"); ok {
+		var err error
+		args, err = os.ReadFile(file)
+		fail(err)
+	}
 	answer := func(v any) { fail(json.NewEncoder(os.Stdout).Encode(v)) }
 	switch role {
 	case "helper": // the start helper, as it is installed
@@ -237,7 +242,11 @@ func playService(args []byte) {
 	fail(json.Unmarshal(args, &list))
 	fmt.Println("a line for the journal")
 	for i := range list {
-		list[i].do(open(list[i].Kind))
+		fd := 3 // from the .socket unit
+		if list[i].Kind != "3" {
+			fd = open(list[i].Kind)
+		}
+		list[i].do(fd)
 	}
 	out, err := json.Marshal(list)
 	fail(err)

@@ -249,9 +249,9 @@ inlined int holds_sys_admin(const struct cred *cred)
 	return low >> CAP_SYS_ADMIN & 1;
 }
 
-// by_systemd says whether the caller is systemd's own process in the unit's
-// control group, before it executes the unit's program: it must never be
-// refused, and what it does is not the unit's doing.
+// by_systemd says whether the caller is systemd: its own process in the unit's
+// control group, before that executes the unit's program, or PID 1. It must never
+// be refused, and what it does is not the unit's doing.
 //
 // Two things must hold, since names can be taken by anybody (a comm of
 // "(agent)", a program called systemd-executor, systemd itself with LD_PRELOAD):
@@ -276,6 +276,9 @@ inlined int by_systemd(void)
 
 	if (!holds_sys_admin(task->cred))
 		return 0;
+	// PID 1 itself sets options on sockets that it makes for .socket units.
+	if (task->tgid == 1)
+		return 1;
 	exe = task->mm->exe_file;
 	if (!exe)
 		return 0;
