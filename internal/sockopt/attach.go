@@ -29,8 +29,9 @@ type Change struct {
 	Rules bool
 }
 
-// Attach has the rules hold for all sockets that are made in a control group, or
-// below it; sockets that were made there before are held to them too. The unit
+// Attach has the rules hold for the tasks in a control group, or below it, on all
+// sockets that are made there; sockets that were made before are held to them too.
+// For a .socket unit they hold for whoever uses its sockets. The unit
 // names the tables: what it recorded in former starts stays in them until Forget,
 // Remove or the reboot. It may be called at any time and any number of times, and
 // goes on where one that was killed left off:
@@ -72,7 +73,7 @@ func (s *System) Attach(path, unit string, r Rules) (c Change, err error) {
 		c.Loaded, c.Fresh = true, o.fresh
 	}
 	defer o.Close()
-	if c.Rules, err = o.setRules(r); err != nil {
+	if c.Rules, err = o.setRules(r, scope(path, unit, cg.id)); err != nil {
 		return c, judge("cannot write the socket-option rules of "+unit, err)
 	}
 	if c.Loaded {
@@ -177,11 +178,22 @@ func (d *unitDir) tidy() {
 	}
 }
 
-// setRules writes rules into the tables, and says whether others were there.
-// The order is such that what is allowed both before and after is never refused
-// in between.
-func (o *objects) setRules(r Rules) (changed bool, err error) {
-	now, err := o.rules()
+// scope says whose calls count: those of tasks in the unit's control group. A
+// .socket unit has no tasks of its own; its sockets are there for a service's.
+func scope(path, unit string, id uint64) func(*bpfSettings) {
+	return func(s *bpfSettings) {
+		s.Cgroup, s.Level = 0, 0
+		if !strings.HasSuffix(unit, ".socket") {
+			s.Cgroup, s.Level = id, uint32(strings.Count(filepath.Clean("/"+path), "/"))
+		}
+	}
+}
+
+// setRules writes rules into the tables, and what else is to be changed with them,
+// and says whether other rules were there. The order is such that what is allowed
+// both before and after is never refused in between.
+func (o *objects) setRules(r Rules, also func(*bpfSettings)) (changed bool, err error) {
+	now, settings, err := readRules(o.maps["allow"], o.maps["config"])
 	if err != nil {
 		return false, err
 	}
@@ -195,9 +207,13 @@ func (o *objects) setRules(r Rules) (changed bool, err error) {
 			}
 		}
 	}
-	if now.settings() != r.settings() {
-		changed = true
-		if err := o.maps["config"].Put(zero, r.settings()); err != nil {
+	fresh := r.settings(settings)
+	if also != nil {
+		also(&fresh)
+	}
+	if fresh != settings {
+		changed = changed || fresh.Mode != settings.Mode || fresh.Flags != settings.Flags
+		if err := o.maps["config"].Put(zero, fresh); err != nil {
 			return changed, err
 		}
 	}
@@ -212,17 +228,18 @@ func (o *objects) setRules(r Rules) (changed bool, err error) {
 	return changed, nil
 }
 
-func (o *objects) rules() (Rules, error) { return readRules(o.maps["allow"], o.maps["config"]) }
+func (o *objects) rules() (Rules, error) {
+	r, _, err := readRules(o.maps["allow"], o.maps["config"])
+	return r, err
+}
 
 // readRules reads rules back from the kernel.
-func readRules(allow, config *ebpf.Map) (Rules, error) {
-	var r Rules
-	var s bpfSettings
+func readRules(allow, config *ebpf.Map) (r Rules, s bpfSettings, err error) {
 	if err := config.Lookup(uint32(0), &s); err != nil {
-		return r, err
+		return r, s, err
 	}
 	if s.Mode >= uint32(len(modeNames)) || s.Flags&^flagListGet != 0 {
-		return r, fmt.Errorf("the table has the mode %d with the flags %#x, which is none of ours", s.Mode, s.Flags)
+		return r, s, fmt.Errorf("the table has the mode %d with the flags %#x, which is none of ours", s.Mode, s.Flags)
 	}
 	r.Mode, r.HoldGet = Mode(s.Mode), s.Flags&flagListGet != 0
 	var key bpfAllowKey
@@ -230,9 +247,9 @@ func readRules(allow, config *ebpf.Map) (Rules, error) {
 	for it := allow.Iterate(); ; {
 		if !it.Next(&key, &value) {
 			if err := it.Err(); err != nil {
-				return r, err
+				return r, s, err
 			}
-			return r.normal(), nil
+			return r.normal(), s, nil
 		}
 		o := Option{Level: key.Level, Name: key.Optname}
 		switch Call(key.Call) {
@@ -283,7 +300,7 @@ func (s *System) SetRules(unit string, r Rules) (changed bool, err error) {
 		return false, judge(what, err)
 	}
 	defer o.Close()
-	changed, err = o.setRules(r)
+	changed, err = o.setRules(r, nil)
 	return changed, judge(what, err)
 }
 
@@ -322,7 +339,7 @@ func (s *System) change(unit string, how func(*Rules)) (bool, error) {
 	if err := r.check(); err != nil {
 		return false, because(what, nil, err, "")
 	}
-	changed, err := o.setRules(r)
+	changed, err := o.setRules(r, nil)
 	return changed, judge(what, err)
 }
 
@@ -339,7 +356,7 @@ func (s *System) off(unit string, r Rules) (c Change, err error) {
 	what := "cannot switch off the socket-option programs of " + unit
 	if o, err := d.openMaps("allow", "config"); err == nil {
 		defer o.Close()
-		if c.Rules, err = o.setRules(r); err != nil {
+		if c.Rules, err = o.setRules(r, nil); err != nil {
 			return c, judge(what, err)
 		}
 	}
@@ -513,8 +530,14 @@ func (s *System) Attached(path, unit string) (a Attachment, err error) {
 			return a, nil
 		}
 	}
-	if a.Rules, err = o.rules(); err != nil {
+	var settings bpfSettings
+	if a.Rules, settings, err = readRules(o.maps["allow"], o.maps["config"]); err != nil {
 		return a, judge(what, err)
+	}
+	want := settings
+	if scope(path, unit, cg.id)(&want); want != settings {
+		a.Why = "the programs hold the tasks of another control group to the rules"
+		return a, nil
 	}
 	a.Ours = true
 	return a, nil

@@ -72,9 +72,12 @@ type bpfSeenValue struct {
 }
 
 type bpfSettings struct {
-	_     structs.HostLayout
-	Mode  uint32
-	Flags uint32
+	_      structs.HostLayout
+	Mode   uint32
+	Flags  uint32
+	Cgroup uint64
+	Level  uint32
+	Zero   uint32
 }
 
 // loadBpf returns the embedded CollectionSpec for bpf.

@@ -202,6 +202,25 @@ func play(role string) {
 		a := attempt{Level: unix.SOL_TCP, Option: unix.TCP_NODELAY}
 		a.do(3)
 		answer(a)
+	case "serve": // a unix server that sets an option on what it accepts
+		l, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+		fail(err)
+		path := strings.Trim(string(args), `"`)
+		fail(unix.Bind(l, &unix.SockaddrUnix{Name: path}))
+		fail(unix.Listen(l, 1))
+		fd, _, err := unix.Accept(l)
+		fail(err)
+		a, b := attempt{Level: unix.SOL_SOCKET, Option: unix.SO_PASSCRED}, attempt{Level: unix.SOL_SOCKET, Option: unix.SO_PASSCRED}
+		a.do(fd)
+		b.do(l)
+		answer([]attempt{a, b})
+	case "connect": // to a unix server
+		fd := open("unix")
+		fail(unix.Connect(fd, &unix.SockaddrUnix{Name: strings.Trim(string(args), `"`)}))
+		a := attempt{Level: unix.SOL_SOCKET, Option: unix.SO_PASSCRED}
+		a.do(fd)
+		answer(a)
+		_, _ = unix.Read(fd, make([]byte, 1)) // until the server is done
 	case "cmsg": // IP_TTL beside a datagram, and IP_TTL for the socket
 		fd := open("udp4")
 		to := &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}

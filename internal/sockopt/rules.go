@@ -130,12 +130,13 @@ func (r Rules) keys() map[bpfAllowKey]bool {
 	return keys
 }
 
-func (r Rules) settings() bpfSettings {
-	s := bpfSettings{Mode: uint32(r.Mode)}
+// settings are the kernel's, with what they are now where the rules do not say.
+func (r Rules) settings(now bpfSettings) bpfSettings {
+	now.Mode, now.Flags = uint32(r.Mode), 0
 	if r.HoldGet {
-		s.Flags |= flagListGet
+		now.Flags |= flagListGet
 	}
-	return s
+	return now
 }
 
 // flagListGet is FLAG_LIST_GET of bpf/sockopt.bpf.c.

@@ -266,8 +266,8 @@ func TestRules(t *testing.T) {
 	if !rules.Allows(Set, Option{6, 1}) || rules.Allows(Set, Option{6, 2}) || rules.Allows(Get, Option{6, 1}) || !rules.Allows(Get, Option{1, 3}) || !(Rules{}).Allows(Get, Option{9, 9}) {
 		t.Error("Allows")
 	}
-	if len(rules.keys()) != 3 || rules.settings() != (bpfSettings{Mode: 2, Flags: 1}) {
-		t.Errorf("%v %v", rules.keys(), rules.settings())
+	if len(rules.keys()) != 3 || rules.settings(bpfSettings{Mode: 1, Cgroup: 7, Level: 3}) != (bpfSettings{Mode: 2, Flags: 1, Cgroup: 7, Level: 3}) {
+		t.Errorf("%v %v", rules.keys(), rules.settings(bpfSettings{}))
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -567,6 +568,33 @@ func TestVMWhatIsNotSeen(t *testing.T) {
 		t.Errorf("an inherited socket: %s, %v", out, err)
 	}
 
+	// What a unix server accepts was made by its client, elsewhere.
+	socket := filepath.Join(t.TempDir(), "s")
+	server := b.command("serve", socket)
+	var served bytes.Buffer
+	server.Stdout = &served
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	client, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		if err = unix.Connect(client, &unix.SockaddrUnix{Name: socket}); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var accepted []attempt
+	if err := server.Wait(); err != nil || json.Unmarshal(served.Bytes(), &accepted) != nil || accepted[0].Errno != 0 || accepted[1].Errno != int(unix.EPERM) {
+		t.Errorf("an accepted unix socket: %s, %v", served.String(), err)
+	}
+	unix.Close(client)
+
 	// An option beside a datagram; the same for the socket is refused.
 	var errnos []int
 	b.play("cmsg", nil, &errnos)
@@ -656,6 +684,47 @@ func int80() []byte {
 	put(64+40, 8, size)      // in memory
 	put(64+48, 8, 0x1000)    // alignment
 	return append(elf, code...)
+}
+
+// What somebody else's server does with a connection from the unit is not the
+// unit's doing, though the kernel counts the accepted socket as the unit's.
+func TestVMServersAreNotHeld(t *testing.T) {
+	b := newBench(t)
+	b.attach(Rules{Mode: Enforce, HoldGet: true})
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cmd := b.command("connect", l.Addr().String())
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, get := attempt{Level: unix.SOL_SOCKET, Option: unix.SO_SNDBUF}, attempt{Call: Get, Level: unix.SOL_SOCKET, Option: unix.SO_PEERCRED, Size: 12}
+	if err := raw.Control(func(fd uintptr) { set.do(int(fd)); get.do(int(fd)) }); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	var own attempt
+	if err := json.Unmarshal(out.Bytes(), &own); err != nil || set.Errno != 0 || get.Errno != 0 || own.Errno != int(unix.EPERM) {
+		t.Errorf("the server: %+v %+v, the client: %+v, %v", set, get, own, err)
+	}
+	if r := b.read(); len(r.Seen) != 1 || r.Seen[0].Option != opt("SO_PASSCRED") {
+		t.Errorf("%+v", r.Seen)
+	}
 }
 
 // io_uring's commands for sockets, where the kernel has them (6.7): they come to

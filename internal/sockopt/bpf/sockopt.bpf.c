@@ -61,6 +61,7 @@ static long (*const bpf_map_update_elem)(void *map, const void *key, const void 
 static long (*const bpf_get_current_comm)(void *buf, __u32 size) = (void *)16;
 static long (*const bpf_spin_lock)(struct bpf_spin_lock *lock) = (void *)93;
 static long (*const bpf_spin_unlock)(struct bpf_spin_lock *lock) = (void *)94;
+static long (*const bpf_probe_read_kernel)(void *dst, __u32 size, const void *src) = (void *)113;
 static long (*const bpf_probe_read_kernel_str)(void *dst, __u32 size, const void *src) = (void *)115;
 static __u64 (*const bpf_ktime_get_boot_ns)(void) = (void *)125;
 static struct task_struct *(*const bpf_get_current_task_btf)(void) = (void *)158;
@@ -113,8 +114,23 @@ struct mm_struct {
 	struct file *exe_file;
 };
 
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+	__s32 level;
+	struct cgroup *ancestors[1];
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
 struct task_struct {
 	__s32 tgid;
+	struct css_set *cgroups;
 	struct task_struct *real_parent;
 	const struct cred *cred;
 	struct mm_struct *mm;
@@ -191,6 +207,11 @@ struct allow_key {
 struct settings {
 	__u32 mode;
 	__u32 flags;
+	// The unit's control group and how far it is below the root, or 0 and 0 where
+	// any task is held to the rules.
+	__u64 cgroup;
+	__u32 level;
+	__u32 zero;
 };
 
 // What could not be stored: calls of kinds that found the table full, or no
@@ -232,6 +253,31 @@ struct {
 	TYPE(key, __u32);
 	TYPE(value, struct lost);
 } overflow SEC(".maps");
+
+// in_unit says whether the caller is in the unit's control group or below it. The
+// kernel goes by the control group in which the socket was made, and the socket
+// that a unix server accepts is made by the client when it connects
+// (unix_stream_connect in net/unix/af_unix.c). So what the journal, the bus and
+// any other server does with a connection from the unit comes here, too: it is not
+// the unit's doing, and to refuse it would break the server's side.
+inlined int in_unit(const struct settings *c)
+{
+	struct cgroup *group, *above = 0;
+	struct kernfs_node *kn = 0;
+	__u64 id = 0;
+
+	if (!c->cgroup)
+		return 1;
+	group = bpf_get_current_task_btf()->cgroups->dfl_cgrp;
+	if (group->kn->id == c->cgroup)
+		return 1;
+	if ((__s32)c->level >= group->level)
+		return 0;
+	bpf_probe_read_kernel(&above, sizeof(above), &group->ancestors[c->level]);
+	bpf_probe_read_kernel(&kn, sizeof(kn), &above->kn);
+	bpf_probe_read_kernel(&id, sizeof(id), &kn->id);
+	return id == c->cgroup;
+}
 
 // holds_sys_admin says whether a task holds CAP_SYS_ADMIN in the initial user
 // namespace.
@@ -363,7 +409,7 @@ inlined int decide(struct bpf_sockopt *ctx, enum call call)
 	if (!c)
 		return 1;
 	mode = c->mode;
-	if (mode == MODE_OFF)
+	if (mode == MODE_OFF || !in_unit(c))
 		return 1;
 
 	key.call = call;
