@@ -28,6 +28,13 @@
 //     by_systemd in bpf/sockopt.bpf.c. A list of exempt options for unix sockets
 //     would have been simpler; but it would let programs set those, and would
 //     miss what systemd does for PrivateNetwork=, PAM and user databases.
+//   - Only tasks in the unit's control group are held and recorded, although the
+//     kernel calls the programs for every task that uses a socket which was made
+//     there. A unix socket that a server accepts was made by the client when it
+//     connected: what the journal or the bus sets on a connection from the unit
+//     would else be refused to the journal or the bus, which then drops it (seen on
+//     Debian 12: the journal did, and the unit's program died of SIGPIPE). A .socket
+//     unit has no tasks; whoever uses its sockets is held, but for systemd.
 //   - Tables are per unit, and of a fixed size without eviction: what comes when
 //     they are full is counted in Recording.Lost. An entry is written under its
 //     lock, so counts are exact and a comm is whole.
@@ -83,9 +90,9 @@
 //
 //   - 32-bit system calls (int 0x80, and programs for another architecture):
 //     SystemCallArchitectures=native closes that.
-//   - Sockets that were made in another control group: inherited, passed on, or
-//     from a .socket unit. Sockets that the unit passes on stay held to its rules
-//     elsewhere.
+//   - Sockets that were made in another control group: inherited, passed on, from a
+//     .socket unit, or accepted from a unix socket, which counts as the client's.
+//     Sockets that the unit passes on to others are free there.
 //   - Options that come as control messages beside data (IP_TTL, IP_TOS, IPV6_TCLASS
 //     and others in sendmsg), as ioctl, or that a BPF program sets.
 //   - What the kernel sets by itself, such as on MPTCP's subflows.
