@@ -93,6 +93,8 @@
 //   - Sockets that were made in another control group: inherited, passed on, from a
 //     .socket unit, or accepted from a unix socket, which counts as the client's.
 //     Sockets that the unit passes on to others are free there.
+//   - Programs that a PAM session takes to a control group of its own (PAMName= with
+//     pam_systemd): nothing of the unit holds there.
 //   - Options that come as control messages beside data (IP_TTL, IP_TOS, IPV6_TCLASS
 //     and others in sendmsg), as ioctl, or that a BPF program sets.
 //   - What the kernel sets by itself, such as on MPTCP's subflows.

@@ -256,12 +256,6 @@ func (d *unitDir) Close() error { return d.lock.Close() }
 
 func (d *unitDir) pin(name string) string { return filepath.Join(d.path, name) }
 
-// has says whether something is pinned under that name.
-func (d *unitDir) has(name string) bool {
-	_, err := os.Lstat(d.pin(name))
-	return err == nil
-}
-
 // replace pins something under a name that may be taken. There is no moment at
 // which nothing is pinned there.
 func (d *unitDir) replace(name string, it interface{ Pin(string) error }) error {

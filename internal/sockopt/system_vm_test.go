@@ -192,12 +192,15 @@ func TestVMServiceLife(t *testing.T) {
 // settings that make it do much; and what the program does is told from it, root
 // or not.
 func TestVMSystemdIsNotRefused(t *testing.T) {
+	const pam = "/etc/pam.d/vm-sockopt"
+	(&service{t: t}).write(pam, "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n")
+	t.Cleanup(func() { _ = os.Remove(pam) })
 	for name, settings := range map[string][]string{
 		"plain":   nil,
 		"user":    {"User=nobody"},
 		"dynamic": {"DynamicUser=yes"},
 		"network": {"PrivateNetwork=yes", "User=nobody"},
-		"pam":     {"User=nobody", "PAMName=login"},
+		"pam":     {"User=nobody", "PAMName=vm-sockopt"},
 		"tight":   {"User=nobody", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "PrivateUsers=yes", "SystemCallFilter=@system-service", "Type=exec"},
 		"deleg":   {"Delegate=yes", "User=nobody"},
 		"syslog":  {"StandardOutput=syslog", "LogNamespace="},
@@ -228,6 +231,20 @@ func TestVMSystemdIsNotRefused(t *testing.T) {
 				time.Sleep(200 * time.Millisecond)
 			}
 		})
+	}
+}
+
+// A PAM session takes the program to a control group of its own, where nothing of
+// the unit's holds. A test that fails here means that the manual can be changed.
+func TestVMSessionIsNotHeld(t *testing.T) {
+	s := newService(t, "vm-sockopt-session.service", []attempt{nodelay, cork}, "User=nobody", "PAMName=login")
+	s.store(Rules{Mode: Enforce, Allow: []Option{opt("TCP_NODELAY")}})
+	if got := s.start("start"); got[0].Errno != 0 || got[1].Errno != 0 {
+		t.Errorf("%+v", got)
+	}
+	own, err := os.ReadFile("/proc/" + s.run("systemctl", "show", "-P", "MainPID", s.unit) + "/cgroup")
+	if err != nil || !strings.Contains(string(own), "/session-") {
+		t.Errorf("%s, %v", own, err)
 	}
 }
 
