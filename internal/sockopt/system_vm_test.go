@@ -198,7 +198,7 @@ func TestVMSystemdIsNotRefused(t *testing.T) {
 	for name, settings := range map[string][]string{
 		"plain":   nil,
 		"user":    {"User=nobody"},
-		"dynamic": {"DynamicUser=yes"},
+		"dynamic": {"DynamicUser=yes", "ReadWritePaths=/run/vm-sockopt"},
 		"network": {"PrivateNetwork=yes", "User=nobody"},
 		"pam":     {"User=nobody", "PAMName=vm-sockopt"},
 		"tight":   {"User=nobody", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "PrivateUsers=yes", "SystemCallFilter=@system-service", "Type=exec"},
