@@ -251,7 +251,7 @@ func TestVMSessionIsNotHeld(t *testing.T) {
 // A program cannot pass itself off as systemd: not by its name, nor by a program
 // that is called so, nor as an orphan.
 func TestVMNobodyPassesForSystemd(t *testing.T) {
-	copied := "/run/vm-sockopt/systemd-executor"
+	copied := "/usr/local/bin/systemd-executor" // /run is mounted noexec
 	s := newService(t, "vm-sockopt-fake.service", []attempt{nodelay}, "User=nobody",
 		"ExecStart=", "ExecStart="+copied)
 	data, err := os.ReadFile("/proc/self/exe")
@@ -261,6 +261,7 @@ func TestVMNobodyPassesForSystemd(t *testing.T) {
 	if err := os.WriteFile(copied, data, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = os.Remove(copied) })
 	s.store(Rules{Mode: Enforce})
 	if got := s.start("start"); got[0].Errno != int(unix.EPERM) {
 		t.Errorf("%+v", got)
