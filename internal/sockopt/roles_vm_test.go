@@ -192,6 +192,7 @@ func play(role string) {
 		for i := range groups {
 			groups[i] = 100000 + i
 		}
+		runtime.LockOSThread() // which alone gets the groups
 		fail(unix.Setgroups(groups))
 		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 		fail(err)
