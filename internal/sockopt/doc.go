@@ -27,7 +27,9 @@
 //     nobody can pass for it who could not change the list himself, stands at
 //     by_systemd in bpf/sockopt.bpf.c. A list of exempt options for unix sockets
 //     would have been simpler; but it would let programs set those, and would
-//     miss what systemd does for PrivateNetwork=, PAM and user databases.
+//     miss what systemd does for PrivateNetwork=, PAM and user databases. (Seen for
+//     a plain service: SO_SNDBUF and SO_SNDBUFFORCE on systemd 252, and SO_SNDTIMEO
+//     on 257.)
 //   - Only tasks in the unit's control group are held and recorded, although the
 //     kernel calls the programs for every task that uses a socket which was made
 //     there. A unix socket that a server accepts was made by the client when it
