@@ -26,7 +26,7 @@ DEB = build/deb/aaunit_$(VERSION)-1_$(ARCH).deb
 # one from outside.
 SUITES := bookworm trixie
 SUITE ?= $(SUITES)
-GUEST_PACKAGES := ./internal/apparmor ./internal/units ./test/vm/guest
+GUEST_PACKAGES := ./internal/apparmor ./internal/sockopt ./internal/units ./test/vm/guest
 HOST_PACKAGES := ./test/vm/host
 PKG ?= $(GUEST_PACKAGES) $(HOST_PACKAGES)
 RUN ?=
@@ -203,12 +203,43 @@ bench: need-go setup-vm deb build/agent build/vmexec ## measure in a guest, agai
 		$(GO) test -tags vm -count=1 -v -run '^$$' -bench 'Aaunit/($(BENCH))' -benchtime 1x -timeout 120m -exec $(CURDIR)/build/vmexec ./test/vm/guest
 
 ##
+## What is generated and committed: the BPF object, and the table of names of socket
+## options. Building needs neither clang nor the kernel's headers.
+##
+
+# Debian 12 and 13 both have this version, and the source includes nothing, so the
+# object comes out the same on both, byte by byte.
+BPF_CLANG := 19
+BPF_CLANG_VERSION := 19.1.7
+generated = internal/sockopt/bpf_bpfel.go internal/sockopt/bpf_bpfeb.go internal/sockopt/bpf_bpfel.o internal/sockopt/bpf_bpfeb.o
+bpf2go = GOPACKAGE=sockopt build/tools/bpf2go -cc clang-$(BPF_CLANG) -strip llvm-strip-$(BPF_CLANG) -target bpfel,bpfeb \
+	-type seen_key -type seen_value -type allow_key -type settings -type lost \
+	-cflags '-O2 -Wall -Wextra -Werror -mcpu=v3' -output-dir $1 bpf internal/sockopt/bpf/sockopt.bpf.c
+
+.PHONY: setup-generate
+setup-generate: need-go
+	@tools/need-packages clang-$(BPF_CLANG) llvm-$(BPF_CLANG)
+	@clang-$(BPF_CLANG) --version | grep -q ' $(BPF_CLANG_VERSION) ' || \
+		{ echo "cannot generate the BPF object: it is made with clang $(BPF_CLANG_VERSION), and clang-$(BPF_CLANG) is another; see internal/sockopt/bpf"; exit 1; }
+
+.PHONY: generate
+generate: need-go setup-generate build/tools/bpf2go ## make the BPF object anew (internal/sockopt)
+	@$(call bpf2go,internal/sockopt)
+
+.PHONY: generate-check
+generate-check: need-go setup-generate build/tools/bpf2go ## compare the committed BPF object with what its source gives, byte by byte
+	@rm -rf build/generated && mkdir -p build/generated
+	@$(call bpf2go,build/generated) >/dev/null
+	@for f in $(generated); do cmp "$$f" "build/generated/$${f##*/}" || \
+		{ echo "$$f is not what its source gives: make generate"; exit 1; }; done
+
+##
 ## What is built. go build knows best what is out of date: it is always asked.
 ##
 
 .PHONY: programs build/agent build/aaunitd-crash build/vmexec
 programs: need-go
-	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl
+	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl ./cmd/aaunit-sockopts
 
 build/agent: need-go
 	$(build) -o $@ ./test/vm/agent
@@ -233,7 +264,7 @@ docs: programs build/man/aaunit-reasons.7
 	cp packaging/man/* build/man
 	gzip -9 -n -f build/man/*.[1-8]
 	sed '1s/([^)]*)/($(VERSION)-1)/' packaging/deb/changelog | gzip -9 -n > build/doc/changelog.Debian.gz
-	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl > build/doc/NOTICES
+	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl build/bin/aaunit-sockopts > build/doc/NOTICES
 	gzip -9 -n build/doc/NOTICES
 
 build/man/aaunit-reasons.7: need-go

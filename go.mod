@@ -3,6 +3,7 @@ module github.com/aaunit/aaunit
 go 1.25.0
 
 require (
+	github.com/cilium/ebpf v0.21.0
 	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/elastic/go-libaudit/v2 v2.6.2
 	github.com/fsnotify/fsnotify v1.10.1

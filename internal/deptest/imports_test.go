@@ -52,7 +52,6 @@ var rules = map[string]rule{
 	"internal/state":    adapter,
 	"internal/units":    adapter,
 	"internal/apparmor": {house: append([]string{"internal/apparmor/policydb", "internal/apparmor/rules"}, adapter.house...)},
-	"internal/sockopt":  adapter,
 	"internal/evidence": adapter,
 	"internal/api":      adapter,
 
@@ -62,6 +61,10 @@ var rules = map[string]rule{
 
 	// So is what the text of a profile says.
 	"internal/apparmor/rules": {house: []string{"internal/apparmor/policydb"}, others: none, notStd: doing},
+	"internal/sockopt":        {house: adapter.house, others: []string{"github.com/cilium/ebpf", "golang.org/x/sys"}},
+
+	// What makes its table of names runs on a developer's machine only.
+	"internal/sockopt/names": {house: none, others: none},
 
 	// Helpers know nothing of the house.
 	"internal/journal":  {house: none, others: none, notStd: doing},
@@ -72,6 +75,8 @@ var rules = map[string]rule{
 	"internal/cli": {house: []string{"internal/attach", "internal/api"},
 		others: []string{"github.com/spf13/cobra", "golang.org/x/term"}, notStd: []string{"os/exec", "net"}},
 	"cmd/aaunitctl": {house: []string{"internal/cli"}, others: none},
+	// It runs as root on every start of a unit: the less is in it, the better.
+	"cmd/aaunit-sockopts": {house: []string{"internal/sockopt"}, others: none},
 	// The one place where adapters meet.
 	"cmd/aaunitd": {house: []string{"internal/attach", "internal/reconcile", "internal/config", "internal/state", "internal/units", "internal/apparmor",
 		"internal/gate", "internal/sockopt", "internal/evidence", "internal/api", "internal/journal"}},
@@ -141,18 +146,19 @@ func (r rule) breaks(imported string) string {
 // The rules must be able to fail.
 func TestRulesBite(t *testing.T) {
 	for dir, imports := range map[string][]string{
-		"internal/attach":    {"os", "os/exec", "net", "io/fs", "path/filepath", "syscall", "log/slog", "math/rand", "github.com/godbus/dbus/v5", module + "internal/units"},
-		"internal/reconcile": {"os/exec", "os", "github.com/godbus/dbus/v5", module + "internal/units", module + "internal/api", module + "internal/safefile"},
-		"internal/units":     {module + "internal/apparmor", module + "internal/reconcile", "C", "testing"},
-		"internal/api":       {module + "internal/config", module + "internal/cli"},
-		"internal/cli":       {module + "internal/units", module + "internal/reconcile", "github.com/godbus/dbus/v5", "os/exec"},
-		"cmd/aaunitctl":      {module + "internal/api", "github.com/spf13/cobra"},
-		"cmd/aaunitd":        {module + "internal/cli"},
-		"internal/safefile":  {module + "internal/attach", "golang.org/x/term"},
-		"internal/bus":       {module + "internal/attach", module + "internal/units", "github.com/coreos/go-systemd/v22/dbus"},
-
 		"internal/apparmor/rules":    {"os", "io/fs", module + "internal/apparmor", module + "internal/attach"},
 		"internal/apparmor/policydb": {"os", "os/exec", "net", module + "internal/apparmor", "golang.org/x/sys/unix"},
+		"internal/attach":            {"os", "os/exec", "net", "io/fs", "path/filepath", "syscall", "log/slog", "math/rand", "github.com/godbus/dbus/v5", module + "internal/units"},
+		"internal/reconcile":         {"os/exec", "os", "github.com/godbus/dbus/v5", module + "internal/units", module + "internal/api", module + "internal/safefile"},
+		"internal/units":             {module + "internal/apparmor", module + "internal/reconcile", "C", "testing"},
+		"internal/api":               {module + "internal/config", module + "internal/cli"},
+		"internal/cli":               {module + "internal/units", module + "internal/reconcile", "github.com/godbus/dbus/v5", "os/exec"},
+		"cmd/aaunitctl":              {module + "internal/api", "github.com/spf13/cobra"},
+		"cmd/aaunitd":                {module + "internal/cli"},
+		"internal/sockopt":           {module + "internal/apparmor", module + "internal/state", "github.com/godbus/dbus/v5"},
+		"cmd/aaunit-sockopts":        {module + "internal/units", "github.com/cilium/ebpf"},
+		"internal/safefile":          {module + "internal/attach", "golang.org/x/term"},
+		"internal/bus":               {module + "internal/attach", module + "internal/units", "github.com/coreos/go-systemd/v22/dbus"},
 	} {
 		for _, imported := range imports {
 			if rules[dir].breaks(imported) == "" {
