@@ -113,7 +113,7 @@ func TestCommands(t *testing.T) {
 	says("check FILE", ctl(t, "check", "/etc/apparmor.d/c-one"), 0, "profile c-one", "[policy-may-write-shared-tmp]")
 	says("query", ctl(t, "query", "c-one", "write /etc/**"), 0, "profile c-one may write nothing that matches /etc/**")
 	says("query", ctl(t, "query", "/etc/apparmor.d/c-one", "write /tmp/**"), 3, "profile c-one allows", "/tmp/a")
-	says("query --all", ctl(t, "query", "--all", "capability sys_module"), 0, "may not")
+	says("query --all", ctl(t, "query", "--all", "capability block_suspend"), 0, "may not")
 	says("explain UNIT", ctl(t, "explain", "c-one"), 0, "Confined.", "profile c-one")
 	says("explain UNIT with a note", ctl(t, "explain", "c-plus"), 0, "Confined.", "[exec-privileged]", attach.ExecPrivileged.Title())
 	says("explain CODE", ctl(t, "explain", "task-unconfined"), 0, "[task-unconfined]", attach.TaskUnconfined.Explanation(), "the unit is not confined")
@@ -121,7 +121,7 @@ func TestCommands(t *testing.T) {
 	installed := run(t, "dpkg-query", "--show", "--showformat=${Version}", "aaunit")
 	says("version", ctl(t, "version"), 0, "aaunitctl "+strings.TrimSuffix(installed, "-1"))
 	a.ProfileFile("c-broken", "profile c-broken {\n  nonsense\n}\n")
-	says("check of a broken file", ctl(t, "check", "/etc/apparmor.d/c-broken"), 1, "[profile-does-not-compile]", "/etc/apparmor.d/c-broken:3", "nonsense")
+	says("check of a broken file", ctl(t, "check", "/etc/apparmor.d/c-broken"), 1, "[profile-does-not-compile]", "/etc/apparmor.d/c-broken:2", "nonsense")
 	says("status of no unit", ctl(t, "status", "c-none"), 4, "[unit-not-found]")
 	says("a glob that matches nothing", ctl(t, "attach", "c-none*"), 4, "[unit-not-found]")
 	for _, args := range [][]string{
