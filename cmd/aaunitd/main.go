@@ -59,8 +59,10 @@ func main() {
 	}
 	log := logger(*verbose)
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
+	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log})
+	host.SweepStaging()
 	o := reconcile.Options{
-		AppArmor: apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log}),
+		AppArmor: host,
 		Store:    state.Dir(filepath.Join(*stateDir, "units")),
 		Policies: policies,
 		Log:      log,
