@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -74,7 +75,7 @@ func (s *System) asking(f func(*access) error) error {
 		// makes no new thread from one that is locked.
 		runtime.LockOSThread()
 		done <- func() (err error) {
-			defer func() { err = errors.Join(err, a.become(policydb.Owner)) }()
+			defer func() { err = errors.Join(err, a.become(a.own)) }()
 			return f(a)
 		}()
 	}()
@@ -91,8 +92,9 @@ func (s *System) asking(f func(*access) error) error {
 type access struct {
 	fd   int
 	path string
-	// as is whose files the calling thread's fsuid asks about.
-	as  policydb.Who
+	// as is whose files the calling thread's fsuid asks about, own what it asked
+	// about at first.
+	as, own policydb.Who
 	out []byte
 	in  [256]byte
 }
@@ -107,7 +109,20 @@ func (s *System) openAccess() (*access, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot ask the kernel: %w: %w", ErrNoQueries, &fs.PathError{Op: "open", Path: path, Err: err})
 	}
-	return &access{fd: fd, path: path, as: policydb.Owner}, nil
+	a := &access{fd: fd, path: path, own: policydb.Other}
+	if os.Geteuid() == 0 && rootIsRoot() {
+		a.own = policydb.Owner
+	}
+	a.as = a.own
+	return a, nil
+}
+
+// rootIsRoot says whether our user 0 is the first user namespace's, which is the
+// one that the kernel compares with.
+func rootIsRoot() bool {
+	text, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(text))
+	return err == nil && len(f) >= 2 && f[0] == "0" && f[1] == "0"
 }
 
 func (a *access) close() { _ = unix.Close(a.fd) }
@@ -124,8 +139,11 @@ const notRoot = 65534
 // dumpable any more afterwards, nor is it once the parser was started as another
 // user (commit_creds in kernel/cred.c).
 func (a *access) become(as policydb.Who) error {
-	if as == a.as {
+	switch {
+	case as == a.as:
 		return nil
+	case a.own != policydb.Owner:
+		return fmt.Errorf("cannot ask the kernel about files of the owner: only root's thread can: %w", unix.EPERM)
 	}
 	uid := uintptr(0)
 	if as == policydb.Other {
@@ -165,7 +183,7 @@ func (a *access) askAll(ctx context.Context, ns, profile string, questions []Que
 			}
 		}
 	}
-	return a.become(policydb.Owner)
+	return a.become(a.own)
 }
 
 // askable says whether the kernel would read a profile's name as just that
