@@ -95,8 +95,8 @@ type access struct {
 	// as is whose files the calling thread's fsuid asks about, own what it asked
 	// about at first.
 	as, own policydb.Who
-	out []byte
-	in  [256]byte
+	out     []byte
+	in      [256]byte
 }
 
 // maxQuestion is how much the kernel takes in one question: a page but for what
