@@ -377,7 +377,7 @@ func TestVMQuery(t *testing.T) {
 		return out
 	}
 	before := fds(t)
-	for range 5 {
+	for i := range 5 {
 		got := ask("vm-query",
 			Question{policydb.ClassFile, []byte("/o"), policydb.Other}, Question{policydb.ClassFile, []byte("/o"), policydb.Owner},
 			Question{policydb.ClassFile, []byte("/a"), policydb.Other}, Question{policydb.ClassNetV8, inet, policydb.Owner},
@@ -385,6 +385,12 @@ func TestVMQuery(t *testing.T) {
 		r, w := uint32(policydb.Read), uint32(policydb.Write)
 		if got[0].Allow&r != 0 || got[1].Allow&r == 0 || got[2].Allow&(r|w) != w || got[3].Allow&uint32(policydb.NetCreate) == 0 || got[4].Allow&uint32(policydb.AllNet) != 0 || !Unmediated(got[5]) || Unmediated(got[3]) {
 			t.Errorf("got %x", got)
+		}
+		if i == 0 {
+			t.Logf("a file of a rule of others: %+v; a socket that no rule grants: %+v; one that a rule grants: %+v", got[2], got[4], got[3])
+		}
+		if got[4].Allow&^artefacts(policydb.ClassNetV8) != 0 {
+			t.Errorf("a socket that no rule grants: %+v", got[4])
 		}
 	}
 	if got := ask("vm-query//child", Question{policydb.ClassFile, []byte("/c"), policydb.Owner}); got[0].Allow&uint32(policydb.Read) == 0 {
