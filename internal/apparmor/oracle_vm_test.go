@@ -62,8 +62,8 @@ profile vm-hard-files flags=(attach_disconnected) {
   profile child {
     owner @{c}/** r,
     network inet,
-    ^deep { /** r, }
   }
+  ^hat { /** r, }
 }
 profile vm-hard-all { file, capability, network, mount, signal, ptrace, }
 profile vm-hard-none { }
