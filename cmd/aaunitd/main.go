@@ -61,8 +61,10 @@ func main() {
 	}
 	log := logger(*verbose)
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
+	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log})
+	host.SweepStaging()
 	o := reconcile.Options{
-		AppArmor: apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log}),
+		AppArmor: host,
 		Store:    state.Dir(filepath.Join(*stateDir, "units")),
 		Policies: policies,
 		Gate:     gate.New(policies.Get),

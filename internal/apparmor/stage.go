@@ -27,16 +27,18 @@ const stagePrefix = "aaunit-"
 //  1. Make a policy namespace, in which no task is or can be.
 //  2. Write each policy to the namespace's own .replace.
 //  3. Read the checksums back.
-//  4. Remove the namespace, and all that is in it, whatever happened.
+//  4. Ask the kernel about each profile, and compare with what the compiled
+//     policy says.
+//  5. Remove the namespace, and all that is in it, whatever happened.
 //
 // Nothing outside the namespace changes. Policies that define the same name
-// take turns. What cannot be staged says so in NotStaged.
+// take turns. What cannot be staged says so in NotStaged; what the kernel reads
+// otherwise has no checksums either, so that nobody takes it for checked.
 func (s *System) stage(ctx context.Context, policies []*attach.Compiled) {
 	s.staging.Lock()
 	defer s.staging.Unlock()
-	if len(policies) > 0 && !s.swept {
-		s.swept = true
-		s.sweep()
+	if len(policies) > 0 {
+		s.sweepOnce()
 	}
 	for len(policies) > 0 {
 		var now, later []*attach.Compiled
@@ -70,13 +72,14 @@ func (s *System) stageTogether(ctx context.Context, policies []*attach.Compiled)
 	}
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails, crypto/rand
-	ns := s.real(filepath.Join(securityDir, "policy", "namespaces", stagePrefix+strconv.Itoa(os.Getpid())+"-"+hex.EncodeToString(b[:])))
+	name := stagePrefix + strconv.Itoa(os.Getpid()) + "-" + hex.EncodeToString(b[:])
+	ns := s.real(filepath.Join(securityDir, "policy", "namespaces", name))
 	if err := os.Mkdir(ns, 0o755); err != nil {
 		return fmt.Errorf("cannot make a policy namespace: %w", err)
 	}
 	defer func() { _ = os.Remove(ns) }()
 	for _, c := range policies {
-		c.Checksums, c.NotStaged = nil, ""
+		c.Checksums, c.NotStaged, c.Asked, c.NotAsked, c.Disagrees = nil, "", 0, "", ""
 		elements, err := policydb.Split(c.Blob)
 		for _, e := range elements {
 			if e.Namespace != "" {
@@ -94,6 +97,7 @@ func (s *System) stageTogether(ctx context.Context, policies []*attach.Compiled)
 	if err != nil {
 		return fmt.Errorf("cannot read the staged policy: %w", err)
 	}
+	var staged []*attach.Compiled
 	for _, c := range policies {
 		if c.NotStaged != "" {
 			continue
@@ -104,6 +108,13 @@ func (s *System) stageTogether(ctx context.Context, policies []*attach.Compiled)
 			continue
 		}
 		c.Checksums = sums
+		staged = append(staged, c)
+	}
+	s.examine(ctx, name, staged)
+	for _, c := range staged {
+		if c.Disagrees != "" {
+			c.Checksums = nil
+		}
 	}
 	return nil
 }
@@ -179,8 +190,23 @@ func (e *kernelError) Error() string {
 	return "the kernel refused it: " + e.err.Error() + " (" + why + ")"
 }
 
-// sweep removes staging namespaces that a process left behind when it was
-// killed.
+// SweepStaging removes staging namespaces that a process left behind when it was
+// killed, with the policy in them: at the start of the daemon, which may not
+// stage anything for a long time. Those of processes that live are left alone.
+func (s *System) SweepStaging() {
+	s.staging.Lock()
+	defer s.staging.Unlock()
+	s.sweepOnce()
+}
+
+// sweepOnce is called with the lock held.
+func (s *System) sweepOnce() {
+	if !s.swept {
+		s.swept = true
+		s.sweep()
+	}
+}
+
 func (s *System) sweep() {
 	dir := s.real(filepath.Join(securityDir, "policy", "namespaces"))
 	names, err := readNames(dir)

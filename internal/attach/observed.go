@@ -238,6 +238,14 @@ type Compiled struct {
 	Checksums map[string]string `json:"checksums,omitempty"`
 	// NotStaged says why Checksums is nil.
 	NotStaged string `json:"notStaged,omitempty"`
+	// Asked is how many questions about the staged policy the kernel answered just
+	// as the compiled policy says; Disagrees is the first one that it answered
+	// otherwise, and then Checksums is nil: such a policy is not what was checked.
+	// NotAsked says why the kernel was not asked, or not about all; what the
+	// compiled policy says stands then by itself.
+	Asked     int    `json:"asked,omitempty"`
+	NotAsked  string `json:"notAsked,omitempty"`
+	Disagrees string `json:"disagrees,omitempty"`
 	// Environment is a digest of what else decides about the bytes: the parser, its
 	// configuration and the kernel's features. Parser and Kernel are the versions.
 	Environment string    `json:"environment"`

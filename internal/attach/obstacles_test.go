@@ -189,6 +189,10 @@ func TestObstacles(t *testing.T) {
 		{"not staged", func(_ *Desired, o *Observed) {
 			o.Policy.Compiled[0].Checksums, o.Policy.Compiled[0].NotStaged = nil, "EPERM"
 		}, []Code{ProfileNotStaged}, nil, "EPERM"},
+		{"read otherwise by the kernel", func(_ *Desired, o *Observed) {
+			o.Policy.Compiled[0].Checksums, o.Policy.Compiled[0].Disagrees = nil, `file "/tmp/a"`
+		}, []Code{PolicyDisputed}, nil, `file "/tmp/a"`},
+		{"the kernel was not asked", func(_ *Desired, o *Observed) { o.Policy.Compiled[0].NotAsked = "it has no query file" }, nil, nil, ""},
 		{"staged without a checksum", func(_ *Desired, o *Observed) {
 			o.Policy.Compiled[0].Checksums = map[string]string{"myagent": ""}
 		}, []Code{ProfileNotStaged}, nil, "staged"},

@@ -504,10 +504,15 @@ func dropInObstacles(d Desired, o Observed) (refusals []Reason) {
 }
 
 // notStaged finds profiles whose checksum is not known beforehand, so that
-// nobody could say afterwards whether the kernel runs them.
+// nobody could say afterwards whether the kernel runs them, and those that the
+// kernel reads otherwise than they were checked.
 func notStaged(d Desired, p Policy) []Reason {
 	var out []Reason
 	for _, c := range p.Compiled {
+		if c.Disagrees != "" {
+			out = append(out, because(PolicyDisputed, "the kernel and the compiled policy of %s do not agree: %s", c.File, c.Disagrees).at(c.File))
+			continue
+		}
 		if len(c.Checksums) == 0 || slices.Contains(slices.Collect(maps.Values(c.Checksums)), "") {
 			out = append(out, because(ProfileNotStaged, "the policy of %s could not be staged: %s", c.File, orUnsaid(c.NotStaged)).at(c.File))
 		}

@@ -119,6 +119,7 @@ const (
 	ProfileNotAtBoot   Code = "profile-not-at-boot"
 	ProfileNotLoaded   Code = "profile-not-loaded"
 	ProfileNotStaged   Code = "profile-not-staged"
+	PolicyDisputed     Code = "policy-read-differently"
 	PolicyChanged      Code = "policy-changed"
 	PolicyDiffers      Code = "policy-differs"
 	PolicyNotKept      Code = "policy-not-kept"
@@ -246,6 +247,7 @@ var entries = []Entry{
 	{ProfileNotAtBoot, "The profile is not loaded at boot", "apparmor.service loads what lies directly in /etc/apparmor.d. A profile elsewhere is missing after a reboot, and the unit will not start. Move or copy it to /etc/apparmor.d.", Confined},
 	{ProfileNotLoaded, "The profile is not loaded", "The kernel has no profile of that name.", NotConfined},
 	{ProfileNotStaged, "The kernel could not check the policy beforehand", "The compiled policy could not be loaded into a policy namespace to read its checksum, so what runs cannot be compared with what was checked.", Unknown},
+	{PolicyDisputed, "The kernel reads the policy otherwise than it was checked", "The compiled policy was loaded into a policy namespace, where no task runs, and the kernel was asked what it allows. To one question at least its answer was another than what the compiled policy says, so what was checked is not what would run, and the policy is not loaded. The parser or the kernel has a bug, or the two do not fit together: bring both up to date, and report it with the profile and the versions of both.", Unknown},
 	{PolicyChanged, "The profile's text changed and is not loaded", "What the file says now and what the kernel runs differ.", Confined},
 	{PolicyDiffers, "The kernel runs another policy than the accepted one", "The kernel's checksum of the loaded profile is not the one that was checked and accepted: somebody loaded another text under the same name.", NotConfined},
 	{PolicyTrampled, "Somebody else changed the loaded policy", "A package, systemctl reload apparmor, aa-complain, aa-disable, aa-teardown or a person replaced or removed the policy that was accepted for the unit. aaunitd puts the accepted policy back. Removing a profile takes it off the tasks that run, which a new start puts right. Who changes it on purpose says so before, with aaunitctl pause.", NotConfined},

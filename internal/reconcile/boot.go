@@ -69,6 +69,10 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 				errs = append(errs, fmt.Errorf("cannot check the policy of %s: %s", c.File, c.NotStaged))
 				continue
 			}
+			if c.Disagrees != "" {
+				errs = append(errs, fmt.Errorf("cannot use the policy of %s: the kernel and the compiled policy do not agree: %s", c.File, c.Disagrees))
+				continue
+			}
 			if err := o.Policies.Keep(c); err != nil {
 				errs = append(errs, err)
 			}

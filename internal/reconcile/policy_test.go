@@ -377,6 +377,25 @@ func TestMakePolicyLiveGoesOn(t *testing.T) {
 	}
 }
 
+// A policy that the kernel reads otherwise than it was checked goes live neither
+// at boot nor when it changes.
+func TestADisputedPolicyStaysOut(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.disputed = `file "/tmp/a"`
+		w.edit("2")
+		rest()
+		if w.kernel["a"] != "1" || answer(l, "a") != "confined" || !slices.Contains(codes(status(t, l, "a").Notes), attach.PolicyDisputed) {
+			t.Errorf("%q %s %+v", w.kernel, answer(l, "a"), status(t, l, "a").Notes)
+		}
+	})
+	w.boots++
+	w.parser = "parser 2"
+	if err := MakePolicyLive(t.Context(), w.options()); err == nil || !strings.Contains(err.Error(), w.disputed) || w.kernel["a"] != "1" {
+		t.Errorf("%v %q", err, w.kernel)
+	}
+}
+
 func denial(unit, name string) attach.Denial {
 	now := time.Now()
 	return attach.Denial{Time: now, First: now, Last: now, Count: 1, Profile: "a", Operation: "open", Name: name, Denied: "r", Unit: unit}

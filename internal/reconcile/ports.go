@@ -81,7 +81,8 @@ type AppArmor interface {
 	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason)
 	// Stage has the kernel read the policies in a policy namespace of their own,
 	// where they confine nobody, and fills in its checksums of those that have
-	// none, or why there are none.
+	// none, or why there are none; one is that it reads a policy otherwise than the
+	// bytes say (Disagrees).
 	Stage(ctx context.Context, policies []attach.Compiled)
 	// Load makes compiled policies live, all of them in one go; what is wrong
 	// with one keeps no other from being loaded. failed holds an error for each file whose profiles the kernel

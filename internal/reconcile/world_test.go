@@ -65,10 +65,11 @@ type world struct {
 	refuses  error // writing an attachment
 	dead     bool
 	// deadly: version of a policy -> what becomes of a unit that runs under it.
-	deadly map[string]string
-	flags  map[string][]string // profile -> flags in its text
-	gate   func(attach.Compiled) []attach.Reason
-	parser string
+	deadly   map[string]string
+	flags    map[string][]string // profile -> flags in its text
+	gate     func(attach.Compiled) []attach.Reason
+	parser   string
+	disputed string // what the kernel answers otherwise than every compiled policy says
 	// also: profile -> another one that its file defines.
 	also map[string]string
 	// deaf: systemd does not reload.
@@ -520,7 +521,14 @@ func (w *world) by() string {
 	return " by " + w.Environment()
 }
 
-func (w *world) Stage(context.Context, []attach.Compiled) {}
+func (w *world) Stage(_ context.Context, all []attach.Compiled) {
+	defer w.lock()()
+	for i := range all {
+		if w.disputed != "" {
+			all[i].Checksums, all[i].Disagrees = nil, w.disputed
+		}
+	}
+}
 
 func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error {
 	defer w.lock()()

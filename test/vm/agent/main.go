@@ -20,6 +20,10 @@
 //	setsockopt LEVEL NAME VALUE on a new TCP socket (numbers)
 //	getsockopt LEVEL NAME       of a new TCP socket: ok VALUE
 //	exit STATUS                 ends
+//
+// With -try it is no service: it does the operations that it reads from standard
+// input, lines of JSON such as {"op":"rename","path":"/a","to":"/b"}, prints the
+// number of the error of each, 0 for none, and ends.
 package main
 
 import (
@@ -63,11 +67,15 @@ func run() error {
 	status := flag.Int("exit-status", 0, "the status to end with after -exit-after")
 	keepGoing := flag.Bool("keep-going", false, "only tell what fails")
 	asHelper := flag.Bool("as-helper", false, "be the helper: wait for the end of standard input")
+	tries := flag.Bool("try", false, "do the operations on standard input, one a line, and say how each went")
 	flag.Parse()
 
 	if *asHelper {
 		_, err := io.Copy(io.Discard, os.Stdin)
 		return err
+	}
+	if *tries {
+		return tryAll(os.Stdin, os.Stdout)
 	}
 
 	for _, step := range []struct {

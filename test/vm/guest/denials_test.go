@@ -143,7 +143,11 @@ func TestDenials(t *testing.T) {
 		{"busctl", "call", "org.aaunit1", "/org/aaunit1", "org.aaunit1.Manager", "Denials", "ast", "0", "0"},
 		{"busctl", "call", "org.aaunit1", "/org/aaunit1", "org.aaunit1.Manager", "WaitDenials", "ass", "0", ""},
 	} {
-		if r := as("nobody", args...); r.exit != 1 || !strings.Contains(r.stderr, "group adm") || strings.Contains(r.stdout+r.stderr, secret) {
+		says := "group adm"
+		if args[0] == "busctl" {
+			says = "Access denied" // whatever the service says besides
+		}
+		if r := as("nobody", args...); r.exit != 1 || !strings.Contains(r.stderr, says) || strings.Contains(r.stdout+r.stderr, secret) {
 			t.Errorf("%q as nobody: exit %d\n%s%s", args, r.exit, r.stdout, r.stderr)
 		}
 	}

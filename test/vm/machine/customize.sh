@@ -62,3 +62,17 @@ chroot "$root" systemctl mask serial-getty@ttyS0.service getty@tty1.service \
 for service in $SERVICES; do
 	chroot "$root" systemctl disable "$service.service"
 done
+
+# Profiles that nobody here wrote, as material: unpacked and not installed, so
+# that they are no part of what the guest loads.
+corpus=$root/usr/share/aaunit-vm/profiles
+mkdir -p "$corpus"
+(
+	cd "$corpus"
+	APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -q download $CORPUS
+	for package in *.deb; do
+		dpkg-deb -x "$package" .
+		rm "$package"
+	done
+	rm -rf usr/share/doc usr/share/man
+)

@@ -29,6 +29,11 @@ var (
 // diskSize is that of a guest's disk. The file is sparse.
 const diskSize = "4G"
 
+// CorpusDir is where a guest has profiles of packages that are not installed
+// in it, as they lie in the packages: in etc/apparmor.d, and in
+// usr/share/apparmor.
+const CorpusDir = "/usr/share/aaunit-vm/profiles"
+
 // image is a suite's disk and what boots it.
 type image struct {
 	suite string
@@ -50,7 +55,7 @@ func key(parts ...string) string {
 }
 
 func imageKey(s string, k keys) string {
-	return key("1", s, strings.Join(packages(), " "), strings.Join(services(), " "), diskSize,
+	return key("1", s, strings.Join(packages(), " "), strings.Join(services(), " "), strings.Join(corpus(), " "), diskSize,
 		essentialScript, customizeScript, strings.Join(dpkgExcludes(), " "),
 		authorized(k.user.PublicKey()), authorized(k.host))
 }
@@ -147,7 +152,7 @@ func makeRootTar(ctx context.Context, img image, k keys) error {
 		img.suite, filepath.Join(img.dir, "root.tar"),
 	)
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-	cmd.Env = append(environ(), "SERVICES="+strings.Join(services(), " "), "LC_ALL=C.UTF-8")
+	cmd.Env = append(environ(), "SERVICES="+strings.Join(services(), " "), "CORPUS="+strings.Join(corpus(), " "), "LC_ALL=C.UTF-8")
 	return runLogged(cmd)
 }
 

@@ -53,3 +53,9 @@ func packages() []string {
 func services() []string {
 	return []string{"squid", "i2pd", "chrony", "tor"}
 }
+
+// corpus are packages of profiles, which are unpacked into [CorpusDir] and not
+// installed: what they hold is compiled and asked about, and confines nothing.
+func corpus() []string {
+	return []string{"apparmor-profiles", "apparmor-profiles-extra"}
+}

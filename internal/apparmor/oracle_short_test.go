@@ -1,0 +1,5 @@
+//go:build vm && !long
+
+package apparmor
+
+const extraProfiles = 6
