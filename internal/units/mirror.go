@@ -373,6 +373,7 @@ func (k *kept) compact() {
 		all(set.AddressFamilies.Families)
 	}
 	for i := range set.Directories {
+		one(&set.Directories[i].Property)
 		one(&set.Directories[i].Path)
 	}
 	for i := range set.Exec {

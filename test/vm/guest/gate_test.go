@@ -79,7 +79,7 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	a.Unit(unit, a.agentUnit())
 	a.Reload()
 	run(t, "systemctl", "start", unit)
-	file := a.attachmentFile("w-live.conf", "[Attachment]\nUnit=w-live.service\nProfile=w-live\nPrivateTmp=yes\nSettleSec=0\n[Assertions]\nDeny=write /srv/**\nDeny=network unix\nAllow=network inet stream\n")
+	file := a.attachmentFile("w-live.conf", "[Attachment]\nUnit=w-live.service\nProfile=w-live\nPrivateTmp=yes\nSettleSec=0\n[Assertions]\nDeny=write /srv/**\nDeny=network netlink\nAllow=network inet stream\n")
 	waitConfined(t, unit, profile)
 	sum, started := checksum(t, profile), show(t, unit, "InvocationID")
 	refused := func(rule string, code attach.Code, says ...string) {
@@ -102,7 +102,7 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	}
 	refused("/{dev/shm,tmp}/** rw,", attach.MayWriteTmp, "/dev/shm/")
 	refused("/srv/www/** rw,", attach.AssertionFailed, "Deny=write /srv/**", "/srv/www/", "w-live.conf:7", `"/srv/www/** rw,"`)
-	refused("network unix dgram,", attach.AssertionFailed, "Deny=network unix", "unix dgram")
+	refused("network netlink raw,", attach.AssertionFailed, "Deny=network netlink", "netlink raw")
 	a.ProfileFile(profile, good)
 	waitFor(t, "the notes to go", func() (bool, string) {
 		rep, r := report(t, "status", unit)
