@@ -72,12 +72,13 @@ func (a *asking) network(p *policydb.Profile) {
 }
 
 func (a *asking) mustNotWrite(p *policydb.Profile, pl place, s attach.Severity) {
-	pattern, err := policydb.ParsePattern(pl.pattern)
-	if err != nil {
-		a.unknown(p, pl.code, err.Error())
-		return
-	}
-	r := p.Find(policydb.Query{Pattern: pattern, Any: writing, As: pl.as})
+	r := a.search(p, "write "+pl.as.String()+" "+pl.pattern, func() policydb.Result {
+		pattern, err := policydb.ParsePattern(pl.pattern)
+		if err != nil {
+			return policydb.Result{Why: err}
+		}
+		return p.Find(policydb.Query{Pattern: pattern, Any: writing, As: pl.as})
+	})
 	switch r.Answer {
 	case policydb.Yes:
 		a.find(s, p, r.Witness, files(r.Witness, writing, r.As), attach.Because(pl.code, "profile %s may write %s: %s", p.Name, pl.what, quoted(r.Witness)))
@@ -120,11 +121,6 @@ func (a *asking) sharedTmp(p *policydb.Profile) {
 
 // leaves looks for ways out of every profile.
 func (a *asking) leaves(p *policydb.Profile) {
-	all, err := policydb.ParsePattern("/**")
-	if err != nil {
-		a.unknown(p, attach.MayLeave, err.Error())
-		return
-	}
 	for _, way := range []struct {
 		severity attach.Severity
 		leads    func(policydb.Transition) bool
@@ -137,8 +133,7 @@ func (a *asking) leaves(p *policydb.Profile) {
 		{attach.Warning, func(t policydb.Transition) bool { return t.Kind != policydb.ExecUnconfined && t.OrUnconfined },
 			"profile %s runs %s without any profile where it has none of its own (%s)"},
 	} {
-		r := p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories,
-			Where: func(_ policydb.Perms, t policydb.Transition) bool { return way.leads(t) }})
+		r := a.execs(p, way.text, way.leads)
 		switch r.Answer {
 		case policydb.Yes:
 			a.find(way.severity, p, r.Witness, &rules.Question{Class: rules.ClassFile, Path: r.Witness, Perm: policydb.Exec, As: r.As, Exec: &r.Transition},
@@ -152,6 +147,18 @@ func (a *asking) leaves(p *policydb.Profile) {
 	}
 }
 
+// execs looks for a program whose exec has such a transition.
+func (a *asking) execs(p *policydb.Profile, question string, such func(policydb.Transition) bool) policydb.Result {
+	return a.search(p, question, func() policydb.Result {
+		all, err := policydb.ParsePattern("/**")
+		if err != nil {
+			return policydb.Result{Why: err}
+		}
+		return p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories,
+			Where: func(_ policydb.Perms, t policydb.Transition) bool { return such(t) }})
+	})
+}
+
 // allCaps are the capabilities that the kernel of the time of writing has.
 const allCaps = 1<<41 - 1
 
@@ -161,11 +168,15 @@ func (a *asking) wholesale(p *policydb.Profile) (files bool) {
 	say := func(what string) {
 		a.find(attach.Error, p, "", nil, attach.Because(attach.MayEverything, "profile %s allows %s", p.Name, what))
 	}
-	if all, err := policydb.ParsePattern("/**"); err == nil {
-		r := p.Covers(policydb.Query{Pattern: all, All: policydb.Read | policydb.Write, As: policydb.Other})
-		if files = r.Answer == policydb.Yes; files {
-			say("to read and write every file")
+	r := a.search(p, "covers all", func() policydb.Result {
+		all, err := policydb.ParsePattern("/**")
+		if err != nil {
+			return policydb.Result{Why: err}
 		}
+		return p.Covers(policydb.Query{Pattern: all, All: policydb.Read | policydb.Write, As: policydb.Other})
+	})
+	if files = r.Answer == policydb.Yes; files {
+		say("to read and write every file")
 	}
 	if p.Caps.Allow&allCaps == allCaps {
 		say("every capability")

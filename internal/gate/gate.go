@@ -22,7 +22,7 @@ type Gate struct {
 	bytes func(id string) (attach.Compiled, error)
 
 	mu      sync.Mutex
-	read    map[string]policy
+	read    map[string]*policy
 	answers map[string][]attach.Finding
 }
 
@@ -71,9 +71,11 @@ func (g *Gate) Ask(q Question) []attach.Finding {
 			return []attach.Finding{{Severity: attach.Error, Reason: attach.Because(attach.AssertionUnknown,
 				"cannot read the compiled policy of %s: %v", c.File, err).At(c.File)}}
 		}
-		a.all = append(a.all, read.profiles...)
+		for i := range read.profiles {
+			a.all = append(a.all, &read.profiles[i])
+		}
 		a.policies = append(a.policies, c)
-		a.texts = append(a.texts, read.text)
+		a.read = append(a.read, read)
 	}
 	a.closure()
 	a.builtIn()
@@ -110,9 +112,39 @@ type policy struct {
 	profiles []policydb.Profile
 	// text is where the rules stand; nil where the texts are not known.
 	text *rules.Text
+
+	// A search costs milliseconds, and many units ask the same of one policy.
+	mu    sync.Mutex
+	found map[search]policydb.Result
 }
 
-func (g *Gate) policy(c attach.Compiled) (policy, error) {
+// search is one of a profile, by the words of its question.
+type search struct {
+	profile  *policydb.Profile
+	question string
+}
+
+// maxFound bounds the searches that are kept of a policy.
+const maxFound = 4096
+
+func (p *policy) search(s search, find func() policydb.Result) policydb.Result {
+	p.mu.Lock()
+	r, ok := p.found[s]
+	p.mu.Unlock()
+	if ok {
+		return r
+	}
+	r = find()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.found == nil || len(p.found) >= maxFound {
+		p.found = map[search]policydb.Result{}
+	}
+	p.found[s] = r
+	return r
+}
+
+func (g *Gate) policy(c attach.Compiled) (*policy, error) {
 	key := c.ID + " " + c.Environment
 	g.mu.Lock()
 	known, ok := g.read[key]
@@ -123,14 +155,14 @@ func (g *Gate) policy(c attach.Compiled) (policy, error) {
 	if c.Blob == nil {
 		kept, err := g.bytes(c.ID)
 		if err != nil {
-			return policy{}, err
+			return nil, err
 		}
 		c.Blob, c.Sources = kept.Blob, kept.Sources
 	}
-	var p policy
+	p := &policy{}
 	var err error
 	if p.profiles, err = policydb.Parse(c.Blob); err != nil {
-		return policy{}, err
+		return nil, err
 	}
 	if len(c.Sources) > 0 {
 		// Without it the answers are the same; only the line is not told.
@@ -138,7 +170,7 @@ func (g *Gate) policy(c attach.Compiled) (policy, error) {
 	}
 	g.mu.Lock()
 	if g.read == nil || len(g.read) >= maxRead {
-		g.read = map[string]policy{}
+		g.read = map[string]*policy{}
 	}
 	g.read[key] = p
 	g.mu.Unlock()
@@ -149,8 +181,8 @@ func (g *Gate) policy(c attach.Compiled) (policy, error) {
 type asking struct {
 	Question
 	policies []attach.Compiled
-	texts    []*rules.Text // of policies
-	all      []policydb.Profile
+	read     []*policy // of policies
+	all      []*policydb.Profile
 	// asked are the profiles under which the unit's tasks can come to run, its own
 	// first.
 	asked []*policydb.Profile
@@ -163,8 +195,8 @@ type asking struct {
 // change, as far as it is in the files that were compiled.
 func (a *asking) closure() {
 	by := map[string]*policydb.Profile{}
-	for i := range a.all {
-		by[a.all[i].Name] = &a.all[i]
+	for _, p := range a.all {
+		by[p.Name] = p
 	}
 	todo := append([]string{a.Desired.Profile}, a.Desired.Attachment.AllowProfiles...)
 	seen := map[string]bool{}
@@ -189,6 +221,18 @@ func (a *asking) closure() {
 	}
 }
 
+// search asks once for all units that share the policy.
+func (a *asking) search(p *policydb.Profile, question string, find func() policydb.Result) policydb.Result {
+	for _, read := range a.read {
+		for i := range read.profiles {
+			if &read.profiles[i] == p {
+				return read.search(search{p, question}, find)
+			}
+		}
+	}
+	return find()
+}
+
 // file is where a profile stands.
 func (a *asking) file(p *policydb.Profile) string {
 	for _, c := range a.policies {
@@ -210,7 +254,8 @@ func (a *asking) by(p *policydb.Profile, q *rules.Question) (where, rule string)
 	if q == nil {
 		return "", ""
 	}
-	for _, t := range a.texts {
+	for _, read := range a.read {
+		t := read.text
 		if t == nil || t.Profile(p.Name) == nil {
 			continue
 		}

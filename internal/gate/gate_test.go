@@ -378,3 +378,17 @@ func TestTheProfileOfTheDiscussion(t *testing.T) {
 		t.Errorf("as corrected: %v", found)
 	}
 }
+
+// BenchmarkUnits is the price for one more unit that runs under a policy that was
+// asked about before.
+func BenchmarkUnits(b *testing.B) {
+	q := question(b, profile("include <abstractions/base>\n/srv/** rw,\nnetwork inet stream,"))
+	g := New(nil)
+	g.Ask(q)
+	n := 0
+	for b.Loop() {
+		n++
+		q.Desired.Unit = fmt.Sprintf("agent%d.service", n)
+		g.Ask(q)
+	}
+}

@@ -117,15 +117,10 @@ func (a *asking) transitions() {
 	if !a.Unit.Settings.NoNewPrivileges {
 		return
 	}
-	all, err := policydb.ParsePattern("/**")
-	if err != nil {
-		return
-	}
 	for _, p := range a.asked {
-		r := p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories,
-			Where: func(_ policydb.Perms, t policydb.Transition) bool {
-				return t.Kind != policydb.ExecNone && t.Kind != policydb.ExecInherit && !t.OrInherit
-			}})
+		r := a.execs(p, "another profile", func(t policydb.Transition) bool {
+			return t.Kind != policydb.ExecNone && t.Kind != policydb.ExecInherit && !t.OrInherit
+		})
 		if r.Answer == policydb.Yes {
 			a.find(attach.Warning, p, r.Witness, nil, attach.Because(attach.MayNotTransition, "profile %s runs %s under another profile (%s), and the unit has NoNewPrivileges=yes", p.Name, quoted(r.Witness), r.Transition).
 				WithNext("use ix for it, or set NoNewPrivileges=no and every setting that implies it"))
