@@ -61,13 +61,18 @@ func main() {
 	}
 	log := logger(*verbose)
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
+	asks := gate.New(policies.Get)
 	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log})
 	host.SweepStaging()
 	o := reconcile.Options{
 		AppArmor: host,
 		Store:    state.Dir(filepath.Join(*stateDir, "units")),
 		Policies: policies,
-		Gate:     gate.New(policies.Get),
+		Gate:     asks,
+		Rest: func() (resume func()) {
+			asks.LetGo()
+			return giveBack()
+		},
 		Log:      log,
 		Recheck:  *recheck,
 		Version:  version,
@@ -97,7 +102,6 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
 	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log}
-	o.Rest = giveBack
 	loop := reconcile.New(breakable(o))
 
 	var parts sync.WaitGroup

@@ -37,6 +37,13 @@ func New(get func(id string) (attach.Compiled, error)) *Gate {
 	return &Gate{bytes: get}
 }
 
+// LetGo forgets the policies that were read, which are large, and keeps the answers.
+func (g *Gate) LetGo() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.read = nil
+}
+
 // Question is what is asked about one unit and its policy.
 type Question struct {
 	Desired attach.Desired

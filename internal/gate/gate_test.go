@@ -330,6 +330,10 @@ func TestAnswersAreKept(t *testing.T) {
 	if reads != 1 {
 		t.Errorf("read %d times", reads)
 	}
+	g.LetGo()
+	if g.Ask(q); reads != 1 {
+		t.Errorf("an answer was let go of: read %d times", reads)
+	}
 	a := *q.Desired.Attachment
 	a.PrivateTmp = attach.PrivateTmpYes
 	q.Desired.Attachment = &a
