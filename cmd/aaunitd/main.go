@@ -73,10 +73,10 @@ func main() {
 			asks.LetGo()
 			return giveBack()
 		},
-		Log:      log,
-		Recheck:  *recheck,
-		Version:  version,
-		Boot:     state.Boot(),
+		Log:     log,
+		Recheck: *recheck,
+		Version: version,
+		Boot:    state.Boot(),
 	}
 	if *policy {
 		if err := reconcile.MakePolicyLive(context.Background(), o); err != nil {
