@@ -169,6 +169,16 @@ func TestBuiltIn(t *testing.T) {
 		{name: "a program with +", unit: func(u *attach.Unit) {
 			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop", Privileged: true})
 		}},
+		{name: "a program in /bin", rules: "/usr/bin/stop mr,", unit: func(u *attach.Unit) {
+			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/bin/stop"})
+		}},
+		{name: "its own executable in /bin", rules: "/usr/bin/stop rw,", unit: func(u *attach.Unit) {
+			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/bin/stop"})
+		}, want: "error policy-may-write-own-executable", shows: "/usr/bin/stop"},
+		{name: "a program that PermissionsStartOnly= lets out", unit: func(u *attach.Unit) {
+			u.Settings.PermissionsStartOnly = true
+			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop"})
+		}},
 		{name: "no readiness", rules: "deny /run/systemd/notify w,", want: "warning policy-may-not-notify"},
 		{name: "no readiness wanted", rules: "deny /run/systemd/notify w,", unit: func(u *attach.Unit) { u.Type = "simple" }},
 		{name: "a directory of its own", unit: func(u *attach.Unit) {

@@ -32,20 +32,36 @@ func (a *asking) unit() {
 func (a *asking) programs(p *policydb.Profile) {
 	seen := map[string]bool{}
 	for _, c := range a.Unit.Settings.Exec {
-		if c.Path == "" || c.Privileged || seen[c.Path] {
-			continue
+		if c.Path == "" || c.Privileged || seen[c.Path] || a.Unit.Settings.PermissionsStartOnly && c.Property != "ExecStart" {
+			continue // or it runs without the profile
 		}
 		seen[c.Path] = true
-		if allowed(p, c.Path, policydb.Read|policydb.Mmap) == policydb.No && allowed(p, c.Path, policydb.Read|policydb.Exec) == policydb.No {
+		paths := merged(c.Path)
+		if !slices.ContainsFunc(paths, func(path string) bool {
+			return allowed(p, path, policydb.Read|policydb.Mmap) != policydb.No || allowed(p, path, policydb.Read|policydb.Exec) != policydb.No
+		}) {
 			a.find(attach.Warning, p, c.Path, nil, attach.Because(attach.MayNotRun, "profile %s does not let %s= run %s", p.Name, c.Property, quoted(c.Path)).
-				WithNext("add a rule: "+quoted(c.Path)+" mr,"))
+				WithNext("add a rule: "+quoted(paths[len(paths)-1])+" mr,"))
 		}
 		for _, q := range a.asked {
-			if r, ok := a.mayWrite(q, c.Path); ok && !a.whole[q] {
-				a.find(attach.Error, q, r, files(r, writing, policydb.Either), attach.Because(attach.MayWriteSelf, "profile %s may write %s, which %s= starts", q.Name, quoted(r), c.Property))
+			for _, path := range paths {
+				if r, ok := a.mayWrite(q, path); ok && !a.whole[q] {
+					a.find(attach.Error, q, r, files(r, writing, policydb.Either), attach.Because(attach.MayWriteSelf, "profile %s may write %s, which %s= starts", q.Name, quoted(r), c.Property))
+				}
 			}
 		}
 	}
+}
+
+// merged gives the paths under which the kernel may know a program: where /bin is
+// a link to /usr/bin, as on Debian since 12, the latter. The real one comes last.
+func merged(path string) []string {
+	for _, dir := range []string{"/bin/", "/sbin/", "/lib/"} {
+		if strings.HasPrefix(path, dir) {
+			return []string{path, "/usr" + path}
+		}
+	}
+	return []string{path}
 }
 
 // mayWrite asks about one path.
