@@ -372,6 +372,24 @@ func evidenceReport() attach.EvidenceReport {
 	}, Missing: []attach.Missing{{Unit: "nope.service", Reason: attach.Because(attach.UnitNotFound, "systemd knows no unit nope.service")}}}
 }
 
+// found is a check of a profile that compiles and allows too much.
+func found() []attach.Outcome {
+	return []attach.Outcome{{Unit: "/etc/apparmor.d/agent", File: "/etc/apparmor.d/agent", Profile: "agent", Exit: attach.ExitNotConfined, Findings: []attach.Finding{
+		{Severity: attach.Error, Profile: "agent", Witness: "/etc/cron.d/a", Reason: attach.Because(attach.MayAskOthers, "profile agent may write what cron and at run: /etc/cron.d/a, by the rule \"/etc/** rw,\"").At("/etc/apparmor.d/agent:7")},
+		{Severity: attach.Warning, Profile: "agent", Witness: "/tmp/a", Reason: attach.Because(attach.MayWriteTmp, "profile agent may write /tmp, which all users share unless the unit has PrivateTmp=yes, aaunit's default: /tmp/a").At("/etc/apparmor.d/agent:8")},
+		{Severity: attach.Note, Profile: "agent", Reason: attach.Because(attach.MayNoNetwork, "profile agent allows no socket of any family").At("/etc/apparmor.d/agent:3").WithNext("if the program needs the network, add: network inet stream,")},
+	}}}
+}
+
+func answered() []attach.QueryResult {
+	return []attach.QueryResult{
+		{Profile: "agent", File: "/etc/apparmor.d/agent", May: attach.MayYes, Witness: "/tmp/a", Text: "allows write of /tmp/a (owner)"},
+		{Profile: "other", File: "/etc/apparmor.d/other", May: attach.MayNo, Text: "may write nothing that matches /tmp/**"},
+		{Profile: "third", File: "/etc/apparmor.d/third", May: attach.MayUnknown, Text: "cannot be asked: cannot compile /etc/apparmor.d/third:2: \x1b[31m"},
+		{Profile: "open", File: "/etc/apparmor.d/open", May: attach.MayNotMediated, Text: "has the mode unconfined and takes nothing from its tasks"},
+	}
+}
+
 func TestOutput(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -431,6 +449,14 @@ func TestOutput(t *testing.T) {
 		{"check-broken-terminal", func(s *scene) { s.daemon.outcomes = broken(); s.StdoutTTY = true }, []string{"check", "/etc/apparmor.d/myagent"}, 1},
 		{"check-broken-ascii", func(s *scene) { s.daemon.outcomes = broken(); s.StdoutTTY = true; s.env["LC_ALL"] = "C" }, []string{"check", "/etc/apparmor.d/myagent"}, 1},
 		{"check-broken-json", func(s *scene) { s.daemon.outcomes = broken()[1:2] }, []string{"check", "/etc/apparmor.d/comma", "--json"}, 1},
+		{"check-broken-sarif", func(s *scene) { s.daemon.outcomes = broken() }, []string{"check", "/etc/apparmor.d/myagent", "--sarif"}, 1},
+		{"check-findings", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent"}, 3},
+		{"check-findings-sarif", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent", "--sarif"}, 3},
+		{"query", func(s *scene) { s.daemon.queried = answered()[:2] }, []string{"query", "agent", "other", "write /tmp/**"}, 3},
+		{"query-all", func(s *scene) { s.daemon.queried = answered() }, []string{"query", "--all", "write /tmp/**"}, 3},
+		{"query-json", func(s *scene) { s.daemon.queried = answered()[1:2] }, []string{"query", "other", "write /tmp/**", "--json"}, 0},
+		{"query-unknown", func(s *scene) { s.daemon.queried = answered()[2:3] }, []string{"query", "third", "write /tmp/**"}, 5},
+		{"query-wrong", func(*scene) {}, []string{"query", "agent", "fly /tmp"}, 2},
 		{"explain-broken", func(s *scene) {
 			s.daemon.report.Units = []attach.Status{{Unit: "web.service", Profile: "web", Attachment: "x", Refused: broken()[0].Reasons}}
 		}, []string{"explain", "web"}, 3},

@@ -181,12 +181,15 @@ has open in /tmp and would not see in a private one. Nothing is changed.`,
 }
 
 func (a *app) checkCommand() *cobra.Command {
-	return &cobra.Command{
+	var sarif bool
+	cmd := &cobra.Command{
 		Use:   "check [UNIT|FILE]...",
 		Short: "Look for ways around a profile, without changing anything",
-		Long: `Look for every way in which a unit could run without its profile, and for what
-is wrong in a profile file. Without arguments: all attached units. Nothing is
-changed, loaded or restarted.`,
+		Long: `Look for every way in which a unit could run without its profile, for what is
+wrong in a profile file, and for what its compiled policy allows and should not.
+Without arguments: all attached units. Nothing is changed, loaded or restarted.
+
+--sarif prints SARIF 2.1.0, for code review tools.`,
 		Args:              unitArgs(0),
 		ValidArgsFunction: a.completeChecks,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -196,6 +199,14 @@ changed, loaded or restarted.`,
 			}
 			return a.with(cmd.Context(), func(d Daemon) error {
 				out, err := d.Check(cmd.Context(), names)
+				if err == nil && sarif {
+					codes := []attach.Exit{attach.ExitOK}
+					for _, o := range out {
+						codes = append(codes, o.Exit)
+					}
+					a.exit = exits(codes...)
+					return a.printJSON(a.sarif(out))
+				}
 				if err == nil && len(out) == 0 && len(args) == 0 && !a.json {
 					a.printer().line("No unit is attached.")
 					return nil
@@ -204,6 +215,8 @@ changed, loaded or restarted.`,
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&sarif, "sarif", false, "print SARIF 2.1.0, for code review tools")
+	return cmd
 }
 
 // operate runs an operation to its end, with its progress on the terminal.

@@ -742,7 +742,7 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 func (l *Loop) checkFile(ctx context.Context, file string, trusted bool) attach.Outcome {
 	o := attach.Outcome{Unit: file, File: file}
 	bad := func(r attach.Reason) attach.Outcome {
-		o.Reasons, o.Exit = append(o.Reasons, r), attach.ExitFailed
+		o.Reasons, o.Exit = append(o.Reasons, r), attach.ExitNotConfined
 		return o
 	}
 	if !filepath.IsAbs(file) || (!trusted && filepath.Dir(filepath.Clean(file)) != "/etc/apparmor.d") {

@@ -126,7 +126,7 @@ func TestCommands(t *testing.T) {
 	installed := run(t, "dpkg-query", "--show", "--showformat=${Version}", "aaunit")
 	says("version", ctl(t, "version"), 0, "aaunitctl "+strings.TrimSuffix(installed, "-1"))
 	a.ProfileFile("c-broken", "profile c-broken {\n  nonsense\n}\n")
-	says("check of a broken file", ctl(t, "check", "/etc/apparmor.d/c-broken"), 1, "[profile-does-not-compile]", "/etc/apparmor.d/c-broken:2", "nonsense")
+	says("check of a broken file", ctl(t, "check", "/etc/apparmor.d/c-broken"), 3, "[profile-does-not-compile]", "/etc/apparmor.d/c-broken:2", "nonsense")
 	says("status of no unit", ctl(t, "status", "c-none"), 4, "[unit-not-found]")
 	says("a glob that matches nothing", ctl(t, "attach", "c-none*"), 4, "[unit-not-found]")
 	for _, args := range [][]string{
