@@ -456,7 +456,6 @@ func TestOutput(t *testing.T) {
 		{"query-all", func(s *scene) { s.daemon.queried = answered() }, []string{"query", "--all", "write /tmp/**"}, 3},
 		{"query-json", func(s *scene) { s.daemon.queried = answered()[1:2] }, []string{"query", "other", "write /tmp/**", "--json"}, 0},
 		{"query-unknown", func(s *scene) { s.daemon.queried = answered()[2:3] }, []string{"query", "third", "write /tmp/**"}, 5},
-		{"query-wrong", func(*scene) {}, []string{"query", "agent", "fly /tmp"}, 2},
 		{"explain-broken", func(s *scene) {
 			s.daemon.report.Units = []attach.Status{{Unit: "web.service", Profile: "web", Attachment: "x", Refused: broken()[0].Reasons}}
 		}, []string{"explain", "web"}, 3},
@@ -573,6 +572,8 @@ func TestErrors(t *testing.T) {
 		want string // in the message
 	}{
 		{"no command", nil, nil, 2, "usage", "name a command"},
+		{"a question that is none", nil, []string{"query", "agent", "fly /tmp"}, 2, "usage", `"fly" is no access to a file`},
+		{"a question about nothing", nil, []string{"query", "write /tmp/**"}, 2, "usage", "name a profile and, in quotes, a question"},
 		{"unknown command", nil, []string{"atach"}, 2, "usage", "did you mean attach or detach?"},
 		{"unknown flag", nil, []string{"attach", "--frob"}, 2, "usage", "--frob"},
 		{"unknown global flag", nil, []string{"--frob"}, 2, "usage", "--frob"},
