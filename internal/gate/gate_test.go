@@ -165,7 +165,7 @@ func TestBuiltIn(t *testing.T) {
 
 		{name: "a program that cannot run", unit: func(u *attach.Unit) {
 			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop"})
-		}, want: "warning policy-may-not-run-program", shows: "ExecStop="},
+		}, want: "note policy-may-not-run-program", shows: "ExecStop="},
 		{name: "a program with +", unit: func(u *attach.Unit) {
 			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop", Privileged: true})
 		}},

@@ -31,7 +31,6 @@ func TestWhatPolicyMayNot(t *testing.T) {
 		{attach.MayLeave, true, "/usr/bin/id Ux,", "/usr/bin/id ix,", "", ""},
 		{attach.MayEverything, true, "file,", "/srv/** rw,", "", ""},
 		{attach.MayAskOthers, true, "/etc/cron.d/* w,", "/etc/cron.d/* r,", "", ""},
-		{attach.MayNotRun, false, "", "/usr/bin/true mr,", "ExecStop=/usr/bin/true", "ExecStop=/usr/bin/true"},
 		{attach.MayNotNotify, false, "deny /run/systemd/notify w,", "/run/systemd/notify w,", "Type=notify", "Type=notify"},
 		{attach.MayNotTransition, false, "/usr/bin/id Px,", "/usr/bin/id ix,", "NoNewPrivileges=yes", "NoNewPrivileges=yes"},
 		{attach.MayNotUseOwn, false, "", "/var/lib/w-dir/** rw,", "StateDirectory=w-dir", "StateDirectory=w-dir"},

@@ -19,8 +19,6 @@ type debianService struct {
 	profile string
 	// notes are what must be said about it, and why that is right.
 	notes map[attach.Code]string
-	// maybe are notes that one of the releases gives reason for.
-	maybe map[attach.Code]string
 	// own: with its profile from Debian alone it is confined too.
 	own bool
 	// broken: the release whose own profile does not let it run.
@@ -31,14 +29,10 @@ var debianServices = []debianService{
 	// The profile attaches to the program, so that the kernel puts it on
 	// whoever starts it.
 	{unit: "chrony.service", profile: "/usr/sbin/chronyd", own: true},
-	{unit: "i2pd.service", profile: "i2pd", own: true, maybe: map[attach.Code]string{
-		attach.MayNotRun: "ExecReload= has /bin/sh, which the profile does not let run",
-	}},
+	{unit: "i2pd.service", profile: "i2pd", own: true},
 	// Debian disables the profile with a link. That of Debian 13 knows nothing of
 	// /usr/sbin/squid-gnutls, which squid executes.
-	{unit: "squid.service", profile: "/usr/sbin/squid", broken: "trixie", maybe: map[attach.Code]string{
-		attach.MayNotRun: "ExecReload= has /bin/kill, which the profile does not let run",
-	}},
+	{unit: "squid.service", profile: "/usr/sbin/squid", broken: "trixie"},
 	{unit: "tor@default.service", profile: "system_tor", own: true, notes: map[attach.Code]string{
 		attach.PermissionsStartOnly: "the unit sets it",
 		attach.ChildLeaves:          "abstractions/tor has obfsproxy PUx",
@@ -135,7 +129,7 @@ func TestServicesOfDebian(t *testing.T) {
 		}
 		noted := codesOf(u.Notes)
 		for _, n := range u.Notes {
-			if d.notes[n.Code] == "" && d.maybe[n.Code] == "" {
+			if d.notes[n.Code] == "" {
 				t.Errorf("%s is found fault with: %+v", d.unit, n)
 			}
 		}
