@@ -101,6 +101,7 @@ func testDropInsAreWatched(t *testing.T, full bool) {
 	must(os.Remove(real))
 	told("the link's removal", true)
 	write("two\n")
+	told("putting it back once more", false)
 	if _, err := s.RemoveDropIn(ourDropIn); err != nil {
 		t.Fatal(err)
 	}
