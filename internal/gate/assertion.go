@@ -3,6 +3,7 @@ package gate
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/aaunit/aaunit/internal/apparmor/policydb"
@@ -24,7 +25,11 @@ func (a *asking) assert(as attach.Assertion) {
 		return
 	}
 	if as.Class == attach.AssertFile && as.Object == attach.ExecVariable {
-		for _, path := range a.executables() {
+		paths := a.executables(as.Deny)
+		if len(paths) == 0 && !attach.IsPattern(a.Desired.Unit) { // of a pattern, each unit is asked
+			a.failed(a.asked[0], as, unanswered("no command line of the unit is known"))
+		}
+		for _, path := range paths {
 			one := as
 			one.Object = escape(path)
 			a.assert(one)
@@ -43,13 +48,21 @@ func (a *asking) assert(as attach.Assertion) {
 	}
 }
 
-// executables are those that the unit's command lines name.
-func (a *asking) executables() (out []string) {
-	seen := map[string]bool{}
+// executables are those that the unit's command lines name, under every path that
+// they may have, or only under the real one.
+func (a *asking) executables(every bool) (out []string) {
 	for _, c := range a.Unit.Settings.Exec {
-		if c.Path != "" && !seen[c.Path] {
-			seen[c.Path] = true
-			out = append(out, c.Path)
+		if c.Path == "" {
+			continue
+		}
+		paths := merged(c.Path)
+		if !every {
+			paths = paths[len(paths)-1:]
+		}
+		for _, path := range paths {
+			if !slices.Contains(out, path) {
+				out = append(out, path)
+			}
 		}
 	}
 	return out
@@ -75,11 +88,11 @@ func (a *asking) failed(p *policydb.Profile, as attach.Assertion, v Verdict) {
 func (g *Gate) Query(_ context.Context, profile string, c attach.Compiled, question attach.Assertion) attach.QueryResult {
 	r := attach.QueryResult{Profile: profile, File: c.File, May: attach.MayUnknown}
 	read, err := g.policy(c)
-	profiles := read.profiles
 	if err != nil {
 		r.Text = "cannot be asked: " + err.Error()
 		return r
 	}
+	profiles := read.profiles
 	for i := range profiles {
 		if profiles[i].Name != profile {
 			continue

@@ -48,8 +48,9 @@ func (a *asking) builtIn() {
 			continue
 		}
 		if a.wholesale(p) {
-			a.whole[p] = true
-			continue // every single answer would say the same again
+			a.whole[p] = true // every single path would say the same again
+			a.leaves(p)
+			continue
 		}
 		for _, pl := range places {
 			a.mustNotWrite(p, pl, attach.Error)

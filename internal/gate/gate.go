@@ -84,7 +84,10 @@ func (g *Gate) Ask(q Question) []attach.Finding {
 		a.policies = append(a.policies, c)
 		a.read = append(a.read, read)
 	}
-	a.closure()
+	if !a.closure() {
+		return []attach.Finding{{Severity: attach.Error, Profile: q.Desired.Profile, Reason: attach.Because(attach.AssertionUnknown,
+			"the compiled policy of %s has no profile %s, so nothing can be asked of it", q.Compiled[0].File, q.Desired.Profile).At(q.Compiled[0].File)}}
+	}
 	a.builtIn()
 	a.unit()
 	a.assertions()
@@ -199,8 +202,9 @@ type asking struct {
 
 // closure finds the profiles of the unit: its own, those that the attachment
 // allows, their children and hats, and whatever these name as the target of a
-// change, as far as it is in the files that were compiled.
-func (a *asking) closure() {
+// change, as far as it is in the files that were compiled. It reports whether the
+// unit's own is there.
+func (a *asking) closure() bool {
 	by := map[string]*policydb.Profile{}
 	for _, p := range a.all {
 		by[p.Name] = p
@@ -226,6 +230,7 @@ func (a *asking) closure() {
 			todo = append(todo, target, name+"//"+target)
 		}
 	}
+	return by[a.Desired.Profile] != nil
 }
 
 // search asks once for all units that share the policy.

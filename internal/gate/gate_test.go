@@ -151,6 +151,7 @@ func TestBuiltIn(t *testing.T) {
 		{name: "ix", rules: "/bin/sh ix,"},
 		{name: "a child leaves", rules: "/bin/sh Cx,\nprofile /bin/sh {\n/bin/sh mr,\n/bin/su Ux,\n}", want: "error policy-may-leave-profile", shows: "agent///bin/sh"},
 		{name: "file", rules: "file,", want: "error policy-may-everything"},
+		{name: "file, waived, and a way out", rules: "file,\n/bin/sh Ux,", set: []string{"Waive=policy-may-everything a rescue shell"}, want: "error policy-may-leave-profile"},
 		{name: "capability", rules: "capability,", want: "error policy-may-everything", shows: "capability"},
 		{name: "one capability", rules: "capability net_bind_service,"},
 		{name: "network", rules: "network,", want: "error policy-may-everything", shows: "every family"},
@@ -320,6 +321,38 @@ func TestWhatCannotBeReadDoesNotPass(t *testing.T) {
 	}
 	if found := besides(ask(t, question(t, profile(""), "Deny=write /["))); !slices.Equal(codes(found), []string{"error assertion-unknown"}) {
 		t.Errorf("a pattern that is none: %v", found)
+	}
+}
+
+// Nor does what cannot be asked.
+func TestWhatCannotBeAskedDoesNotPass(t *testing.T) {
+	q := question(t, profile(""), "Deny=write @{exec}")
+	q.Unit = attach.Unit{ID: "agent.service"}
+	if found := besides(ask(t, q)); !slices.Equal(codes(found), []string{"error assertion-unknown"}) {
+		t.Errorf("a unit without command lines: %v", found)
+	}
+	q.Desired.Unit = "agent@.service"
+	if found := besides(ask(t, q)); len(found) > 0 {
+		t.Errorf("a template: %v", found)
+	}
+	q.Desired.Profile = "another"
+	if found := ask(t, q); !slices.Equal(codes(found), []string{"error assertion-unknown"}) {
+		t.Errorf("a profile that the policy has not: %v", found)
+	}
+	q = question(t, profile("/usr/bin/stop rw,"), "Deny=write @{exec}", "Waive=policy-may-write-own-executable tested here")
+	q.Unit.Settings.Exec = append(q.Unit.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/bin/stop"})
+	if found := besides(ask(t, q)); len(found) != 2 || found[0].Code != attach.AssertionFailed || found[0].Witness != "/usr/bin/stop" {
+		t.Errorf("an executable in /bin: %v", found)
+	}
+	g := New(func(string) (attach.Compiled, error) { return attach.Compiled{}, errors.New("it is gone") })
+	question, err := attach.ParseAssertion(true, "write /tmp/**")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []attach.Compiled{{ID: "kept"}, {ID: "bad", Blob: []byte("no policy")}} {
+		if r := g.Query(context.Background(), "agent", c, question); r.May != attach.MayUnknown || r.Text == "" {
+			t.Errorf("%+v", r)
+		}
 	}
 }
 
