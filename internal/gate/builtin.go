@@ -64,12 +64,16 @@ func (a *asking) builtIn() {
 	}
 }
 
-// network says of a profile that allows no socket at all that it does.
+// network says of a profile that allows no sockets of the internet that it does;
+// abstractions/base brings those of this machine.
 func (a *asking) network(p *policydb.Profile) {
-	if grants, answer := p.NetworkGrants(); answer == policydb.Yes && len(grants) == 0 {
-		a.find(attach.Note, p, "", nil, attach.Because(attach.MayNoNetwork, "profile %s allows no socket of any family", p.Name).
-			WithNext("if the program needs the network, add: network inet stream, network inet6 stream,"))
+	for _, family := range []uint16{2, 10} { // AF_INET, AF_INET6
+		if _, answer := p.AnyNetwork(family, policydb.NetCreate); answer != policydb.No {
+			return
+		}
 	}
+	a.find(attach.Note, p, "", nil, attach.Because(attach.MayNoNetwork, "profile %s allows no socket of inet or inet6", p.Name).
+		WithNext("if the program needs the network, add: network inet stream, network inet6 stream,"))
 }
 
 func (a *asking) mustNotWrite(p *policydb.Profile, pl place, s attach.Severity) {

@@ -731,6 +731,11 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 			if err != nil {
 				return nil, err
 			}
+			for i := range found {
+				if found[i].Exit == attach.ExitFailed && len(found[i].Reasons) > 0 {
+					found[i].Exit = attach.ExitNotConfined // nothing failed: it was found
+				}
+			}
 			out = append(out, found...)
 			continue
 		}
@@ -746,7 +751,9 @@ func (l *Loop) checkFile(ctx context.Context, file string, trusted bool) attach.
 		return o
 	}
 	if !filepath.IsAbs(file) || (!trusted && filepath.Dir(filepath.Clean(file)) != "/etc/apparmor.d") {
-		return bad(attach.Because(attach.ProfileUntrusted, "only root may name a file outside /etc/apparmor.d, and by its absolute path"))
+		o = bad(attach.Because(attach.ProfileUntrusted, "only root may name a file outside /etc/apparmor.d, and by its absolute path"))
+		o.Exit = attach.ExitFailed // it was not looked at
+		return o
 	}
 	profiles, err := l.apparmor.InFile(file)
 	if err != nil {
