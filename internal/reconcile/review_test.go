@@ -673,6 +673,38 @@ func TestARefusedUnitKeepsItsPolicy(t *testing.T) {
 	})
 }
 
+// A refused unit does not take back what the other unit of its profile was given.
+func TestTwoUnitsOfAProfileDoNotTakeTurns(t *testing.T) {
+	w := attached(nil, "a", "b")
+	w.run(t, func(l *Loop) {
+		rest()
+		const other = "/etc/systemd/system/a.service.d/99-x.conf"
+		w.mu.Lock()
+		w.disk[other] = "[Service]\nAppArmorProfile=\n"
+		w.read[other] = w.disk[other]
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if len(status(t, l, "a.service").Refused) == 0 || answer(l, "b.service") != "confined" {
+			t.Fatalf("%+v %s", status(t, l, "a.service"), answer(l, "b.service"))
+		}
+		w.edit("2")
+		rest()
+		w.mu.Lock()
+		loads := w.calls["load"]
+		w.mu.Unlock()
+		for range 3 {
+			w.trigger()
+			rest()
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.kernel["a"] != "2" || w.calls["load"] != loads {
+			t.Errorf("the kernel has %q; loaded %d times, then %d more: %q", w.kernel["a"], loads, w.calls["load"]-loads, w.trace)
+		}
+	})
+}
+
 // A refusal is told once, not at every pass.
 func TestARefusalIsLoggedOnce(t *testing.T) {
 	w := newWorld()
