@@ -61,11 +61,11 @@ need-go:
 ##
 
 .PHONY: test
-test: need-go setup check lint-deb demo ## everything that has to pass, from a bare Debian on
+test: need-go setup check generate-check lint-deb demo ## everything that has to pass, from a bare Debian on
 	@$(MAKE) --no-print-directory vm SHARE=yes
 
 .PHONY: test-all
-test-all: need-go setup check lint lint-deb demo ## the same on every suite, the slower linters, and the tests that take long
+test-all: need-go setup check generate-check lint lint-deb demo ## the same on every suite, the slower linters, and the tests that take long
 	@$(MAKE) --no-print-directory vm LONG=yes
 	@$(MAKE) --no-print-directory vm-crash
 
