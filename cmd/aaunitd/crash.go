@@ -154,9 +154,9 @@ func (a crashAppArmor) Load(ctx context.Context, policies []attach.Compiled) (fa
 	return failed
 }
 
-func (a crashAppArmor) Unload(ctx context.Context, name string) (err error) {
-	a.c.around("Unload", name, func() { err = a.AppArmor.Unload(ctx, name) })
-	return err
+func (a crashAppArmor) Unload(ctx context.Context, names []string) (failed map[string]error) {
+	a.c.around("Unload", strings.Join(names, " "), func() { failed = a.AppArmor.Unload(ctx, names) })
+	return failed
 }
 
 // Save changes nothing; what it saves is for a Restore.

@@ -100,11 +100,13 @@ func (s *System) prune(names []string, live map[string]loaded) error {
 	var errs []error
 	extra := slices.Sorted(maps.Keys(live))
 	slices.Reverse(extra) // children before their parents
+	extra = slices.DeleteFunc(extra, func(name string) bool {
+		return !strings.Contains(name, "//") || slices.Contains(names, name) || !wantedBy(names, name)
+	})
+	failed := map[string]error{}
+	s.unload(extra, failed)
 	for _, name := range extra {
-		if !strings.Contains(name, "//") || slices.Contains(names, name) || !wantedBy(names, name) {
-			continue
-		}
-		if err := s.unload(name); err != nil && !errors.Is(err, ErrInUse) {
+		if err := failed[name]; err != nil && !errors.Is(err, ErrInUse) {
 			errs = append(errs, fmt.Errorf("child %s of an earlier policy is still loaded: %w", name, err))
 		}
 	}
@@ -114,50 +116,77 @@ func (s *System) prune(names []string, live map[string]loaded) error {
 // startTime is how long an unload waits for starts that are under way.
 const startTime = 3 * time.Second
 
-// Unload removes a profile and its children. It refuses, with ErrInUse, while
-// a task of the host carries one of them: removing it would unconfine the
-// task. A profile that is not loaded is no error.
-func (s *System) Unload(ctx context.Context, name string) error {
+// Unload removes profiles and their children, and gives what went wrong by name.
+// It refuses one, with ErrInUse, while a task of the host carries it or a child of
+// it: removing it would unconfine the task. A profile that is not loaded is no
+// error. The tasks are looked at once for all of them, and starts that are under
+// way are waited for once.
+func (s *System) Unload(ctx context.Context, names []string) map[string]error {
+	failed := map[string]error{}
 	if err := ctx.Err(); err != nil {
-		return err
+		for _, name := range names {
+			failed[name] = err
+		}
+		return failed
 	}
 	s.loading.Lock()
 	defer s.loading.Unlock()
-	return s.unload(name)
+	s.unload(names, failed)
+	return failed
 }
 
-func (s *System) unload(name string) error {
-	if name == "" || strings.HasPrefix(name, ":") || strings.ContainsAny(name, "\n\x00") {
-		return fmt.Errorf("cannot unload profile %q: it is no name of a profile", name)
+// unload is Unload for who holds the lock; it fills failed.
+func (s *System) unload(names []string, failed map[string]error) {
+	var valid []string
+	for _, name := range names {
+		if name == "" || strings.HasPrefix(name, ":") || strings.ContainsAny(name, "\n\x00") {
+			failed[name] = fmt.Errorf("cannot unload profile %q: it is no name of a profile", name)
+		} else if !slices.Contains(valid, name) {
+			valid = append(valid, name)
+		}
 	}
-	live, err := s.live([]string{name})
+	all := func(names []string, format string, err error) {
+		for _, name := range names {
+			failed[name] = fmt.Errorf(format, name, err)
+		}
+	}
+	live, err := s.live(valid)
 	if err != nil {
-		return fmt.Errorf("cannot unload profile %s: %w", name, err)
+		all(valid, "cannot unload profile %s: %w", err)
+		return
 	}
-	if _, ok := live[name]; !ok {
-		return nil
+	valid = slices.DeleteFunc(valid, func(name string) bool { _, loaded := live[name]; return !loaded })
+	if len(valid) == 0 {
+		return
 	}
-	who, starting, err := s.carrier(name)
-	for begin := time.Now(); err == nil && who == "" && starting != "" && time.Since(begin) < startTime; {
+	who, starting, err := s.carriers(valid)
+	for begin := time.Now(); err == nil && len(who) < len(valid) && starting != "" && time.Since(begin) < startTime; {
 		time.Sleep(lookPause)
-		who, starting, err = s.carrier(name)
+		who, starting, err = s.carriers(valid)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot unload profile %s: whether a task carries it could not be told: %w", name, err)
+		all(valid, "cannot unload profile %s: whether a task carries it could not be told: %w", err)
+		return
 	}
-	if who = cmp.Or(who, starting); who != "" {
-		return fmt.Errorf("cannot unload profile %s: %w: %s", name, ErrInUse, who)
+	var gone []string
+	for _, name := range valid {
+		if by := cmp.Or(who[name], starting); by != "" {
+			failed[name] = fmt.Errorf("cannot unload profile %s: %w: %s", name, ErrInUse, by)
+		} else if err := writePolicy(s.real(filepath.Join(securityDir, ".remove")), []byte(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			failed[name] = fmt.Errorf("cannot unload profile %s: %w", name, err)
+		} else {
+			gone = append(gone, name)
+		}
 	}
-	if err := writePolicy(s.real(filepath.Join(securityDir, ".remove")), []byte(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("cannot unload profile %s: %w", name, err)
+	if live, err = s.live(gone); err != nil {
+		all(gone, "cannot tell whether profile %s is unloaded: %w", err)
+		return
 	}
-	if live, err = s.live([]string{name}); err != nil {
-		return fmt.Errorf("cannot tell whether profile %s is unloaded: %w", name, err)
+	for _, name := range gone {
+		if _, ok := live[name]; ok {
+			failed[name] = fmt.Errorf("cannot unload profile %s: the kernel still has it", name)
+		}
 	}
-	if _, ok := live[name]; ok {
-		return fmt.Errorf("cannot unload profile %s: the kernel still has it", name)
-	}
-	return nil
 }
 
 // Saved is policy as it was loaded. It is an alias, so that a consumer can
@@ -237,11 +266,11 @@ func (v *saved) Restore(ctx context.Context) error {
 	}
 	gone := slices.Sorted(maps.Keys(now))
 	slices.Reverse(gone)
+	gone = slices.DeleteFunc(gone, func(name string) bool { _, before := v.was[name]; return before })
+	failed := map[string]error{}
+	s.unload(gone, failed)
 	for _, name := range gone {
-		if _, before := v.was[name]; before {
-			continue
-		}
-		if err := s.unload(name); err != nil && !errors.Is(err, ErrInUse) {
+		if err := failed[name]; err != nil && !errors.Is(err, ErrInUse) {
 			errs = append(errs, err)
 		}
 	}

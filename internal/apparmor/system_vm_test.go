@@ -173,7 +173,7 @@ func (v vm) is(want map[string]string, names ...string) {
 func (v vm) gone(names ...string) {
 	v.t.Helper()
 	for _, n := range names {
-		if err := v.Unload(context.Background(), n); err != nil {
+		if err := v.Unload(context.Background(), []string{n})[n]; err != nil {
 			v.t.Errorf("Unload(%s): %v", n, err)
 		}
 	}
@@ -299,7 +299,7 @@ func TestVMStageLoadReadBackUnload(t *testing.T) {
 	}
 
 	v.gone(all...)
-	if err := v.Unload(t.Context(), "vm-none"); err != nil {
+	if err := v.Unload(t.Context(), []string{"vm-none"})["vm-none"]; err != nil {
 		t.Errorf("Unload of what is not loaded: %v", err)
 	}
 }
@@ -456,7 +456,7 @@ func TestVMScan(t *testing.T) {
 		}
 		t.Log(show(s))
 
-		if err := v.Unload(t.Context(), "vm-scan"); !errors.Is(err, ErrInUse) {
+		if err := v.Unload(t.Context(), []string{"vm-scan"})["vm-scan"]; !errors.Is(err, ErrInUse) {
 			t.Errorf("Unload of a profile in use: %v", err)
 		} else {
 			t.Log(err)

@@ -824,16 +824,17 @@ func parseIDs(data []byte) ([]int, error) {
 	return out, nil
 }
 
-// carrier finds a task of the host that carries a profile or one of its
-// children, or will with its next exec where the kernel tells that; "" none.
+// carriers finds, for each of the profiles, a task of the host that carries it or
+// one of its children, or will with its next exec where the kernel tells that.
 // starting is a process of systemd's on its way to a program:
-// it may have asked for the profile already, which cannot be told (see
+// it may have asked for a profile already, which cannot be told (see
 // markManager), and would run unconfined if the profile went before its exec.
-func (s *System) carrier(profile string) (who, starting string, err error) {
+func (s *System) carriers(profiles []string) (who map[string]string, starting string, err error) {
 	names, err := readNames(s.real(procDir))
 	if err != nil {
-		return "", "", err
+		return nil, "", err
 	}
+	who = map[string]string{}
 	l := s.newLook()
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
@@ -842,21 +843,25 @@ func (s *System) carrier(profile string) (who, starting string, err error) {
 		}
 		tasks, own, err := l.process(pid, nil)
 		if err != nil {
-			return "", "", err
+			return nil, "", err
 		}
 		for _, t := range tasks {
-			switch {
-			case t.Problem != "":
-				return "", "", fmt.Errorf("the label of process %d: %s", t.PID, t.Problem)
-			case carries(t.Label, profile) || carries(l.next(t), profile):
-				return fmt.Sprintf("%s (PID %d) carries %s", clean(t.Comm), t.PID, t.Label), "", nil
-			case own && pid != 1 && t.Label.IsUnconfined() && t.Comm != "(sd-pam)" &&
-				(strings.HasPrefix(t.Comm, "(") && youngerThan(l.starts[pid], transitTime) || youngerThan(l.starts[pid], briefTime)):
+			if t.Problem != "" {
+				return nil, "", fmt.Errorf("the label of process %d: %s", t.PID, t.Problem)
+			}
+			next := l.next(t)
+			for _, p := range profiles {
+				if who[p] == "" && (carries(t.Label, p) || carries(next, p)) {
+					who[p] = fmt.Sprintf("%s (PID %d) carries %s", clean(t.Comm), t.PID, t.Label)
+				}
+			}
+			if own && pid != 1 && t.Label.IsUnconfined() && t.Comm != "(sd-pam)" &&
+				(strings.HasPrefix(t.Comm, "(") && youngerThan(l.starts[pid], transitTime) || youngerThan(l.starts[pid], briefTime)) {
 				starting = fmt.Sprintf("systemd is starting %s (PID %d), and whether under the profile cannot be told", clean(t.Comm), t.PID)
 			}
 		}
 	}
-	return "", starting, nil
+	return who, starting, nil
 }
 
 // next is the label that a task has asked for with its next exec; of most

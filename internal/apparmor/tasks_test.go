@@ -599,16 +599,16 @@ func TestUnloadRefusesWhatIsCarried(t *testing.T) {
 	h.loaded("x.1", "x", "enforce", "aa")
 	h.write(securityDir+"/.remove", "")
 	h.proc(proc{pid: 10, comm: "prog", labels: map[int]string{10: "y (enforce)", 11: "y//&x//hat (enforce)"}})
-	if err := h.Unload(ctx(t), "x"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "prog (PID 10)") {
+	if err := h.Unload(ctx(t), []string{"x"})["x"]; !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "prog (PID 10)") {
 		t.Errorf("%v", err)
 	}
 	h.proc(proc{pid: 10, comm: "prog", labels: map[int]string{10: "xy (enforce)", 11: "y (enforce)"}})
 	h.write("/proc/10/task/11/attr/apparmor/exec", "x (enforce)\n")
-	if err := h.Unload(ctx(t), "x"); !errors.Is(err, ErrInUse) {
+	if err := h.Unload(ctx(t), []string{"x"})["x"]; !errors.Is(err, ErrInUse) {
 		t.Errorf("the next exec will carry it: %v", err)
 	}
 	h.write("/proc/10/task/11/attr/apparmor/exec", "\n")
-	if err := h.Unload(ctx(t), "x"); err == nil || errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "the kernel still has it") {
+	if err := h.Unload(ctx(t), []string{"x"})["x"]; err == nil || errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "the kernel still has it") {
 		t.Errorf("%v", err)
 	}
 	if wrote, _ := os.ReadFile(filepath.Join(h.root, securityDir, ".remove")); string(wrote) != "x" {
@@ -617,19 +617,19 @@ func TestUnloadRefusesWhatIsCarried(t *testing.T) {
 	// One that is starting may be about to carry it.
 	h.proc(proc{pid: 1, comm: "systemd", exe: "/usr/lib/systemd/systemd", labels: one("unconfined", 1)})
 	h.proc(proc{pid: 13, comm: "(agent)", exe: systemdExecutor, ppid: 1, age: time.Second, labels: one("unconfined", 13)})
-	if err := h.Unload(ctx(t), "x"); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "is starting (agent)") {
+	if err := h.Unload(ctx(t), []string{"x"})["x"]; !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "is starting (agent)") {
 		t.Errorf("%v", err)
 	}
 	h.proc(proc{pid: 13, comm: "(sd-pam)", exe: systemdExecutor, ppid: 1, age: time.Second, labels: one("unconfined", 13)})
 	h.proc(proc{pid: 14, comm: "systemd", exe: "/usr/lib/systemd/systemd", uid: 7, ppid: 1, labels: one("unconfined", 14)})
-	if err := h.Unload(ctx(t), "x"); err == nil || errors.Is(err, ErrInUse) {
+	if err := h.Unload(ctx(t), []string{"x"})["x"]; err == nil || errors.Is(err, ErrInUse) {
 		t.Errorf("a session, or a user manager, keeps it loaded: %v", err)
 	}
 	h.proc(proc{pid: 12, comm: "odd", labels: one("? (?)", 12)})
-	if err := h.Unload(ctx(t), "x"); err == nil || !strings.Contains(err.Error(), "could not be told") {
+	if err := h.Unload(ctx(t), []string{"x"})["x"]; err == nil || !strings.Contains(err.Error(), "could not be told") {
 		t.Errorf("%v", err)
 	}
-	if err := h.Unload(ctx(t), "none"); err != nil {
+	if err := h.Unload(ctx(t), []string{"none"})["none"]; err != nil {
 		t.Error(err)
 	}
 }

@@ -694,7 +694,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	j.since = begun
 	var err error
 	if j.wasStopped() || j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit) {
-		err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, j) })
+		err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, []*job{j}) })
 	} else {
 		err = l.systemd.TryRestart(ctx, j.d.Unit)
 	}

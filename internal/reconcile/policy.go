@@ -356,16 +356,23 @@ func (l *Loop) hardened(j *job, failed map[string]error) {
 // replaced profile's children on to the new one. One that a task carries can go
 // only after the restart, so it is tried then once more.
 func (l *Loop) unloadChildren(ctx context.Context, jobs []*job) {
-	done := map[string]bool{}
+	var names []string
+	by := map[string]*job{}
 	for _, j := range jobs {
 		for _, a := range j.plan.Actions {
-			if !j.alive() || a.Kind != attach.UnloadChild || done[a.Target] {
-				continue
+			if j.alive() && a.Kind == attach.UnloadChild && by[a.Target] == nil {
+				by[a.Target] = j
+				names = append(names, a.Target)
 			}
-			done[a.Target] = true
-			if err := l.apparmor.Unload(ctx, a.Target); err != nil && (j.restarted || !j.plan.Has(attach.Restart)) {
-				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
-			}
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	failed := l.apparmor.Unload(ctx, names)
+	for _, name := range names {
+		if j := by[name]; failed[name] != nil && (j.restarted || !j.plan.Has(attach.Restart)) {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", failed[name]))
 		}
 	}
 }

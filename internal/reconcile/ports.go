@@ -94,9 +94,9 @@ type AppArmor interface {
 	// back; a name that is not loaded is unloaded by Restore, unless a task
 	// carries it.
 	Save(names []string) (Saved, error)
-	// Unload removes a profile and its children. It refuses while a task of
-	// the host carries one of them.
-	Unload(ctx context.Context, name string) error
+	// Unload removes profiles and their children, and gives what went wrong by
+	// name. It refuses one while a task of the host carries it or a child of it.
+	Unload(ctx context.Context, names []string) map[string]error
 
 	// Scan looks at all tasks of the unit: of its control groups, and its main
 	// and control process. Before and After are left to the caller.

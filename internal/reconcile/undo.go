@@ -299,15 +299,14 @@ func (l *Loop) restoreAccepted(ctx context.Context, j *job) {
 // unloadCutOff unloads what an attach that was cut off had loaded: it was there
 // already when this one began.
 func (l *Loop) unloadCutOff(ctx context.Context, j *job, c attach.Compiled) {
+	of := func(name string) bool { _, ok := c.Checksums[name]; return ok }
+	failed := l.apparmor.Unload(ctx, slices.DeleteFunc(slices.Clone(j.before.Loaded), func(name string) bool { return !of(name) }))
 	j.before.Loaded = slices.DeleteFunc(j.before.Loaded, func(name string) bool {
-		if _, ok := c.Checksums[name]; !ok {
+		if err := failed[name]; err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
 			return false
 		}
-		err := l.apparmor.Unload(ctx, name)
-		if err != nil {
-			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
-		}
-		return err == nil
+		return of(name)
 	})
 	j.d.Record.Loaded = j.before.Loaded
 }
@@ -410,6 +409,7 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 
 // finishDetached is step 9.
 func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
+	var done []*job
 	for _, j := range jobs {
 		if j.d.Attachment != nil || j.over {
 			continue
@@ -426,7 +426,10 @@ func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
 		if ctx.Err() != nil {
 			continue // the record stays, and the next start goes on
 		}
-		l.unloadPolicies(ctx, j)
+		done = append(done, j)
+	}
+	l.unloadPolicies(ctx, done)
+	for _, j := range done {
 		l.bequeath(j.d)
 		l.forget(j.d.Unit)
 		l.unpublish(j.d.Unit)
@@ -458,27 +461,43 @@ func (l *Loop) handOver(unit, profile string) string {
 	return heir.Unit
 }
 
-// unloadPolicies takes back what the attachment had loaded, once.
-func (l *Loop) unloadPolicies(ctx context.Context, j *job) {
-	if j.unloaded {
+// unloadPolicies takes back what attachments had loaded, once, and all together:
+// whether a task carries one of the profiles takes a look at every task of the host.
+func (l *Loop) unloadPolicies(ctx context.Context, jobs []*job) {
+	type target struct {
+		j    *job
+		name string
+	}
+	var targets []target
+	var names []string
+	for _, j := range jobs {
+		if j.unloaded {
+			continue
+		}
+		j.unloaded = true
+		for _, a := range j.plan.Actions {
+			if a.Kind != attach.UnloadPolicy {
+				continue
+			}
+			if other := l.handOver(j.d.Unit, a.Target); other != "" {
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s is attached to %s too", other, a.Target))
+				continue
+			}
+			targets, names = append(targets, target{j, a.Target}), append(names, a.Target)
+		}
+	}
+	if len(names) == 0 {
 		return
 	}
-	j.unloaded = true
-	for _, a := range j.plan.Actions {
-		if a.Kind != attach.UnloadPolicy {
+	failed := l.apparmor.Unload(ctx, names)
+	for _, t := range targets {
+		if err := failed[t.name]; err != nil {
+			t.j.out.Notes = append(t.j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
+			t.j.event(attach.StepPolicy, attach.Skipped, "profile %s stays loaded: %v", t.name, err)
 			continue
 		}
-		if other := l.handOver(j.d.Unit, a.Target); other != "" {
-			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s is attached to %s too", other, a.Target))
-			continue
-		}
-		if err := l.apparmor.Unload(ctx, a.Target); err != nil {
-			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
-			j.event(attach.StepPolicy, attach.Skipped, "profile %s stays loaded: %v", a.Target, err)
-			continue
-		}
-		j.out.Changed = true
-		j.event(attach.StepPolicy, attach.Done, "profile %s unloaded", a.Target)
+		t.j.out.Changed = true
+		t.j.event(attach.StepPolicy, attach.Done, "profile %s unloaded", t.name)
 	}
 }
 

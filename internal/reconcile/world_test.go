@@ -614,7 +614,7 @@ func (s saved) Restore(ctx context.Context) error {
 		}
 		s.w.mu.Unlock()
 		if !had {
-			if err := s.w.Unload(ctx, n); err != nil {
+			if err := s.w.Unload(ctx, []string{n})[n]; err != nil {
 				return err
 			}
 		}
@@ -627,8 +627,18 @@ func (w *world) Save(names []string) (Saved, error) {
 	return saved{w, maps.Clone(w.kernel), names}, nil
 }
 
-func (w *world) Unload(_ context.Context, name string) error {
+func (w *world) Unload(_ context.Context, names []string) map[string]error {
 	defer w.lock()()
+	failed := map[string]error{}
+	for _, name := range names {
+		if err := w.unload(name); err != nil {
+			failed[name] = err
+		}
+	}
+	return failed
+}
+
+func (w *world) unload(name string) error {
 	for _, u := range w.units {
 		if u.running && strings.HasPrefix(u.label, name+" ") {
 			return fmt.Errorf("cannot unload %s: tasks of %s carry it", name, u.name)
