@@ -210,6 +210,14 @@ const (
 	SystemdUnheard   Code = "systemd-unheard"
 )
 
+// What became of the last start.
+const (
+	StartFailed    Code = "start-failed"
+	StartNoProfile Code = "start-without-profile"
+	StartUnclear   Code = "start-status-231"
+	StartSkipped   Code = "start-skipped"
+)
+
 var entries = []Entry{
 	{AppArmorOff, "AppArmor is off",
 		"The kernel runs without AppArmor, so no profile confines anything, and systemd skips AppArmorProfile= without a word. Start the kernel with apparmor=1 security=apparmor (or lsm=…,apparmor) and reboot.", NotConfined},
@@ -319,6 +327,11 @@ var entries = []Entry{
 	{TasksUnstable, "The tasks would not hold still", "Tasks came and went so fast, or were so new (systemd on its way to the program), that no look could be relied on. It passes by itself; look again.", Unknown},
 	{ScanFailed, "The tasks could not be looked at", "The unit's control group or /proc could not be read.", Unknown},
 	{SystemdUnheard, "systemd did not answer", "The unit's state could not be read over D-Bus.", Unknown},
+
+	{StartFailed, "The last start failed", "A command of the unit ended with an error, or systemd gave up on it. That can have nothing to do with AppArmor: the unit's own messages are in its journal. Where a rule is missing in the profile, a denial shows beside it.", Unknown},
+	{StartNoProfile, "systemd could not put the profile on", "Before systemd executes the program it switches to the profile of AppArmorProfile=, and where that fails it executes nothing: status 231/APPARMOR. Most often no profile of that name is loaded. So the unit is down, and nothing of it runs without the profile.", Unknown},
+	{StartUnclear, "Status 231 can mean two things", "systemd gives the status 231/APPARMOR to a process that could not switch to the profile, and a program may end with 231 by itself. Which of the two it was could not be told this time. If the profile is not loaded, it was the first one.", Unknown},
+	{StartSkipped, "systemd skipped the start", "A unit file can name conditions for a start. Where one does not hold, systemd starts nothing, and says so in the unit's status.", Unknown},
 }
 
 var catalogue = func() map[Code]Entry {
