@@ -42,7 +42,7 @@ func (d Denial) Words() string {
 	fmt.Fprintf(&b, "the kernel %s %s by %s%s", verb, d.act(), who, times)
 	switch p := d.Rule(); {
 	case p.Rule != "":
-		fmt.Fprintf(&b, "; profile %s needs the rule %q if that is right", p.Profile, p.Rule)
+		fmt.Fprintf(&b, "; profile %s needs the rule `%s` if that is right", p.Profile, p.Rule)
 	case p.Note != "":
 		fmt.Fprintf(&b, "; no rule is proposed: %s", p.Note)
 	}

@@ -161,6 +161,7 @@ func (e *Explanation) attached(s Status, c Case) {
 			e.add(r.Code.Bearing() != Confined, r)
 		}
 	}
+	known := len(e.Reasons)
 	if c.Start != nil {
 		if c.Start.LoadState == "masked" {
 			e.add(true, because(UnitMasked, "%s is masked", e.Unit))
@@ -169,8 +170,8 @@ func (e *Explanation) attached(s Status, c Case) {
 			e.add(true, *why)
 		}
 	}
-	for _, r := range v.Reasons {
-		e.add(r.Code.Bearing() != Confined, r)
+	if idle := v.why(NotRunning); idle != nil && len(e.Reasons) == known {
+		e.add(true, *idle)
 	}
 	if held {
 		e.add(true, because(Held, "the attach failed at %s", s.Held.Since.Format("2006-01-02 15:04:05 MST")).next("aaunitctl attach "+e.Unit))
@@ -537,7 +538,7 @@ func commandIn(next string) (Command, bool) {
 		next = then
 	}
 	words := strings.Fields(next)
-	if len(words) < 2 || strings.Join(words, " ") != next || slices.ContainsFunc(words, func(w string) bool { return !plainShell(w) }) {
+	if len(words) < 2 || strings.Join(words, " ") != next || slices.ContainsFunc(words, func(w string) bool { return !plainShell(w) || blanks[w] }) {
 		return Command{}, false
 	}
 	root, known := programs[words[0]]
@@ -546,6 +547,9 @@ func commandIn(next string) (Command, bool) {
 	}
 	return Command{Line: next, Root: root && !slices.Contains(reading, words[1])}, true
 }
+
+// blanks stand for what a person has to fill in.
+var blanks = map[string]bool{"NAME": true, "PROFILE": true, "UNIT": true, "FILE": true, "CODE": true}
 
 func plainShell(w string) bool {
 	return w != "" && !strings.ContainsFunc(w, func(r rune) bool {

@@ -200,7 +200,7 @@ func (s LastStart) why(unit string) *Reason {
 		return ptr(because(StartFailed, "%s", s.result(unit)))
 	}
 	f := *s.Failed
-	what := fmt.Sprintf("%s of %s (%s)", f.Property, unit, quoted(f.Path))
+	what := fmt.Sprintf("%s= of %s (%s)", f.Property, unit, quoted(f.Path))
 	if f.Code != codeExited {
 		how := "was killed by"
 		if f.Code == codeDumped {
@@ -213,17 +213,14 @@ func (s LastStart) why(unit string) *Reason {
 		return ptr(because(StartFailed, "%s", text))
 	}
 	if f.Status == exitAppArmor || s.Reached == No && strings.Contains(s.By, "change of profile") {
-		profile := s.Profile
-		if profile == "" {
-			profile = "the profile"
-		}
+		profile := quoted(s.Profile)
 		switch s.Reached {
 		case No:
-			return ptr(because(StartNoProfile, "systemd could not switch to %s before it executed %s, and executed nothing: %s", profile, what, s.By))
+			return ptr(because(StartNoProfile, "systemd could not switch to profile %s for %s, so it executed nothing: %s", profile, what, s.By))
 		case Yes:
 			return ptr(because(StartFailed, "%s ended with status 231 by itself; it is not systemd's 231/APPARMOR: %s", what, s.By))
 		}
-		return ptr(because(StartUnclear, "%s ended with status 231: either systemd could not switch to %s, or the program ended so by itself; %s", what, profile, s.By))
+		return ptr(because(StartUnclear, "%s ended with status 231: either systemd could not switch to profile %s, or the program ended so by itself; %s", what, profile, s.By))
 	}
 	text := fmt.Sprintf("%s ended with status %d", what, f.Status)
 	if step, ok := systemdSteps[f.Status]; ok && !(s.Reached == Yes && f.Status != 203) {

@@ -54,7 +54,7 @@ func TestStatus231(t *testing.T) {
 		"records were lost":       {failedUnit(231), nil, Hearing{Since: heard.Since, Lost: 1}, CouldNotTell, StartUnclear, "not known"},
 		"deaf now":                {failedUnit(231), nil, Hearing{Since: heard.Since, Deaf: "x"}, CouldNotTell, StartUnclear, "not known"},
 		"another root directory":  {rooted, nil, heard, CouldNotTell, StartUnclear, "RootDirectory="},
-		"a command before it":     {pre, nil, Hearing{}, CouldNotTell, StartUnclear, "ExecStartPre of a.service (/usr/bin/pre)"},
+		"a command before it":     {pre, nil, Hearing{}, CouldNotTell, StartUnclear, "ExecStartPre= of a.service (/usr/bin/pre)"},
 		"the record of a command": {pre, []Denial{refusedChange(8, time.Second)}, heard, No, StartNoProfile, "ExecStartPre"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestWhyAStartFailed(t *testing.T) {
 		code Code // "": nothing speaks of a failure
 		says []string
 	}{
-		"status":              {failedUnit(3, startAt), StartFailed, []string{"ExecStart of a.service (/usr/bin/a) ended with status 3"}},
+		"status":              {failedUnit(3, startAt), StartFailed, []string{"ExecStart= of a.service (/usr/bin/a) ended with status 3"}},
 		"step of systemd's":   {failedUnit(226, time.Time{}), StartFailed, []string{"226/NAMESPACE", "PrivateTmp="}},
 		"perhaps systemd's":   {failedUnit(226), StartFailed, []string{"226/NAMESPACE", "a program can end with that status, too"}},
 		"the program's 226":   {failedUnit(226, startAt), StartFailed, []string{"ended with status 226"}},
@@ -127,15 +127,15 @@ func TestDenialWords(t *testing.T) {
 		want string
 	}{
 		{Denial{Operation: "open", Name: "/etc/x", Denied: "w", Profile: "a", Comm: "y", Count: 12},
-			`the kernel refused open for writing of /etc/x by program y 12 times; profile a needs the rule "/etc/x w," if that is right`},
+			`the kernel refused open for writing of /etc/x by program y 12 times; profile a needs the rule ` + "`/etc/x w,`" + ` if that is right`},
 		{Denial{Operation: "mknod", Name: "/srv/a b", Denied: "c", Profile: "a", Comm: "y", HasOwner: true, Count: 1},
-			`the kernel refused mknod for creating of "/srv/a b" by program y; profile a needs the rule "owner \"/srv/a b\" w," if that is right`},
+			`the kernel refused mknod for creating of "/srv/a b" by program y; profile a needs the rule ` + "`owner \"/srv/a b\" w,`" + ` if that is right`},
 		{Denial{Operation: "exec", Name: "/usr/bin/id", Denied: "x", Profile: "a", Comm: "sh", Allowed: true},
-			`the kernel let pass, since the profile only complains, running /usr/bin/id by program sh; profile a needs the rule "/usr/bin/id ix," if that is right`},
+			`the kernel let pass, since the profile only complains, running /usr/bin/id by program sh; profile a needs the rule ` + "`/usr/bin/id ix,`" + ` if that is right`},
 		{Denial{Operation: "capable", Capability: "net_admin", Profile: "a", Comm: "y", Killed: true},
-			`the kernel refused, and ended the program for, the capability net_admin by program y; profile a needs the rule "capability net_admin," if that is right`},
+			`the kernel refused, and ended the program for, the capability net_admin by program y; profile a needs the rule ` + "`capability net_admin,`" + ` if that is right`},
 		{Denial{Operation: "create", Class: "net", Family: "inet", SockType: "stream", Profile: "a", Denied: "create", Comm: "y"},
-			`the kernel refused create of a socket of inet stream by program y; profile a needs the rule "network inet stream," if that is right`},
+			`the kernel refused create of a socket of inet stream by program y; profile a needs the rule ` + "`network inet stream,`" + ` if that is right`},
 		{Denial{Operation: "change_onexec", Name: "gone", Info: "label not found", Profile: Unconfined, Comm: "(y)", Count: 3},
 			`the kernel refused systemd's switch to profile gone 3 times: label not found`},
 		{Denial{Operation: "change_profile", Name: "unconfined", Profile: "a", Comm: "y"},

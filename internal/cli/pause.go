@@ -1,7 +1,6 @@
 package cli
 
 import (
-
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/spf13/cobra"
 )
