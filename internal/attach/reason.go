@@ -109,6 +109,7 @@ const (
 	ProfileCorrected   Code = "profile-name-corrected"
 	ProfileNameBad     Code = "profile-name-bad"
 	ProfileBroken      Code = "profile-does-not-compile"
+	ProfilePartly      Code = "profile-checked-in-part"
 	ProfileUntrusted   Code = "profile-file-untrusted"
 	ProfileDuplicate   Code = "profile-duplicate-name"
 	ProfileDisabled    Code = "profile-disabled"
@@ -245,6 +246,7 @@ var entries = []Entry{
 	{ProfileCorrected, "A name was corrected", "AppArmorProfile= wants the profile's internal name, the word after \"profile\" in its text, not the name of the file that holds it.", Confined},
 	{ProfileNameBad, "The profile's name cannot be used", "systemd would read the name as something else. Rename the profile: profile NAME /path { … }", Unknown},
 	{ProfileBroken, "The profile does not compile", "apparmor_parser refuses the text, so it cannot be loaded. What is loaded now stays as it is.", Unknown},
+	{ProfilePartly, "Only a part of the profile was checked", "A rule that does not compile hides whatever else is wrong with a profile. For the check alone, what the parser refuses was left out and the rest was compiled, where that was possible. Nothing of it is loaded. Correct the lines that are named, and check again.", Unknown},
 	{ProfileUntrusted, "Others than root can write the profile", "A profile that somebody else can change confines nobody. The file, the files it includes and their directories must belong to root and be writable by root alone.", Unknown},
 	{ProfileDuplicate, "Two files define the profile", "The file that is loaded last wins, which is an accident of the boot. Rename or remove one of them.", Unknown},
 	{ProfileDisabled, "The profile is disabled", "A link in /etc/apparmor.d/disable makes apparmor.service skip the file, so after a reboot the profile is missing. Run: aa-enforce FILE, or remove the link.", Unknown},
