@@ -115,7 +115,7 @@ func (s *System) parse(ctx context.Context, c *copied, files int, args ...string
 		where = append(where, "--Include", c.of(dir))
 	}
 	if s.opt.Features != "" {
-		where = append(where, "--kernel-features", s.opt.Features)
+		where = append(where, "--kernel-features", c.features())
 	}
 	args = append(where, args...)
 	stdout := &limited{max: s.opt.ParserOutput, over: cancel}

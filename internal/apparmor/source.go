@@ -458,6 +458,13 @@ func (s *System) copyTree() (*copied, error) {
 			break
 		}
 	}
+	if err == nil && s.opt.Features != "" {
+		// The parser's user may read nothing else.
+		var data []byte
+		if data, err = readFollowing(s.opt.Features); err == nil {
+			err = os.WriteFile(c.features(), data, 0o644)
+		}
+	}
 	if err == nil {
 		err = os.Chmod(dir, 0o750)
 	}
@@ -472,6 +479,8 @@ func (c *copied) remove() { _ = os.RemoveAll(c.dir) }
 
 // base is the copy's /etc/apparmor.d.
 func (c *copied) base() string { return c.of(c.profiles) }
+
+func (c *copied) features() string { return filepath.Join(c.dir, "features") }
 
 // of is where a path lies in the copy.
 func (c *copied) of(p string) string { return filepath.Join(c.dir, "root", p) }
