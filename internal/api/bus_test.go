@@ -386,6 +386,18 @@ func (m *fakeManager) Check(_ context.Context, args []string, trusted bool) ([]a
 	return nil, nil
 }
 
+func (m *fakeManager) Explain(_ context.Context, units []string, plans bool) attach.CaseReport {
+	why := attach.Because(attach.TaskUnconfined, "secret (PID 7) is unconfined")
+	d := attach.Seen(attach.Denial{Count: 2, Profile: "agent", Operation: "open", Denied: "r", Name: "/etc/shadow"})
+	c := attach.Case{Unit: strings.Join(units, " "), Denials: []attach.SeenDenial{d}, LeftOut: 1,
+		Status: &attach.Status{Unit: "a.service", Verdict: &attach.Verdict{Answer: attach.NotConfined, Reasons: []attach.Reason{why}}},
+		Start:  &attach.LastStart{ActiveState: "failed"}}
+	if plans {
+		c.Plan = &attach.Outcome{Unit: "a.service"}
+	}
+	return attach.CaseReport{Cases: []attach.Case{c}}
+}
+
 func (m *fakeManager) Denials(units []string, since time.Time) attach.DenialReport {
 	m.mu.Lock()
 	defer m.mu.Unlock()

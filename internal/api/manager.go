@@ -42,6 +42,9 @@ type Manager interface {
 	// Query asks profiles, by name or file, whether their compiled policy allows
 	// something; none: all profiles. trusted as in attach.Request.
 	Query(ctx context.Context, profiles []string, question string, trusted bool) ([]attach.QueryResult, error)
+	// Explain gathers what is known of units (names and globs; none: all that are
+	// attached) and, with plans, what an attach of the others would come to.
+	Explain(ctx context.Context, units []string, plans bool) attach.CaseReport
 	// Denials says what was denied to attached units (names and globs; none: all)
 	// from since on, at once from what is known.
 	Denials(units []string, since time.Time) attach.DenialReport
@@ -73,6 +76,7 @@ var managerIface = iface{
 		{name: "ListProfiles", out: []param{{"profiles", "s"}}, large: true, call: callListProfiles},
 		{name: "Denials", in: []param{{"units", "as"}, {"since", "t"}}, out: []param{{"denials", "s"}}, large: true, call: callDenials},
 		{name: "WaitDenials", in: []param{{"units", "as"}, {"cursor", "s"}}, out: []param{{"denials", "s"}}, call: callWaitDenials},
+		{name: "Explain", in: []param{{"units", "as"}}, out: []param{{"cases", "s"}}, large: true, call: callExplain},
 		{name: "Check", in: []param{{"names", "as"}}, out: []param{{"outcomes", "s"}}, call: callCheck},
 		{name: "Query", in: []param{{"profiles", "as"}, {"question", "s"}}, out: []param{{"results", "s"}}, call: callQuery},
 	},

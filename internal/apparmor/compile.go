@@ -311,6 +311,11 @@ func (s *System) Environment() string {
 			}
 		}
 	}
+	if s.opt.Features != "" {
+		var st unix.Stat_t
+		_ = unix.Stat(s.opt.Features, &st)
+		fmt.Fprintf(h, "%s %+v\n", s.opt.Features, signatureOf(&st))
+	}
 	fmt.Fprintln(h, s.kernelFeatures())
 	return hex.EncodeToString(h.Sum(nil))
 }
@@ -338,4 +343,22 @@ func (s *System) kernelFeatures() string {
 	}
 	s.features.digest = hex.EncodeToString(h.Sum(nil))
 	return s.features.digest
+}
+
+// packagedFeatures are those of the kernel that the distribution's AppArmor was
+// made for (Debian's package apparmor).
+const packagedFeatures = "/usr/share/apparmor-features/features"
+
+// FeaturesHere says for which kernel policy is compiled on this machine: for the
+// one that runs, where it has AppArmor, which is file ""; else for the one that
+// the distribution's package describes. ok is false where there is neither: the
+// parser would take a kernel then that mediates next to nothing.
+func FeaturesHere() (file string, ok bool) {
+	if names, err := os.ReadDir(filepath.Join(securityDir, "features")); err == nil && len(names) > 0 {
+		return "", true
+	}
+	if st, err := os.Stat(packagedFeatures); err == nil && st.Mode().IsRegular() {
+		return packagedFeatures, true
+	}
+	return "", false
 }

@@ -38,6 +38,7 @@ type Said struct {
 	Text    string            // what it printed, with the real names of files
 	Sources map[string][]byte // the file and what it includes, by path
 	Version string            // the first line of --version; "" is not known
+	Dir     string            // where included files are looked for; "" is /etc/apparmor.d
 	// Beside are files that exist where an included one was looked for and not
 	// found, and Unread why a file that exists could not be read.
 	Beside []string
@@ -90,6 +91,9 @@ func messages(said string) []message {
 // that it is given makes it fail: where it finds no cause, it repeats the
 // parser's words.
 func Diagnose(said Said) Diagnosis {
+	if said.Dir == "" {
+		said.Dir = profileDir
+	}
 	d := &diagnoser{Said: said, version: parseVersion(said.Version), stmts: map[string][]statement{}}
 	all := messages(said.Text)
 	var texts []string
@@ -415,9 +419,9 @@ func tokenWords(s string) string {
 }
 
 // includePath is the file that an include stands for.
-func includePath(name string) string {
+func (d *diagnoser) includePath(name string) string {
 	if path.IsAbs(name) {
 		return path.Clean(name)
 	}
-	return path.Join(profileDir, name)
+	return path.Join(d.Dir, name)
 }

@@ -257,11 +257,11 @@ func (d *diagnoser) noEnd(m message, _ []string) (Diagnosis, bool) {
 // include explains an include or abi file that cannot be opened.
 func (d *diagnoser) include(m message, words []string) (Diagnosis, bool) {
 	name := words[1]
-	file := includePath(name)
+	file := d.includePath(name)
 	off, kind := -1, "include"
 	for _, s := range d.around(m.file, m.line) {
 		for _, w := range s.words {
-			if (w.Kind == rules.Include || w.Kind == rules.ABI) && (w.Text == name || includePath(w.Text) == file) && w.To > w.From {
+			if (w.Kind == rules.Include || w.Kind == rules.ABI) && (w.Text == name || d.includePath(w.Text) == file) && w.To > w.From {
 				off = w.From
 				if w.Kind == rules.ABI {
 					kind = "abi"
@@ -280,18 +280,18 @@ func (d *diagnoser) include(m message, words []string) (Diagnosis, bool) {
 	}
 	out.Cause = fmt.Sprintf("there is no file %s, which this line asks for.", file)
 	switch like := d.similar(file); {
-	case kind == "abi" && !strings.HasPrefix(like, profileDir+"/abi/"):
-		return helped(out, "Name an abi file that this system has; ls %s/abi lists them. Without an abi line the parser takes the one of its own version.", profileDir), true
+	case kind == "abi" && !strings.HasPrefix(like, d.Dir+"/abi/"):
+		return helped(out, "Name an abi file that this system has; ls %s/abi lists them. Without an abi line the parser takes the one of its own version.", d.Dir), true
 	case kind == "abi":
-		return helped(out, "Did you mean abi <%s>? An abi file describes what a version of AppArmor can do; a profile from another system may name one that is not here.", strings.TrimPrefix(like, profileDir+"/")), true
-	case strings.HasPrefix(like, profileDir+"/"):
-		out = helped(out, "Did you mean include <%s>?", strings.TrimPrefix(like, profileDir+"/"))
+		return helped(out, "Did you mean abi <%s>? An abi file describes what a version of AppArmor can do; a profile from another system may name one that is not here.", strings.TrimPrefix(like, d.Dir+"/")), true
+	case strings.HasPrefix(like, d.Dir+"/"):
+		out = helped(out, "Did you mean include <%s>?", strings.TrimPrefix(like, d.Dir+"/"))
 	case like != "":
 		out = helped(out, "Did you mean include %q?", like)
 	default:
 		out = helped(out, "Look for a misspelt name, or install the package that brings the file.")
 	}
-	out.Help += fmt.Sprintf(" If the file may be missing, write: include if exists <%s>", strings.TrimPrefix(file, profileDir+"/"))
+	out.Help += fmt.Sprintf(" If the file may be missing, write: include if exists <%s>", strings.TrimPrefix(file, d.Dir+"/"))
 	return out, true
 }
 

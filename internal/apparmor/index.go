@@ -269,7 +269,7 @@ func (s *System) present(found []attach.Profile) []attach.Profile {
 // one of the same base name that the parser can read (test_for_dir_mode in
 // parser/parser_main.c). It counts for files elsewhere, too.
 func (s *System) link(kind, file string) string {
-	p := path.Join(profileDir, kind, path.Base(file))
+	p := path.Join(s.opt.Profiles, kind, path.Base(file))
 	if _, err := os.Stat(s.real(p)); err != nil {
 		return ""
 	}
@@ -282,7 +282,7 @@ func (s *System) link(kind, file string) string {
 func (s *System) refresh() {
 	ix := &s.index
 	var st unix.Stat_t
-	if err := unix.Stat(s.real(profileDir), &st); err != nil {
+	if err := unix.Stat(s.real(s.opt.Profiles), &st); err != nil {
 		ix.found(nil)
 		ix.watch.dirty()
 		return
@@ -292,7 +292,7 @@ func (s *System) refresh() {
 	}
 	ix.watch.look()
 	ix.dirMtime = st.Mtim
-	entries, err := os.ReadDir(s.real(profileDir))
+	entries, err := os.ReadDir(s.real(s.opt.Profiles))
 	if err != nil {
 		ix.watch.dirty()
 		return
@@ -304,7 +304,7 @@ func (s *System) refresh() {
 		if skipped(e.Name()) || e.IsDir() || len(files)+len(stale) >= maxIndexed {
 			continue
 		}
-		p := path.Join(profileDir, e.Name())
+		p := path.Join(s.opt.Profiles, e.Name())
 		if old := ix.files[p]; old != nil && s.fresh(old, look) {
 			files[p] = old
 			continue

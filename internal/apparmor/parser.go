@@ -110,7 +110,14 @@ func (s *System) parse(ctx context.Context, c *copied, files int, args ...string
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 
-	args = append([]string{"--base", c.base(), "--quiet", "--jobs", "1"}, args...)
+	where := []string{"--base", c.base(), "--quiet", "--jobs", "1"}
+	for _, dir := range s.opt.Include {
+		where = append(where, "--Include", c.of(dir))
+	}
+	if s.opt.Features != "" {
+		where = append(where, "--kernel-features", c.features())
+	}
+	args = append(where, args...)
 	stdout := &limited{max: s.opt.ParserOutput, over: cancel}
 	stderr := &limited{max: 1 << 20, over: cancel}
 	run := func(cred *syscall.Credential) error {
@@ -358,7 +365,7 @@ func (e *compileError) Error() string {
 }
 
 func newCompileError(src *source, said string, ended error, version string) *compileError {
-	in := Said{File: src.file, Text: said, Sources: map[string][]byte{}, Version: version, Beside: src.beside, Unread: map[string]string{}}
+	in := Said{File: src.file, Text: said, Sources: map[string][]byte{}, Version: version, Dir: src.profiles, Beside: src.beside, Unread: map[string]string{}}
 	for p, c := range src.files {
 		switch {
 		case c.err == nil:

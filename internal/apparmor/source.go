@@ -133,7 +133,9 @@ func (r *reader) read(p string) *content {
 	case errors.Is(err, fs.ErrNotExist):
 		c.err = err
 	default:
-		c.untrusted = fmt.Errorf("%s: %s: %w", p, bare(err, real), ErrUntrusted)
+		if !r.s.opt.AnyOwner {
+			c.untrusted = fmt.Errorf("%s: %s: %w", p, bare(err, real), ErrUntrusted)
+		}
 		c.data, c.err = readFollowing(real)
 	}
 	return c
@@ -152,6 +154,8 @@ func bare(err error, real string) string {
 
 func (r *reader) trust(p string, f safefile.File) error {
 	switch {
+	case r.s.opt.AnyOwner:
+		return nil
 	case int(f.UID) != r.s.opt.Owner:
 		return fmt.Errorf("%s belongs to user %d, not to root: %w", p, f.UID, ErrUntrusted)
 	case f.Mode&0o022 != 0:
@@ -164,7 +168,7 @@ func (r *reader) trust(p string, f safefile.File) error {
 // one above it. The walk goes top-down: what a trusted directory holds cannot
 // be exchanged by others.
 func (r *reader) trustDir(dir string) error {
-	if err, ok := r.dirs[dir]; ok {
+	if err, ok := r.dirs[dir]; ok || r.s.opt.AnyOwner {
 		return err
 	}
 	var err error
@@ -236,11 +240,20 @@ func (r *reader) included(angle bool, p string) (files []string, dir string) {
 	if p == "" {
 		return nil, ""
 	}
-	full := p
-	if angle || !path.IsAbs(p) {
-		full = path.Join(profileDir, p)
+	if !angle && path.IsAbs(p) {
+		return r.at(path.Clean(p))
 	}
-	full = path.Clean(full)
+	for _, above := range r.s.opt.Include {
+		full := path.Join(above, p)
+		if r.list(full) != nil || r.read(full).err == nil {
+			return r.at(full)
+		}
+	}
+	return r.at(path.Join(r.s.opt.Profiles, p))
+}
+
+// at gives the file at a path, or the files of the directory there.
+func (r *reader) at(full string) (files []string, dir string) {
 	if names := r.list(full); names != nil {
 		for _, n := range names {
 			files = append(files, path.Join(full, n))
@@ -252,10 +265,11 @@ func (r *reader) included(angle bool, p string) (files []string, dir string) {
 
 // source is a profile file with everything it includes.
 type source struct {
-	file   string
-	files  map[string]*content
-	dirs   []string // included directories
-	digest string   // SHA-256 over names and contents
+	file     string
+	profiles string // what stands for /etc/apparmor.d
+	files    map[string]*content
+	dirs     []string // included directories
+	digest   string   // SHA-256 over names and contents
 	// untrusted says why it must not be compiled into policy.
 	untrusted error
 	scan      textScan
@@ -270,7 +284,10 @@ const maxBeside = 4096
 // may have been meant: its own, those that have a similar name, and those that
 // hold what profiles include.
 func (r *reader) beside(p string) []string {
-	dirs := []string{path.Dir(p), profileDir + "/abstractions", profileDir + "/tunables", profileDir + "/abi", profileDir + "/local"}
+	dirs := []string{path.Dir(p)}
+	for _, name := range []string{"abstractions", "tunables", "abi", "local"} {
+		dirs = append(dirs, path.Join(r.s.opt.Profiles, name))
+	}
 	if up := path.Dir(path.Dir(p)); r.list(path.Dir(p)) == nil && !r.kept {
 		entries, _ := os.ReadDir(r.s.real(up))
 		var there []string
@@ -316,7 +333,7 @@ func (r *reader) source(file string) (*source, error) {
 	if top.err != nil {
 		return nil, top.err
 	}
-	src := &source{file: file, files: map[string]*content{}}
+	src := &source{file: file, profiles: r.s.opt.Profiles, files: map[string]*content{}}
 	total := 0
 	queue := []string{file}
 	for len(queue) > 0 {
@@ -403,10 +420,11 @@ func digestOf(files map[string]*content) string {
 // copied is a private copy of profiles and what they include, for a parser
 // that may read nothing else and change nothing.
 type copied struct {
-	dir   string
-	id    int // the user and group that may read it; 0 none
-	names map[string]string
-	n     int
+	dir      string
+	profiles string // what stands for /etc/apparmor.d
+	id       int    // the user and group that may read it; 0 none
+	names    map[string]string
+	n        int
 }
 
 // unusedIDs are user ids that nobody has: systemd's list of the ranges in use
@@ -428,7 +446,7 @@ func (s *System) copyTree() (*copied, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a directory for the parser: %w", err)
 	}
-	c := &copied{dir: dir, names: map[string]string{}}
+	c := &copied{dir: dir, profiles: s.opt.Profiles, names: map[string]string{}}
 	if os.Geteuid() == 0 {
 		c.id = unusedIDs + int(b[0])<<16 + int(b[1])<<8 + int(b[2])
 		if err := os.Chown(dir, 0, c.id); err != nil {
@@ -438,6 +456,13 @@ func (s *System) copyTree() (*copied, error) {
 	for _, d := range []string{dir, filepath.Join(dir, "root"), c.base(), filepath.Join(dir, "top")} {
 		if err = os.MkdirAll(d, 0o755); err != nil {
 			break
+		}
+	}
+	if err == nil && s.opt.Features != "" {
+		// The parser's user may read nothing else.
+		var data []byte
+		if data, err = readFollowing(s.opt.Features); err == nil {
+			err = os.WriteFile(c.features(), data, 0o644)
 		}
 	}
 	if err == nil {
@@ -453,7 +478,12 @@ func (s *System) copyTree() (*copied, error) {
 func (c *copied) remove() { _ = os.RemoveAll(c.dir) }
 
 // base is the copy's /etc/apparmor.d.
-func (c *copied) base() string { return filepath.Join(c.dir, "root", profileDir) }
+func (c *copied) base() string { return c.of(c.profiles) }
+
+func (c *copied) features() string { return filepath.Join(c.dir, "features") }
+
+// of is where a path lies in the copy.
+func (c *copied) of(p string) string { return filepath.Join(c.dir, "root", p) }
 
 // add copies a profile file and what it includes, and gives the path to hand
 // to the parser: one of our own making, whatever the file is called.

@@ -48,6 +48,17 @@ type Options struct {
 	// Parsers are the absolute paths at which apparmor_parser is looked for;
 	// nil means /usr/sbin and /sbin. $PATH is never asked.
 	Parsers []string
+	// Profiles is the directory that stands in the place of /etc/apparmor.d, where
+	// included files are looked for; "" is that. Include are directories in which
+	// they are looked for before, like the parser's -I.
+	Profiles string
+	Include  []string
+	// Features is a file with a kernel's features, for which policy is compiled;
+	// "" means those of the running kernel.
+	Features string
+	// AnyOwner takes files that belong to anybody, behind links too: for checks in a
+	// directory of sources, of which nothing is loaded.
+	AnyOwner bool
 	// Scratch is where private copies of profiles are put for the parser; it is
 	// made when missing. "" means /run/aaunit, or the directory for temporary
 	// files where the process is not root's.
@@ -96,6 +107,9 @@ type System struct {
 
 // New gives the AppArmor of a host. It touches nothing yet.
 func New(o Options) *System {
+	if o.Profiles == "" {
+		o.Profiles = profileDir
+	}
 	if o.Parsers == nil {
 		o.Parsers = []string{"/usr/sbin/apparmor_parser", "/sbin/apparmor_parser"}
 	}

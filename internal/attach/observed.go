@@ -91,6 +91,16 @@ type Unit struct {
 	// ExecMainStatus is the exit status of the main process when it ended.
 	ExecMainCode   int `json:"execMainCode,omitempty"` // CLD_EXITED = 1, CLD_KILLED = 2, …
 	ExecMainStatus int `json:"execMainStatus,omitempty"`
+	// Runs are the last runs of the unit's commands, of the main one first.
+	Runs []Run `json:"runs,omitempty"`
+	// HandoffTold: this systemd tells when it handed over to the main program (256
+	// and later), and Handoff is that time; zero where it never came to that.
+	HandoffTold bool      `json:"handoffTold,omitempty"`
+	Handoff     time.Time `json:"handoff,omitzero"`
+	// Condition and Assert say whether the Condition…= and Assert…= lines held when
+	// they were last looked at.
+	Condition Tri `json:"condition"`
+	Assert    Tri `json:"assert"`
 
 	Settings Settings `json:"settings"`
 
@@ -180,6 +190,7 @@ type ExecCommand struct {
 // Clone copies the unit, so that what a caller changes is its own.
 func (u Unit) Clone() Unit {
 	u.Names, u.DropIns, u.RestartsWith = slices.Clone(u.Names), slices.Clone(u.DropIns), slices.Clone(u.RestartsWith)
+	u.Runs = slices.Clone(u.Runs)
 	u.Settings.Exec, u.Settings.After = slices.Clone(u.Settings.Exec), slices.Clone(u.Settings.After)
 	u.Settings.Assignments = slices.Clone(u.Settings.Assignments)
 	u.Settings.JoinsNamespaceOf, u.Settings.Directories = slices.Clone(u.Settings.JoinsNamespaceOf), slices.Clone(u.Settings.Directories)

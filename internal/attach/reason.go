@@ -109,6 +109,7 @@ const (
 	ProfileCorrected   Code = "profile-name-corrected"
 	ProfileNameBad     Code = "profile-name-bad"
 	ProfileBroken      Code = "profile-does-not-compile"
+	ProfilePartly      Code = "profile-checked-in-part"
 	ProfileUntrusted   Code = "profile-file-untrusted"
 	ProfileDuplicate   Code = "profile-duplicate-name"
 	ProfileDisabled    Code = "profile-disabled"
@@ -210,6 +211,14 @@ const (
 	SystemdUnheard   Code = "systemd-unheard"
 )
 
+// What became of the last start.
+const (
+	StartFailed    Code = "start-failed"
+	StartNoProfile Code = "start-without-profile"
+	StartUnclear   Code = "start-status-231"
+	StartSkipped   Code = "start-skipped"
+)
+
 var entries = []Entry{
 	{AppArmorOff, "AppArmor is off",
 		"The kernel runs without AppArmor, so no profile confines anything, and systemd skips AppArmorProfile= without a word. Start the kernel with apparmor=1 security=apparmor (or lsm=…,apparmor) and reboot.", NotConfined},
@@ -237,6 +246,7 @@ var entries = []Entry{
 	{ProfileCorrected, "A name was corrected", "AppArmorProfile= wants the profile's internal name, the word after \"profile\" in its text, not the name of the file that holds it.", Confined},
 	{ProfileNameBad, "The profile's name cannot be used", "systemd would read the name as something else. Rename the profile: profile NAME /path { … }", Unknown},
 	{ProfileBroken, "The profile does not compile", "apparmor_parser refuses the text, so it cannot be loaded. What is loaded now stays as it is.", Unknown},
+	{ProfilePartly, "Only a part of the profile was checked", "A rule that does not compile hides whatever else is wrong with a profile. For the check alone, what the parser refuses was left out and the rest was compiled, where that was possible. Nothing of it is loaded. Correct the lines that are named, and check again.", Unknown},
 	{ProfileUntrusted, "Others than root can write the profile", "A profile that somebody else can change confines nobody. The file, the files it includes and their directories must belong to root and be writable by root alone.", Unknown},
 	{ProfileDuplicate, "Two files define the profile", "The file that is loaded last wins, which is an accident of the boot. Rename or remove one of them.", Unknown},
 	{ProfileDisabled, "The profile is disabled", "A link in /etc/apparmor.d/disable makes apparmor.service skip the file, so after a reboot the profile is missing. Run: aa-enforce FILE, or remove the link.", Unknown},
@@ -319,6 +329,11 @@ var entries = []Entry{
 	{TasksUnstable, "The tasks would not hold still", "Tasks came and went so fast, or were so new (systemd on its way to the program), that no look could be relied on. It passes by itself; look again.", Unknown},
 	{ScanFailed, "The tasks could not be looked at", "The unit's control group or /proc could not be read.", Unknown},
 	{SystemdUnheard, "systemd did not answer", "The unit's state could not be read over D-Bus.", Unknown},
+
+	{StartFailed, "The last start failed", "A command of the unit ended with an error, or systemd gave up on it. That can have nothing to do with AppArmor: the unit's own messages are in its journal. Where a rule is missing in the profile, a denial shows beside it.", Unknown},
+	{StartNoProfile, "systemd could not put the profile on", "Before systemd executes the program it switches to the profile of AppArmorProfile=, and where that fails it executes nothing: status 231/APPARMOR. Most often no profile of that name is loaded. So the unit is down, and nothing of it runs without the profile.", Unknown},
+	{StartUnclear, "Status 231 can mean two things", "systemd gives the status 231/APPARMOR to a process that could not switch to the profile, and a program may end with 231 by itself. Which of the two it was could not be told this time. If the profile is not loaded, it was the first one.", Unknown},
+	{StartSkipped, "systemd skipped the start", "A unit file can name conditions for a start. Where one does not hold, systemd starts nothing, and says so in the unit's status.", Unknown},
 }
 
 var catalogue = func() map[Code]Entry {

@@ -33,6 +33,7 @@ type Daemon interface {
 	Profiles(ctx context.Context) ([]attach.Profile, error)
 	Check(ctx context.Context, args []string) ([]attach.Outcome, error)
 	Query(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error)
+	Explain(ctx context.Context, units []string) (attach.CaseReport, error)
 	Denials(ctx context.Context, units []string, since time.Time) (attach.DenialReport, error)
 	WaitDenials(ctx context.Context, units []string, cursor string) (attach.DenialReport, error)
 	Close() error
@@ -52,14 +53,17 @@ type World struct {
 	Dial func(ctx context.Context, interactive, start bool) (Daemon, error)
 	// Services lists the services of systemd.
 	Services func(ctx context.Context) ([]string, error)
+	// Local gives what answers without a daemon, and what ends it.
+	Local    func(LocalOptions) (Local, func())
 	ReadFile func(string) ([]byte, error)
 	// Exists reports whether a file is there, as seen from the working directory.
 	Exists  func(string) bool
 	Version string
 }
 
-// Main is aaunitctl; it gives the exit status.
-func Main(version string) int {
+// Main is aaunitctl; it gives the exit status. local gives what answers without a
+// daemon, and what ends it.
+func Main(version string, local func(LocalOptions) (Local, func())) int {
 	debug.SetGCPercent(800) // it ends before there is much to collect
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -88,6 +92,7 @@ func Main(version string) int {
 			return c, nil
 		},
 		Services: func(ctx context.Context) ([]string, error) { return api.Services(ctx, api.DialOptions{}) },
+		Local:    local,
 		ReadFile: os.ReadFile,
 		Exists:   func(name string) bool { _, err := os.Stat(name); return err == nil },
 		Version:  version,

@@ -28,6 +28,7 @@ var now = time.Date(2025, 6, 1, 12, 0, 0, 0, time.UTC)
 type fakeDaemon struct {
 	outcomes []attach.Outcome
 	report   attach.Report
+	cases    attach.CaseReport
 	evidence attach.EvidenceReport
 	profiles []attach.Profile
 	queried  []attach.QueryResult
@@ -119,6 +120,22 @@ func (d *fakeDaemon) Query(_ context.Context, profiles []string, question string
 func (d *fakeDaemon) Check(_ context.Context, args []string) ([]attach.Outcome, error) {
 	d.did, d.names = "check", args
 	return d.outcomes, d.err
+}
+
+// Explain makes cases of the report, as the daemon does, where a test gives none.
+func (d *fakeDaemon) Explain(_ context.Context, units []string) (attach.CaseReport, error) {
+	d.did, d.names = "explain", units
+	r := d.cases
+	if len(r.Cases) == 0 {
+		r = attach.CaseReport{Host: d.report.Host, Since: now.Add(-time.Hour), At: now}
+		for _, s := range slices.Concat(d.report.Patterns, d.report.Units) {
+			r.Cases = append(r.Cases, attach.Case{Unit: s.Unit, Status: &s})
+		}
+		for _, m := range d.report.Missing {
+			r.Cases = append(r.Cases, attach.Case{Unit: m.Unit, Missing: &m.Reason})
+		}
+	}
+	return r, d.err
 }
 
 func (d *fakeDaemon) Denials(_ context.Context, units []string, since time.Time) (attach.DenialReport, error) {

@@ -23,7 +23,7 @@ import (
 //	list --profiles        {"profiles": [attach.Profile]}
 //	denials                attach.DenialReport
 //	  with --follow        one on each line
-//	explain UNIT           {"units": [explained], "missing": [attach.Missing]}
+//	explain UNIT           {"units": [attach.Explanation], "missing": [attach.Missing]}
 //	explain CODE           {"codes": [attach.Entry]}
 //	version                {"version": "1.0"}
 //	an error               {"error": {"message", "kind", "exit"}}
@@ -40,29 +40,7 @@ type (
 	codesDoc struct {
 		Codes []attach.Entry `json:"codes"`
 	}
-	explainDoc struct {
-		Units   []explained      `json:"units"`
-		Missing []attach.Missing `json:"missing,omitempty"`
-		Codes   []attach.Entry   `json:"codes,omitempty"`
-	}
 )
-
-// explained is a unit with its reasons spelled out.
-type explained struct {
-	Pattern bool              `json:"pattern,omitempty"` // a template or prefix: no unit, no verdict
-	Unit    string            `json:"unit"`
-	Profile string            `json:"profile"`
-	Answer  attach.Answer     `json:"answer"`
-	Paused  *attach.Pause     `json:"paused,omitempty"`
-	Reasons []explainedReason `json:"reasons"`
-}
-
-type explainedReason struct {
-	attach.Reason
-	Title       string        `json:"title"`
-	Explanation string        `json:"explanation"`
-	Bearing     attach.Answer `json:"bearing"`
-}
 
 // printJSON prints a document so that it can be looked at on a terminal too:
 // what a terminal might obey is escaped, as JSON allows.

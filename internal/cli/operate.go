@@ -182,14 +182,22 @@ has open in /tmp and would not see in a private one. Nothing is changed.`,
 
 func (a *app) checkCommand() *cobra.Command {
 	var sarif bool
+	var local localFlags
 	cmd := &cobra.Command{
-		Use:   "check [UNIT|FILE]...",
+		Use:   "check [FILE|PROFILE|UNIT]...",
 		Short: "Look for ways around a profile, without changing anything",
 		Long: `Look for every way in which a unit could run without its profile, for what is
-wrong in a profile file, and for what its compiled policy allows and should not.
-Without arguments: all attached units. Nothing is changed, loaded or restarted.
+wrong in a profile file or an attachment file, and for what the compiled policy
+allows and should not. Without arguments: all attached units. Nothing is changed,
+loaded or restarted.
+
+Where there is no aaunitd, as on a build machine, or it may not be asked, the
+answers come from the compiled policy alone; what only the kernel could add is
+shown as not asked, and is no failure. Units are looked at where systemd runs.
 
 --sarif prints SARIF 2.1.0, for code review tools.`,
+		Example: `  aaunitctl check myagent
+  aaunitctl check --offline -I ./abstractions ./myagent`,
 		Args:              unitArgs(0),
 		ValidArgsFunction: a.completeChecks,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -197,7 +205,17 @@ Without arguments: all attached units. Nothing is changed, loaded or restarted.
 			for i, arg := range args {
 				names[i] = a.absolute(arg)
 			}
-			return a.with(cmd.Context(), func(d Daemon) error {
+			answer := a.answer
+			if len(args) == 0 {
+				// Which units are attached only the daemon knows.
+				answer = func(ctx context.Context, f localFlags, _ []string, ask func(Local) error) error {
+					if f.given() {
+						return usage("name files, profiles or units: without aaunitd it is not known which units are attached")
+					}
+					return a.with(ctx, func(d Daemon) error { return ask(d) })
+				}
+			}
+			return answer(cmd.Context(), local, names, func(d Local) error {
 				out, err := d.Check(cmd.Context(), names)
 				if err == nil && sarif {
 					codes := []attach.Exit{attach.ExitOK}
@@ -216,6 +234,7 @@ Without arguments: all attached units. Nothing is changed, loaded or restarted.
 		},
 	}
 	cmd.Flags().BoolVar(&sarif, "sarif", false, "print SARIF 2.1.0, for code review tools")
+	local.add(cmd)
 	return cmd
 }
 

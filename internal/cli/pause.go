@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"fmt"
-
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/spf13/cobra"
 )
@@ -54,11 +52,6 @@ put back; aaunitctl status shows how it ends.`,
 func (p *printer) pause(pause attach.Pause) string {
 	pause.Until = pause.Until.In(p.now.Location())
 	return p.text(pause.String())
-}
-
-// pauseReason explains a pause.
-func (p *printer) pauseReason(s attach.Status) attach.Reason {
-	return attach.Reason{Code: attach.Paused, Detail: fmt.Sprintf("%s is paused %s", s.Unit, p.pause(*s.Paused))}
 }
 
 func (a *app) completeKnown(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {

@@ -670,64 +670,6 @@ func (p *printer) profiles(list []attach.Profile) {
 	p.table([]string{"PROFILE", "FILE", "ATTACHES TO", "FLAGS"}, cells, nil)
 }
 
-// explainUnit puts a verdict into words for somebody who meets it for the
-// first time.
-func (p *printer) explainUnit(s attach.Status) {
-	v := verdictOf(s)
-	p.head(statusColor(s), s.Unit, s.Profile, s.ProfileFile)
-	p.line("")
-	profile := "profile " + p.text(s.Profile)
-	var words string
-	switch {
-	case len(s.Refused) > 0:
-		words = fmt.Sprintf("Refused. The unit was declared to run under %s, and something speaks against it, so nothing was done. What follows says what.", profile)
-	case s.Held != nil && !s.Held.OnlyText():
-		words = fmt.Sprintf("Held. The unit was declared to run under %s. The attach failed, and it is not tried again by itself. What follows says why.", profile)
-	case attach.IsPattern(s.Unit):
-		words = fmt.Sprintf("A pattern. Its drop-in is in place, so that systemd starts every unit of it under %s, also those that do not exist yet. Each unit has a verdict of its own.", profile)
-	case v.Answer == attach.Confined:
-		words = fmt.Sprintf("Confined. Every task of the unit was looked at (%s), and each one runs under %s in a mode that refuses what the profile does not allow. The kernel runs the policy that was checked, and systemd has the settings that were declared.",
-			count(v.Tasks, "task", "tasks"), profile)
-	case v.Answer == attach.NotConfined:
-		words = fmt.Sprintf("Not confined. The unit was declared to run under %s, and at least one thing shows that it does not, or not all of it. What follows says what, the worst first.", profile)
-	default:
-		words = fmt.Sprintf("Unknown. The unit was declared to run under %s; nothing was found that speaks against it, and not everything that has to be seen could be seen. Take it for not confined until it is known.", profile)
-	}
-	p.para(words, 2)
-	reasons := slices.Concat(s.Refused, v.Reasons)
-	if s.Held != nil {
-		if !s.Held.OnlyText() {
-			reasons = append(reasons, attach.Reason{Code: attach.Held})
-		}
-		reasons = append(reasons, s.Held.Reasons...)
-	}
-	if s.Paused != nil {
-		reasons = append(reasons, p.pauseReason(s))
-	}
-	reasons = append(reasons, s.Notes...)
-	told := map[attach.Code]bool{}
-	for i, r := range reasons {
-		m := reasonMark(r)
-		if i < len(s.Refused) {
-			m = markBad
-		}
-		p.line("")
-		p.line("  %s %s %s", p.mark(m), p.paint(bold, p.text(r.Code.Title())), p.paint(dim, "["+p.text(string(r.Code))+"]"))
-		next := r.Next
-		r.Next = ""
-		for _, l := range p.about(r) {
-			p.line("      %s", l)
-		}
-		if !told[r.Code] {
-			told[r.Code] = true
-			p.para(r.Code.Explanation(), 6)
-		}
-		if next != "" {
-			p.line("      %s %s", p.mark(markNext), p.text(next))
-		}
-	}
-}
-
 // explainCode prints what is known of a reason.
 func (p *printer) explainCode(c attach.Code) {
 	p.line("%s %s", p.paint(bold, c.Title()), p.paint(dim, "["+string(c)+"]"))

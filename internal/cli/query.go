@@ -10,6 +10,7 @@ import (
 
 func (a *app) queryCommand() *cobra.Command {
 	var all bool
+	var local localFlags
 	cmd := &cobra.Command{
 		Use:   "query PROFILE|FILE... QUESTION",
 		Short: "Ask the compiled policy of profiles whether something is allowed",
@@ -57,7 +58,7 @@ that could not be told of one.`,
 			for _, arg := range args[:len(args)-1] {
 				names = append(names, a.absolute(arg))
 			}
-			return a.with(cmd.Context(), func(d Daemon) error {
+			return a.answer(cmd.Context(), local, names, func(d Local) error {
 				out, err := d.Query(cmd.Context(), names, question)
 				if err != nil {
 					return err
@@ -67,6 +68,7 @@ that could not be told of one.`,
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "ask every profile under /etc/apparmor.d")
+	local.add(cmd)
 	return cmd
 }
 

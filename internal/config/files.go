@@ -53,6 +53,8 @@ type Files struct {
 	// Owner is the user that the files and their directories must belong to,
 	// and who alone may write them: root, on a host.
 	Owner uint32
+	// AnyOwner takes files that belong to anybody: for checks of sources.
+	AnyOwner bool
 
 	mu sync.Mutex
 	// read is what good files said, by path: a file that was not touched since is
@@ -161,7 +163,7 @@ func isMask(path string) bool {
 
 func (f *Files) readFile(path string) (attach.Attachment, []attach.Reason) {
 	file, err := safefile.Read(path, maxFile)
-	if err == nil {
+	if err == nil && !f.AnyOwner {
 		if err = file.OnlyBy(f.Owner); err != nil {
 			err = fmt.Errorf("cannot use %s: %w", path, err)
 		}
@@ -171,6 +173,23 @@ func (f *Files) readFile(path string) (attach.Attachment, []attach.Reason) {
 	}
 	return Parse(path, file.Data)
 }
+
+// One reads one attachment file, wherever it lies. is says whether it looks like
+// one: by its name, and since it has a section [Attachment].
+func (f *Files) One(path string) (a attach.Attachment, problems []attach.Reason, is bool) {
+	if !strings.HasSuffix(path, ".conf") {
+		return attach.Attachment{}, nil, false
+	}
+	file, err := safefile.Read(path, maxFile)
+	if err != nil || !slices.ContainsFunc(strings.Split(string(file.Data), "\n"), func(l string) bool { return strings.TrimSpace(l) == "[Attachment]" }) {
+		return attach.Attachment{}, nil, false
+	}
+	a, problems = f.readFile(path)
+	return a, problems, true
+}
+
+// Holds reports whether a file lies in one of the directories.
+func (f *Files) Holds(path string) bool { return slices.Contains(f.Dirs, filepath.Dir(path)) }
 
 // fileOf is the name of the file of an attachment made at the command line: after
 // the unit where that fits into a file's name, else after its digest.

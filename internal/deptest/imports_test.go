@@ -74,7 +74,9 @@ var rules = map[string]rule{
 	// The command line asks the daemon.
 	"internal/cli": {house: []string{"internal/attach", "internal/api"},
 		others: []string{"github.com/spf13/cobra", "golang.org/x/term"}, notStd: []string{"os/exec", "net"}},
-	"cmd/aaunitctl": {house: []string{"internal/cli"}, others: none},
+	// It puts together what answers where there is no daemon, and asks it nothing.
+	"cmd/aaunitctl": {house: []string{"internal/cli", "internal/attach", "internal/reconcile", "internal/config", "internal/units", "internal/apparmor", "internal/gate"},
+		others: []string{"github.com/coreos/go-systemd/v22/util"}},
 	// It runs as root on every start of a unit: the less is in it, the better.
 	"cmd/aaunit-sockopts": {house: []string{"internal/sockopt"}, others: none},
 	// The one place where adapters meet.

@@ -109,19 +109,18 @@ func why(r policydb.Result) string {
 // sharedTmp is about /tmp and /var/tmp, which everybody shares unless the unit
 // has its own.
 func (a *asking) sharedTmp(p *policydb.Profile) {
-	s := attach.Error
+	s, which := attach.Error, "which all users share"
 	switch joins := a.Unit.Settings.JoinsNamespaceOf; {
 	case a.Unit.ID == "":
-		a.mustNotWrite(p, place{attach.MayWriteTmp, "/{,var/}tmp/**", policydb.Either, "/tmp, which all users share unless the unit has PrivateTmp=yes, aaunit's default"}, attach.Warning)
-		return
+		s, which = attach.Warning, "which all users share unless the unit has PrivateTmp=yes, aaunit's default"
 	case a.Desired.WantsPrivateTmp(a.Unit) && len(joins) == 0:
 		return
 	case a.Desired.WantsPrivateTmp(a.Unit):
-		s = attach.Warning
-		a.mustNotWrite(p, place{attach.MayWriteTmp, "/{,var/}tmp/**", policydb.Either, "/tmp, which the unit shares with " + strings.Join(joins, ", ") + " (JoinsNamespaceOf=)"}, s)
-		return
+		s, which = attach.Warning, "which the unit shares with "+strings.Join(joins, ", ")+" (JoinsNamespaceOf=)"
 	}
-	a.mustNotWrite(p, place{attach.MayWriteTmp, "/{,var/}tmp/**", policydb.Either, "the /tmp that all users share"}, s)
+	for _, dir := range []string{"/tmp", "/var/tmp"} {
+		a.mustNotWrite(p, place{attach.MayWriteTmp, dir + "/**", policydb.Either, dir + ", " + which}, s)
+	}
 }
 
 // leaves looks for ways out of every profile.

@@ -53,14 +53,10 @@ type Systemd interface {
 
 // AppArmor is what the loop needs of AppArmor.
 type AppArmor interface {
-	attach.Index
+	Texts
 	// Known answers like ByName from what is known already, for hints in
 	// messages: it waits for nothing and starts no parser.
 	Known(name string) []attach.Profile
-	// Profiles lists every profile that a file directly in /etc/apparmor.d
-	// defines.
-	Profiles() []attach.Profile
-
 	// Fingerprint tells the state of profiles: of the files that define them
 	// (file too, where it is given) with all they include, of the links that
 	// stand for these, and of what is loaded. It differs when any of that
@@ -72,18 +68,8 @@ type AppArmor interface {
 	// Environment is a digest of what a compiled policy depends on beside its
 	// source: parser, its configuration, kernel.
 	Environment() string
-	// Compile compiles each file in a bounded child; why it cannot compile one is
-	// in problems, by file. Results are kept while the file, what it includes, the
-	// parser and the kernel stay the same. A policy that Policies keeps comes
-	// without its bytes.
-	Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason)
 	// CompileKept compiles policies anew from the texts that were kept with them.
 	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason)
-	// Stage has the kernel read the policies in a policy namespace of their own,
-	// where they confine nobody, and fills in its checksums of those that have
-	// none, or why there are none; one is that it reads a policy otherwise than the
-	// bytes say (Disagrees).
-	Stage(ctx context.Context, policies []attach.Compiled)
 	// Load makes compiled policies live, all of them in one go; what is wrong
 	// with one keeps no other from being loaded. failed holds an error for each file whose profiles the kernel
 	// does not have afterwards, as read back from the kernel.
@@ -127,6 +113,11 @@ type Saved = interface {
 type Attachments interface {
 	// Read reads all attachment files. It never fails as a whole.
 	Read() attach.Declared
+	// One reads one attachment file, wherever it lies; is says whether it looks like
+	// one, and problems what is wrong with it. Holds reports whether a file lies where
+	// attachment files are read from.
+	One(path string) (a attach.Attachment, problems []attach.Reason, is bool)
+	Holds(path string) bool
 	// Write stores a manual attachment and gives the file; an existing manual
 	// one of the same unit is replaced. restore puts back what was there. An
 	// error with a method WayOut() string says what to do about it, here and below

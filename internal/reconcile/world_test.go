@@ -497,6 +497,17 @@ func (w *world) Compile(_ context.Context, files []string, complain bool) (done 
 	return done, problems
 }
 
+// CompilePartly leaves the rest of a text that does not compile.
+func (w *world) CompilePartly(_ context.Context, file string) (attach.Compiled, []attach.Reason, bool) {
+	defer w.lock()()
+	name := path.Base(file)
+	if _, there := w.files[name]; !there {
+		return attach.Compiled{}, nil, false
+	}
+	c := attach.Compiled{ID: file + "-partly", File: file, Profiles: []attach.Profile{w.profile(name)}, Blob: []byte(w.files[name]), NotStaged: "it is only a part"}
+	return c, []attach.Reason{attach.Because(attach.ProfileBroken, "syntax error in %s", file).At(file)}, true
+}
+
 func (w *world) Environment() string { return cmp.Or(w.parser, "parser 1") }
 
 func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason) {
@@ -703,6 +714,16 @@ func (w *world) OpenInTmp(context.Context, attach.Unit) []string { return []stri
 // Attachments.
 
 type attachments struct{ *world }
+
+// One knows the files of the world's attachments.
+func (a attachments) One(path string) (attach.Attachment, []attach.Reason, bool) {
+	defer a.lock()()
+	found, is := a.att[path]
+	found.Source = path
+	return found, nil, is
+}
+
+func (a attachments) Holds(path string) bool { return strings.HasPrefix(path, "/etc/aaunit/") }
 
 func (a attachments) Read() attach.Declared {
 	defer a.lock()()

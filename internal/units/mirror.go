@@ -388,6 +388,10 @@ func (k *kept) compact() {
 		one(&a.Value)
 		one(&a.Path)
 	}
+	for i := range u.Runs {
+		one(&u.Runs[i].Property)
+		one(&u.Runs[i].Path)
+	}
 	for i := range k.files {
 		one(&k.files[i].path)
 	}

@@ -5,10 +5,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/godbus/dbus/v5"
@@ -219,6 +221,8 @@ var propertyNames = func() map[string]bool {
 	for name := range strings.FieldsSeq(`
 		Id Names LoadState LoadError ActiveState SubState Result UnitFileState FragmentPath SourcePath DropInPaths Transient NeedDaemonReload
 		RefuseManualStop RefuseManualStart Type MainPID ControlPID ControlGroup NRestarts ExecMainCode ExecMainStatus InvocationID
+		ExecMainPID ExecMainStartTimestamp ExecMainExitTimestamp ExecMainHandoffTimestamp
+		ConditionResult ConditionTimestamp AssertResult AssertTimestamp
 		InactiveExitTimestampMonotonic Job
 		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
 		RootDirectory RootImage After
@@ -366,6 +370,11 @@ func decodeUnit(p *props) (u attach.Unit, deps []string, err error) {
 		}
 	}
 	u.Settings = decodeSettings(p)
+	u.Runs = decodeRuns(p)
+	if _, u.HandoffTold = p.get("ExecMainHandoffTimestamp"); u.HandoffTold {
+		u.Handoff = at(read[uint64](p, "ExecMainHandoffTimestamp"))
+	}
+	u.Condition, u.Assert = held(p, "Condition"), held(p, "Assert")
 	for _, name := range stoppers {
 		deps = append(deps, read[[]string](p, name)...)
 	}
@@ -502,6 +511,57 @@ func decodeExec(p *props) []attach.ExecCommand {
 		}
 	}
 	return out
+}
+
+// decodeRuns reads how the unit's commands last ended. Of the main process there
+// are properties of its own; it is one of ExecStart=.
+func decodeRuns(p *props) []attach.Run {
+	main := attach.Run{Property: "ExecStart", PID: int(read[uint32](p, "ExecMainPID")), Code: int(read[int32](p, "ExecMainCode")), Status: int(read[int32](p, "ExecMainStatus")),
+		Began: at(read[uint64](p, "ExecMainStartTimestamp")), Ended: at(read[uint64](p, "ExecMainExitTimestamp"))}
+	var out []attach.Run
+	var t uint64
+	for _, name := range execLines {
+		ex, list := p.rows(name+"Ex", "", []string(nil), []string(nil), t, t, t, t, uint32(0), int32(0), int32(0)), true
+		if len(ex) == 0 {
+			ex, list = p.rows(name, "", []string(nil), false, t, t, t, t, uint32(0), int32(0), int32(0)), false
+		}
+		for _, r := range ex {
+			run := attach.Run{Property: name, Path: r[0].(string), Began: at(r[3].(uint64)), Ended: at(r[5].(uint64)),
+				PID: int(r[7].(uint32)), Code: int(r[8].(int32)), Status: int(r[9].(int32))}
+			if list {
+				run.IgnoreFailure = slices.Contains(r[2].([]string), "ignore-failure")
+			} else {
+				run.IgnoreFailure = r[2].(bool)
+			}
+			switch {
+			case name == "ExecStart" && (main.Path == "" || run.PID == main.PID):
+				main.Path, main.IgnoreFailure = run.Path, run.IgnoreFailure
+			case name != "ExecStart" && run.PID != 0:
+				out = append(out, run)
+			}
+		}
+	}
+	if main.PID != 0 {
+		out = slices.Insert(out, 0, main)
+	}
+	return out
+}
+
+// at reads a time of systemd's: microseconds since 1970, 0 for never.
+func at(us uint64) time.Time {
+	if us == 0 || us > math.MaxInt64 {
+		return time.Time{}
+	}
+	return time.UnixMicro(int64(us))
+}
+
+// held says whether the lines of a kind, Condition or Assert, held when they were
+// last looked at, which is when the unit was to be started.
+func held(p *props, kind string) attach.Tri {
+	if read[uint64](p, kind+"Timestamp") == 0 {
+		return attach.CouldNotTell
+	}
+	return attach.TriOf(read[bool](p, kind+"Result"))
 }
 
 // invocationID reads the 16 bytes of an InvocationID; none, or all zero, is "".

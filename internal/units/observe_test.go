@@ -65,10 +65,12 @@ func agentProps() map[string]any {
 		"Transient": false, "NeedDaemonReload": true, "RefuseManualStop": true, "RefuseManualStart": true,
 		"InvocationID": []byte{0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff}, "Type": "notify", "MainPID": uint32(17), "ControlPID": uint32(18),
 		"ControlGroup": "/system.slice/agent.service", "NRestarts": uint32(3), "ExecMainCode": int32(1), "ExecMainStatus": int32(231),
+		"ExecMainPID": uint32(17), "ExecMainStartTimestamp": uint64(1_700_000_000_000_001), "ExecMainExitTimestamp": uint64(1_700_000_000_000_002),
+		"ExecMainHandoffTimestamp": uint64(0), "ConditionResult": true, "ConditionTimestamp": uint64(7), "AssertResult": false, "AssertTimestamp": uint64(8),
 		"AppArmorProfile": profile{true, "my agent"}, "PrivateTmp": true, "PrivateTmpEx": "disconnected",
 		"Asserts": []assert{{"AssertPathExists", false, false, "/x", 1}, {"AssertSecurity", false, false, "apparmor", 1}},
 		"ExecStartPreEx": []execEx{
-			{Path: "/bin/pre", Argv: []string{"pre"}, Flags: []string{"privileged", "ignore-failure"}, PID: 12},
+			{Path: "/bin/pre", Argv: []string{"pre"}, Flags: []string{"privileged", "ignore-failure"}, PID: 12, T1: 5_000_000, T3: 6_000_000, Code: 1, Status: 3},
 			{Path: "/bin/pre2", Argv: []string{"pre2"}, Flags: []string{"no-setuid"}}},
 		"ExecStartEx":          []execEx{{Path: "/bin/agent", Argv: []string{"agent", "-x"}, PID: 17}},
 		"ExecStart":            []execOld{{Path: "/bin/agent", Argv: []string{"agent", "-x"}}},
@@ -93,6 +95,11 @@ func agentUnit() attach.Unit {
 		UnitFileState: "enabled", FragmentPath: "/u/agent.service", DropIns: []string{"/e/agent.service.d/90-aaunit.conf"},
 		NeedReload: true, RefuseStop: true, RefuseStart: true, InvocationID: "420000000000000000000000000000ff", Type: "notify", MainPID: 17, ControlPID: 18,
 		ControlGroup: "/system.slice/agent.service", NRestarts: 3, ExecMainCode: 1, ExecMainStatus: 231,
+		Runs: []attach.Run{
+			{Property: "ExecStart", Path: "/bin/agent", PID: 17, Code: 1, Status: 231, Began: time.UnixMicro(1_700_000_000_000_001), Ended: time.UnixMicro(1_700_000_000_000_002)},
+			{Property: "ExecStartPre", Path: "/bin/pre", PID: 12, Code: 1, Status: 3, Began: time.Unix(5, 0), Ended: time.Unix(6, 0), IgnoreFailure: true},
+		},
+		HandoffTold: true, Condition: attach.Yes, Assert: attach.No,
 		Settings: attach.Settings{
 			Profile: "my agent", IgnoreMissing: true, PrivateTmp: attach.PrivateTmpDisconnected, AssertAppArmor: true,
 			Exec: []attach.ExecCommand{

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// playVar makes the test's own binary aaunitctl.
+const playVar = "AAUNITCTL_TEST_PLAY"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(playVar) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// run runs aaunitctl as on a build machine: there is no bus, whatever this one
+// has.
+func run(t *testing.T, args ...string) (stdout string, exit int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
+	cmd.Env = append(os.Environ(), playVar+"=1", "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent/bus", "LANG=C.UTF-8", "LC_ALL=")
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if exitErr := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exitErr) {
+		t.Fatal(err)
+	}
+	if errs.Len() > 0 {
+		t.Logf("stderr of %q: %s", args, errs.String())
+	}
+	return out.String(), cmd.ProcessState.ExitCode()
+}
+
+func says(t *testing.T, out string, words ...string) {
+	t.Helper()
+	plain := strings.Join(strings.Fields(out), " ")
+	for _, w := range words {
+		if !strings.Contains(plain, w) {
+			t.Errorf("it does not say %q:\n%s", w, out)
+		}
+	}
+}
+
+// TestCheckOfTheDiscussedProfile is the profile that was passed around in a
+// discussion: check says every thing that its readers found in it, although the
+// parser stops at one of them, and passes it when they are corrected.
+func TestCheckOfTheDiscussedProfile(t *testing.T) {
+	out, exit := run(t, "check", "testdata/discussed")
+	if exit != int(attach.ExitNotConfined) {
+		t.Errorf("exit status %d", exit)
+	}
+	says(t, out,
+		// The rule that somebody made up.
+		"testdata/discussed:13: AppArmor cannot express this: it knows no rules for single socket options.",
+		"list the options in the attachment file, in its section [SocketOptions]: Allow=SOL_TCP:TCP_NODELAY",
+		"13 | socket (tcp) options=(setsockopt) level=SOL_TCP optname=(TCP_NODELAY),",
+		// Nothing that follows is of the text as it stands.
+		"[profile-checked-in-part] the rest was compiled without",
+		// The open doors, each with an example and the rule.
+		`profile myagent may write /tmp, which all users share unless the unit has PrivateTmp=yes, aaunit's default: /tmp/a, by the rule "/tmp/** rw,"`, "discussed:10)",
+		`profile myagent may write /var/tmp, which all users share unless the unit has PrivateTmp=yes, aaunit's default: /var/tmp/a, by the rule "/var/tmp/** rw,"`, "discussed:11)",
+		// What is missing.
+		"profile myagent allows no socket of inet or inet6", "add: network inet stream, network inet6 stream,",
+	)
+	out, exit = run(t, "check", "testdata/corrected")
+	if exit != 0 {
+		t.Errorf("corrected: exit status %d", exit)
+	}
+	says(t, out, "no way around the profile was found")
+	if strings.Contains(out, "[") {
+		t.Errorf("something is found in the corrected profile:\n%s", out)
+	}
+
+	// A program is told the same.
+	out, exit = run(t, "check", "--json", "testdata/discussed")
+	var doc struct{ Outcomes []attach.Outcome }
+	if err := json.Unmarshal([]byte(out), &doc); err != nil || exit != int(attach.ExitNotConfined) || len(doc.Outcomes) != 1 {
+		t.Fatalf("exit status %d, %v\n%s", exit, err, out)
+	}
+	codes := map[attach.Code]int{}
+	for _, r := range doc.Outcomes[0].Reasons {
+		codes[r.Code]++
+	}
+	for _, f := range doc.Outcomes[0].Findings {
+		codes[f.Code]++
+	}
+	for _, r := range doc.Outcomes[0].Notes {
+		codes[r.Code]++
+	}
+	for code, n := range map[attach.Code]int{attach.ProfileBroken: 1, attach.MayWriteTmp: 2, attach.MayNoNetwork: 1, attach.ProfilePartly: 1} {
+		if codes[code] != n {
+			t.Errorf("%s is there %d times, want %d", code, codes[code], n)
+		}
+	}
+	if out, exit = run(t, "check", "--sarif", "testdata/discussed"); exit != int(attach.ExitNotConfined) || strings.Count(out, `"ruleId"`) != 5 {
+		t.Errorf("--sarif: exit status %d\n%s", exit, out)
+	}
+}
+
+// Nothing that a build machine lacks makes a check fail, and what cannot be known
+// there is no success.
+func TestCheckOnABuildMachine(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	// As a checkout is: not root's, not in /etc/apparmor.d, behind a link.
+	profile := write("a", "include <abstractions/own>\nprofile a /usr/bin/a {\n  network inet stream,\n}\n")
+	write("inc/abstractions/own", "@{OWN}=/srv\n")
+	tree := filepath.Join(dir, "base")
+	write("base/a", "profile a {\n  network inet stream,\n  /srv/** w,\n}\n")
+	write("base/b", "profile b {\n  network inet stream,\n  /etc/** w,\n}\n")
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(profile, link); err != nil {
+		t.Fatal(err)
+	}
+	asserted := func(what string) string {
+		return write(strings.Trim(strings.Fields(what)[1], "/*@{}")+".conf", "[Attachment]\nUnit=a.service\nUnit=c@.service\nProfile=a\n[Assertions]\n"+what+"\n")
+	}
+	patterned := write("pattern.conf", "[Attachment]\nUnit=c@.service\nProfile=a-%i\n")
+	broken := write("broken.conf", "[Attachment]\nUnit=a.service\nProfil=a\n")
+	features := write("features", "")
+	if text, err := os.ReadFile("/usr/share/apparmor-features/features"); err != nil {
+		t.Fatal("Debian's package apparmor brings this:", err)
+	} else if err := os.WriteFile(features, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args []string
+		exit attach.Exit
+		says []string
+	}{
+		"clean":                       {[]string{"check", "-I", dir + "/inc", profile}, 0, []string{"kernel not asked: neither aaunitd nor the kernel was asked", "no way around the profile was found"}},
+		"behind a link":               {[]string{"check", "-I", dir + "/inc", link}, 0, []string{"no way around"}},
+		"without the include":         {[]string{"check", profile}, 3, []string{"there is no file /etc/apparmor.d/abstractions/own", "a:1"}},
+		"nobody has to say offline":   {[]string{"check", tree + "/a"}, 0, []string{"not asked: there is no aaunitd here", "compiled for the kernel that"}},
+		"features":                    {[]string{"check", "--kernel-features", features, tree + "/a"}, 0, []string{"the kernel that " + features + " describes"}},
+		"no such features":            {[]string{"check", "--kernel-features", dir + "/none", tree + "/a"}, 2, nil},
+		"a profile by name":           {[]string{"check", "--base", tree, "a"}, 0, []string{"● a ← profile a (" + tree + "/a)"}},
+		"a finding":                   {[]string{"check", "--base", tree, "b"}, 3, []string{"[policy-may-write-policy]", "base/b:3"}},
+		"one of several":              {[]string{"check", "--base", tree, "a", "b"}, 3, []string{"● a", "● b"}},
+		"an assertion that holds":     {[]string{"check", "--base", tree, asserted("Deny=write /opt/**")}, 0, []string{"no way around"}},
+		"one that does not":           {[]string{"check", "--base", tree, asserted("Deny=network inet")}, 3, []string{"[assertion-failed]", ".conf:6"}},
+		"one about the unit":          {[]string{"check", "--base", tree, asserted("Deny=write @{exec}")}, 5, []string{"[assertion-unknown]", "no command line of the unit is known"}},
+		"profiles to come":            {[]string{"check", "--base", tree, patterned}, 5, []string{"shows with the units of c@.service to come"}},
+		"a broken attachment":         {[]string{"check", "--base", tree, broken}, 3, []string{"[attachment-bad]", "broken.conf:3"}},
+		"a unit":                      {[]string{"check", "--base", tree, "aaunit-test-of-no-unit.service"}, 5, []string{"nothing is known of unit"}},
+		"no such file":                {[]string{"check", dir + "/nope"}, 3, []string{"[profile-does-not-compile]"}},
+		"all attached":                {[]string{"check", "--offline"}, 2, nil},
+		"all attached, and no daemon": {[]string{"check"}, 1, nil},
+		"a question":                  {[]string{"query", "--base", tree, "a", "write /srv/**"}, 3, []string{"profile a allows"}},
+		"a question, no":              {[]string{"query", tree + "/a", "write /etc/**"}, 0, []string{"profile a may write nothing that matches /etc/**"}},
+		"a question about all":        {[]string{"query", "--base", tree, "--all", "write /etc/**"}, 3, []string{"yes profile b"}},
+		"a question about none":       {[]string{"query", "--base", tree, "none", "write /etc/**"}, 5, []string{"unknown"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, exit := run(t, c.args...)
+			if name == "a unit" && exit == int(attach.ExitNoUnit) {
+				return // systemd runs here, and knows that there is none
+			}
+			if exit != int(c.exit) {
+				t.Errorf("exit status %d, want %d\n%s", exit, c.exit, out)
+			}
+			says(t, out, c.says...)
+		})
+	}
+}

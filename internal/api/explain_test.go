@@ -1,0 +1,44 @@
+package api
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// An explanation is for everybody, as far as each may know: members of adm are told
+// of denials, and only root of tasks and of what an attach would come to.
+func TestExplainTellsEachWhatTheyMayKnow(t *testing.T) {
+	r := startRig(t)
+	for uid, want := range map[uint32]struct{ details, denials bool }{0: {true, true}, 4001: {false, true}, 1000: {false, false}} {
+		got, err := r.client(t, uid).Explain(t.Context(), []string{"a.service"})
+		if err != nil || len(got.Cases) != 1 {
+			t.Fatalf("user %d: %v %+v", uid, err, got)
+		}
+		c := got.Cases[0]
+		why := c.Status.Verdict.Reasons[0]
+		if why.Code != attach.TaskUnconfined || strings.Contains(why.Detail, "secret") != want.details {
+			t.Errorf("user %d is told %+v", uid, why)
+		}
+		if (c.Plan != nil) != want.details {
+			t.Errorf("user %d is told of the plan: %+v", uid, c.Plan)
+		}
+		if (len(c.Denials) == 1) != want.denials || (c.LeftOut == 1) != want.denials || (c.Hidden == "") != want.denials {
+			t.Errorf("user %d: denials %+v, %d left out, hidden %q", uid, c.Denials, c.LeftOut, c.Hidden)
+		}
+		if c.Start == nil || c.Start.ActiveState != "failed" {
+			t.Errorf("user %d is not told what systemd tells everybody: %+v", uid, c.Start)
+		}
+	}
+	// Names have their price for others than root.
+	many := make([]string, maxPublicNames+1)
+	for i := range many {
+		many[i] = "a"
+	}
+	for uid, refused := range map[uint32]bool{0: false, 1000: true, 4001: true} {
+		if _, err := r.client(t, uid).Explain(t.Context(), many); (err != nil) != refused {
+			t.Errorf("user %d with %d names: %v", uid, len(many), err)
+		}
+	}
+}
