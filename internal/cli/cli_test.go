@@ -117,6 +117,11 @@ func (d *fakeDaemon) Query(_ context.Context, profiles []string, question string
 	return d.queried, d.err
 }
 
+func (d *fakeDaemon) QueryLoaded(_ context.Context, profiles []string, question string) ([]attach.QueryResult, error) {
+	d.did, d.names = "query loaded "+question, profiles
+	return d.queried, d.err
+}
+
 func (d *fakeDaemon) Check(_ context.Context, args []string) ([]attach.Outcome, error) {
 	d.did, d.names = "check", args
 	return d.outcomes, d.err
