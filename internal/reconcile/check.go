@@ -411,6 +411,10 @@ func (l *Loop) QueryLoaded(ctx context.Context, names []string, question string)
 		if len(p.Flags) > 0 {
 			r.Loaded.Mode = attach.Mode(p.Flags[0])
 		}
+		if r.May == attach.MayNo && !r.Loaded.Mode.Confines() {
+			// Its rules say no, and nobody is kept from it.
+			r.May, r.Text = attach.MayNotMediated, "is loaded in a mode that refuses nothing, so it may"
+		}
 		out = append(out, r)
 	}
 	for _, name := range names {

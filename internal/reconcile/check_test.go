@@ -169,7 +169,31 @@ func TestQueryLoaded(t *testing.T) {
 	if all, err := l.QueryLoaded(t.Context(), nil, "write /etc/**"); err != nil || len(all) != 2 {
 		t.Errorf("%v %+v", err, all)
 	}
+	// What a profile that only complains does not allow happens all the same.
+	o := w.options()
+	o.Gate, o.AppArmor = saysNo{w}, complaining{apparmor{w}}
+	if out, err := New(o).QueryLoaded(t.Context(), []string{"a"}, "write /etc/**"); err != nil || len(out) != 1 || out[0].May != attach.MayNotMediated {
+		t.Errorf("%v %+v", err, out)
+	}
 	if _, err := l.QueryLoaded(t.Context(), nil, "nonsense"); err == nil {
 		t.Error("nonsense was asked")
 	}
+}
+
+// saysNo is a gate whose policies allow nothing.
+type saysNo struct{ *world }
+
+func (saysNo) Query(_ context.Context, profile string, _ attach.Compiled, _ attach.Assertion) attach.QueryResult {
+	return attach.QueryResult{Profile: profile, May: attach.MayNo, Text: "may not"}
+}
+
+// complaining has every profile loaded in complain mode.
+type complaining struct{ apparmor }
+
+func (c complaining) Loaded(names []string) ([]attach.Compiled, error) {
+	out, err := c.apparmor.Loaded(names)
+	for i := range out {
+		out[i].Profiles[0].Flags = []string{"complain"}
+	}
+	return out, err
 }
