@@ -51,3 +51,25 @@ func TestExplainGathersWhatIsKnown(t *testing.T) {
 		}
 	})
 }
+
+// Each refused change of profile is kept by itself, as which process it was
+// decides; what was pushed out is not claimed never to have been.
+func TestRefusedChangesAreKeptApart(t *testing.T) {
+	var g denialLog
+	began := time.Now()
+	g.begin(began)
+	for i := range maxRefused + 2 {
+		at := began.Add(time.Duration(i+1) * time.Second)
+		g.add(attach.Denial{Operation: "change_onexec", Profile: "unconfined", Name: "gone", PID: i + 1, Count: 1, First: at, Last: at})
+	}
+	refused, h := g.changes()
+	if len(refused) != maxRefused || refused[0].PID != 3 || refused[len(refused)-1].PID != maxRefused+2 {
+		t.Errorf("%d are kept, the first of PID %d", len(refused), refused[0].PID)
+	}
+	if !h.Since.Equal(began.Add(2 * time.Second)) {
+		t.Errorf("relied on since %v, the log began at %v", h.Since, began)
+	}
+	if n := len(g.since("", time.Time{})); n != 1 {
+		t.Errorf("in the log there are %d of them, merged", n)
+	}
+}
