@@ -56,6 +56,12 @@ func TestExplain(t *testing.T) {
 	a.ProfileFile("x-idle", profileText("x-idle"))
 	a.Unit("x-dies.service", a.agentUnit())
 	a.ProfileFile("x-dies", strings.ReplaceAll(profileText("x-dies"), "network inet stream,", ""))
+	// One that nothing names is forgotten by systemd when it is skipped.
+	wants := "/etc/systemd/system/multi-user.target.wants/x-cond.service"
+	t.Cleanup(func() { os.Remove(wants) })
+	if err := os.Symlink("/etc/systemd/system/x-cond.service", wants); err != nil {
+		t.Fatal(err)
+	}
 	a.Unit("x-cond.service", "[Unit]\nConditionPathExists=/srv/vm-explain/none\n[Service]\nExecStart=/bin/sleep 3600\nAppArmorProfile=x-good\n")
 	a.Reload()
 	run(t, "systemctl", "start", "x-good", "x-new", "x-bare", "x-dies")
