@@ -379,6 +379,10 @@ func (m *fakeManager) Query(_ context.Context, profiles []string, question strin
 	return []attach.QueryResult{{Profile: strings.Join(profiles, " "), May: attach.MayNo, Text: question}}, nil
 }
 
+func (m *fakeManager) QueryLoaded(_ context.Context, profiles []string, question string) ([]attach.QueryResult, error) {
+	return []attach.QueryResult{{Profile: strings.Join(profiles, " "), May: attach.MayNo, Text: question, Loaded: &attach.LiveProfile{Checksum: "sha1:1"}}}, nil
+}
+
 func (m *fakeManager) Check(_ context.Context, args []string, trusted bool) ([]attach.Outcome, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -262,6 +262,13 @@ func (c *Client) Query(ctx context.Context, profiles []string, question string) 
 	return out, err
 }
 
+// QueryLoaded asks what the kernel has loaded; for root.
+func (c *Client) QueryLoaded(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error) {
+	var out []attach.QueryResult
+	err := c.fetch(ctx, planTimeout+passwordTimeout, &out, Path, ManagerInterface, "QueryLoaded", list(profiles), question)
+	return out, err
+}
+
 // list gives an empty list for none: D-Bus has no nil, and godbus must see a
 // slice's type.
 func list(in []string) []string {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -40,5 +41,27 @@ func TestExplainTellsEachWhatTheyMayKnow(t *testing.T) {
 		if _, err := r.client(t, uid).Explain(t.Context(), many); (err != nil) != refused {
 			t.Errorf("user %d with %d names: %v", uid, len(many), err)
 		}
+	}
+}
+
+// What is loaded is for root alone, whatever polkit would say.
+func TestQueryLoadedIsForRoot(t *testing.T) {
+	r := startRig(t)
+	got, err := r.client(t, 0).QueryLoaded(t.Context(), []string{"a"}, "write /tmp/**")
+	if err != nil || len(got) != 1 || got[0].Text != "write /tmp/**" || got[0].Loaded == nil || got[0].Loaded.Checksum != "sha1:1" {
+		t.Errorf("%v %+v", err, got)
+	}
+	p := &fakePolkit{}
+	startPolkit(t, r.privateBus, p)
+	for _, uid := range []uint32{1000, 4001} {
+		if _, err := r.client(t, uid).QueryLoaded(t.Context(), nil, "write /tmp/**"); !errors.Is(err, ErrDenied) {
+			t.Errorf("user %d: %v", uid, err)
+		}
+	}
+	if q := p.questions(); len(q) != 0 {
+		t.Errorf("polkit was asked: %v", q)
+	}
+	if _, err := r.client(t, 0).QueryLoaded(t.Context(), nil, "nonsense"); !errors.Is(err, ErrBad) {
+		t.Errorf("nonsense: %v", err)
 	}
 }

@@ -42,6 +42,8 @@ type Manager interface {
 	// Query asks profiles, by name or file, whether their compiled policy allows
 	// something; none: all profiles. trusted as in attach.Request.
 	Query(ctx context.Context, profiles []string, question string, trusted bool) ([]attach.QueryResult, error)
+	// QueryLoaded asks what the kernel has loaded; none: all of it.
+	QueryLoaded(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error)
 	// Explain gathers what is known of units (names and globs; none: all that are
 	// attached) and, with plans, what an attach of the others would come to.
 	Explain(ctx context.Context, units []string, plans bool) attach.CaseReport
@@ -79,6 +81,7 @@ var managerIface = iface{
 		{name: "Explain", in: []param{{"units", "as"}}, out: []param{{"cases", "s"}}, large: true, call: callExplain},
 		{name: "Check", in: []param{{"names", "as"}}, out: []param{{"outcomes", "s"}}, call: callCheck},
 		{name: "Query", in: []param{{"profiles", "as"}, {"question", "s"}}, out: []param{{"results", "s"}}, call: callQuery},
+		{name: "QueryLoaded", in: []param{{"profiles", "as"}, {"question", "s"}}, out: []param{{"results", "s"}}, call: callQueryLoaded},
 	},
 	properties: []property{
 		{"Version", "s", "const"},
@@ -187,16 +190,40 @@ func callCheck(ctx context.Context, r *request) ([]any, *dbus.Error) {
 }
 
 func callQuery(ctx context.Context, r *request) ([]any, *dbus.Error) {
-	names, question := r.body[0].([]string), r.body[1].(string)
-	if failed := checkNames("profile", names); failed != nil {
+	names, question, failed := r.question()
+	if failed != nil {
 		return nil, failed
-	}
-	if _, err := attach.ParseAssertion(true, question); err != nil {
-		return nil, invalidArgs("cannot ask %q: %v", shorten(question), err)
 	}
 	return expensive(ctx, r, planTimeout, func(ctx context.Context) (any, error) {
 		return r.session.manager.Query(ctx, names, question, r.root())
 	})
+}
+
+// callQueryLoaded is for root: the kernel gives the bytes of loaded policy to
+// nobody else.
+func callQueryLoaded(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	names, question, failed := r.question()
+	switch {
+	case failed != nil:
+		return nil, failed
+	case !r.root():
+		return nil, fail(errorAccessDenied, "only root may ask what is loaded: the kernel gives it to nobody else")
+	}
+	return expensive(ctx, r, planTimeout, func(ctx context.Context) (any, error) {
+		return r.session.manager.QueryLoaded(ctx, names, question)
+	})
+}
+
+// question reads the arguments of Query and QueryLoaded.
+func (r *request) question() (profiles []string, question string, failed *dbus.Error) {
+	profiles, question = r.body[0].([]string), r.body[1].(string)
+	if failed := checkNames("profile", profiles); failed != nil {
+		return nil, "", failed
+	}
+	if _, err := attach.ParseAssertion(true, question); err != nil {
+		return nil, "", invalidArgs("cannot ask %q: %v", shorten(question), err)
+	}
+	return profiles, question, nil
 }
 
 func callDescribe(_ context.Context, r *request) ([]any, *dbus.Error) {

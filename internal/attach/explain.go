@@ -155,6 +155,11 @@ func (e *Explanation) attached(s Status, c Case) {
 		e.Exit = WorstExit(e.Exit, ExitNotConfined)
 	}
 	e.add(true, s.Refused...)
+	if held {
+		// What the unit is without the attach says less than why there is none.
+		e.add(true, because(Held, "the attach failed at %s", s.Held.Since.Format("2006-01-02 15:04:05 MST")).next("aaunitctl attach "+e.Unit))
+		e.add(true, s.Held.Reasons...)
+	}
 	for _, r := range v.Reasons {
 		// That a unit does not run says less than why.
 		if r.Code != NotRunning {
@@ -173,11 +178,8 @@ func (e *Explanation) attached(s Status, c Case) {
 	if idle := v.why(NotRunning); idle != nil && len(e.Reasons) == known {
 		e.add(true, *idle)
 	}
-	if held {
-		e.add(true, because(Held, "the attach failed at %s", s.Held.Since.Format("2006-01-02 15:04:05 MST")).next("aaunitctl attach "+e.Unit))
-	}
-	if s.Held != nil {
-		e.add(held, s.Held.Reasons...)
+	if s.Held != nil && !held {
+		e.add(false, s.Held.Reasons...)
 	}
 	if s.Paused != nil {
 		e.add(false, because(Paused, "%s is paused %s", e.Unit, s.Paused).next("aaunitctl resume "+e.Unit))

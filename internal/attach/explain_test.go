@@ -127,7 +127,7 @@ func TestExplain(t *testing.T) {
 		"held": {hostFine, with(verdictOn("a.service"), func(c *Case) {
 			c.Status.Held = &Hold{Since: startAt, Reasons: []Reason{Because(AttachFailed, "a.service failed").WithNext("aaunitctl attach a.service")}}
 		}), ExitNotConfined, "the attach failed, was undone", "journalctl -b -u a.service", nil},
-		"held by denials": {hostFine, with(verdictOn("a.service"), func(c *Case) {
+		"held by denials": {hostFine, with(verdictOn("a.service", Because(DirectiveOverridden, "x"), Because(TaskUnconfined, "x")), func(c *Case) {
 			c.Status.Held, c.Denials = &Hold{Since: startAt, Reasons: []Reason{Because(AttachFailed, "a.service failed")}}, []SeenDenial{denied}
 		}), ExitNotConfined, "the attach failed, was undone", "aaunitctl denials a.service", nil},
 		"a changed text held": {hostFine, with(verdictOn("a.service"), func(c *Case) {

@@ -55,6 +55,8 @@ func (f Finding) String() string { return fmt.Sprintf("%s: %s", f.Severity, f.Re
 type QueryResult struct {
 	Profile string `json:"profile"`
 	File    string `json:"file,omitempty"`
+	// Loaded is set where what the kernel has loaded was asked.
+	Loaded *LiveProfile `json:"loaded,omitempty"`
 	// May is the answer: "yes", "no", "not mediated" (AppArmor does not look at it)
 	// or "unknown". "no" is a proof: all that match were considered.
 	May string `json:"may"`

@@ -112,6 +112,8 @@ func LastStartOf(u Unit, refused []Denial, h Hearing) LastStart {
 	case f.Code != codeExited || f.Status != exitAppArmor:
 	case !h.whole(f.Began):
 		s.By = "this systemd does not tell whether it came to execute the program, and what the kernel recorded then is not known to aaunitd"
+	case mergedIn(f, refused):
+		s.By = "this systemd does not tell whether it came to execute the program, and the kernel refused changes of profile then of which it is not known to which processes"
 	case u.Settings.RootDirectory != "":
 		// Without a /proc in there systemd cannot even ask the kernel.
 		s.By = "this systemd does not tell whether it came to execute the program, which has another root directory (RootDirectory=)"
@@ -134,6 +136,17 @@ func changeRefused(r Run, all []Denial) *Denial {
 		}
 	}
 	return nil
+}
+
+// mergedIn reports whether a record stands for several and one of them may be of
+// this process: of those only the last one's is known.
+func mergedIn(r Run, all []Denial) bool {
+	for _, d := range all {
+		if d.ChangesProfile() && d.Count > 1 && !d.First.After(r.Ended.Add(clockSlack)) && !d.Last.Before(r.Began.Add(-clockSlack)) {
+			return true
+		}
+	}
+	return false
 }
 
 // ChangesProfile reports whether what was refused is a change of profile that the

@@ -49,6 +49,11 @@ func TestStatus231(t *testing.T) {
 		"a later one of that number":   {failedUnit(231), []Denial{refusedChange(7, time.Hour)}, heard, Yes, StartFailed, "by itself"},
 		"complain mode let it pass": {failedUnit(231), []Denial{func() Denial { d := refusedChange(7, 0); d.Allowed = true; return d }()},
 			heard, Yes, StartFailed, "by itself"},
+		"perhaps one of several": {failedUnit(231), []Denial{func() Denial {
+			d := refusedChange(9, time.Hour)
+			d.First, d.Count = startAt.Add(-time.Hour), 3
+			return d
+		}()}, heard, CouldNotTell, StartUnclear, "to which processes"},
 		"began to hear too late":  {failedUnit(231), nil, Hearing{Since: startAt.Add(time.Second)}, CouldNotTell, StartUnclear, "not known"},
 		"never heard":             {failedUnit(231), nil, Hearing{}, CouldNotTell, StartUnclear, "not known"},
 		"records were lost":       {failedUnit(231), nil, Hearing{Since: heard.Since, Lost: 1}, CouldNotTell, StartUnclear, "not known"},

@@ -33,6 +33,7 @@ type Daemon interface {
 	Profiles(ctx context.Context) ([]attach.Profile, error)
 	Check(ctx context.Context, args []string) ([]attach.Outcome, error)
 	Query(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error)
+	QueryLoaded(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error)
 	Explain(ctx context.Context, units []string) (attach.CaseReport, error)
 	Denials(ctx context.Context, units []string, since time.Time) (attach.DenialReport, error)
 	WaitDenials(ctx context.Context, units []string, cursor string) (attach.DenialReport, error)

@@ -117,6 +117,11 @@ func (d *fakeDaemon) Query(_ context.Context, profiles []string, question string
 	return d.queried, d.err
 }
 
+func (d *fakeDaemon) QueryLoaded(_ context.Context, profiles []string, question string) ([]attach.QueryResult, error) {
+	d.did, d.names = "query loaded "+question, profiles
+	return d.queried, d.err
+}
+
 func (d *fakeDaemon) Check(_ context.Context, args []string) ([]attach.Outcome, error) {
 	d.did, d.names = "check", args
 	return d.outcomes, d.err
@@ -164,6 +169,9 @@ type scene struct {
 	daemon   *fakeDaemon
 	env      map[string]string
 	dialed   string
+
+	local     *LocalOptions // nil: nothing was answered here
+	localDone bool
 }
 
 func newScene() *scene {
@@ -180,6 +188,10 @@ func newScene() *scene {
 		},
 		Services: func(context.Context) ([]string, error) {
 			return []string{"myagent.service", "other.service", "my bad\x1b.service"}, nil
+		},
+		Local: func(o LocalOptions) (Local, func()) {
+			s.local = &o
+			return s.daemon, func() { s.localDone = true }
 		},
 		ReadFile: func(string) ([]byte, error) { return []byte("Y\n"), nil },
 		Exists:   func(string) bool { return false },
@@ -467,11 +479,22 @@ func TestOutput(t *testing.T) {
 		{"check-broken-ascii", func(s *scene) { s.daemon.outcomes = broken(); s.StdoutTTY = true; s.env["LC_ALL"] = "C" }, []string{"check", "/etc/apparmor.d/myagent"}, 1},
 		{"check-broken-json", func(s *scene) { s.daemon.outcomes = broken()[1:2] }, []string{"check", "/etc/apparmor.d/comma", "--json"}, 1},
 		{"check-broken-sarif", func(s *scene) { s.daemon.outcomes = broken() }, []string{"check", "/etc/apparmor.d/myagent", "--sarif"}, 1},
+		{"check-kernel", func(s *scene) {
+			s.daemon.outcomes = []attach.Outcome{
+				{Unit: "/srv/a", Profile: "a", File: "/srv/a", Events: []attach.Event{{Step: attach.StepKernel, State: attach.Skipped, Text: "not asked: there is no aaunitd here"}}},
+				{Unit: "b.service", Exit: attach.ExitUnknown, Reasons: []attach.Reason{attach.Because(attach.SystemdUnheard, "nothing is known of unit b.service: systemd does not run here")}},
+			}
+		}, []string{"check", "/srv/a", "b.service"}, 5},
 		{"check-findings", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent"}, 3},
 		{"check-findings-sarif", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent", "--sarif"}, 3},
 		{"query", func(s *scene) { s.daemon.queried = answered()[:2] }, []string{"query", "agent", "other", "write /tmp/**"}, 3},
 		{"query-all", func(s *scene) { s.daemon.queried = answered() }, []string{"query", "--all", "write /tmp/**"}, 3},
 		{"query-json", func(s *scene) { s.daemon.queried = answered()[1:2] }, []string{"query", "other", "write /tmp/**", "--json"}, 0},
+		{"query-loaded", func(s *scene) {
+			s.daemon.queried = answered()[:2]
+			s.daemon.queried[0].Loaded = &attach.LiveProfile{Name: "agent", Mode: attach.ModeEnforce, Checksum: "sha256:21df98aa"}
+			s.daemon.queried[1].Loaded = &attach.LiveProfile{Name: "other", Mode: attach.ModeEnforce}
+		}, []string{"query", "--loaded", "--all", "write /tmp/**"}, 3},
 		{"query-unknown", func(s *scene) { s.daemon.queried = answered()[2:3] }, []string{"query", "third", "write /tmp/**"}, 5},
 		{"explain-broken", func(s *scene) {
 			s.daemon.report.Units = []attach.Status{{Unit: "web.service", Profile: "web", Attachment: "x", Refused: broken()[0].Reasons}}

@@ -171,7 +171,7 @@ func (p *printer) explanation(e attach.Explanation, root bool) {
 	}
 	denied := make([]string, len(e.Denials))
 	for i, d := range e.Denials {
-		denied[i] = d.Words
+		denied[i] = p.time(d.Last) + ": " + d.Words
 	}
 	if e.MoreDenials > 0 {
 		denied = append(denied, fmt.Sprintf("%d more; aaunitctl denials shows them", e.MoreDenials))

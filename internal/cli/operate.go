@@ -217,6 +217,9 @@ shown as not asked, and is no failure. Units are looked at where systemd runs.
 			}
 			return answer(cmd.Context(), local, names, func(d Local) error {
 				out, err := d.Check(cmd.Context(), names)
+				for i := range out {
+					a.fileHere(&out[i])
+				}
 				if err == nil && sarif {
 					codes := []attach.Exit{attach.ExitOK}
 					for _, o := range out {
@@ -236,6 +239,16 @@ shown as not asked, and is no failure. Units are looked at where systemd runs.
 	cmd.Flags().BoolVar(&sarif, "sarif", false, "print SARIF 2.1.0, for code review tools")
 	local.add(cmd)
 	return cmd
+}
+
+// fileHere tells who wrote the bare name of a file how files are named.
+func (a *app) fileHere(o *attach.Outcome) {
+	if len(o.Reasons) != 1 || strings.Contains(o.Unit, "/") || !a.Exists(o.Unit) {
+		return
+	}
+	if r := &o.Reasons[0]; r.Code == attach.SystemdUnheard || r.Code == attach.UnitNotFound {
+		*r = r.WithNext("there is a file of that name here: aaunitctl check ./" + o.Unit)
+	}
 }
 
 // operate runs an operation to its end, with its progress on the terminal.

@@ -398,7 +398,11 @@ func (p *printer) check(o attach.Outcome) {
 	for _, r := range bad {
 		if !said[r] {
 			said[r] = true
-			p.reason(markBad, r)
+			m := markBad
+			if o.Exit == attach.ExitUnknown && r.Code.Bearing() == attach.Unknown {
+				m = markUnknown
+			}
+			p.reason(m, r)
 		}
 	}
 	for _, r := range notes {

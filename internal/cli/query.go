@@ -3,13 +3,14 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) queryCommand() *cobra.Command {
-	var all bool
+	var all, loaded bool
 	var local localFlags
 	cmd := &cobra.Command{
 		Use:   "query PROFILE|FILE... QUESTION",
@@ -29,11 +30,15 @@ The question is one word on the shell's command line, so put it in quotes:
   change-profile [NAME]
   userns
 
+Files are asked, unless --loaded says to ask what the kernel has loaded. Where there
+is no aaunitd, files are asked all the same.
+
 The exit status is 0 where none of the profiles may, 3 where one may, and 5 where
 that could not be told of one.`,
 		Example: `  aaunitctl query myagent 'write /tmp/**'
   aaunitctl query /etc/apparmor.d/myagent 'network unix'
-  aaunitctl query --all 'write /etc/**'`,
+  aaunitctl query --all 'write /etc/**'
+  aaunitctl query --loaded myagent 'write /etc/**'`,
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case all && len(args) != 1:
@@ -50,9 +55,21 @@ that could not be told of one.`,
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if loaded && local.given() {
+				return usage("--loaded asks the kernel, so --offline and the options that imply it do not go with it")
+			}
 			question := args[len(args)-1]
 			if _, err := attach.ParseAssertion(true, question); err != nil {
 				return usage("cannot ask %q: %v", question, err)
+			}
+			if loaded {
+				return a.with(cmd.Context(), func(d Daemon) error {
+					out, err := d.QueryLoaded(cmd.Context(), args[:len(args)-1], question)
+					if err != nil {
+						return err
+					}
+					return a.answers(out, question)
+				})
 			}
 			var names []string
 			for _, arg := range args[:len(args)-1] {
@@ -67,7 +84,8 @@ that could not be told of one.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "ask every profile under /etc/apparmor.d")
+	cmd.Flags().BoolVar(&all, "all", false, "ask every profile under /etc/apparmor.d or, with --loaded, every one that is loaded")
+	cmd.Flags().BoolVar(&loaded, "loaded", false, "ask what the kernel has loaded, and say its checksum; for root")
 	local.add(cmd)
 	return cmd
 }
@@ -97,11 +115,24 @@ func (a *app) answers(out []attach.QueryResult, question string) error {
 		case attach.MayUnknown:
 			m, word = markWarn, "unknown"
 		}
-		p.rows([]row{{mark: m, label: word, text: p.firstLine("profile " + r.Profile + " " + r.Text), more: p.restLines("profile " + r.Profile + " " + r.Text)}})
+		text := asked(r) + " " + r.Text
+		p.rows([]row{{mark: m, label: word, text: p.firstLine(text), more: p.restLines(text)}})
 	}
 	if len(out) > 3 {
 		p.line("%s", fmt.Sprintf("%s: %d may, %d may not, of %d it could not be told.", count(len(out), "profile", "profiles"),
 			counts[attach.MayYes]+counts[attach.MayNotMediated], counts[attach.MayNo], counts[attach.MayUnknown]))
 	}
 	return nil
+}
+
+// asked names a profile; of one that is loaded, what the kernel says of it.
+func asked(r attach.QueryResult) string {
+	if r.Loaded == nil {
+		return "profile " + r.Profile
+	}
+	sum := r.Loaded.Checksum
+	if sum == "" {
+		sum = "no checksum"
+	}
+	return fmt.Sprintf("profile %s (loaded, %s, %s)", r.Profile, r.Loaded.Mode, strings.Replace(sum, ":", " ", 1))
 }

@@ -261,7 +261,9 @@ func (a *app) completeAttached(cmd *cobra.Command, args []string, begun string) 
 }
 
 func (a *app) completeExplain(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
-	names := a.attached(cmd)
+	// Units that are not attached can be explained, too.
+	services, _ := a.Services(cmd.Context())
+	names := append(a.attached(cmd), services...)
 	for _, e := range attach.Catalogue() {
 		names = append(names, string(e.Code))
 	}

@@ -381,6 +381,51 @@ func (k checker) query(ctx context.Context, names []string, question string, tru
 	return sorted(out), nil
 }
 
+// QueryLoaded asks what the kernel has loaded: profiles by their names, with
+// children and hats, or all where none is named. The answer names the kernel's
+// checksum of what was asked.
+func (l *Loop) QueryLoaded(ctx context.Context, names []string, question string) ([]attach.QueryResult, error) {
+	q, err := attach.ParseAssertion(true, question)
+	if err != nil {
+		return nil, fmt.Errorf("cannot ask %q: %w", question, err)
+	}
+	loaded, err := l.apparmor.Loaded(names)
+	if err != nil {
+		return nil, fmt.Errorf("cannot ask what is loaded: %w", err)
+	}
+	out := []attach.QueryResult{}
+	for _, c := range loaded {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		p := c.Profiles[0]
+		r := attach.QueryResult{Profile: p.Name, May: attach.MayUnknown}
+		if c.Blob == nil {
+			r.Text = "cannot be asked: " + c.NotStaged
+			why := attach.Because(attach.PolicyUnreadable, "%s", c.NotStaged)
+			r.Reason = &why
+		} else {
+			r = l.gate.Query(ctx, p.Name, c, q)
+		}
+		r.Loaded = &attach.LiveProfile{Name: p.Name, Checksum: c.Checksums[p.Name]}
+		if len(p.Flags) > 0 {
+			r.Loaded.Mode = attach.Mode(p.Flags[0])
+		}
+		if r.May == attach.MayNo && !r.Loaded.Mode.Confines() {
+			// Its rules say no, and nobody is kept from it.
+			r.May, r.Text = attach.MayNotMediated, "is loaded in a mode that refuses nothing, so it may"
+		}
+		out = append(out, r)
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(out, func(r attach.QueryResult) bool { return r.Profile == name }) {
+			why := attach.Because(attach.ProfileNotLoaded, "no profile %s is loaded", name).WithNext("aaunitctl query " + name)
+			out = append(out, attach.QueryResult{Profile: name, May: attach.MayUnknown, Text: "cannot be asked: it is not loaded", Reason: &why})
+		}
+	}
+	return sorted(out), nil
+}
+
 // sorted puts answers in order, each once.
 func sorted(out []attach.QueryResult) []attach.QueryResult {
 	slices.SortStableFunc(out, func(a, b attach.QueryResult) int { return strings.Compare(a.Profile, b.Profile) })

@@ -15,6 +15,8 @@ import (
 const (
 	maxUnitDenials = 200
 	maxDenials     = 2000
+	// maxRefused bounds the changes of profile that are kept by themselves.
+	maxRefused = 256
 )
 
 // hear takes what AppArmor denies into the log until ctx ends.
@@ -125,6 +127,12 @@ type denialLog struct {
 	deaf  string
 	began time.Time
 
+	// refused are the last changes of profile that were refused, each record by
+	// itself: which process it was decides there. What happened before refusedFrom
+	// may be missing.
+	refused     []attach.Denial
+	refusedFrom time.Time
+
 	// seq counts what was taken in; missedAt is its value when lost or deaf last
 	// changed.
 	seq, missedAt uint64
@@ -170,6 +178,11 @@ func (g *denialLog) add(d attach.Denial) {
 	}
 	if !d.IsDenial() {
 		return
+	}
+	if d.ChangesProfile() {
+		if g.refused = append(g.refused, d); len(g.refused) > maxRefused {
+			g.refusedFrom, g.refused = g.refused[0].Last, slices.Clone(g.refused[1:])
+		}
 	}
 	of := g.units[d.Unit]
 	k := d.Key()

@@ -44,7 +44,7 @@ func (l *Loop) Explain(ctx context.Context, units []string, plans bool) attach.C
 			r.Cases[i].StartProblem = fmt.Sprintf("it was not asked about more than %d units; name fewer", maxAsked)
 			return
 		}
-		l.fillCase(ctx, &r.Cases[i], attach.Hearing{Since: r.Since, Lost: r.Lost, Deaf: r.Deaf}, room)
+		l.fillCase(ctx, &r.Cases[i], room)
 	})
 	planned := 0
 	for i := range r.Cases {
@@ -62,7 +62,7 @@ func (l *Loop) Explain(ctx context.Context, units []string, plans bool) attach.C
 
 // fillCase adds what systemd and the log of denials say of a case. room is what
 // its denials may take, in bytes.
-func (l *Loop) fillCase(ctx context.Context, c *attach.Case, h attach.Hearing, room int) {
+func (l *Loop) fillCase(ctx context.Context, c *attach.Case, room int) {
 	if attach.IsPattern(c.Unit) || attach.IsGlob(c.Unit) {
 		return
 	}
@@ -71,7 +71,8 @@ func (l *Loop) fillCase(ctx context.Context, c *attach.Case, h attach.Hearing, r
 	case err != nil:
 		c.StartProblem = err.Error()
 	case u.Found():
-		s := attach.LastStartOf(u, l.denials.changes(), h)
+		refused, h := l.denials.changes()
+		s := attach.LastStartOf(u, refused, h)
 		c.Start = &s
 	}
 	found := l.denials.since(c.Unit, time.Time{})
@@ -87,17 +88,15 @@ func (l *Loop) fillCase(ctx context.Context, c *attach.Case, h attach.Hearing, r
 	slices.Reverse(c.Denials)
 }
 
-// changes lists the changes of profile that were refused, of whatever unit: that
-// of a process which was gone at once is of none.
-func (g *denialLog) changes() (out []attach.Denial) {
+// changes lists the changes of profile that were refused, of whatever unit, since
+// that of a process which was gone at once is of none, and what they can be relied
+// on for.
+func (g *denialLog) changes() ([]attach.Denial, attach.Hearing) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, of := range g.units {
-		for _, d := range of {
-			if d.ChangesProfile() {
-				out = append(out, d.Denial)
-			}
-		}
+	h := attach.Hearing{Since: g.began, Lost: g.lost, Deaf: g.deaf}
+	if g.refusedFrom.After(h.Since) {
+		h.Since = g.refusedFrom
 	}
-	return out
+	return slices.Clone(g.refused), h
 }

@@ -861,6 +861,12 @@ func exitText(u attach.Unit) string {
 	switch u.ExecMainCode {
 	case 1:
 		if u.ExecMainStatus == 231 {
+			switch attach.LastStartOf(u, nil, attach.Hearing{}).Reached {
+			case attach.No:
+				return ": status 231/APPARMOR: systemd could not put the profile on"
+			case attach.Yes:
+				return ": the program itself ended with status 231"
+			}
 			return ": status 231/APPARMOR, which says that systemd could not put the profile on, or that the program ended with 231"
 		}
 		return fmt.Sprintf(": exit status %d", u.ExecMainStatus)

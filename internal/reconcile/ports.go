@@ -76,6 +76,10 @@ type AppArmor interface {
 	Load(ctx context.Context, policies []attach.Compiled) (failed map[string]error)
 	// Live reads the named profiles, their children and hats.
 	Live(names []string) (map[string]attach.LiveProfile, error)
+	// Loaded reads the bytes of loaded profiles, their children and hats back, each
+	// with the kernel's checksum, and its mode as a flag; no names are all. One whose bytes
+	// cannot be read has none, and NotStaged says why.
+	Loaded(names []string) ([]attach.Compiled, error)
 	// Save keeps what is loaded under these names, so that Restore can bring it
 	// back; a name that is not loaded is unloaded by Restore, unless a task
 	// carries it.

@@ -204,7 +204,7 @@ func (s *Systemd) unloaded(ctx context.Context, unit string) bool {
 // has no start to tell of.
 func asUnloaded(u attach.Unit) bool {
 	return u.LoadState == "loaded" && u.ActiveState == "inactive" && u.SubState == "dead" && u.InvocationID == "" && u.Result == "success" &&
-		u.NRestarts == 0 && u.ExecMainCode == 0 && !u.Transient && !u.NeedReload
+		u.NRestarts == 0 && u.ExecMainCode == 0 && u.Condition == attach.CouldNotTell && u.Assert == attach.CouldNotTell && !u.Transient && !u.NeedReload
 }
 
 // begin announces a read of a unit; end must follow.

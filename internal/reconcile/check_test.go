@@ -1,0 +1,199 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+func TestCheckNamesFilesProfilesAndUnits(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.files["alone"], w.files["broken"] = "1", "1"
+	w.bad["broken"] = true
+	w.att["/etc/aaunit/attachments.d/x.conf"] = attach.Attachment{Units: []string{"x.service", "y.service"}, Profile: "alone"}
+	w.att["/srv/y.conf"] = attach.Attachment{Units: []string{"y@.service"}, Profile: "p-%i"}
+	w.gate = func(c attach.Compiled) []attach.Reason {
+		if strings.HasSuffix(c.ID, "-partly") {
+			return []attach.Reason{attach.Because(attach.MayWriteTmp, "behind the mistake")}
+		}
+		return nil
+	}
+	l := New(w.options())
+	for name, c := range map[string]struct {
+		arg     string
+		trusted bool
+		exit    attach.Exit
+		profile string
+		codes   []attach.Code // among what is said
+	}{
+		"a unit":                      {"a.service", true, attach.ExitOK, "a", nil},
+		"a profile":                   {"alone", false, attach.ExitOK, "alone", nil},
+		"neither":                     {"nothing", true, attach.ExitNoUnit, "", []attach.Code{attach.UnitNotFound}},
+		"a file":                      {"/etc/apparmor.d/alone", false, attach.ExitOK, "alone", nil},
+		"a file elsewhere":            {"/srv/alone", true, attach.ExitOK, "alone", nil},
+		"a file elsewhere, not root":  {"/srv/alone", false, attach.ExitFailed, "", []attach.Code{attach.ProfileUntrusted}},
+		"a way around that":           {"/etc/apparmor.d/../../srv/alone", false, attach.ExitFailed, "", []attach.Code{attach.ProfileUntrusted}},
+		"what does not compile":       {"/etc/apparmor.d/broken", true, attach.ExitNotConfined, "broken", []attach.Code{attach.ProfileBroken, attach.ProfilePartly, attach.MayWriteTmp}},
+		"an attachment":               {"/etc/aaunit/attachments.d/x.conf", false, attach.ExitOK, "alone", nil},
+		"an attachment of a template": {"/srv/y.conf", true, attach.ExitUnknown, "", []attach.Code{attach.AssertionUnknown}},
+		"an attachment, not root":     {"/srv/y.conf", false, attach.ExitFailed, "", []attach.Code{attach.ProfileUntrusted}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := l.Check(t.Context(), []string{c.arg}, c.trusted)
+			if err != nil || len(out) != 1 {
+				t.Fatalf("%v %+v", err, out)
+			}
+			o := out[0]
+			said := append(codesOf(o.Reasons), codesOf(o.Notes)...)
+			for _, f := range o.Findings {
+				said = append(said, f.Code)
+			}
+			for _, code := range c.codes {
+				if !slices.Contains(said, code) {
+					t.Errorf("%s is not said: %v", code, said)
+				}
+			}
+			if o.Exit != c.exit || o.Profile != c.profile {
+				t.Errorf("exit %d, profile %q: %+v", o.Exit, o.Profile, o)
+			}
+		})
+	}
+}
+
+func codesOf(list []attach.Reason) (out []attach.Code) {
+	for _, r := range list {
+		out = append(out, r.Code)
+	}
+	return out
+}
+
+// fewUnits is a systemd that knows one unit, or does not answer.
+type fewUnits struct {
+	u   attach.Unit
+	err error
+}
+
+func (f fewUnits) Observe(_ context.Context, unit string) (attach.Unit, error) {
+	if f.err != nil {
+		return attach.Unit{}, f.err
+	}
+	if unit != f.u.ID {
+		return attach.Unit{ID: unit, LoadState: "not-found"}, nil
+	}
+	return f.u, nil
+}
+
+// Without a daemon the answers are the same, and what is not asked is said.
+func TestOffline(t *testing.T) {
+	w := newWorld()
+	for _, name := range []string{"a", "b", "plus"} {
+		w.files[name] = "1"
+	}
+	unit := attach.Unit{ID: "a.service", Names: []string{"a.service"}, LoadState: "loaded", ActiveState: "active", FragmentPath: "/lib/a.service", Type: "simple",
+		Settings: attach.Settings{Exec: []attach.ExecCommand{{Property: "ExecStart", Path: "/usr/bin/x"}}, DefaultDependencies: true}}
+	plus := unit
+	plus.ID, plus.Names = "plus.service", []string{"plus.service"}
+	plus.Settings.Exec = []attach.ExecCommand{{Property: "ExecStart", Path: "/usr/bin/x", Privileged: true}}
+	off := func(o observer) Offline {
+		return Offline{Texts: apparmor{w}, Gate: w, Attachments: attachments{w}, Systemd: o, Kernel: "nobody asked"}
+	}
+	for name, c := range map[string]struct {
+		f    Offline
+		arg  string
+		exit attach.Exit
+		code attach.Code // "": nothing is said
+	}{
+		"a profile":                  {off(nil), "b", attach.ExitOK, ""},
+		"a file":                     {off(nil), "/srv/checkout/b", attach.ExitOK, ""},
+		"a unit, without systemd":    {off(nil), "a.service", attach.ExitUnknown, attach.SystemdUnheard},
+		"a word, without systemd":    {off(nil), "neither", attach.ExitUnknown, attach.SystemdUnheard},
+		"a unit":                     {off(fewUnits{u: unit}), "a.service", attach.ExitOK, ""},
+		"a unit by its short name":   {off(fewUnits{u: unit}), "a", attach.ExitOK, ""},
+		"a way around":               {off(fewUnits{u: plus}), "plus", attach.ExitNotConfined, attach.ExecPrivileged},
+		"no unit, but a profile":     {off(fewUnits{u: unit}), "b", attach.ExitOK, ""},
+		"neither":                    {off(fewUnits{u: unit}), "neither", attach.ExitNoUnit, attach.UnitNotFound},
+		"systemd does not answer":    {off(fewUnits{err: errors.New("no bus")}), "a.service", attach.ExitUnknown, attach.SystemdUnheard},
+		"it does not, and a profile": {off(fewUnits{err: errors.New("no bus")}), "b", attach.ExitOK, ""},
+		"no features": {func() Offline { f := off(nil); f.Features = "nothing is known of kernels"; return f }(), "b",
+			attach.ExitUnknown, attach.AssertionUnknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := c.f.Check(t.Context(), []string{c.arg})
+			if err != nil || len(out) != 1 {
+				t.Fatalf("%v %+v", err, out)
+			}
+			o := out[0]
+			said := append(codesOf(o.Reasons), codesOf(o.Notes)...)
+			if o.Exit != c.exit || c.code == "" && len(said) > 0 || c.code != "" && !slices.Contains(said, c.code) {
+				t.Errorf("exit %d, %v: %+v", o.Exit, said, o)
+			}
+			if c.exit == attach.ExitOK && !slices.ContainsFunc(o.Events, func(e attach.Event) bool {
+				return e.Step == attach.StepKernel && e.State == attach.Skipped && strings.Contains(e.Text, "nobody asked")
+			}) {
+				t.Errorf("that the kernel was not asked is not said: %+v", o.Events)
+			}
+		})
+	}
+	if _, err := off(nil).Check(t.Context(), nil); err == nil {
+		t.Error("all attached units were checked without anybody who knows them")
+	}
+	out, err := off(nil).Query(t.Context(), []string{path.Join("/etc/apparmor.d", "b")}, "write /etc/**")
+	if err != nil || len(out) != 1 || out[0].Profile != "b" {
+		t.Errorf("%v %+v", err, out)
+	}
+}
+
+func TestQueryLoaded(t *testing.T) {
+	w := newWorld()
+	w.kernel["a"], w.kernel["b"] = "1", "unread"
+	l := New(w.options())
+	out, err := l.QueryLoaded(t.Context(), []string{"a", "b", "none"}, "write /etc/**")
+	if err != nil || len(out) != 3 {
+		t.Fatalf("%v %+v", err, out)
+	}
+	if r := out[0]; r.May == attach.MayUnknown || r.Loaded == nil || r.Loaded.Checksum != "sha1:1" || r.Loaded.Mode != attach.ModeEnforce {
+		t.Errorf("%+v", r)
+	}
+	if r := out[1]; r.May != attach.MayUnknown || r.Reason == nil || r.Reason.Code != attach.PolicyUnreadable || r.Loaded == nil {
+		t.Errorf("%+v", r)
+	}
+	if r := out[2]; r.May != attach.MayUnknown || r.Reason == nil || r.Reason.Code != attach.ProfileNotLoaded || r.Loaded != nil {
+		t.Errorf("%+v", r)
+	}
+	if all, err := l.QueryLoaded(t.Context(), nil, "write /etc/**"); err != nil || len(all) != 2 {
+		t.Errorf("%v %+v", err, all)
+	}
+	// What a profile that only complains does not allow happens all the same.
+	o := w.options()
+	o.Gate, o.AppArmor = saysNo{w}, complaining{apparmor{w}}
+	if out, err := New(o).QueryLoaded(t.Context(), []string{"a"}, "write /etc/**"); err != nil || len(out) != 1 || out[0].May != attach.MayNotMediated {
+		t.Errorf("%v %+v", err, out)
+	}
+	if _, err := l.QueryLoaded(t.Context(), nil, "nonsense"); err == nil {
+		t.Error("nonsense was asked")
+	}
+}
+
+// saysNo is a gate whose policies allow nothing.
+type saysNo struct{ *world }
+
+func (saysNo) Query(_ context.Context, profile string, _ attach.Compiled, _ attach.Assertion) attach.QueryResult {
+	return attach.QueryResult{Profile: profile, May: attach.MayNo, Text: "may not"}
+}
+
+// complaining has every profile loaded in complain mode.
+type complaining struct{ apparmor }
+
+func (c complaining) Loaded(names []string) ([]attach.Compiled, error) {
+	out, err := c.apparmor.Loaded(names)
+	for i := range out {
+		out[i].Profiles[0].Flags = []string{"complain"}
+	}
+	return out, err
+}
