@@ -53,6 +53,7 @@ var rules = map[string]rule{
 	"internal/units":    adapter,
 	"internal/apparmor": {house: append([]string{"internal/apparmor/policydb", "internal/apparmor/rules"}, adapter.house...)},
 	"internal/evidence": adapter,
+	"internal/procs":    {house: adapter.house, others: none},
 	"internal/api":      adapter,
 
 	// What a compiled policy says is a pure question.
@@ -81,7 +82,7 @@ var rules = map[string]rule{
 	"cmd/aaunit-sockopts": {house: []string{"internal/sockopt"}, others: none},
 	// The one place where adapters meet.
 	"cmd/aaunitd": {house: []string{"internal/attach", "internal/reconcile", "internal/config", "internal/state", "internal/units", "internal/apparmor",
-		"internal/gate", "internal/sockopt", "internal/evidence", "internal/api", "internal/journal"}},
+		"internal/gate", "internal/sockopt", "internal/evidence", "internal/procs", "internal/api", "internal/journal"}},
 }
 
 var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile", "internal/bus"}}

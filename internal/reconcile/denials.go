@@ -125,6 +125,11 @@ type denialLog struct {
 	deaf  string
 	began time.Time
 
+	// counts are the records of each unit since the log began, and sum those of all:
+	// what is pushed out, or merged, stays counted.
+	counts map[string]attach.DenialCount
+	sum    attach.DenialCount
+
 	// seq counts what was taken in; missedAt is its value when lost or deaf last
 	// changed.
 	seq, missedAt uint64
@@ -171,6 +176,7 @@ func (g *denialLog) add(d attach.Denial) {
 	if !d.IsDenial() {
 		return
 	}
+	g.count(d)
 	of := g.units[d.Unit]
 	k := d.Key()
 	if old, ok := of[k]; ok {
