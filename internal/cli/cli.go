@@ -36,6 +36,9 @@ type Daemon interface {
 	Explain(ctx context.Context, units []string) (attach.CaseReport, error)
 	Denials(ctx context.Context, units []string, since time.Time) (attach.DenialReport, error)
 	WaitDenials(ctx context.Context, units []string, cursor string) (attach.DenialReport, error)
+	Exposed(ctx context.Context) (attach.ExposureReport, error)
+	Metrics(ctx context.Context) (attach.Metrics, error)
+	HostReport(ctx context.Context) (attach.HostReport, error)
 	Close() error
 }
 

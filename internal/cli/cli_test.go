@@ -38,6 +38,10 @@ type fakeDaemon struct {
 	did      string
 	wait     chan struct{} // Attach waits for it or for its context
 
+	exposed attach.ExposureReport
+	metrics attach.Metrics
+	host    attach.HostReport
+
 	denials   attach.DenialReport
 	news      []attach.DenialReport
 	since     time.Time
@@ -153,6 +157,21 @@ func (d *fakeDaemon) WaitDenials(_ context.Context, _ []string, cursor string) (
 	r := d.news[0]
 	d.news = d.news[1:]
 	return r, nil
+}
+
+func (d *fakeDaemon) Exposed(context.Context) (attach.ExposureReport, error) {
+	d.did = "exposed"
+	return d.exposed, d.err
+}
+
+func (d *fakeDaemon) Metrics(context.Context) (attach.Metrics, error) {
+	d.did = "metrics"
+	return d.metrics, d.err
+}
+
+func (d *fakeDaemon) HostReport(context.Context) (attach.HostReport, error) {
+	d.did = "report"
+	return d.host, d.err
 }
 
 func (d *fakeDaemon) Close() error { return nil }

@@ -63,6 +63,9 @@ func (l *Loop) Exposed(ctx context.Context) (attach.ExposureReport, error) {
 	r.Looked = len(running)
 	for i, s := range l.processes.Look(ctx, running) {
 		u := running[i]
+		if attach.IsTemplate(u.ID) {
+			s.Problems = append(s.Problems, "systemd reads no template: what an instance of it starts with is not known")
+		}
 		e, bare := attach.Expose(u, s, by[u.ID])
 		switch {
 		case !bare:
