@@ -59,6 +59,8 @@ type World struct {
 	// Local gives what answers without a daemon, and what ends it.
 	Local    func(LocalOptions) (Local, func())
 	ReadFile func(string) ([]byte, error)
+	// WriteFile puts a file in place of what is there, all at once.
+	WriteFile func(name string, data []byte) error
 	// Exists reports whether a file is there, as seen from the working directory.
 	Exists  func(string) bool
 	Version string
@@ -94,11 +96,12 @@ func Main(version string, local func(LocalOptions) (Local, func())) int {
 			}
 			return c, nil
 		},
-		Services: func(ctx context.Context) ([]string, error) { return api.Services(ctx, api.DialOptions{}) },
-		Local:    local,
-		ReadFile: os.ReadFile,
-		Exists:   func(name string) bool { _, err := os.Stat(name); return err == nil },
-		Version:  version,
+		Services:  func(ctx context.Context) ([]string, error) { return api.Services(ctx, api.DialOptions{}) },
+		Local:     local,
+		ReadFile:  os.ReadFile,
+		WriteFile: writeFile,
+		Exists:    func(name string) bool { _, err := os.Stat(name); return err == nil },
+		Version:   version,
 	}
 	return int(Run(ctx, os.Args[1:], w))
 }
@@ -182,7 +185,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours (also: NO_COLOR in the environment)")
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
-		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
+		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.metricsCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
 	for _, cmd := range root.Commands() {
 		// Whatever fails before this is a mistake in the command line.

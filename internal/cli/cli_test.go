@@ -183,10 +183,11 @@ type scene struct {
 	daemon   *fakeDaemon
 	env      map[string]string
 	dialed   string
+	written  map[string]string
 }
 
 func newScene() *scene {
-	s := &scene{daemon: &fakeDaemon{report: attach.Report{Host: hostOn, At: now}}, env: map[string]string{"LANG": "en_US.UTF-8"}}
+	s := &scene{daemon: &fakeDaemon{report: attach.Report{Host: hostOn, At: now}}, env: map[string]string{"LANG": "en_US.UTF-8"}, written: map[string]string{}}
 	s.World = World{
 		Stdout: &s.out, Stderr: &s.err,
 		Columns: func() int { return 80 },
@@ -200,7 +201,8 @@ func newScene() *scene {
 		Services: func(context.Context) ([]string, error) {
 			return []string{"myagent.service", "other.service", "my bad\x1b.service"}, nil
 		},
-		ReadFile: func(string) ([]byte, error) { return []byte("Y\n"), nil },
+		ReadFile:  func(string) ([]byte, error) { return []byte("Y\n"), nil },
+		WriteFile: func(name string, data []byte) error { s.written[name] = string(data); return nil },
 		Exists:   func(string) bool { return false },
 		Version:  "1.2.3",
 	}
