@@ -59,6 +59,8 @@ type World struct {
 	// Local gives what answers without a daemon, and what ends it.
 	Local    func(LocalOptions) (Local, func())
 	ReadFile func(string) ([]byte, error)
+	// Open opens a file for reading.
+	Open func(string) (io.ReadCloser, error)
 	// WriteFile puts a file in place of what is there, all at once.
 	WriteFile func(name string, data []byte) error
 	// Exists reports whether a file is there, as seen from the working directory.
@@ -99,6 +101,7 @@ func Main(version string, local func(LocalOptions) (Local, func())) int {
 		Services:  func(ctx context.Context) ([]string, error) { return api.Services(ctx, api.DialOptions{}) },
 		Local:     local,
 		ReadFile:  os.ReadFile,
+		Open:      func(name string) (io.ReadCloser, error) { return os.Open(name) },
 		WriteFile: writeFile,
 		Exists:    func(name string) bool { _, err := os.Stat(name); return err == nil },
 		Version:   version,
@@ -185,7 +188,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours (also: NO_COLOR in the environment)")
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
-		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.metricsCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
+		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.metricsCommand(), a.reportCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
 	for _, cmd := range root.Commands() {
 		// Whatever fails before this is a mistake in the command line.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -184,6 +185,7 @@ type scene struct {
 	env      map[string]string
 	dialed   string
 	written  map[string]string
+	files    map[string]string
 }
 
 func newScene() *scene {
@@ -201,10 +203,17 @@ func newScene() *scene {
 		Services: func(context.Context) ([]string, error) {
 			return []string{"myagent.service", "other.service", "my bad\x1b.service"}, nil
 		},
-		ReadFile:  func(string) ([]byte, error) { return []byte("Y\n"), nil },
+		ReadFile: func(string) ([]byte, error) { return []byte("Y\n"), nil },
+		Open: func(name string) (io.ReadCloser, error) {
+			text, ok := s.files[name]
+			if !ok {
+				return nil, fs.ErrNotExist
+			}
+			return io.NopCloser(strings.NewReader(text)), nil
+		},
 		WriteFile: func(name string, data []byte) error { s.written[name] = string(data); return nil },
-		Exists:   func(string) bool { return false },
-		Version:  "1.2.3",
+		Exists:    func(string) bool { return false },
+		Version:   "1.2.3",
 	}
 	return s
 }

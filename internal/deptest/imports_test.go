@@ -68,6 +68,7 @@ var rules = map[string]rule{
 	"internal/sockopt/names": {house: none, others: none},
 
 	// Numbers in, text out.
+	"internal/report":  {house: []string{"internal/attach"}, others: none, notStd: doing},
 	"internal/metrics": {house: []string{"internal/attach"}, others: none, notStd: doing},
 	// What strangers talk to knows only how to ask.
 	"internal/exporter":  {house: []string{"internal/attach", "internal/metrics"}, others: none, notStd: []string{"os", "os/exec", "plugin", "unsafe"}},
@@ -79,7 +80,7 @@ var rules = map[string]rule{
 	"internal/bus":      {house: none, others: []string{"github.com/godbus/dbus/v5"}},
 
 	// The command line asks the daemon.
-	"internal/cli": {house: []string{"internal/attach", "internal/api", "internal/metrics", "internal/safefile"},
+	"internal/cli": {house: []string{"internal/attach", "internal/api", "internal/metrics", "internal/report", "internal/safefile"},
 		others: []string{"github.com/spf13/cobra", "golang.org/x/term"}, notStd: []string{"os/exec", "net"}},
 	// It puts together what answers where there is no daemon, and asks it nothing.
 	"cmd/aaunitctl": {house: []string{"internal/cli", "internal/attach", "internal/reconcile", "internal/config", "internal/units", "internal/apparmor", "internal/gate"},
