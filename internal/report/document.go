@@ -100,6 +100,14 @@ func (d Document) check() error {
 	values := 0
 	for i := range d.Hosts {
 		h := &d.Hosts[i]
+		if h.Unattached != nil {
+			// People copy commands. None is taken from another host; they are made here
+			// of the names, quoted.
+			for j := range h.Unattached.Services {
+				e := &h.Unattached.Services[j]
+				e.Begin(e.Profile)
+			}
+		}
 		if h.At.IsZero() {
 			return fmt.Errorf("host %q does not say of when it is", shorten(h.Machine.Name))
 		}

@@ -230,7 +230,7 @@ func (f *finder) ofHost(h attach.HostReport, made time.Time) {
 		f.say(Unknown, ReportOld, "", "", "the report is of %s, which is yet to come: a clock is wrong", day(h.At))
 	}
 	for _, p := range h.Problems {
-		f.say(Warn, FileNotInUse, "", p.Next, "an attachment file or record is not in use: %s", p)
+		f.say(Warn, FileNotInUse, "", "", "an attachment file or record is not in use: %s", p)
 	}
 	if h.DenialsDeaf != "" {
 		f.say(Unknown, DenialsNotHeard, "", "", "what AppArmor denies is not heard: %s", h.DenialsDeaf)
@@ -274,7 +274,7 @@ func (f *finder) ofUnit(h attach.HostReport, u attach.UnitReport) {
 	}
 	for _, n := range u.Notes {
 		if n.Code == attach.RestartPending {
-			f.say(Warn, RestartPending, u.Unit, cmp.Or(n.Next, explain), "%s", n)
+			f.say(Warn, RestartPending, u.Unit, explain, "%s", n)
 		}
 	}
 	if v := u.Verdict; s == standsConfined {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -135,14 +136,19 @@ func HTML(w io.Writer, d Document, old *Document) error {
 		v.Changes = v.Changes[:min(len(v.Changes), maxItems)]
 	}
 	v.units(d)
-	t, err := template.New("page").Funcs(template.FuncMap{
-		"t": visible, "day": day, "short": short, "words": answerWords, "tone": triTone, "plural": plural, "leveltone": levelTone,
-	}).Parse(pageText)
+	t, err := page()
 	if err != nil {
 		return fmt.Errorf("cannot make the page: %w", err)
 	}
 	return t.Execute(w, v)
 }
+
+// page is the template, read once.
+var page = sync.OnceValues(func() (*template.Template, error) {
+	return template.New("page").Funcs(template.FuncMap{
+		"t": visible, "day": day, "short": short, "words": answerWords, "tone": triTone, "plural": plural, "leveltone": levelTone,
+	}).Parse(pageText)
+})
 
 func (v *view) summary() {
 	c := v.Counts

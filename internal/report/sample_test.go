@@ -66,8 +66,8 @@ func sampleHost() attach.HostReport {
 		Unattached: &attach.ExposureReport{Looked: 20, Quiet: 8, Confined: 9, At: at, Services: []attach.Exposure{
 			{Unit: "ssh.service", Class: attach.ExposedNetwork, Running: attach.Yes, Root: attach.Yes, Labels: []string{"unconfined"}, Processes: 1, Program: "/usr/sbin/sshd",
 				Listening: []attach.Listening{{Protocol: "tcp", Address: "0.0.0.0", Port: 22, Reach: attach.ReachNetwork}, {Protocol: "tcp6", Address: "::", Port: 22, Reach: attach.ReachNetwork}},
-				Next:      []string{"aa-autodep /usr/sbin/sshd", "aaunitctl attach --complain --profile /usr/sbin/sshd ssh.service"}},
-			{Unit: "systemd-logind.service", Class: attach.ExposedRoot, Running: attach.Yes, Root: attach.Yes, Labels: []string{"unconfined"}, Processes: 1, Listening: []attach.Listening{}, Next: []string{"aa-autodep /usr/lib/systemd/systemd-logind"}},
+				Next:      []string{"aa-autodep /usr/sbin/sshd", "aaunitctl attach --complain --profile /usr/sbin/sshd ssh.service", "aaunitctl denials ssh.service"}},
+			{Unit: "systemd-logind.service", Class: attach.ExposedRoot, Running: attach.Yes, Root: attach.Yes, Labels: []string{"unconfined"}, Processes: 1, Listening: []attach.Listening{}, Next: []string{"aaunitctl plan systemd-logind.service"}},
 			{Unit: "legacy.service", Class: attach.ExposedLocal, Running: attach.Yes, Root: attach.No, User: "legacy", Labels: []string{"legacy (complain)"}, Processes: 2,
 				Listening: []attach.Listening{{Protocol: "tcp", Address: "127.0.0.1", Port: 9000, Reach: attach.ReachLoopback}}, Profile: "legacy", Next: []string{"aaunitctl plan legacy.service", "aaunitctl attach legacy.service"}},
 		}},
