@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -191,26 +190,21 @@ func (p *printer) report(d report.Document, old *report.Document) {
 		p.line("%s, of which %d listen on the network", count(c.Network+c.Other, "service without a profile", "services without a profile"), c.Network)
 	}
 
-	var all []report.Finding
-	for _, h := range d.Hosts {
-		all = append(all, report.Findings(h, d.Made)...)
-	}
-	slices.SortStableFunc(all, func(a, b report.Finding) int { return cmp.Compare(levelRank(a.Level), levelRank(b.Level)) })
-	if len(all) > 0 {
+	if all := report.Groups(d); len(all) > 0 {
 		p.title("Found")
 		for i, f := range all {
 			if i == maxLines {
 				p.line("  %d more; --json has them all", len(all)-i)
 				break
 			}
-			where := p.text(f.Unit)
-			if fleet {
-				where = strings.TrimSpace(p.text(f.Host) + " " + where)
-			}
-			if where != "" {
-				where = p.paint(bold, where) + ": "
+			where := ""
+			if f.Unit != "" {
+				where = p.paint(bold, p.text(f.Unit)) + ": "
 			}
 			p.line("  %s %s%s", p.mark(levelMarks[f.Level]), where, p.text(f.Text))
+			if fleet {
+				p.line("      on %s", p.text(f.On()))
+			}
 			if f.Next != "" {
 				p.line("      %s %s", p.mark(markNext), p.text(f.Next))
 			}
@@ -234,10 +228,6 @@ func (p *printer) report(d report.Document, old *report.Document) {
 			p.line("  %s %s: %s", p.mark(markWarn), p.text(l.From), p.text(l.Why))
 		}
 	}
-}
-
-func levelRank(l report.Level) int {
-	return slices.Index([]report.Level{report.Bad, report.Unknown, report.Warn, report.Note}, l)
 }
 
 func (p *printer) title(s string) {

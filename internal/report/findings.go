@@ -201,6 +201,45 @@ func Findings(h attach.HostReport, made time.Time) []Finding {
 	return f.out
 }
 
+// Group is a finding with all the hosts that have it.
+type Group struct {
+	Finding
+	Hosts []string
+}
+
+// On names the hosts: the first few, and how many more there are.
+func (g Group) On() string {
+	const most = 4
+	if len(g.Hosts) <= most {
+		return strings.Join(g.Hosts, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(g.Hosts[:most], ", "), len(g.Hosts)-most)
+}
+
+// Groups are the findings of all hosts, those that say the same of several as one: the
+// worst first, and what most hosts have before what few have.
+func Groups(d Document) []Group {
+	var out []Group
+	at := map[Finding]int{}
+	for _, h := range d.Hosts {
+		for _, f := range Findings(h, d.Made) {
+			host := f.Host
+			f.Host = ""
+			i, known := at[f]
+			if !known {
+				i = len(out)
+				at[f] = i
+				out = append(out, Group{Finding: f})
+			}
+			out[i].Hosts = append(out[i].Hosts, host)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Group) int {
+		return cmp.Or(cmp.Compare(a.Level.rank(), b.Level.rank()), cmp.Compare(len(b.Hosts), len(a.Hosts)))
+	})
+	return out
+}
+
 func hostName(m attach.Machine) string { return cmp.Or(m.Name, m.ID, "(no name)") }
 
 type finder struct {

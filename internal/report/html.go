@@ -69,7 +69,7 @@ type segment struct {
 type findingGroup struct {
 	Level Level
 	Title string
-	Items []Finding
+	Items []Group
 	More  int
 }
 
@@ -188,19 +188,17 @@ var levelTitles = map[Level]string{Bad: "Not confined, or open without a profile
 
 func (v *view) findings(d Document) {
 	groups := map[Level]*findingGroup{}
-	for _, h := range d.Hosts {
-		for _, f := range Findings(h, d.Made) {
-			g := groups[f.Level]
-			if g == nil {
-				g = &findingGroup{Level: f.Level, Title: levelTitles[f.Level]}
-				groups[f.Level] = g
-			}
-			if len(g.Items) == maxItems {
-				g.More++
-				continue
-			}
-			g.Items = append(g.Items, f)
+	for _, f := range Groups(d) {
+		g := groups[f.Level]
+		if g == nil {
+			g = &findingGroup{Level: f.Level, Title: levelTitles[f.Level]}
+			groups[f.Level] = g
 		}
+		if len(g.Items) == maxItems {
+			g.More++
+			continue
+		}
+		g.Items = append(g.Items, f)
 	}
 	for _, l := range []Level{Bad, Unknown, Warn, Note} {
 		if g := groups[l]; g != nil {

@@ -156,6 +156,29 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+// What many hosts have is said once, with how many they are.
+func TestGroups(t *testing.T) {
+	d := fleet(30)
+	all, hosts := Groups(d), 0
+	for _, g := range all {
+		hosts += len(g.Hosts)
+	}
+	if len(all) != len(Findings(sampleHost(), at)) || all[0].Level != Bad {
+		t.Errorf("%d groups", len(all))
+	}
+	i := slices.IndexFunc(all, func(g Group) bool { return g.Unit == "systemd-logind.service" })
+	if len(all[i].Hosts) != 30 || all[i].On() != "host-00000, host-00001, host-00002, host-00003 and 26 more" {
+		t.Errorf("%q", all[i].On())
+	}
+	want := 0
+	for _, h := range d.Hosts {
+		want += len(Findings(h, d.Made))
+	}
+	if hosts != want {
+		t.Errorf("%d findings, %d in groups", want, hosts)
+	}
+}
+
 // People copy commands: none comes from another host.
 func TestCommandsAreOurOwn(t *testing.T) {
 	d := sampleDocument()
