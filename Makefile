@@ -122,6 +122,25 @@ race: need-go
 
 # mandoc looks for pages that are not installed, and finds the lines that come
 # from the catalogue of reasons long.
+# What is asked of Prometheus, as Prometheus itself understands it. Debian's package
+# is unpacked and not installed: that would start a server.
+.PHONY: prometheus
+prometheus: need-go build/tools/prometheus ## alert rules with their tests, and the metrics' text, by promtool
+	cd packaging/prometheus && $(CURDIR)/build/tools/prometheus/usr/bin/promtool check rules aaunit.rules.yml
+	cd packaging/prometheus && $(CURDIR)/build/tools/prometheus/usr/bin/promtool test rules aaunit.rules.test.yml
+	build/tools/prometheus/usr/bin/promtool check metrics < internal/metrics/testdata/metrics.prom
+
+build/tools/prometheus:
+	@rm -rf $@ && mkdir -p $@
+	@tools/unpack-package prometheus $@
+
+# The report's page in Chromium; pictures of it are left in build/page.
+.PHONY: page
+page: need-go ## the report's page, looked at in a real browser (build/page)
+	@tools/need-packages chromium fonts-dejavu-core
+	$(GO) vet -tags page ./test/page
+	$(GO) test -tags page -count=1 ./test/page
+
 .PHONY: man
 man: need-go build/man/aaunit-reasons.7
 	@if mandoc -T lint -W style packaging/man/* build/man/aaunit-reasons.7 2>/dev/null | \
@@ -239,7 +258,7 @@ generate-check: need-go setup-generate build/tools/bpf2go ## compare the committ
 
 .PHONY: programs build/agent build/aaunitd-crash build/vmexec
 programs: need-go
-	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl ./cmd/aaunit-sockopts
+	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl ./cmd/aaunit-sockopts ./cmd/aaunit-metrics
 
 build/agent: need-go
 	$(build) -o $@ ./test/vm/agent
@@ -264,7 +283,7 @@ docs: programs build/man/aaunit-reasons.7
 	cp packaging/man/* build/man
 	gzip -9 -n -f build/man/*.[1-8]
 	sed '1s/([^)]*)/($(VERSION)-1)/' packaging/deb/changelog | gzip -9 -n > build/doc/changelog.Debian.gz
-	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl build/bin/aaunit-sockopts > build/doc/NOTICES
+	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl build/bin/aaunit-sockopts build/bin/aaunit-metrics > build/doc/NOTICES
 	gzip -9 -n build/doc/NOTICES
 
 build/man/aaunit-reasons.7: need-go

@@ -75,13 +75,13 @@ together, and no daemon is asked. Of two reports of a host the newer one counts.
 			return nil
 		},
 	}
-	f := cmd.Flags()
-	f.BoolVar(&html, "html", false, "one page for a browser or for print")
-	f.BoolVar(&csv, "csv", false, "a table, one row for each service")
-	f.StringSliceVar(&merge, "merge", nil, "put together the reports in `FILE`s, without a daemon")
-	f.StringVar(&since, "since", "", "also say what has changed since the report in a `FILE`")
-	f.StringVarP(&output, "output", "o", "", "write to a `FILE`, all at once")
-	f.BoolVar(&schema, "schema", false, "print the JSON Schema of --json")
+
+	cmd.Flags().BoolVar(&html, "html", false, "one page for a browser or for print")
+	cmd.Flags().BoolVar(&csv, "csv", false, "a table, one row for each service")
+	cmd.Flags().StringSliceVar(&merge, "merge", nil, "put together the reports in `FILE`s, without a daemon")
+	cmd.Flags().StringVar(&since, "since", "", "also say what has changed since the report in a `FILE`")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "write to a `FILE`, all at once")
+	cmd.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of --json")
 	cmd.MarkFlagsMutuallyExclusive("html", "csv", "schema")
 	return cmd
 }
