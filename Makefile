@@ -61,11 +61,11 @@ need-go:
 ##
 
 .PHONY: test
-test: need-go setup check generate-check lint-deb demo ## everything that has to pass, from a bare Debian on
+test: need-go setup check generate-check prometheus page lint-deb demo ## everything that has to pass, from a bare Debian on
 	@$(MAKE) --no-print-directory vm SHARE=yes
 
 .PHONY: test-all
-test-all: need-go setup check generate-check lint lint-deb demo ## the same on every suite, the slower linters, and the tests that take long
+test-all: need-go setup check generate-check prometheus page lint lint-deb demo ## the same on every suite, the slower linters, and the tests that take long
 	@$(MAKE) --no-print-directory vm LONG=yes
 	@$(MAKE) --no-print-directory vm-crash
 
@@ -106,6 +106,7 @@ vet: need-go
 	$(GO) vet ./...
 	$(GO) vet -tags vm ./...
 	$(GO) vet -tags vm,long ./...
+	$(GO) vet -tags page ./test/page
 	$(GO) vet -tags crash ./cmd/aaunitd
 
 # ST1005: our error texts may begin with the name of a setting ("Unit= is …").
@@ -114,6 +115,7 @@ staticcheck: need-go build/tools/staticcheck
 	build/tools/staticcheck -checks inherit,-ST1005 ./...
 	build/tools/staticcheck -checks inherit,-ST1005 -tags vm ./...
 	build/tools/staticcheck -checks inherit,-ST1005 -tags vm,long ./...
+	build/tools/staticcheck -checks inherit,-ST1005 -tags page ./test/page
 	build/tools/staticcheck -checks inherit,-ST1005 -tags crash ./cmd/aaunitd
 
 .PHONY: race
@@ -138,7 +140,6 @@ build/tools/prometheus:
 .PHONY: page
 page: need-go ## the report's page, looked at in a real browser (build/page)
 	@tools/need-packages chromium fonts-dejavu-core
-	$(GO) vet -tags page ./test/page
 	$(GO) test -tags page -count=1 ./test/page
 
 .PHONY: man
@@ -148,7 +149,7 @@ man: need-go build/man/aaunit-reasons.7
 
 .PHONY: sh
 sh:
-	@shellcheck .ci/run tools/need-* tools/share packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
+	@shellcheck .ci/run tools/need-* tools/share tools/unpack-package packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
 
 # Building golangci-lint takes minutes, so it is not part of check.
 .PHONY: lint
@@ -220,6 +221,12 @@ bench: need-go setup-vm deb build/agent build/vmexec ## measure in a guest, agai
 	AAUNIT_VM_SUITE=$(firstword $(SUITE)) AAUNIT_VM_PAYLOAD=$(CURDIR)/$(DEB):$(CURDIR)/build/agent CGO_ENABLED=0 \
 		AAUNIT_VM_RESULT=$(CURDIR)/build/bench/$(firstword $(SUITE)).json \
 		$(GO) test -tags vm -count=1 -v -run '^$$' -bench 'Aaunit/($(BENCH))' -benchtime 1x -timeout 120m -exec $(CURDIR)/build/vmexec ./test/vm/guest
+	@$(MAKE) --no-print-directory bench-report
+
+# Time and memory for each host are to be the same, whatever their number.
+.PHONY: bench-report
+bench-report: need-go ## measure a merged report of 500 and of 5000 hosts
+	$(GO) test -run '^$$' -bench Merge -benchtime 3x ./internal/report
 
 ##
 ## What is generated and committed: the BPF object, and the table of names of socket
