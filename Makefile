@@ -176,7 +176,7 @@ setup-vm: need-go
 # host/ upgrades to the package of a higher version. It is made first, since it
 # goes through the same build/deb.
 .PHONY: vm
-vm: need-go setup-vm build/agent build/aaunitd-crash build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=, LONG=)
+vm: need-go setup-vm build/agent build/aaunitd-crash build/vmexec $(if $(filter $(HOST_PACKAGES),$(PKG)),build/tools/prometheus) ## the tests on real machines (SUITE=, PKG=, RUN=, LONG=)
 ifneq ($(LONG),)
 	@$(MAKE) --no-print-directory VERSION='$(VERSION)+newer' deb
 	mv build/deb/*.deb build/newer-package
