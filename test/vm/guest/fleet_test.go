@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
-	"github.com/aaunit/aaunit/internal/report"
+	reports "github.com/aaunit/aaunit/internal/report"
 )
 
 // exposures asks for the services without a profile.
@@ -201,7 +201,7 @@ func TestReport(t *testing.T) {
 	})
 	dir := t.TempDir()
 	first := filepath.Join(dir, "first.json")
-	get := func(file string) report.Document {
+	get := func(file string) reports.Document {
 		t.Helper()
 		if r := ctl(t, "report", "--json", "--output", file); r.stderr != "" {
 			t.Errorf("report: exit %d\n%s", r.exit, r.stderr)
@@ -211,13 +211,13 @@ func TestReport(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		d, err := report.Parse(f)
+		d, err := reports.Parse(f)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return d
 	}
-	unit := func(d report.Document, name string) attach.UnitReport {
+	unit := func(d reports.Document, name string) attach.UnitReport {
 		t.Helper()
 		i := slices.IndexFunc(d.Hosts[0].Units, func(u attach.UnitReport) bool { return u.Unit == name })
 		if i < 0 {
@@ -225,7 +225,7 @@ func TestReport(t *testing.T) {
 		}
 		return d.Hosts[0].Units[i]
 	}
-	var d report.Document
+	var d reports.Document
 	waitFor(t, "the evidence for rep-good", func() (bool, string) {
 		d = get(first)
 		return unit(d, "rep-good.service").Evidence != nil && unit(d, "rep-bad.service").Evidence != nil, ""
@@ -234,7 +234,7 @@ func TestReport(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	good := unit(d, "rep-good.service")
-	if report.Standing(good) != "confined" || good.Since.IsZero() || good.Mode != attach.WishEnforce || good.Evidence.Executable.Path != "/usr/local/bin/vm-agent" || len(good.Evidence.Policies) != 1 ||
+	if reports.Standing(good) != "confined" || good.Since.IsZero() || good.Mode != attach.WishEnforce || good.Evidence.Executable.Path != "/usr/local/bin/vm-agent" || len(good.Evidence.Policies) != 1 ||
 		len(good.Evidence.Live) == 0 || good.Evidence.Live[0].Checksum != good.Evidence.Live[0].Accepted {
 		t.Errorf("%+v %+v", good, good.Evidence)
 	}
@@ -246,11 +246,11 @@ func TestReport(t *testing.T) {
 	if len(allowed) != 2 || allowed[0].Reason != "sleep is tried without a profile" || allowed[1].What != "rep-good" || allowed[1].Reason != "" {
 		t.Errorf("%+v", allowed)
 	}
-	has := func(d report.Document, code report.Code, unit string) bool {
-		return slices.ContainsFunc(report.Findings(d.Hosts[0], d.Made), func(f report.Finding) bool { return f.Code == code && f.Unit == unit })
+	has := func(d reports.Document, code reports.Code, unit string) bool {
+		return slices.ContainsFunc(reports.Findings(d.Hosts[0], d.Made), func(f reports.Finding) bool { return f.Code == code && f.Unit == unit })
 	}
-	if !has(d, report.NoReason, "rep-bad.service") || has(d, report.NotConfined, "rep-bad.service") {
-		t.Errorf("%+v", report.Findings(d.Hosts[0], d.Made))
+	if !has(d, reports.NoReason, "rep-bad.service") || has(d, reports.NotConfined, "rep-bad.service") {
+		t.Errorf("%+v", reports.Findings(d.Hosts[0], d.Made))
 	}
 
 	// A child leaves the profile: the report, the picture and the comparison show it.
@@ -262,7 +262,7 @@ func TestReport(t *testing.T) {
 	}
 	second := filepath.Join(dir, "second.json")
 	d = get(second)
-	if !has(d, report.NotConfined, "rep-bad.service") || !slices.ContainsFunc(unit(d, "rep-bad.service").Seen.Processes, func(p attach.Process) bool { return p.Comm == "sleep" && p.Label == "unconfined" }) {
+	if !has(d, reports.NotConfined, "rep-bad.service") || !slices.ContainsFunc(unit(d, "rep-bad.service").Seen.Processes, func(p attach.Process) bool { return p.Comm == "sleep" && p.Label == "unconfined" }) {
 		t.Errorf("%+v", unit(d, "rep-bad.service").Seen)
 	}
 	text := ctl(t, "report", "--since", first)
