@@ -61,11 +61,11 @@ need-go:
 ##
 
 .PHONY: test
-test: need-go setup check generate-check lint-deb demo ## everything that has to pass, from a bare Debian on
+test: need-go setup check generate-check prometheus page lint-deb demo ## everything that has to pass, from a bare Debian on
 	@$(MAKE) --no-print-directory vm SHARE=yes
 
 .PHONY: test-all
-test-all: need-go setup check generate-check lint lint-deb demo ## the same on every suite, the slower linters, and the tests that take long
+test-all: need-go setup check generate-check prometheus page lint lint-deb demo ## the same on every suite, the slower linters, and the tests that take long
 	@$(MAKE) --no-print-directory vm LONG=yes
 	@$(MAKE) --no-print-directory vm-crash
 
@@ -106,6 +106,7 @@ vet: need-go
 	$(GO) vet ./...
 	$(GO) vet -tags vm ./...
 	$(GO) vet -tags vm,long ./...
+	$(GO) vet -tags page ./test/page
 	$(GO) vet -tags crash ./cmd/aaunitd
 
 # ST1005: our error texts may begin with the name of a setting ("Unit= is …").
@@ -114,6 +115,7 @@ staticcheck: need-go build/tools/staticcheck
 	build/tools/staticcheck -checks inherit,-ST1005 ./...
 	build/tools/staticcheck -checks inherit,-ST1005 -tags vm ./...
 	build/tools/staticcheck -checks inherit,-ST1005 -tags vm,long ./...
+	build/tools/staticcheck -checks inherit,-ST1005 -tags page ./test/page
 	build/tools/staticcheck -checks inherit,-ST1005 -tags crash ./cmd/aaunitd
 
 .PHONY: race
@@ -122,6 +124,24 @@ race: need-go
 
 # mandoc looks for pages that are not installed, and finds the lines that come
 # from the catalogue of reasons long.
+# What is asked of Prometheus, as Prometheus itself understands it. Debian's package
+# is unpacked and not installed: that would start a server.
+.PHONY: prometheus
+prometheus: need-go build/tools/prometheus ## alert rules with their tests, and the metrics' text, by promtool
+	cd packaging/prometheus && $(CURDIR)/build/tools/prometheus/usr/bin/promtool check rules aaunit.rules.yml
+	cd packaging/prometheus && $(CURDIR)/build/tools/prometheus/usr/bin/promtool test rules aaunit.rules.test.yml
+	build/tools/prometheus/usr/bin/promtool check metrics < internal/metrics/testdata/metrics.prom
+
+build/tools/prometheus:
+	@rm -rf $@ && mkdir -p $@
+	@tools/unpack-package prometheus $@
+
+# The report's page in Chromium; pictures of it are left in build/page.
+.PHONY: page
+page: need-go ## the report's page, looked at in a real browser (build/page)
+	@tools/need-packages chromium fonts-dejavu-core
+	$(GO) test -tags page -count=1 ./test/page
+
 .PHONY: man
 man: need-go build/man/aaunit-reasons.7
 	@if mandoc -T lint -W style packaging/man/* build/man/aaunit-reasons.7 2>/dev/null | \
@@ -129,7 +149,7 @@ man: need-go build/man/aaunit-reasons.7
 
 .PHONY: sh
 sh:
-	@shellcheck .ci/run tools/need-* tools/share packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
+	@shellcheck .ci/run tools/need-* tools/share tools/unpack-package packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
 
 # Building golangci-lint takes minutes, so it is not part of check.
 .PHONY: lint
@@ -156,7 +176,7 @@ setup-vm: need-go
 # host/ upgrades to the package of a higher version. It is made first, since it
 # goes through the same build/deb.
 .PHONY: vm
-vm: need-go setup-vm build/agent build/aaunitd-crash build/vmexec ## the tests on real machines (SUITE=, PKG=, RUN=, LONG=)
+vm: need-go setup-vm build/agent build/aaunitd-crash build/vmexec $(if $(filter $(HOST_PACKAGES),$(PKG)),build/tools/prometheus) ## the tests on real machines (SUITE=, PKG=, RUN=, LONG=)
 ifneq ($(LONG),)
 	@$(MAKE) --no-print-directory VERSION='$(VERSION)+newer' deb
 	mv build/deb/*.deb build/newer-package
@@ -201,6 +221,12 @@ bench: need-go setup-vm deb build/agent build/vmexec ## measure in a guest, agai
 	AAUNIT_VM_SUITE=$(firstword $(SUITE)) AAUNIT_VM_PAYLOAD=$(CURDIR)/$(DEB):$(CURDIR)/build/agent CGO_ENABLED=0 \
 		AAUNIT_VM_RESULT=$(CURDIR)/build/bench/$(firstword $(SUITE)).json \
 		$(GO) test -tags vm -count=1 -v -run '^$$' -bench 'Aaunit/($(BENCH))' -benchtime 1x -timeout 120m -exec $(CURDIR)/build/vmexec ./test/vm/guest
+	@$(MAKE) --no-print-directory bench-report
+
+# Time and memory for each host are to be the same, whatever their number.
+.PHONY: bench-report
+bench-report: need-go ## measure a merged report of 500 and of 5000 hosts
+	$(GO) test -run '^$$' -bench Merge -benchtime 3x ./internal/report
 
 ##
 ## What is generated and committed: the BPF object, and the table of names of socket
@@ -239,7 +265,7 @@ generate-check: need-go setup-generate build/tools/bpf2go ## compare the committ
 
 .PHONY: programs build/agent build/aaunitd-crash build/vmexec
 programs: need-go
-	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl ./cmd/aaunit-sockopts
+	$(build) $(ldflags) -o build/bin/ ./cmd/aaunitd ./cmd/aaunitctl ./cmd/aaunit-sockopts ./cmd/aaunit-metrics
 
 build/agent: need-go
 	$(build) -o $@ ./test/vm/agent
@@ -264,7 +290,7 @@ docs: programs build/man/aaunit-reasons.7
 	cp packaging/man/* build/man
 	gzip -9 -n -f build/man/*.[1-8]
 	sed '1s/([^)]*)/($(VERSION)-1)/' packaging/deb/changelog | gzip -9 -n > build/doc/changelog.Debian.gz
-	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl build/bin/aaunit-sockopts > build/doc/NOTICES
+	packaging/deb/notices build/bin/aaunitd build/bin/aaunitctl build/bin/aaunit-sockopts build/bin/aaunit-metrics > build/doc/NOTICES
 	gzip -9 -n build/doc/NOTICES
 
 build/man/aaunit-reasons.7: need-go

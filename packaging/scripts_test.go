@@ -24,20 +24,28 @@ func list(t *testing.T, script, name string) []string {
 	return strings.Fields(m[1])
 }
 
-// Every unit that can be enabled is, and a purge forgets it. Only what runs all
-// the time is restarted and stopped.
+// Every service that can be enabled is, and a purge forgets it. Only what runs all
+// the time is restarted and stopped. What a socket starts is for the administrator to
+// enable; it is stopped with its socket, which a purge forgets too.
 func TestScriptsKnowTheUnits(t *testing.T) {
 	files, err := filepath.Glob("systemd/*.service")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no units: %v", err)
 	}
-	var units, daemons []string
-	for _, file := range files {
+	sockets, err := filepath.Glob("systemd/*.socket")
+	if err != nil || len(sockets) == 0 {
+		t.Fatalf("no sockets: %v", err)
+	}
+	var units, daemons, optional, ondemand []string
+	for _, file := range sockets {
+		optional, ondemand = append(optional, filepath.Base(file)), append(ondemand, strings.TrimSuffix(filepath.Base(file), ".socket")+".service")
+	}
+	for _, file := range slices.Concat(files, sockets) {
 		text := read(t, file)
-		if strings.Contains(text, "\n[Install]\n") {
+		if strings.Contains(text, "\n[Install]\n") && !slices.Contains(optional, filepath.Base(file)) {
 			units = append(units, filepath.Base(file))
 		}
-		if !strings.Contains(text, "\nType=oneshot\n") {
+		if !strings.Contains(text, "\nType=oneshot\n") && !slices.Contains(ondemand, filepath.Base(file)) && !slices.Contains(optional, filepath.Base(file)) {
 			daemons = append(daemons, filepath.Base(file))
 		}
 		if !strings.Contains(read(t, "nfpm.yaml"), "/usr/lib/systemd/system/"+filepath.Base(file)+"\n") {
@@ -47,6 +55,9 @@ func TestScriptsKnowTheUnits(t *testing.T) {
 	for _, script := range []string{"postinst", "postrm"} {
 		same(t, "unit", "packaging/systemd", units, script, list(t, script, "units"))
 	}
+	same(t, "socket", "packaging/systemd", optional, "postrm", list(t, "postrm", "optional"))
+	same(t, "service of a socket", "packaging/systemd", ondemand, "postinst", list(t, "postinst", "ondemand"))
+	same(t, "what a socket starts", "packaging/systemd", slices.Concat(optional, ondemand), "prerm", list(t, "prerm", "ondemand"))
 	for _, script := range []string{"postinst", "prerm"} {
 		same(t, "daemon", "packaging/systemd", daemons, script, list(t, script, "daemons"))
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/aaunit/aaunit/internal/config"
 	"github.com/aaunit/aaunit/internal/evidence"
 	"github.com/aaunit/aaunit/internal/gate"
+	"github.com/aaunit/aaunit/internal/procs"
 	"github.com/aaunit/aaunit/internal/reconcile"
 	"github.com/aaunit/aaunit/internal/state"
 	"github.com/aaunit/aaunit/internal/units"
@@ -86,7 +87,7 @@ func main() {
 		return
 	}
 	keeper := evidence.New(evidence.Options{Dir: filepath.Join(*stateDir, "evidence"), Policy: policies.Get, Log: log})
-	o.Evidence = keeper
+	o.Evidence, o.Processes = keeper, &procs.Looker{}
 	if err := run(log, o, keeper); err != nil {
 		log.Error("cannot go on: " + err.Error())
 		os.Exit(1)

@@ -418,6 +418,18 @@ func (m *fakeManager) WaitDenials(ctx context.Context, units []string, cursor st
 	return m.Denials(units, time.Time{})
 }
 
+func (m *fakeManager) Metrics() attach.Metrics {
+	return attach.Metrics{Version: "7", Units: []attach.UnitMetrics{{Unit: "a.service", Answer: attach.Confined}}}
+}
+
+func (m *fakeManager) Exposed(context.Context) (attach.ExposureReport, error) {
+	return attach.ExposureReport{Services: []attach.Exposure{{Unit: "bare.service", Class: attach.ExposedNetwork}}}, nil
+}
+
+func (m *fakeManager) HostReport(context.Context) (attach.HostReport, error) {
+	return attach.HostReport{Machine: attach.Machine{Name: "host"}}, nil
+}
+
 func (m *fakeManager) Subscribe(ctx context.Context, f func(attach.Status)) {
 	m.mu.Lock()
 	m.publish = f

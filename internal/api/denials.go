@@ -74,20 +74,33 @@ func (r *request) mayReadDenials(ctx context.Context, units []string) *dbus.Erro
 	if r.root() {
 		return nil
 	}
-	adm, err := r.session.adm()
-	if err != nil {
-		return fail(errorAccessDenied, "only root may read what was denied: there is no group %s (%v)", admName, err)
+	if failed := r.mayReadLogs(ctx, "read what was denied"); failed != nil {
+		return failed
 	}
-	groups, err := r.session.groupsOf(ctx, r.sender, r.uid)
 	switch {
-	case err != nil:
-		return fail(errorAccessDenied, "cannot tell the groups of the caller, and only root and members of group %s may read what was denied: %v", admName, err)
-	case !slices.Contains(groups, adm):
-		return fail(errorAccessDenied, "only root and members of group %s may read what was denied", admName)
 	case len(units) > maxPublicNames:
 		return invalidArgs("%d names were given, at most %d are taken from others than root; none means all", len(units), maxPublicNames)
 	case !r.session.calls.allow(r.uid, len(units)):
 		return fail(ErrorTooFast, "too many names asked for by this user; try again in a few seconds")
+	}
+	return nil
+}
+
+// mayReadLogs refuses everybody but root and members of adm; what says what they may.
+func (r *request) mayReadLogs(ctx context.Context, what string) *dbus.Error {
+	if r.root() {
+		return nil
+	}
+	adm, err := r.session.adm()
+	if err != nil {
+		return fail(errorAccessDenied, "only root may %s: there is no group %s (%v)", what, admName, err)
+	}
+	groups, err := r.session.groupsOf(ctx, r.sender, r.uid)
+	switch {
+	case err != nil:
+		return fail(errorAccessDenied, "cannot tell the groups of the caller, and only root and members of group %s may %s: %v", admName, what, err)
+	case !slices.Contains(groups, adm):
+		return fail(errorAccessDenied, "only root and members of group %s may %s", admName, what)
 	}
 	return nil
 }

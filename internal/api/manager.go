@@ -53,6 +53,12 @@ type Manager interface {
 	// WaitDenials waits until something was denied after the answer that had the
 	// cursor, or until ctx ends, and gives what came.
 	WaitDenials(ctx context.Context, units []string, cursor string) attach.DenialReport
+	// Metrics are the numbers of the daemon, at once from what is known.
+	Metrics() attach.Metrics
+	// Exposed lists services that no attachment names and that run without a profile.
+	Exposed(ctx context.Context) (attach.ExposureReport, error)
+	// HostReport is all that there is to report of the host.
+	HostReport(ctx context.Context) (attach.HostReport, error)
 	// Subscribe has f told every published status until ctx ends; a removed
 	// unit comes with Status.Attachment == "". f returns at once. Subscribe may
 	// return when it has registered f, or when ctx ends.
@@ -79,6 +85,9 @@ var managerIface = iface{
 		{name: "Denials", in: []param{{"units", "as"}, {"since", "t"}}, out: []param{{"denials", "s"}}, large: true, call: callDenials},
 		{name: "WaitDenials", in: []param{{"units", "as"}, {"cursor", "s"}}, out: []param{{"denials", "s"}}, call: callWaitDenials},
 		{name: "Explain", in: []param{{"units", "as"}}, out: []param{{"cases", "s"}}, large: true, call: callExplain},
+		{name: "Metrics", out: []param{{"metrics", "s"}}, large: true, call: callMetrics},
+		{name: "ListUnconfined", out: []param{{"services", "s"}}, call: callExposed},
+		{name: "Report", out: []param{{"report", "s"}}, call: callHostReport},
 		{name: "Check", in: []param{{"names", "as"}}, out: []param{{"outcomes", "s"}}, call: callCheck},
 		{name: "Query", in: []param{{"profiles", "as"}, {"question", "s"}}, out: []param{{"results", "s"}}, call: callQuery},
 		{name: "QueryLoaded", in: []param{{"profiles", "as"}, {"question", "s"}}, out: []param{{"results", "s"}}, call: callQueryLoaded},

@@ -37,6 +37,9 @@ type Daemon interface {
 	Explain(ctx context.Context, units []string) (attach.CaseReport, error)
 	Denials(ctx context.Context, units []string, since time.Time) (attach.DenialReport, error)
 	WaitDenials(ctx context.Context, units []string, cursor string) (attach.DenialReport, error)
+	Exposed(ctx context.Context) (attach.ExposureReport, error)
+	Metrics(ctx context.Context) (attach.Metrics, error)
+	HostReport(ctx context.Context) (attach.HostReport, error)
 	Close() error
 }
 
@@ -57,6 +60,10 @@ type World struct {
 	// Local gives what answers without a daemon, and what ends it.
 	Local    func(LocalOptions) (Local, func())
 	ReadFile func(string) ([]byte, error)
+	// Open opens a file for reading.
+	Open func(string) (io.ReadCloser, error)
+	// WriteFile puts a file in place of what is there, all at once.
+	WriteFile func(name string, data []byte) error
 	// Exists reports whether a file is there, as seen from the working directory.
 	Exists  func(string) bool
 	Version string
@@ -92,11 +99,13 @@ func Main(version string, local func(LocalOptions) (Local, func())) int {
 			}
 			return c, nil
 		},
-		Services: func(ctx context.Context) ([]string, error) { return api.Services(ctx, api.DialOptions{}) },
-		Local:    local,
-		ReadFile: os.ReadFile,
-		Exists:   func(name string) bool { _, err := os.Stat(name); return err == nil },
-		Version:  version,
+		Services:  func(ctx context.Context) ([]string, error) { return api.Services(ctx, api.DialOptions{}) },
+		Local:     local,
+		ReadFile:  os.ReadFile,
+		Open:      func(name string) (io.ReadCloser, error) { return os.Open(name) },
+		WriteFile: writeFile,
+		Exists:    func(name string) bool { _, err := os.Stat(name); return err == nil },
+		Version:   version,
 	}
 	return int(Run(ctx, os.Args[1:], w))
 }
@@ -180,7 +189,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours (also: NO_COLOR in the environment)")
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
-		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
+		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.metricsCommand(), a.reportCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
 	for _, cmd := range root.Commands() {
 		// Whatever fails before this is a mistake in the command line.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,6 +38,10 @@ type fakeDaemon struct {
 	names    []string
 	did      string
 	wait     chan struct{} // Attach waits for it or for its context
+
+	exposed attach.ExposureReport
+	metrics attach.Metrics
+	host    attach.HostReport
 
 	denials   attach.DenialReport
 	news      []attach.DenialReport
@@ -160,6 +165,21 @@ func (d *fakeDaemon) WaitDenials(_ context.Context, _ []string, cursor string) (
 	return r, nil
 }
 
+func (d *fakeDaemon) Exposed(context.Context) (attach.ExposureReport, error) {
+	d.did = "exposed"
+	return d.exposed, d.err
+}
+
+func (d *fakeDaemon) Metrics(context.Context) (attach.Metrics, error) {
+	d.did = "metrics"
+	return d.metrics, d.err
+}
+
+func (d *fakeDaemon) HostReport(context.Context) (attach.HostReport, error) {
+	d.did = "report"
+	return d.host, d.err
+}
+
 func (d *fakeDaemon) Close() error { return nil }
 
 // scene is a machine with a terminal.
@@ -172,10 +192,12 @@ type scene struct {
 
 	local     *LocalOptions // nil: nothing was answered here
 	localDone bool
+	written  map[string]string
+	files    map[string]string
 }
 
 func newScene() *scene {
-	s := &scene{daemon: &fakeDaemon{report: attach.Report{Host: hostOn, At: now}}, env: map[string]string{"LANG": "en_US.UTF-8"}}
+	s := &scene{daemon: &fakeDaemon{report: attach.Report{Host: hostOn, At: now}}, env: map[string]string{"LANG": "en_US.UTF-8"}, written: map[string]string{}}
 	s.World = World{
 		Stdout: &s.out, Stderr: &s.err,
 		Columns: func() int { return 80 },
@@ -194,8 +216,16 @@ func newScene() *scene {
 			return s.daemon, func() { s.localDone = true }
 		},
 		ReadFile: func(string) ([]byte, error) { return []byte("Y\n"), nil },
-		Exists:   func(string) bool { return false },
-		Version:  "1.2.3",
+		Open: func(name string) (io.ReadCloser, error) {
+			text, ok := s.files[name]
+			if !ok {
+				return nil, fs.ErrNotExist
+			}
+			return io.NopCloser(strings.NewReader(text)), nil
+		},
+		WriteFile: func(name string, data []byte) error { s.written[name] = string(data); return nil },
+		Exists:    func(string) bool { return false },
+		Version:   "1.2.3",
 	}
 	return s
 }

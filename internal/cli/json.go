@@ -21,6 +21,9 @@ import (
 //	resume, plan, check    {"outcomes": [attach.Outcome]}
 //	  with --no-wait       {"operation": "/org/aaunit1/operation/1"}
 //	list --profiles        {"profiles": [attach.Profile]}
+//	list --unconfined      attach.ExposureReport
+//	metrics                attach.Metrics
+//	report                 report.Document
 //	denials                attach.DenialReport
 //	  with --follow        one on each line
 //	explain UNIT           {"units": [attach.Explanation], "missing": [attach.Missing]}

@@ -154,14 +154,20 @@ func reportExit(r attach.Report, named bool) attach.Exit {
 }
 
 func (a *app) listCommand() *cobra.Command {
-	var profiles bool
+	var profiles, unconfined bool
 	cmd := &cobra.Command{
-		Use:               "list",
-		Short:             "List attached units, or profiles, one on a line",
+		Use:   "list",
+		Short: "List attached units, profiles, or services without one, one on a line",
+		Long: `List attached units, one on a line. With --unconfined: the services that no
+attachment names and that run without a profile, the most exposed first, with the
+commands that begin to confine each. For root and members of group adm.`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
+			if unconfined {
+				return a.with(ctx, func(d Daemon) error { return a.listUnconfined(ctx, d) })
+			}
 			if profiles {
 				return a.with(ctx, func(d Daemon) error { return a.listProfiles(ctx, d) })
 			}
@@ -194,6 +200,8 @@ func (a *app) listCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&profiles, "profiles", false, "list the profiles under /etc/apparmor.d instead")
+	cmd.Flags().BoolVar(&unconfined, "unconfined", false, "list services without a profile instead, by exposure")
+	cmd.MarkFlagsMutuallyExclusive("profiles", "unconfined")
 	return cmd
 }
 

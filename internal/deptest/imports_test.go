@@ -53,6 +53,7 @@ var rules = map[string]rule{
 	"internal/units":    adapter,
 	"internal/apparmor": {house: append([]string{"internal/apparmor/policydb", "internal/apparmor/rules"}, adapter.house...)},
 	"internal/evidence": adapter,
+	"internal/procs":    {house: adapter.house, others: none},
 	"internal/api":      adapter,
 
 	// What a compiled policy says is a pure question.
@@ -66,13 +67,20 @@ var rules = map[string]rule{
 	// What makes its table of names runs on a developer's machine only.
 	"internal/sockopt/names": {house: none, others: none},
 
+	// Numbers in, text out.
+	"internal/report":  {house: []string{"internal/attach"}, others: none, notStd: doing},
+	"internal/metrics": {house: []string{"internal/attach"}, others: none, notStd: doing},
+	// What strangers talk to knows only how to ask.
+	"internal/exporter":  {house: []string{"internal/attach", "internal/metrics"}, others: none, notStd: []string{"os", "os/exec", "plugin", "unsafe"}},
+	"cmd/aaunit-metrics": {house: []string{"internal/attach", "internal/api", "internal/exporter"}, others: []string{"github.com/coreos/go-systemd/v22/activation"}},
+
 	// Helpers know nothing of the house.
 	"internal/journal":  {house: none, others: none, notStd: doing},
 	"internal/safefile": {house: none, others: []string{"golang.org/x/sys"}},
 	"internal/bus":      {house: none, others: []string{"github.com/godbus/dbus/v5"}},
 
 	// The command line asks the daemon.
-	"internal/cli": {house: []string{"internal/attach", "internal/api"},
+	"internal/cli": {house: []string{"internal/attach", "internal/api", "internal/metrics", "internal/report", "internal/safefile"},
 		others: []string{"github.com/spf13/cobra", "golang.org/x/term"}, notStd: []string{"os/exec", "net"}},
 	// It puts together what answers where there is no daemon, and asks it nothing.
 	"cmd/aaunitctl": {house: []string{"internal/cli", "internal/attach", "internal/reconcile", "internal/config", "internal/units", "internal/apparmor", "internal/gate"},
@@ -81,7 +89,7 @@ var rules = map[string]rule{
 	"cmd/aaunit-sockopts": {house: []string{"internal/sockopt"}, others: none},
 	// The one place where adapters meet.
 	"cmd/aaunitd": {house: []string{"internal/attach", "internal/reconcile", "internal/config", "internal/state", "internal/units", "internal/apparmor",
-		"internal/gate", "internal/sockopt", "internal/evidence", "internal/api", "internal/journal"}},
+		"internal/gate", "internal/sockopt", "internal/evidence", "internal/procs", "internal/api", "internal/journal"}},
 }
 
 var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile", "internal/bus"}}

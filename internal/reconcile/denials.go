@@ -132,6 +132,10 @@ type denialLog struct {
 	// may be missing.
 	refused     []attach.Denial
 	refusedFrom time.Time
+	// counts are the records of each unit since the log began, and sum those of all:
+	// what is pushed out, or merged, stays counted.
+	counts map[string]attach.DenialCount
+	sum    attach.DenialCount
 
 	// seq counts what was taken in; missedAt is its value when lost or deaf last
 	// changed.
@@ -184,6 +188,7 @@ func (g *denialLog) add(d attach.Denial) {
 			g.refusedFrom, g.refused = g.refused[0].Last, slices.Clone(g.refused[1:])
 		}
 	}
+	g.count(d)
 	of := g.units[d.Unit]
 	k := d.Key()
 	if old, ok := of[k]; ok {

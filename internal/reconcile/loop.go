@@ -58,7 +58,9 @@ type Options struct {
 	Gate Gate
 	// Evidence may be nil: then none is kept.
 	Evidence Evidence
-	Log      *slog.Logger
+	// Processes may be nil: then nobody can ask for reports.
+	Processes Processes
+	Log       *slog.Logger
 	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
 	Recheck time.Duration
 	Version string
@@ -79,6 +81,7 @@ type Loop struct {
 	policies    Policies
 	gate        Gate
 	evidence    Evidence
+	processes   Processes
 	log         *slog.Logger
 	recheck     time.Duration
 	version     string
@@ -120,6 +123,11 @@ type Loop struct {
 	rescanning  sync.Mutex      // held during a look at the tasks of many units
 	subs        map[int]func(attach.Status)
 	nextSub     int
+
+	// For Metrics.
+	began  time.Time
+	passes attach.Durations
+	looked uint64
 }
 
 // New prepares a loop; nothing is touched before Run.
@@ -128,7 +136,7 @@ func New(o Options) *Loop {
 		o.Recheck = DefaultRecheck
 	}
 	return &Loop{
-		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence,
+		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, processes: o.Processes,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest,
 		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
@@ -152,7 +160,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 		}
 		l.records[r.Unit] = r
 	}
-	l.problems = problems
+	l.problems, l.began = problems, time.Now()
 	l.mu.Unlock()
 	for _, p := range problems {
 		l.log.Warn(p.Detail)

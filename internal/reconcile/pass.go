@@ -70,6 +70,7 @@ type job struct {
 //
 // m is what was read and compiled for these units a moment ago, or nil.
 func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *moment) map[string]*attach.Outcome {
+	defer l.timePass()()
 	jobs := l.plan(ctx, units, op, m)
 	saved := l.loadPolicies(ctx, jobs)
 	l.writeDropIns(jobs)

@@ -26,6 +26,11 @@ type Systemd interface {
 	// Expand lists the services that match a glob, loaded or with a unit file.
 	// Templates are listed as such.
 	Expand(ctx context.Context, glob string) ([]string, error)
+	// Running lists the services that have, or are about to have, processes.
+	Running(ctx context.Context) ([]string, error)
+	// Sockets lists the .socket units that listen. One that could not be read is in
+	// problems, by name.
+	Sockets(ctx context.Context) (list []attach.SocketUnit, problems map[string]error, err error)
 
 	// ReadDropIn reads a drop-in without following links. exists is false, and
 	// err nil, only where there is certainly nothing.
@@ -159,6 +164,18 @@ type Evidence interface {
 	// what is on its way. sources are digests of profiles' texts as they compile now
 	// (Compiled.Source), by file.
 	Check(ctx context.Context, unit string, now *attach.Evidence, sources map[string]string) attach.EvidenceStatus
+	// History gives the newest record, and since when they say the same.
+	History(unit string) attach.EvidenceHistory
+}
+
+// Processes looks at what services are made of, for reports. No verdict comes of it.
+type Processes interface {
+	// Look reads the processes of units with their labels, and the sockets on which
+	// they wait for others, in the order of the units. What could not be read is in
+	// Problems.
+	Look(ctx context.Context, units []attach.Unit) []attach.Sighting
+	// Machine says which machine this is.
+	Machine() attach.Machine
 }
 
 // Policies keeps accepted policies, with their bytes and the texts that they

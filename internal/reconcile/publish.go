@@ -14,6 +14,9 @@ import (
 // conclude records a verdict and tells everybody who listens. A look that began
 // before a later one ended, or before the unit was detached, says nothing.
 func (l *Loop) conclude(d attach.Desired, o attach.Observed, v attach.Verdict) {
+	l.mu.Lock()
+	l.looked++
+	l.mu.Unlock()
 	old, current := l.keepVerdict(d, v)
 	if !current {
 		return

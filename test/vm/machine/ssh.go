@@ -285,6 +285,15 @@ func (m *Machine) client() (*ssh.Client, error) {
 	return m.ssh, nil
 }
 
+// Dial connects to an address as the guest sees it.
+func (m *Machine) Dial(network, address string) (net.Conn, error) {
+	c, err := m.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.Dial(network, address)
+}
+
 func (m *Machine) disconnect() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,0 +1,80 @@
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/metrics"
+	"github.com/aaunit/aaunit/internal/safefile"
+)
+
+func (a *app) metricsCommand() *cobra.Command {
+	var textfile string
+	cmd := &cobra.Command{
+		Use:   "metrics",
+		Short: "Print the daemon's numbers as Prometheus reads them",
+		Long: `Print the daemon's numbers, and those of each attached unit, as Prometheus reads
+them. With --textfile they are written to a file of node_exporter's textfile
+collector, all at once. When aaunitd does not answer, aaunit_up is 0 in it and
+nothing else is: old numbers would look like proof.
+
+aaunit-metrics.socket answers the same over HTTP.`,
+		Example: `  aaunitctl metrics
+  aaunitctl metrics --textfile /var/lib/prometheus/node-exporter/aaunit.prom`,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if textfile != "" && a.json {
+				return usage("--textfile and --json do not go together")
+			}
+			var m attach.Metrics
+			asked := a.with(cmd.Context(), func(d Daemon) (err error) {
+				m, err = d.Metrics(cmd.Context())
+				return err
+			})
+			if asked == nil && a.json {
+				return a.printJSON(m)
+			}
+			var b bytes.Buffer
+			var err error
+			switch {
+			case asked == nil:
+				err = metrics.Write(&b, m)
+			case textfile == "":
+				return asked
+			default:
+				err = metrics.WriteDown(&b, a.Now())
+			}
+			if err != nil {
+				return err
+			}
+			if textfile == "" {
+				_, err := a.Stdout.Write(b.Bytes())
+				return err
+			}
+			if err := a.WriteFile(textfile, b.Bytes()); err != nil {
+				return err
+			}
+			return asked
+		},
+	}
+	cmd.Flags().StringVar(&textfile, "textfile", "", "write them to a `FILE`, for node_exporter's textfile collector")
+	if err := cmd.MarkFlagFilename("textfile", "prom"); err != nil {
+		panic(err) // the flag is not there: a mistake in this file
+	}
+	return cmd
+}
+
+// writeFile writes a file that others may read, and follows no link to it.
+func writeFile(name string, data []byte) error {
+	path, err := filepath.Abs(name)
+	if err != nil {
+		return fmt.Errorf("cannot write %s: %w", name, err)
+	}
+	_, err = safefile.Write(path, data, 0o644)
+	return err
+}

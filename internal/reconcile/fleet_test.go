@@ -1,0 +1,183 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+func (w *world) Running(context.Context) ([]string, error) {
+	defer w.lock()()
+	if w.unlisted {
+		return nil, errors.New("systemd does not answer")
+	}
+	return slices.Sorted(maps.Keys(w.units)), nil
+}
+
+func (w *world) Sockets(context.Context) ([]attach.SocketUnit, map[string]error, error) {
+	return []attach.SocketUnit{
+		{Name: "on-demand.socket", Service: "on-demand.service", Listen: []attach.Listening{{Protocol: "tcp", Address: "0.0.0.0", Port: 80, Reach: attach.ReachNetwork}}},
+	}, map[string]error{"odd.socket": errors.New("no answer")}, nil
+}
+
+// eyes are what looks at processes.
+type eyes struct{ attach.Process }
+
+func (e eyes) Look(_ context.Context, units []attach.Unit) (out []attach.Sighting) {
+	for _, u := range units {
+		p := e.Process
+		p.PID = u.MainPID
+		out = append(out, attach.Sighting{Unit: u.ID, Processes: []attach.Process{p}, Listening: []attach.Listening{}})
+	}
+	return out
+}
+
+func (eyes) Machine() attach.Machine { return attach.Machine{Name: "box", ID: strings.Repeat("a", 32)} }
+
+// What no attachment names and runs without a profile is listed, and nothing else.
+func TestExposed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.addUnit("bare.service")
+		w.addUnit("mine.service")
+		w.declareUnit("/etc/aaunit/attachments.d/mine.conf", "mine.service", nil)
+		w.boot(func(l *Loop) {
+			if _, err := l.Exposed(t.Context()); err == nil {
+				t.Error("it answers without having looked")
+			}
+			l.processes = eyes{attach.Process{Label: "unconfined", Confines: attach.No}}
+			r, err := l.Exposed(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, s := range r.Services {
+				names = append(names, s.Unit+" "+string(s.Class))
+				if len(s.Next) == 0 {
+					t.Errorf("%s: no next step", s.Unit)
+				}
+			}
+			if d := cmp.Diff([]string{"bare.service root"}, names); d != "" {
+				t.Error(d)
+			}
+			if len(r.Unknown) != 1 || !strings.Contains(r.Unknown[0], "odd.socket") {
+				t.Errorf("unknown: %q", r.Unknown)
+			}
+			l.processes = eyes{attach.Process{Label: "bare (enforce)", Confines: attach.Yes}}
+			if r, err := l.Exposed(t.Context()); err != nil || len(r.Services) != 0 || r.Confined == 0 {
+				t.Errorf("%+v, %v", r, err)
+			}
+			w.mu.Lock()
+			w.unlisted = true
+			w.mu.Unlock()
+			if _, err := l.Exposed(t.Context()); err == nil {
+				t.Error("a systemd that does not answer has no unconfined services")
+			}
+		})
+	})
+}
+
+// A report has all attached units, what was allowed, and what is not attached.
+func TestHostReport(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.addUnit("bare.service")
+		w.addUnit("mine.service")
+		w.declareUnit("/etc/aaunit/attachments.d/mine.conf", "mine.service", func(a *attach.Attachment) {
+			a.Waivers = []attach.Waiver{{Code: "policy-may-leave-profile", Reason: "operators log in", Line: 9}}
+			a.AllowProfiles = []string{"bare"}
+		})
+		w.withEvidence(&archive{dir: t.TempDir()}, func(l *Loop) {
+			l.processes = eyes{attach.Process{Label: "unconfined", Confines: attach.No}}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			r, err := l.HostReport(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Machine.Name != "box" || len(r.Units) != 1 || r.Unattached == nil || len(r.Unattached.Services) != 1 {
+				t.Fatalf("%+v", r)
+			}
+			u := r.Units[0]
+			want := []attach.Allowance{
+				{Kind: "waiver", What: "policy-may-leave-profile", Reason: "operators log in", Where: "/etc/aaunit/attachments.d/mine.conf:9"},
+				{Kind: "profile", What: "bare", Where: "/etc/aaunit/attachments.d/mine.conf"},
+			}
+			if d := cmp.Diff(want, u.Allowed); d != "" {
+				t.Error(d)
+			}
+			if u.Verdict == nil || u.Verdict.Answer != attach.Confined || u.Mode != attach.WishEnforce || u.Seen == nil || len(u.Seen.Processes) != 1 {
+				t.Errorf("%+v", u)
+			}
+			if u.Evidence == nil || u.Evidence.Number != 1 || len(u.Evidence.SHA256) != 64 || u.Since.IsZero() {
+				t.Errorf("evidence %+v since %v: %s", u.Evidence, u.Since, u.EvidenceProblem)
+			}
+		})
+	})
+}
+
+// Of very many processes those stay that speak against a unit.
+func TestReportFitsIntoAMessage(t *testing.T) {
+	units := make([]attach.UnitReport, maxReportProcesses)
+	for i := range units {
+		units[i].Seen = &attach.Sighting{Processes: []attach.Process{{PID: 1, Confines: attach.Yes}, {PID: 2, Confines: attach.No}, {PID: 3, Confines: attach.Yes}}}
+	}
+	cutProcesses(units)
+	for _, u := range units {
+		if len(u.Seen.Processes) != 1 || u.Seen.Processes[0].PID != 2 || u.Seen.MoreProcesses != 2 {
+			t.Fatalf("%+v", u.Seen)
+		}
+	}
+}
+
+// Counters only grow, whatever the log of denials forgets, and passes are counted.
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		w.addUnit("mine.service")
+		w.declareUnit("/etc/aaunit/attachments.d/mine.conf", "mine.service", nil)
+		w.boot(func(l *Loop) {
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			for i := range maxUnitDenials + 50 {
+				w.denials <- attach.Denial{Unit: "mine.service", Profile: "mine", Operation: "open", Name: "/x" + strings.Repeat("y", i), Count: 2}
+			}
+			w.denials <- attach.Denial{Unit: "stranger.service", Profile: "s", Operation: "open", Name: "/x", Count: 3, Allowed: true}
+			w.denials <- attach.Denial{Lost: 7}
+			synctest.Wait()
+			m := l.Metrics()
+			if len(m.Units) != 1 || m.Units[0].Answer != attach.Confined || m.Units[0].Mode != attach.WishEnforce || m.Units[0].At.IsZero() {
+				t.Fatalf("%+v", m)
+			}
+			if got := m.Units[0].Denials; got != (attach.DenialCount{Denied: 2 * (maxUnitDenials + 50)}) {
+				t.Errorf("denials: %+v", got)
+			}
+			if m.OtherDenials != (attach.DenialCount{Allowed: 3}) || m.DenialsLost < 7 || m.DenialsDeaf {
+				t.Errorf("%+v lost %d deaf %v", m.OtherDenials, m.DenialsLost, m.DenialsDeaf)
+			}
+			if m.Passes.Count == 0 || m.Passes.Sum <= 0 || m.Passes.Buckets[len(m.Passes.Buckets)-1] != m.Passes.Count || m.Looks == 0 || m.Began.IsZero() {
+				t.Errorf("passes %+v, looks %d", m.Passes, m.Looks)
+			}
+		})
+	})
+}
+
+// Units that nobody attached cannot fill the memory with counters.
+func TestCountersAreBounded(t *testing.T) {
+	var g denialLog
+	for i := range 3 * maxCounted {
+		g.add(attach.Denial{Unit: strings.Repeat("u", i%5000) + ".service", Operation: "open", Count: 1})
+	}
+	if len(g.counts) > maxCounted+1 || g.all().Denied != 3*maxCounted {
+		t.Errorf("%d counters, %d denials", len(g.counts), g.all().Denied)
+	}
+}
