@@ -86,7 +86,7 @@ func main() {
 		return
 	}
 	keeper := evidence.New(evidence.Options{Dir: filepath.Join(*stateDir, "evidence"), Policy: policies.Get, Log: log})
-	o.Evidence = keeper
+	o.Evidence, asks.Facts = keeper, keeper.Facts
 	if err := run(log, o, keeper); err != nil {
 		log.Error("cannot go on: " + err.Error())
 		os.Exit(1)
