@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -95,5 +96,43 @@ profile p%[1]d-other { /opt/** r, }
 	})
 	if asked != 1 || c.NotAsked != "" {
 		t.Errorf("asked %d times after an answer that differs, NotAsked = %q", asked, c.NotAsked)
+	}
+}
+
+// Where the kernel has no policy namespaces, or answers no questions, that is
+// said, and the compiled policy is there to be asked.
+func TestAKernelWithoutNamespaces(t *testing.T) {
+	h := newHost(t)
+	file := h.profile("a", "profile a { owner /srv/** rw, /tmp/** r, }\n")
+	done, problems := h.Compile(ctx(t), []string{file}, false)
+	if len(done) != 1 {
+		t.Fatal(problems)
+	}
+	for what, make := range map[string]func(){
+		"no security file system": func() {},
+		"no namespaces":           func() { h.mkdir(securityDir + "/policy/profiles") },
+		"no queries":              func() { h.mkdir(securityDir + "/policy/namespaces") },
+	} {
+		make()
+		policies := []attach.Compiled{done[0]}
+		h.Stage(ctx(t), policies)
+		c := policies[0]
+		if q := c.Questioned(); c.Checksums != nil || c.NotStaged == "" || q.Questions != 0 || q.Wholly() || !strings.Contains(q.String(), "not asked") {
+			t.Errorf("%s: %+v, %s", what, c, q)
+		}
+		profiles, err := policydb.Parse(c.Blob)
+		if err != nil || len(profiles) != 1 {
+			t.Fatal(err)
+		}
+		srv, err := policydb.ParsePattern("/srv/**")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := profiles[0].Find(policydb.Query{Pattern: srv, Any: policydb.Write}); r.Answer != policydb.Yes || r.As != policydb.Owner {
+			t.Errorf("%s: %+v", what, r)
+		}
+		if r := profiles[0].Find(policydb.Query{Pattern: srv, Any: policydb.Write, As: policydb.Other}); r.Answer != policydb.No {
+			t.Errorf("%s: %+v", what, r)
+		}
 	}
 }

@@ -471,3 +471,26 @@ func BenchmarkUnits(b *testing.B) {
 		g.Ask(q)
 	}
 }
+
+// BenchmarkFirst is the price of asking all of a policy that is asked about for the
+// first time, beside compiling it (-benchtime=1x is enough).
+func BenchmarkFirst(b *testing.B) {
+	for name, rules := range map[string]string{
+		"small": "include <abstractions/base>\n/srv/** rw,\nnetwork inet stream,",
+		"large": "include <abstractions/base>\ninclude <abstractions/nameservice>\ninclude <abstractions/openssl>\ninclude <abstractions/python>\n" +
+			"include <abstractions/fonts>\ninclude <abstractions/user-tmp>\ninclude <abstractions/X>\nowner @{HOME}/** rw,\ndeny @{HOME}/.ssh/** rwx,\n/usr/bin/* ix,\n/usr/lib/** mr,",
+	} {
+		text := profile(rules)
+		q := question(b, text)
+		b.Run("compile/"+name, func(b *testing.B) {
+			for b.Loop() {
+				compile(b, text)
+			}
+		})
+		b.Run("ask/"+name, func(b *testing.B) {
+			for b.Loop() {
+				New(nil).Ask(q)
+			}
+		})
+	}
+}

@@ -6,9 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,55 +14,11 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// corpusDir is where the guest has profiles of packages that are not installed
-// (CorpusDir of test/vm/machine).
-const corpusDir = "/usr/share/aaunit-vm/profiles"
-
 // TestCorporaAreChecked puts all profiles that Debian ships into /etc/apparmor.d,
 // where the daemon finds them, and has each one checked: compiled, staged, asked
 // about, and asserted of. What the parser compiles is never said not to compile.
 func TestCorporaAreChecked(t *testing.T) {
-	const etc = "/etc/apparmor.d"
-	saved := t.TempDir() + "/saved"
-	run(t, "cp", "-a", etc, saved)
-	t.Cleanup(func() {
-		// As it was, without a moment in which there is nothing.
-		if out, err := exec.Command("cp", "-a", saved+"/.", etc).CombinedOutput(); err != nil {
-			t.Errorf("%v %s", err, out)
-		}
-		filepath.WalkDir(etc, func(path string, _ os.DirEntry, _ error) error {
-			if _, err := os.Lstat(saved + strings.TrimPrefix(path, etc)); err != nil {
-				os.RemoveAll(path)
-			}
-			return nil
-		})
-	})
-	run(t, "cp", "-a", "--no-clobber", corpusDir+etc+"/.", etc)
-	extra, err := filepath.Glob(corpusDir + "/usr/share/apparmor/extra-profiles/*")
-	if err != nil || len(extra) == 0 {
-		t.Fatal(extra, err)
-	}
-	for _, from := range extra {
-		if to := filepath.Join(etc, filepath.Base(from)); !exists(to) {
-			run(t, "cp", "-a", from, to)
-		}
-	}
-	found, err := filepath.Glob(etc + "/*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var files []string
-	for _, f := range found {
-		if i, err := os.Stat(f); err == nil && i.Mode().IsRegular() && filepath.Base(f) != "README" {
-			files = append(files, f)
-			// What the packages' scripts make.
-			if local := etc + "/local/" + filepath.Base(f); !exists(local) {
-				if err := os.WriteFile(local, nil, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-	}
+	files := corpora(t)
 	waitIdle(t)
 	begun := time.Now()
 	counts := map[string]int{}
