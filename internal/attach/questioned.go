@@ -46,7 +46,7 @@ func (q Questioned) String() string {
 	}
 	switch {
 	case q.Questions == 0:
-		return "not asked about the staged policy: " + q.NotAsked
+		return "not asked: " + q.NotAsked
 	case q.NotAsked != "":
 		return asked + " about the staged policy, and all answers agree; the rest was not asked: " + q.NotAsked
 	}

@@ -11,9 +11,9 @@ func TestQuestioned(t *testing.T) {
 		{Compiled{Asked: 375}, "was asked 375 questions about the staged policy; all answers agree", true},
 		{Compiled{Asked: 1}, "was asked one question about the staged policy; all answers agree", true},
 		{Compiled{Asked: 16, NotAsked: "the time was over"}, "was asked 16 questions about the staged policy, and all answers agree; the rest was not asked: the time was over", false},
-		{Compiled{NotAsked: "it has no \x1b[31mquery file"}, `not asked about the staged policy: it has no \u001b[31mquery file`, false},
-		{Compiled{NotStaged: "cannot make a policy namespace"}, "not asked about the staged policy: cannot make a policy namespace", false},
-		{Compiled{}, "not asked about the staged policy: nothing about it is on record", false},
+		{Compiled{NotAsked: "it has no \x1b[31mquery file"}, `not asked: it has no \u001b[31mquery file`, false},
+		{Compiled{NotStaged: "cannot make a policy namespace"}, "not asked: cannot make a policy namespace", false},
+		{Compiled{}, "not asked: nothing about it is on record", false},
 	} {
 		q := tt.c.Questioned()
 		if q.String() != tt.want || q.Wholly() != tt.wholly {

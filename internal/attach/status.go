@@ -39,7 +39,6 @@ const (
 	StepRestart Step = "restarted"
 	StepVerdict Step = "verdict"
 	StepUndo    Step = "undone"
-	StepKernel  Step = "kernel" // what it says of a policy that is checked
 	StepPause   Step = "paused"
 	StepResume  Step = "resumed"
 )

@@ -432,15 +432,16 @@ func (p *printer) check(o attach.Outcome) {
 // where it was not asked all.
 func (p *printer) questioned(all []attach.Questioned, unless bool) {
 	var rows []row
-	for _, q := range all {
-		if unless && q.Wholly() {
+	same := !slices.ContainsFunc(all, func(q attach.Questioned) bool { return q.Questions > 0 || q.NotAsked != all[0].NotAsked })
+	for i, q := range all {
+		if unless && q.Wholly() || same && i > 0 {
 			continue
 		}
 		m, text := markOK, q.String()
 		if !q.Wholly() {
 			m = markUnknown
 		}
-		if len(all) > 1 {
+		if len(all) > 1 && !same {
 			text += " (" + q.File + ")"
 		}
 		rows = append(rows, row{mark: m, label: "kernel", text: p.firstLine(text), more: p.restLines(text)})
