@@ -100,8 +100,9 @@ func TestWhatPolicyMayNot(t *testing.T) {
 		if slices.Contains(codesOf(slices.Concat(good.Reasons, good.Notes, asides(good))), row.code) || len(good.Reasons) > 0 {
 			t.Errorf("%s: %q with %q: %+v %+v %+v", row.code, row.good, row.other, good.Reasons, good.Notes, good.Findings)
 		}
-		if n := good.Questioned; len(n) != 1 || !n[0].Wholly() {
-			t.Errorf("%s: what the kernel was asked: %+v", row.code, n)
+		// All of them at once, in a bounded time: not all is asked, but of each some.
+		if q := good.Questioned; len(q) != 1 || q[0].Questions == 0 {
+			t.Errorf("%s: what the kernel was asked: %+v", row.code, q)
 		}
 	}
 	if r.exit != 1 {
