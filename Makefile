@@ -213,12 +213,12 @@ vm-crash: ## kill aaunitd, and cut the machine's power, at every single step (SU
 	@AAUNIT_CRASH=all $(MAKE) --no-print-directory vm LONG=yes PKG='./test/vm/guest ./test/vm/host' RUN='TestKilledAtAnyStep|TestPowerCutAtAnyStep'
 
 # Times mean nothing on an emulated machine; the ratios are measured in one run.
-# BENCH chooses parts: attach, verify, start, policy, many.
+# BENCH chooses parts: attach, gate, check, proof, verify, start, policy, many.
 BENCH ?= .
 .PHONY: bench
-bench: need-go setup-vm deb build/agent build/vmexec ## measure in a guest, against a baseline in the same run, into build/bench (SUITE=)
+bench: need-go setup-vm deb build/agent build/aaunitd-crash build/vmexec ## measure in a guest, against a baseline in the same run, into build/bench (SUITE=)
 	@mkdir -p build/bench
-	AAUNIT_VM_SUITE=$(firstword $(SUITE)) AAUNIT_VM_PAYLOAD=$(CURDIR)/$(DEB):$(CURDIR)/build/agent CGO_ENABLED=0 \
+	AAUNIT_VM_SUITE=$(firstword $(SUITE)) AAUNIT_VM_PAYLOAD=$(CURDIR)/$(DEB):$(CURDIR)/build/agent:$(CURDIR)/build/aaunitd-crash CGO_ENABLED=0 \
 		AAUNIT_VM_RESULT=$(CURDIR)/build/bench/$(firstword $(SUITE)).json \
 		$(GO) test -tags vm -count=1 -v -run '^$$' -bench 'Aaunit/($(BENCH))' -benchtime 1x -timeout 120m -exec $(CURDIR)/build/vmexec ./test/vm/guest
 	@$(MAKE) --no-print-directory bench-report

@@ -26,7 +26,17 @@ import (
 //	       Nth boundary from now on, "hold N" stops it there for ever. Words
 //	       after the number choose which boundaries count: the first words of
 //	       their lines. It is removed when it is carried out.
+//
+// $AAUNITD_BENCH has it do without that. For "unchecked" it does without the gate
+// too, for a benchmark of what that costs; "checked" is its baseline.
 func breakable(o reconcile.Options) reconcile.Options {
+	switch os.Getenv("AAUNITD_BENCH") {
+	case "unchecked":
+		o.Gate = nil
+		return o
+	case "checked":
+		return o
+	}
 	dir := os.Getenv("AAUNITD_CRASH")
 	if dir == "" {
 		fmt.Fprintln(os.Stderr, "aaunitd: this build is for tests, which set AAUNITD_CRASH")

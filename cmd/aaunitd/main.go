@@ -87,6 +87,7 @@ func main() {
 		return
 	}
 	keeper := evidence.New(evidence.Options{Dir: filepath.Join(*stateDir, "evidence"), Policy: policies.Get, Log: log})
+	asks.Facts = keeper.Facts
 	o.Evidence, o.Processes = keeper, &procs.Looker{}
 	if err := run(log, o, keeper); err != nil {
 		log.Error("cannot go on: " + err.Error())

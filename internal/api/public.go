@@ -62,6 +62,7 @@ func publicStatus(s attach.Status) attach.Status {
 		s.Held = &attach.Hold{Reasons: publicReasons(s.Held.Reasons), Since: s.Held.Since, Former: s.Held.Former, Texts: s.Held.Texts}
 	}
 	s.Refused, s.Notes = publicReasons(s.Refused), publicReasons(s.Notes)
+	s.Questioned = nil // it names profiles and files
 	return s
 }
 

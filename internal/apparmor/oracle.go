@@ -1,10 +1,12 @@
 package apparmor
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,32 +54,67 @@ var places = sync.OnceValue(func() (out []*policydb.Pattern) {
 	return out
 })
 
-// questions are what the kernel is asked about a profile: they come from the
-// profile's automaton, so that a kernel that reads it otherwise shows it. Few of
-// them, for each staging asks them; that the two agree on all paths is tested at
-// length.
-func questions(p *policydb.Profile) (out []Question) {
-	seen := map[string]bool{}
-	file := func(path string) {
-		if len(seen) < maxAsked/2 && len(path) > 0 && !seen[path] {
-			seen[path] = true
-			for _, as := range [...]policydb.Who{policydb.Owner, policydb.Other} {
-				out = append(out, Question{Class: policydb.ClassFile, Data: []byte(path), As: as})
-			}
+// inquiry is what the kernel is asked about one profile, a few questions at a
+// time. They come from the profile's automaton, so that a kernel that reads it
+// otherwise shows it. Few of them, for each staging asks them; that the two agree
+// on all paths is tested at length.
+type inquiry struct {
+	c *attach.Compiled
+	p *policydb.Profile
+
+	step  int             // what is looked for next
+	paths map[string]bool // asked about already
+	todo  []Question
+}
+
+// portion is how many questions are asked about a profile before it is the turn
+// of the next one.
+const portion = 16
+
+// next gives some more questions, none when all are asked.
+func (i *inquiry) next() []Question {
+	for i.step < len(places())+3 && len(i.todo) < portion {
+		i.find()
+		i.step++
+	}
+	n := min(len(i.todo), portion)
+	out := i.todo[:n]
+	i.todo = i.todo[n:]
+	return out
+}
+
+// find looks for questions, and takes its steps in an order in which the first
+// ones tell the most.
+func (i *inquiry) find() {
+	switch place := i.step - 1; {
+	case i.step == 0:
+		for _, path := range suspects {
+			i.file(path)
 		}
-	}
-	for _, path := range suspects {
-		file(path)
-	}
-	for _, place := range places() {
+	case place < len(places()):
 		for _, want := range [...]policydb.Perm{policydb.Writes, policydb.Exec, policydb.Read} {
-			file(p.Find(policydb.Query{Pattern: place, Any: want, Limit: searchLimit}).Witness)
+			i.file(i.p.Find(policydb.Query{Pattern: places()[place], Any: want, Limit: searchLimit}).Witness)
 		}
+	case place == len(places()):
+		for _, s := range i.p.Sample(maxAsked) {
+			i.file(string(s))
+		}
+	default:
+		i.todo = append(i.todo, sockets(i.p)...)
 	}
-	for _, s := range p.Sample(maxAsked) {
-		file(string(s))
+}
+
+func (i *inquiry) file(path string) {
+	if i.paths == nil {
+		i.paths = map[string]bool{}
 	}
-	return append(out, sockets(p)...)
+	if len(i.paths) >= maxAsked/2 || path == "" || i.paths[path] {
+		return
+	}
+	i.paths[path] = true
+	for _, as := range [...]policydb.Who{policydb.Owner, policydb.Other} {
+		i.todo = append(i.todo, Question{Class: policydb.ClassFile, Data: []byte(path), As: as})
+	}
 }
 
 // sockets are the questions about all families and types; one where the profile
@@ -115,17 +152,26 @@ func without(r policydb.Raw, bits uint32) policydb.Raw {
 	return policydb.Raw{Allow: r.Allow &^ bits, Deny: r.Deny &^ bits, Audit: r.Audit &^ bits, Quiet: r.Quiet &^ bits}
 }
 
+// together is how many policies are read at the same time to be asked about.
+const together = 32
+
 // examine asks the kernel about policies in a staging namespace, and compares
 // its answers with what the compiled policy says: see attach.Compiled. The bytes
 // that are asked about are those that go live.
+//
+// All profiles of all policies take turns, so that each has its share of the
+// time, however many there are. Of more policies than are read together each group
+// has its share.
 func (s *System) examine(ctx context.Context, ns string, policies []*attach.Compiled) {
-	ctx, cancel := context.WithTimeoutCause(ctx, askTime, errors.New("the time for it was over"))
-	defer cancel()
+	end := time.Now().Add(askTime)
 	err := s.asking(func(a *access) error {
-		for _, c := range policies {
-			if err := s.compare(ctx, a, ns, c); err != nil {
-				c.NotAsked = err.Error()
-			}
+		for rest := policies; len(rest) > 0; {
+			group := rest[:min(together, len(rest))]
+			share := time.Until(end) * time.Duration(len(group)) / time.Duration(len(rest))
+			rest = rest[len(group):]
+			ctx, cancel := context.WithTimeoutCause(ctx, share, errTimeOver)
+			takeTurns(ctx, inquiries(group), func(i *inquiry, questions []Question) error { return s.compare(ctx, a, ns, i, questions) })
+			cancel()
 		}
 		return nil
 	})
@@ -136,32 +182,60 @@ func (s *System) examine(ctx context.Context, ns string, policies []*attach.Comp
 	}
 }
 
-func (s *System) compare(ctx context.Context, a *access, ns string, c *attach.Compiled) error {
-	profiles, err := policydb.Parse(c.Blob)
-	if err != nil {
-		return fmt.Errorf("cannot ask the kernel about it: %w", err)
+var errTimeOver = errors.New("the time for it was over")
+
+// inquiries are those about all profiles of policies, children and hats too.
+func inquiries(policies []*attach.Compiled) (out []*inquiry) {
+	for _, c := range policies {
+		profiles, err := policydb.Parse(c.Blob)
+		if err != nil {
+			c.NotAsked = fmt.Sprintf("cannot ask the kernel about it: %v", err)
+			continue
+		}
+		for i := range profiles {
+			out = append(out, &inquiry{c: c, p: &profiles[i]})
+		}
 	}
-	for i := range profiles {
-		p := &profiles[i]
-		if ctx.Err() != nil {
-			return fmt.Errorf("cannot ask the kernel about profile %s: %w", clean(p.Name), context.Cause(ctx))
-		}
-		qs := questions(p)
-		answers := make([]policydb.Raw, len(qs))
-		if err := a.askAll(ctx, ns, p.Name, qs, answers); err != nil {
-			return err
-		}
-		for j, q := range qs {
-			want, known := p.Query(q.Class, q.Data, q.As)
-			if !known {
-				continue
+	return out
+}
+
+// takeTurns asks a portion about each profile, and then the next one, until all is
+// asked or the time is over.
+func takeTurns(ctx context.Context, turns []*inquiry, ask func(*inquiry, []Question) error) {
+	for len(turns) > 0 {
+		turns = slices.DeleteFunc(turns, func(i *inquiry) (done bool) {
+			if i.c.Disagrees != "" {
+				return true
 			}
-			if d := s.differ(q, answers[j], want); d != "" {
-				c.Disagrees = fmt.Sprintf("profile %s, %s: %s", clean(p.Name), q, d)
-				return nil
+			if ctx.Err() != nil {
+				i.c.NotAsked = cmp.Or(i.c.NotAsked, fmt.Sprintf("cannot ask the kernel all about profile %s: %v", clean(i.p.Name), context.Cause(ctx)))
+				return true
 			}
-			c.Asked++
+			questions := i.next()
+			if err := ask(i, questions); err != nil {
+				i.c.NotAsked = cmp.Or(i.c.NotAsked, err.Error())
+				return true
+			}
+			return len(questions) == 0
+		})
+	}
+}
+
+func (s *System) compare(ctx context.Context, a *access, ns string, i *inquiry, questions []Question) error {
+	answers := make([]policydb.Raw, len(questions))
+	if err := a.askAll(ctx, ns, i.p.Name, questions, answers); err != nil {
+		return err
+	}
+	for j, q := range questions {
+		want, known := i.p.Query(q.Class, q.Data, q.As)
+		if !known {
+			continue
 		}
+		if d := s.differ(q, answers[j], want); d != "" {
+			i.c.Disagrees = fmt.Sprintf("profile %s, %s: %s", clean(i.p.Name), q, d)
+			return nil
+		}
+		i.c.Asked++
 	}
 	return nil
 }

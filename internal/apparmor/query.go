@@ -172,7 +172,7 @@ func (a *access) askAll(ctx context.Context, ns, profile string, questions []Que
 				continue
 			}
 			if i%64 == 0 && ctx.Err() != nil {
-				return ctx.Err()
+				return fmt.Errorf("cannot ask the kernel about profile %s: %w", clean(profile), context.Cause(ctx))
 			}
 			if err := a.become(who); err != nil {
 				return err

@@ -106,7 +106,17 @@ func TestQuestions(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := map[string]int{}
-	qs := questions(&profiles[0])
+	var qs []Question
+	for i := (&inquiry{p: &profiles[0]}); ; {
+		some := i.next()
+		if len(some) == 0 {
+			break
+		}
+		if len(some) > portion {
+			t.Errorf("%d questions at once", len(some))
+		}
+		qs = append(qs, some...)
+	}
 	for _, q := range qs {
 		seen[q.String()]++
 		if _, known := profiles[0].Query(q.Class, q.Data, q.As); !known {

@@ -68,11 +68,15 @@ type EvidencePolicy struct {
 	Parser   string `json:"parser"` // that compiled it
 	// Kernel is the release of the kernel that it was compiled for, and Environment
 	// a digest of the parser, its configuration and the kernel's features.
-	Kernel      string         `json:"kernel"`
-	Environment string         `json:"environment"`
-	Complain    bool           `json:"complain,omitempty"`
-	Files       []EvidenceFile `json:"files"`
-	Problem     string         `json:"problem,omitempty"`
+	Kernel      string `json:"kernel"`
+	Environment string `json:"environment"`
+	Complain    bool   `json:"complain,omitempty"`
+	// Asked is how many questions about the staged policy the kernel answered just
+	// as it says; NotAsked why there were none, or no more.
+	Asked    int            `json:"asked,omitempty"`
+	NotAsked string         `json:"notAsked,omitempty"`
+	Files    []EvidenceFile `json:"files"`
+	Problem  string         `json:"problem,omitempty"`
 }
 
 // EvidenceFile is a file. Gone: there is certainly none.
@@ -176,6 +180,8 @@ func EvidencePolicies(r Record, kept []Compiled) []EvidencePolicy {
 		} else {
 			c := kept[i]
 			p.Source, p.Parser, p.Kernel, p.Environment, p.Complain = c.Source, c.Parser, c.Kernel, c.Environment, c.Complain
+			q := c.Questioned()
+			p.Asked, p.NotAsked = q.Questions, q.NotAsked
 		}
 		out = append(out, p)
 	}

@@ -296,6 +296,8 @@ type Policy struct {
 	// Findings are what the compiled policy says and somebody should know, though it
 	// may go live.
 	Findings []Reason `json:"findings,omitempty"`
+	// Asides are findings that only who asks is told.
+	Asides []Finding `json:"asides,omitempty"`
 	// Live holds the profiles, their children and hats, as loaded now; a name
 	// that is missing is not loaded.
 	Live map[string]LiveProfile `json:"live,omitempty"`

@@ -150,6 +150,8 @@ const (
 	MayNoNetwork     Code = "policy-may-not-use-network"
 	MayOtherFamilies Code = "policy-may-use-other-families"
 	MayNotDetached   Code = "policy-may-not-reach-detached-paths"
+	MayNotOwn        Code = "policy-may-not-use-files-of-others"
+	MayUserns        Code = "policy-may-make-user-namespaces"
 )
 
 // Assertions of an attachment.
@@ -276,13 +278,15 @@ var entries = []Entry{
 	{MayLeave, "The policy lets programs run without a profile", "A rule with ux, Ux, PUx or CUx, or a change to \"unconfined\", leads out of the profile for good. Use ix (stay inside), Cx (a child profile) or Px (another profile).", Confined},
 	{MayEverything, "The policy allows all of a kind", "A bare \"file,\", \"capability,\", \"network,\" or \"all,\", or flags=(default_allow), allows everything of that kind, and a profile that allows everything confines nothing. Name what the service needs.", Confined},
 	{MayAskOthers, "The policy lets others work for it", "systemd and container engines run as root what they are asked to, over their sockets or D-Bus, and cron and at run what lies in their directories. None of that is confined by this profile. Take the rule out.", Confined},
-	{MayNotRun, "The policy does not let the unit's program be read", "A command line of the unit names a file that the profile does not let be read. A compiled program runs all the same, since the kernel opens it before the profile is on. A script does not: its interpreter opens it under the profile, and fails when systemd comes to it, which may be weeks later (ExecReload=, ExecStop=).", Confined},
+	{MayNotRun, "The policy does not let the unit's program run", "A command line of the unit names a script that the profile does not let be read: its interpreter opens it under the profile, and fails when systemd comes to it, which may be weeks later (ExecReload=, ExecStop=). Where the script names env(1), the profile has to let the program be executed that env starts. A compiled program needs no rule, since the kernel opens it before the profile is on; it is a note where what the file is could not be told.", Confined},
 	{MayNotNotify, "The policy forbids the readiness message", "The unit is of Type=notify, and the profile does not let it write to /run/systemd/notify: systemd waits for the message until the start times out. Add \"/run/systemd/notify w,\".", Confined},
 	{MayNotTransition, "A change of profile cannot happen", "The unit runs with NoNewPrivileges=, which keeps the kernel from changing to a profile that allows something more; the profile has rules with Px or Cx. The program that is to be run under the other profile fails with EPERM.", Confined},
 	{MayNotUseOwn, "The policy forbids the unit's own directories", "systemd makes the directories of StateDirectory=, CacheDirectory=, LogsDirectory= and RuntimeDirectory= for the unit, and the profile does not let it write there.", Confined},
 	{MayNoNetwork, "The policy allows no network", "The profile has no rule for network inet or inet6, so the program gets no such socket, not even for DNS. Some need none; one that does fails with EACCES, often in words of its own.", Confined},
 	{MayOtherFamilies, "Profile and unit disagree about address families", "RestrictAddressFamilies= of the unit forbids a family that the profile allows, or the other way round. Only what both allow works.", Confined},
 	{MayNotDetached, "Paths may lie outside the unit's namespace", "The unit has a mount namespace of its own, and the profile has no flag attach_disconnected: what is reached through a descriptor from outside, such as a socket or a log, has no path there, and access is denied. Add flags=(attach_disconnected) to the profile if such denials show.", Confined},
+	{MayNotOwn, "The policy allows a file to its owner only", "A rule with owner holds for files that belong to the user that the task runs as. The file that it names belongs to another than the unit's User= or DynamicUser=, so the unit is denied it. Take owner off the rule, or give the file to the unit's user.", Confined},
+	{MayUserns, "The policy lets user namespaces be made", "Whoever makes a user namespace has all capabilities in it, and reaches parts of the kernel that only root could before: many ways to become root began there. Take the rule with userns out; browsers and container engines need it, few services do.", Confined},
 	{AssertionFailed, "An assertion does not hold", "The compiled policy was asked what the attachment asserts under [Assertions], and the answer is another one. The policy does not go live; what was accepted before stays.", Confined},
 	{AssertionUnknown, "An assertion could not be answered", "The compiled policy holds something that is not understood here, or the assertion cannot be asked that way. What could not be answered does not go live.", Unknown},
 	{AssertionWaived, "A built-in assertion is waived", "The attachment says with Waive= that a built-in assertion does not count for it, and why.", Confined},

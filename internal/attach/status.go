@@ -39,7 +39,6 @@ const (
 	StepRestart Step = "restarted"
 	StepVerdict Step = "verdict"
 	StepUndo    Step = "undone"
-	StepKernel  Step = "kernel" // what it says of a policy that is checked
 	StepPause   Step = "paused"
 	StepResume  Step = "resumed"
 )
@@ -82,9 +81,11 @@ type Outcome struct {
 	Notes     []Reason `json:"notes,omitempty"`   // warnings and what is pending
 	// Findings are what a check found in the compiled policy.
 	Findings []Finding `json:"findings,omitempty"`
-	Plan     *Plan     `json:"plan,omitempty"`
-	Verdict  *Verdict  `json:"verdict,omitempty"`
-	Events   []Event   `json:"events,omitempty"`
+	// Questioned is what the kernel was asked about each policy.
+	Questioned []Questioned `json:"questioned,omitempty"`
+	Plan       *Plan        `json:"plan,omitempty"`
+	Verdict    *Verdict     `json:"verdict,omitempty"`
+	Events     []Event      `json:"events,omitempty"`
 }
 
 // Exit is an exit status of aaunitctl.
@@ -143,6 +144,8 @@ type Status struct {
 	// Refused says why the attachment could not be made.
 	Refused []Reason `json:"refused,omitempty"`
 	Notes   []Reason `json:"notes,omitempty"`
+	// Questioned is what the kernel was asked about each accepted policy.
+	Questioned []Questioned `json:"questioned,omitempty"`
 	// Busy: a pass is at work on the unit.
 	Busy bool `json:"busy,omitempty"`
 }

@@ -433,10 +433,20 @@ func evidenceReport() attach.EvidenceReport {
 
 // found is a check of a profile that compiles and allows too much.
 func found() []attach.Outcome {
-	return []attach.Outcome{{Unit: "/etc/apparmor.d/agent", File: "/etc/apparmor.d/agent", Profile: "agent", Exit: attach.ExitNotConfined, Findings: []attach.Finding{
+	return []attach.Outcome{{Unit: "/etc/apparmor.d/agent", File: "/etc/apparmor.d/agent", Profile: "agent", Exit: attach.ExitNotConfined, Questioned: []attach.Questioned{{File: "/etc/apparmor.d/agent", Questions: 375}}, Findings: []attach.Finding{
 		{Severity: attach.Error, Profile: "agent", Witness: "/etc/cron.d/a", Reason: attach.Because(attach.MayAskOthers, "profile agent may write what cron and at run: /etc/cron.d/a, by the rule \"/etc/** rw,\"").At("/etc/apparmor.d/agent:7")},
 		{Severity: attach.Warning, Profile: "agent", Witness: "/tmp/a", Reason: attach.Because(attach.MayWriteTmp, "profile agent may write /tmp, which all users share unless the unit has PrivateTmp=yes, aaunit's default: /tmp/a").At("/etc/apparmor.d/agent:8")},
 		{Severity: attach.Note, Profile: "agent", Reason: attach.Because(attach.MayNoNetwork, "profile agent allows no socket of any family").At("/etc/apparmor.d/agent:3").WithNext("if the program needs the network, add: network inet stream,")},
+	}}}
+}
+
+// notAsked is a policy about which the kernel was asked little, and one about which
+// it was not asked at all.
+func notAsked() []attach.Outcome {
+	return []attach.Outcome{{Unit: "agent.service", File: "/etc/apparmor.d/agent", Profile: "agent", Questioned: []attach.Questioned{
+		{File: "/etc/apparmor.d/agent", Questions: 32, NotAsked: "cannot ask the kernel all about profile agent: the time for it was over"},
+		{File: "/etc/apparmor.d/helper", NotAsked: "cannot ask the kernel: the kernel answers no questions about policy"},
+		{File: "/etc/apparmor.d/other", Questions: 1},
 	}}}
 }
 
@@ -516,6 +526,8 @@ func TestOutput(t *testing.T) {
 			}
 		}, []string{"check", "/srv/a", "b.service"}, 5},
 		{"check-findings", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent"}, 3},
+		{"check-not-asked", func(s *scene) { s.daemon.outcomes = notAsked() }, []string{"check", "/etc/apparmor.d/agent"}, 0},
+		{"attach-not-asked", func(s *scene) { s.daemon.outcomes = notAsked() }, []string{"attach", "agent"}, 0},
 		{"check-findings-sarif", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent", "--sarif"}, 3},
 		{"query", func(s *scene) { s.daemon.queried = answered()[:2] }, []string{"query", "agent", "other", "write /tmp/**"}, 3},
 		{"query-all", func(s *scene) { s.daemon.queried = answered() }, []string{"query", "--all", "write /tmp/**"}, 3},

@@ -179,6 +179,7 @@ func (p *printer) outcome(o attach.Outcome) {
 		rows = append(rows, row{mark: markOK, label: "done", text: "nothing had to be changed"})
 	}
 	p.rows(rows)
+	p.questioned(o.Questioned, true)
 	for _, r := range o.Reasons {
 		if !said[r] {
 			said[r] = true
@@ -395,6 +396,7 @@ func (p *printer) check(o attach.Outcome) {
 	for _, e := range o.Events {
 		p.rows([]row{{mark: markOf(e), label: p.text(string(e.Step)), text: p.firstLine(e.Text), more: p.restLines(e.Text)}})
 	}
+	p.questioned(o.Questioned, false)
 	for _, r := range bad {
 		if !said[r] {
 			said[r] = true
@@ -428,6 +430,27 @@ func (p *printer) check(o attach.Outcome) {
 	if len(said) == 0 && o.Exit == attach.ExitOK {
 		p.rows([]row{{mark: markOK, label: "good", text: "no way around the profile was found"}})
 	}
+}
+
+// questioned says what the kernel was asked about policies; unless is set, only
+// where it was not asked all.
+func (p *printer) questioned(all []attach.Questioned, unless bool) {
+	var rows []row
+	same := !slices.ContainsFunc(all, func(q attach.Questioned) bool { return q.Questions > 0 || q.NotAsked != all[0].NotAsked })
+	for i, q := range all {
+		if unless && q.Wholly() || same && i > 0 {
+			continue
+		}
+		m, text := markOK, q.String()
+		if !q.Wholly() {
+			m = markUnknown
+		}
+		if len(all) > 1 && !same {
+			text += " (" + q.File + ")"
+		}
+		rows = append(rows, row{mark: m, label: "kernel", text: p.firstLine(text), more: p.restLines(text)})
+	}
+	p.rows(rows)
 }
 
 // host prints the state of AppArmor and gives the exit status it asks for.

@@ -41,7 +41,7 @@ func (a *asking) assert(as attach.Assertion) {
 		asked = asked[:1]
 	}
 	for _, p := range asked {
-		v := Ask(p, as)
+		v := a.verdict(p, as)
 		if v.Answer == policydb.Unknown || v.Holds == attach.No {
 			a.failed(p, as, v)
 		}

@@ -50,6 +50,7 @@ func (a *asking) builtIn() {
 		if a.wholesale(p) {
 			a.whole[p] = true // every single path would say the same again
 			a.leaves(p)
+			a.userns(p)
 			continue
 		}
 		for _, pl := range places {
@@ -57,6 +58,7 @@ func (a *asking) builtIn() {
 		}
 		a.sharedTmp(p)
 		a.leaves(p)
+		a.userns(p)
 		a.system(p)
 	}
 	if len(a.asked) > 0 {
@@ -148,6 +150,16 @@ func (a *asking) leaves(p *policydb.Profile) {
 	}
 	if p.MayChangeProfile(attach.Unconfined) == policydb.Yes {
 		a.find(attach.Error, p, attach.Unconfined, &rules.Question{Class: rules.ClassChangeProfile, Path: attach.Unconfined}, attach.Because(attach.MayLeave, "profile %s may take itself off (change_profile -> unconfined)", p.Name))
+	}
+}
+
+// userns is about namespaces of users, where parser and kernel know rules on them.
+func (a *asking) userns(p *policydb.Profile) {
+	switch p.MayCreateUserns() {
+	case policydb.Yes:
+		a.find(attach.Warning, p, "", &rules.Question{Class: rules.ClassUserns}, attach.Because(attach.MayUserns, "profile %s may make user namespaces", p.Name))
+	case policydb.Unknown:
+		a.unknown(p, attach.MayUserns, "the rules on user namespaces are not understood")
 	}
 }
 

@@ -17,19 +17,29 @@ import (
 )
 
 // Gate asks compiled policies. What was answered is kept while the policy, the
-// attachment and what is asked of the unit are the same.
+// attachment and what is asked of the unit are the same; what single assertions
+// came to while the policy is the same, for all units that share it.
 type Gate struct {
+	// Facts looks at files and at the unit's main process. Where it is nil nothing is
+	// known of them.
+	Facts func(u attach.Unit, paths []string) attach.Facts
+
 	bytes func(id string) (attach.Compiled, error)
 
 	mu      sync.Mutex
 	read    map[string]*policy
 	answers map[string][]attach.Finding
+	owned   map[string][]string // by policy: see ownersOnly
+
+	searches memo[policydb.Result]
+	verdicts memo[Verdict]
 }
 
 // Bounds on what is kept; when one is reached it begins anew.
 const (
 	maxRead    = 64
 	maxAnswers = 4096
+	maxFound   = 4096 // of each kind
 )
 
 // New makes a gate. get reads a policy that is kept without its bytes.
@@ -52,6 +62,8 @@ type Question struct {
 	Unit attach.Unit
 	// Compiled are the policies of the files that define the unit's profiles.
 	Compiled []attach.Compiled
+
+	facts attach.Facts
 }
 
 // Check implements reconcile.Gate.
@@ -64,6 +76,7 @@ func (g *Gate) Ask(q Question) []attach.Finding {
 	if q.Desired.Attachment == nil || len(q.Compiled) == 0 {
 		return nil
 	}
+	q.facts = g.look(q)
 	key := q.key()
 	g.mu.Lock()
 	known, ok := g.answers[key]
@@ -71,7 +84,7 @@ func (g *Gate) Ask(q Question) []attach.Finding {
 	if ok {
 		return slices.Clone(known)
 	}
-	a := &asking{Question: q}
+	a := &asking{Question: q, gate: g}
 	for _, c := range q.Compiled {
 		read, err := g.policy(c)
 		if err != nil {
@@ -113,49 +126,52 @@ func (q Question) key() string {
 	for i := range s.Exec {
 		s.Exec[i].PID = 0
 	}
-	_ = e.Encode([]any{q.Desired.Unit, q.Desired.Profile, q.Desired.Attachment, q.Unit.ID, q.Unit.Type, q.Unit.Found(), s})
+	_ = e.Encode([]any{q.Desired.Unit, q.Desired.Profile, q.Desired.Attachment, q.Unit.ID, q.Unit.Type, q.Unit.Found(), s, q.facts})
 	return hex.EncodeToString(h.Sum(nil))
 }
 
 // policy is one that was read.
 type policy struct {
+	key      string
 	profiles []policydb.Profile
 	// text is where the rules stand; nil where the texts are not known.
 	text *rules.Text
+}
 
-	// A search costs milliseconds, and many units ask the same of one policy.
+// memo keeps what walking a profile's automaton came to: it costs milliseconds,
+// and many units ask the same of one policy. It outlasts the policy itself, which
+// is let go of when the daemon rests.
+type memo[T any] struct {
 	mu    sync.Mutex
-	found map[search]policydb.Result
+	known map[search]T
 }
 
-// search is one of a profile, by the words of its question.
-type search struct {
-	profile  *policydb.Profile
-	question string
-}
+// search is one of a profile, by the words of its question. The policy's key
+// stands for its bytes: for its texts, and the parser and the kernel that they were
+// compiled by and for.
+type search struct{ policy, profile, question string }
 
-// maxFound bounds the searches that are kept of a policy.
-const maxFound = 4096
-
-func (p *policy) search(s search, find func() policydb.Result) policydb.Result {
-	p.mu.Lock()
-	r, ok := p.found[s]
-	p.mu.Unlock()
+func (m *memo[T]) get(s search, find func() T) T {
+	m.mu.Lock()
+	r, ok := m.known[s]
+	m.mu.Unlock()
 	if ok {
 		return r
 	}
 	r = find()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.found == nil || len(p.found) >= maxFound {
-		p.found = map[search]policydb.Result{}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.known == nil || len(m.known) >= maxFound {
+		m.known = map[search]T{}
 	}
-	p.found[s] = r
+	m.known[s] = r
 	return r
 }
 
+func keyOf(c attach.Compiled) string { return c.ID + " " + c.Environment }
+
 func (g *Gate) policy(c attach.Compiled) (*policy, error) {
-	key := c.ID + " " + c.Environment
+	key := keyOf(c)
 	g.mu.Lock()
 	known, ok := g.read[key]
 	g.mu.Unlock()
@@ -169,7 +185,7 @@ func (g *Gate) policy(c attach.Compiled) (*policy, error) {
 		}
 		c.Blob, c.Sources = kept.Blob, kept.Sources
 	}
-	p := &policy{}
+	p := &policy{key: key}
 	var err error
 	if p.profiles, err = policydb.Parse(c.Blob); err != nil {
 		return nil, err
@@ -190,6 +206,7 @@ func (g *Gate) policy(c attach.Compiled) (*policy, error) {
 // asking is one question on its way.
 type asking struct {
 	Question
+	gate     *Gate
 	policies []attach.Compiled
 	read     []*policy // of policies
 	all      []*policydb.Profile
@@ -235,14 +252,25 @@ func (a *asking) closure() bool {
 
 // search asks once for all units that share the policy.
 func (a *asking) search(p *policydb.Profile, question string, find func() policydb.Result) policydb.Result {
+	return a.gate.searches.get(a.about(p, question), find)
+}
+
+// verdict asks an assertion once for all units that share the policy.
+func (a *asking) verdict(p *policydb.Profile, as attach.Assertion) Verdict {
+	as.Line = 0
+	return a.gate.verdicts.get(a.about(p, fmt.Sprintf("%+v", as)), func() Verdict { return Ask(p, as) })
+}
+
+func (a *asking) about(p *policydb.Profile, question string) search {
+	s := search{profile: p.Name, question: question}
 	for _, read := range a.read {
 		for i := range read.profiles {
 			if &read.profiles[i] == p {
-				return read.search(search{p, question}, find)
+				s.policy = read.key
 			}
 		}
 	}
-	return find()
+	return s
 }
 
 // file is where a profile stands.

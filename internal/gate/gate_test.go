@@ -117,6 +117,7 @@ func TestBuiltIn(t *testing.T) {
 		rules string
 		set   []string
 		unit  func(*attach.Unit)
+		facts *attach.Facts
 		want  string // of the worst finding, "" none
 		shows string
 	}{
@@ -193,6 +194,32 @@ func TestBuiltIn(t *testing.T) {
 		}, want: "warning policy-may-use-other-families", shows: "AF_INET6"},
 		{name: "px and no new privileges", rules: "/bin/sh Px,", unit: func(u *attach.Unit) { u.Settings.NoNewPrivileges = true }, want: "warning policy-may-not-change-profile"},
 		{name: "ix and no new privileges", rules: "/bin/sh ix,", unit: func(u *attach.Unit) { u.Settings.NoNewPrivileges = true }},
+		{name: "px and no new privileges that another setting implies", rules: "/bin/sh Px,", facts: &attach.Facts{NoNewPrivs: attach.Yes}, want: "warning policy-may-not-change-profile", shows: "/proc/PID/status"},
+		{name: "px and new privileges", rules: "/bin/sh Px,", facts: &attach.Facts{NoNewPrivs: attach.No}},
+		{name: "no new privileges from the next start on", rules: "/bin/sh Px,", facts: &attach.Facts{NoNewPrivs: attach.No}, unit: func(u *attach.Unit) { u.Settings.NoNewPrivileges = true }, want: "warning policy-may-not-change-profile", shows: "next start"},
+		{name: "a script", facts: stops("", attach.File{Kind: attach.FileScript, Path: "/opt/stop.sh", Interpreter: "/bin/sh"}), unit: stop, want: "warning policy-may-not-run-program", shows: "/opt/stop.sh, a script that ExecStop= starts: its interpreter /bin/sh"},
+		{name: "a script that may be read", rules: "/opt/stop.sh r,", facts: stops("", attach.File{Kind: attach.FileScript, Path: "/opt/stop.sh", Interpreter: "/bin/sh"}), unit: stop},
+		{name: "a script of the owner's", rules: "owner /opt/stop.sh r,", facts: stops("", attach.File{Kind: attach.FileScript, Path: "/opt/stop.sh", Interpreter: "/bin/sh"}), unit: stop, want: "warning policy-may-not-run-program"},
+		{name: "a script of a script", rules: "/opt/stop.sh r,", facts: stops("/opt/run", attach.File{Kind: attach.FileScript, Path: "/opt/stop.sh", Interpreter: "/opt/run"}, attach.File{Kind: attach.FileScript, Path: "/opt/run", Interpreter: "/bin/sh"}),
+			unit: stop, want: "warning policy-may-not-run-program", shows: "may not read /opt/run"},
+		{name: "what env starts", rules: "/opt/stop.sh r,", facts: stops("/usr/bin/python3", attach.File{Kind: attach.FileScript, Path: "/opt/stop.sh", Interpreter: "/usr/bin/env", Runs: "/usr/bin/python3"}, attach.File{Kind: attach.FileCompiled, Path: "/usr/bin/python3.11"}),
+			unit: stop, want: "warning policy-may-not-run-program", shows: "may not execute /usr/bin/python3.11"},
+		{name: "what env may start", rules: "/opt/stop.sh r,\n/usr/bin/python3.* rix,", facts: stops("/usr/bin/python3", attach.File{Kind: attach.FileScript, Path: "/opt/stop.sh", Interpreter: "/usr/bin/env", Runs: "/usr/bin/python3"}, attach.File{Kind: attach.FileCompiled, Path: "/usr/bin/python3.11"}),
+			unit: stop},
+		{name: "a compiled program", facts: stops("", attach.File{Kind: attach.FileCompiled, Path: "/opt/stop.sh"}), unit: stop},
+		{name: "its own executable behind a link", rules: "/opt/real rw,", facts: stops("", attach.File{Kind: attach.FileCompiled, Path: "/opt/real"}), unit: stop, want: "error policy-may-write-own-executable", shows: "/opt/real"},
+		{name: "a file of root's", rules: "owner /etc/agent.key r,", facts: key(0, 1000), want: "warning policy-may-not-use-files-of-others", shows: "read of /etc/agent.key to its owner only, which is user 0, and the unit runs as agent"},
+		{name: "a file of its own", rules: "owner /etc/agent.key r,", facts: key(1000, 1000)},
+		{name: "a file of whoever", rules: "owner /etc/agent.key r,", facts: key(0, -1)},
+		{name: "a file that others may use", rules: "owner /etc/agent.key r,\n/etc/*.key r,", facts: key(0, 1000)},
+		{name: "a file that is not there", rules: "owner /etc/agent.key r,", facts: &attach.Facts{User: 1000, Files: map[string]attach.File{"/etc/agent.key": {Kind: attach.FileMissing, Owner: -1}}}},
+		{name: "a file of root's, for a dynamic user", rules: "owner /etc/agent.key r,", facts: key(0, -1), unit: func(u *attach.Unit) { u.Settings.DynamicUser = true }, want: "warning policy-may-not-use-files-of-others", shows: "DynamicUser="},
+		{name: "a file of a dynamic user's", rules: "owner /etc/agent.key r,", facts: key(61200, -1), unit: func(u *attach.Unit) { u.Settings.DynamicUser = true }},
+		{name: "a file in its own directory", rules: "owner /etc/agent.key r,", facts: key(0, 1000), unit: func(u *attach.Unit) {
+			u.Settings.Directories = []attach.Directory{{Property: "StateDirectory", Path: "/etc"}}
+		}, want: "warning policy-may-not-use-own-directories"},
+		{name: "a user's file, for root", rules: "owner /etc/agent.key r,", facts: key(1000, 0), unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-not-use-files-of-others", shows: "runs as root"},
+		{name: "for root who may become another", rules: "owner /etc/agent.key r,\ncapability setuid,", facts: key(1000, 0), unit: func(u *attach.Unit) { u.Settings.User = "" }},
 		{name: "detached paths", unit: func(u *attach.Unit) { u.Settings.MountNamespace = true }, want: "note policy-may-not-reach-detached-paths"},
 
 		{name: "waived", rules: "/bin/sh Ux,", set: []string{"Waive=policy-may-leave-profile the shell is for operators"}, want: "note assertion-waived", shows: "operators"},
@@ -202,7 +229,12 @@ func TestBuiltIn(t *testing.T) {
 			if tt.unit != nil {
 				tt.unit(&q.Unit)
 			}
-			found := besides(ask(t, q))
+			g := New(nil)
+			if tt.facts != nil {
+				q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(profile(tt.rules))}
+				g.Facts = func(attach.Unit, []string) attach.Facts { return *tt.facts }
+			}
+			found := besides(g.Ask(q))
 			if tt.want == "" {
 				if len(found) > 0 {
 					t.Errorf("%v", found)
@@ -437,5 +469,28 @@ func BenchmarkUnits(b *testing.B) {
 		n++
 		q.Desired.Unit = fmt.Sprintf("agent%d.service", n)
 		g.Ask(q)
+	}
+}
+
+// BenchmarkFirst is the price of asking all of a policy that is asked about for the
+// first time, beside compiling it (-benchtime=1x is enough).
+func BenchmarkFirst(b *testing.B) {
+	for name, rules := range map[string]string{
+		"small": "include <abstractions/base>\n/srv/** rw,\nnetwork inet stream,",
+		"large": "include <abstractions/base>\ninclude <abstractions/nameservice>\ninclude <abstractions/openssl>\ninclude <abstractions/python>\n" +
+			"include <abstractions/fonts>\ninclude <abstractions/user-tmp>\ninclude <abstractions/X>\nowner @{HOME}/** rw,\ndeny @{HOME}/.ssh/** rwx,\n/usr/bin/* ix,\n/usr/lib/** mr,",
+	} {
+		text := profile(rules)
+		q := question(b, text)
+		b.Run("compile/"+name, func(b *testing.B) {
+			for b.Loop() {
+				compile(b, text)
+			}
+		})
+		b.Run("ask/"+name, func(b *testing.B) {
+			for b.Loop() {
+				New(nil).Ask(q)
+			}
+		})
 	}
 }

@@ -24,14 +24,17 @@ func (a *asking) unit() {
 	a.families(p)
 	a.transitions()
 	a.detached(p)
+	for _, p := range a.asked {
+		a.owners(p)
+	}
 }
 
 // programs are those of the unit's command lines. A compiled one needs no rule when
 // systemd starts it: the kernel opens it before the profile is on, and what an
 // unconfined task opened is not checked again (aa_file_perm in
-// security/apparmor/file.c; seen on Linux 6.1 and 6.12). A script is opened once
-// more, by its interpreter, under the profile. Which of the two it is is not known
-// here.
+// security/apparmor/file.c; seen on Linux 6.1 and 6.12), and so does the interpreter
+// of a script. The script itself is opened once more, by its interpreter, under the
+// profile.
 func (a *asking) programs(p *policydb.Profile) {
 	seen := map[string]bool{}
 	for _, c := range a.Unit.Settings.Exec {
@@ -39,11 +42,8 @@ func (a *asking) programs(p *policydb.Profile) {
 			continue // or it runs without the profile
 		}
 		seen[c.Path] = true
-		paths := merged(c.Path)
-		if !slices.ContainsFunc(paths, func(path string) bool { return allowed(p, path, policydb.Read) != policydb.No }) {
-			a.find(attach.Note, p, c.Path, nil, attach.Because(attach.MayNotRun, "profile %s may not read %s, which %s= starts: that is fine for a compiled program, and a script fails", p.Name, quoted(c.Path), c.Property).
-				WithNext("for a script, add a rule: "+quoted(paths[len(paths)-1])+" r,"))
-		}
+		paths := a.reallyAt(c.Path)
+		a.runs(p, c, paths)
 		for _, q := range a.asked {
 			for _, path := range paths {
 				if r, ok := a.mayWrite(q, path); ok && !a.whole[q] {
@@ -52,6 +52,45 @@ func (a *asking) programs(p *policydb.Profile) {
 			}
 		}
 	}
+}
+
+// runs is about what the profile has to allow for a program to run.
+func (a *asking) runs(p *policydb.Profile, c attach.ExecCommand, paths []string) {
+	readable := func(path string) bool { return a.allows(p, path, policydb.Read) != policydb.No }
+	file := a.facts.Files[c.Path]
+	switch file.Kind {
+	case attach.FileCompiled, attach.FileDirectory, attach.FileMissing:
+		return // systemd says so
+	case attach.FileScript:
+	default:
+		if !slices.ContainsFunc(paths, readable) {
+			a.find(attach.Note, p, c.Path, nil, attach.Because(attach.MayNotRun, "profile %s may not read %s, which %s= starts: that is fine for a compiled program, and a script fails", p.Name, quoted(c.Path), c.Property).
+				WithNext("for a script, add a rule: "+quoted(paths[len(paths)-1])+" r,"))
+		}
+		return
+	}
+	// An interpreter may be a script itself, which its own opens.
+	for n := 0; file.Kind == attach.FileScript && n <= len(a.facts.Files); n++ {
+		if !readable(file.Path) {
+			a.find(attach.Warning, p, file.Path, nil, attach.Because(attach.MayNotRun, "profile %s may not read %s, a script that %s= starts: its interpreter %s fails to open it", p.Name, quoted(file.Path), c.Property, quoted(file.Interpreter)).
+				WithNext("add a rule: "+quoted(file.Path)+" r,"))
+		}
+		if started := a.facts.Files[file.Runs]; started.Path != "" && a.allows(p, started.Path, policydb.Exec) == policydb.No {
+			a.find(attach.Warning, p, started.Path, nil, attach.Because(attach.MayNotRun, "profile %s may not execute %s, which %s starts for the script %s (%s=)", p.Name, quoted(started.Path), quoted(file.Interpreter), quoted(file.Path), c.Property).
+				WithNext("add a rule: "+quoted(started.Path)+" rix,"))
+		}
+		file = a.facts.Files[file.Interpreter]
+	}
+}
+
+// reallyAt gives the paths under which the kernel may know a program, the likeliest
+// one last.
+func (a *asking) reallyAt(path string) []string {
+	paths := merged(path)
+	if real := a.facts.Files[path].Path; real != "" && real != paths[len(paths)-1] {
+		paths = append(slices.DeleteFunc(paths, func(p string) bool { return p == real }), real)
+	}
+	return paths
 }
 
 // merged gives the paths under which the kernel may know a program: where /bin is
@@ -129,18 +168,28 @@ func (a *asking) families(p *policydb.Profile) {
 	}
 }
 
-// transitions cannot happen with NoNewPrivileges=.
+// transitions cannot happen with NoNewPrivileges=. The property has what was
+// written; the flag of the process is also set by what implies it.
 func (a *asking) transitions() {
-	if !a.Unit.Settings.NoNewPrivileges {
+	var why string
+	switch {
+	case a.Unit.Settings.NoNewPrivileges && a.facts.NoNewPrivs == attach.No:
+		why = "the unit has NoNewPrivileges=yes, from its next start on"
+	case a.Unit.Settings.NoNewPrivileges:
+		why = "the unit has NoNewPrivileges=yes"
+	case a.facts.NoNewPrivs == attach.Yes:
+		why = "the unit's main process runs with no new privileges (NoNewPrivs in /proc/PID/status), which another of its settings implies or which it has set itself"
+	default:
 		return
 	}
+	const instead = "use ix for it, or set NoNewPrivileges=no and every setting that implies it"
 	for _, p := range a.asked {
 		r := a.execs(p, "another profile", func(t policydb.Transition) bool {
 			return t.Kind != policydb.ExecNone && t.Kind != policydb.ExecInherit && !t.OrInherit
 		})
 		if r.Answer == policydb.Yes {
-			a.find(attach.Warning, p, r.Witness, nil, attach.Because(attach.MayNotTransition, "profile %s runs %s under another profile (%s), and the unit has NoNewPrivileges=yes", p.Name, quoted(r.Witness), r.Transition).
-				WithNext("use ix for it, or set NoNewPrivileges=no and every setting that implies it"))
+			a.find(attach.Warning, p, r.Witness, nil, attach.Because(attach.MayNotTransition, "profile %s runs %s under another profile (%s), and %s", p.Name, quoted(r.Witness), r.Transition, why).
+				WithNext(instead))
 		}
 	}
 }

@@ -164,27 +164,18 @@ func (k checker) compiled(ctx context.Context, o *attach.Outcome, file string) (
 	if len(done) != 1 {
 		return attach.Compiled{}, false
 	}
-	say := func(state attach.State, format string, args ...any) {
-		o.Events = append(o.Events, attach.Event{Unit: o.Unit, Step: attach.StepKernel, State: state, Text: fmt.Sprintf(format, args...)})
-	}
+	c := done[0]
 	if k.kernel != "" {
-		if !slices.ContainsFunc(o.Events, func(e attach.Event) bool { return e.Step == attach.StepKernel }) {
-			say(attach.Skipped, "not asked: %s", k.kernel)
-		}
-		return done[0], true
+		c.NotAsked = k.kernel
+	} else {
+		k.texts.Stage(ctx, done)
+		c = done[0]
 	}
-	k.texts.Stage(ctx, done)
-	switch c := done[0]; {
-	case c.Disagrees != "":
+	if c.Disagrees != "" {
 		found(o, attach.Because(attach.PolicyDisputed, "the kernel and the compiled policy of %s do not agree: %s", file, c.Disagrees).At(file))
-	case c.Asked > 0 && c.NotAsked == "":
-		say(attach.Done, "it reads the policy in the same way: %d questions", c.Asked)
-	case c.NotAsked != "":
-		say(attach.Skipped, "not asked: %s", c.NotAsked)
-	case c.NotStaged != "":
-		say(attach.Skipped, "not asked: %s", c.NotStaged)
 	}
-	return done[0], true
+	o.Questioned = append(o.Questioned, attach.QuestionedOf([]attach.Compiled{c})...)
+	return c, true
 }
 
 // obstacles adds what the texts of profiles say against them.

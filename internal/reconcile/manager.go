@@ -436,6 +436,7 @@ func (l *Loop) preparePlan(ctx context.Context, p *prepared, m *moment) {
 		return
 	}
 	p.o = o
+	p.out.Questioned, p.out.Findings = attach.QuestionedOf(o.Policy.Compiled), o.Policy.Asides
 	plan := attach.Diff(p.d, o)
 	p.out.Plan = &plan
 	if len(plan.Refusals) > 0 {

@@ -208,6 +208,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		l.drop(unit)
 		j.d.Attachment = nil
 	}
+	j.out.Questioned = attach.QuestionedOf(j.o.Policy.Compiled)
 	ended := false
 	if h := j.d.Record.Hold; h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && h.Inputs != inputs(j)) {
 		// An input changed, or somebody asks. What does not compile says nothing

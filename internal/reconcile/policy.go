@@ -507,10 +507,13 @@ func (l *Loop) askGate(ctx context.Context, d attach.Desired, u attach.Unit, p *
 		return
 	}
 	for _, f := range l.gate.Check(ctx, d, u, p.Texts) {
-		if f.Severity == attach.Error {
+		switch f.Severity {
+		case attach.Error:
 			p.Problems = append(p.Problems, f.Reason)
-		} else if f.Severity == attach.Warning {
+		case attach.Warning:
 			p.Findings = append(p.Findings, f.Reason)
+		default:
+			p.Asides = append(p.Asides, f)
 		}
 	}
 	if len(p.Problems) > 0 {

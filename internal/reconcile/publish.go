@@ -180,6 +180,8 @@ func (l *Loop) Subscribe(ctx context.Context, f func(attach.Status)) {
 // whether there is such a unit.
 func (l *Loop) Status(units []string) attach.Report {
 	r, missing := l.known(units)
+	l.questioned(r.Units)
+	l.questioned(r.Patterns)
 	r.Missing = l.whyMissing(missing)
 	return r
 }
@@ -240,6 +242,16 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 		}
 	}
 	return r, missing
+}
+
+// questioned says what the kernel was asked about the policies that were accepted
+// for units.
+func (l *Loop) questioned(of []attach.Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range of {
+		of[i].Questioned = attach.QuestionedOf(l.keptOf(l.records[of[i].Unit]))
+	}
 }
 
 // selected reports whether a unit is asked for, and marks by which word.

@@ -554,6 +554,7 @@ func (w *world) Stage(_ context.Context, all []attach.Compiled) {
 		if w.disputed != "" {
 			all[i].Checksums, all[i].Disagrees = nil, w.disputed
 		}
+		all[i].Asked = 42
 	}
 }
 
@@ -894,7 +895,11 @@ func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compil
 	}
 	for _, c := range compiled {
 		for _, r := range w.gate(c) {
-			out = append(out, attach.Finding{Severity: attach.Error, Reason: r})
+			f := attach.Finding{Severity: attach.Error, Reason: r}
+			if r.Code == attach.MayNoNetwork {
+				f.Severity = attach.Note
+			}
+			out = append(out, f)
 		}
 	}
 	return out

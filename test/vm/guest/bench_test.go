@@ -46,6 +46,9 @@ func BenchmarkAaunit(b *testing.B) {
 	r := &results{Machine: describeMachine(b)}
 	s := newBenchScene(b)
 	b.Run("attach", func(b *testing.B) { s.attach(b, r) })
+	b.Run("gate", func(b *testing.B) { s.gate(b, r) })
+	b.Run("check", func(b *testing.B) { s.check(b, r) })
+	b.Run("proof", func(b *testing.B) { s.proof(b, r) })
 	var few map[string]work
 	b.Run("many", func(b *testing.B) { few = s.few(b) })
 	s.attachRunning(b)
@@ -158,8 +161,12 @@ func atMost(x, limit float64) *bool { ok := x <= limit; return &ok }
 // timed runs a command and says how long it took, in seconds.
 func timed(b *testing.B, name string, args ...string) float64 {
 	b.Helper()
+	return stopwatch(func() { run(b, name, args...) })
+}
+
+func stopwatch(do func()) float64 {
 	begun := time.Now()
-	run(b, name, args...)
+	do()
 	return time.Since(begun).Seconds()
 }
 

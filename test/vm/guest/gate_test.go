@@ -16,31 +16,60 @@ import (
 // it and about one close by that does not, and an attachment's own assertions.
 func TestWhatPolicyMayNot(t *testing.T) {
 	a := newAgents(t)
+	const (
+		refused = iota
+		told
+		noted // to who asks
+	)
 	type row struct {
 		code        attach.Code
-		refused     bool // else it is told
+		how         int
 		bad, good   string
 		unit, other string // lines of the unit with the bad and the good profile
 	}
+	a.File("/usr/local/bin/w-script", "#!/bin/sh\nexit 0\n", 0o755)
+	a.File("/usr/local/bin/w-env", "#!/usr/bin/env sh\nexit 0\n", 0o755)
+	a.File("/etc/w-key", "secret\n", 0o600)
+	a.File("/etc/w-own", "secret\n", 0o600)
+	run(t, "chown", "nobody:", "/etc/w-own")
+	const scripts, env = "ExecReload=/usr/local/bin/w-script", "ExecReload=/usr/local/bin/w-env"
+	netlink := "RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK"
 	rows := []row{
-		{attach.MayWriteTmp, true, "/dev/shm/** rw,", "owner /dev/shm/** rw,", "", ""},
-		{attach.MayWriteSelf, true, "/usr/local/bin/* w,", "/usr/local/share/** w,", "", ""},
-		{attach.MayWritePolicy, true, "/etc/apparmor.d/** w,", "/etc/apparmor.d/** r,", "", ""},
-		{attach.MayWriteKeys, true, "/home/*/.ssh/* w,", "owner /home/*/.ssh/* w,", "", ""},
-		{attach.MayWriteSysctl, true, "/proc/sys/net/** w,", "/proc/sys/net/** r,", "", ""},
-		{attach.MayLeave, true, "/usr/bin/id Ux,", "/usr/bin/id ix,", "", ""},
-		{attach.MayEverything, true, "file,", "/srv/** rw,", "", ""},
-		{attach.MayAskOthers, true, "/etc/cron.d/* w,", "/etc/cron.d/* r,", "", ""},
-		{attach.MayNotNotify, false, "deny /run/systemd/notify w,", "/run/systemd/notify w,", "Type=notify", "Type=notify"},
-		{attach.MayNotTransition, false, "/usr/bin/id Px,", "/usr/bin/id ix,", "NoNewPrivileges=yes", "NoNewPrivileges=yes"},
-		{attach.MayNotUseOwn, false, "", "/var/lib/w-dir/** rw,", "StateDirectory=w-dir", "StateDirectory=w-dir"},
-		{attach.MayOtherFamilies, false, "", "network netlink raw,", "RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK", "RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK"},
+		{attach.MayWriteTmp, refused, "/dev/shm/** rw,", "owner /dev/shm/** rw,", "", ""},
+		{attach.MayWriteSelf, refused, "/usr/local/bin/* w,", "/usr/local/share/** w,", "", ""},
+		{attach.MayWritePolicy, refused, "/etc/apparmor.d/** w,", "/etc/apparmor.d/** r,", "", ""},
+		{attach.MayWriteKeys, refused, "/home/*/.ssh/* w,", "owner /home/*/.ssh/* w,", "", ""},
+		{attach.MayWriteSysctl, refused, "/proc/sys/net/** w,", "/proc/sys/net/** r,", "", ""},
+		{attach.MayLeave, refused, "/usr/bin/id Ux,", "/usr/bin/id ix,", "", ""},
+		{attach.MayEverything, refused, "file,", "/srv/** rw,", "", ""},
+		{attach.MayAskOthers, refused, "/etc/cron.d/* w,", "/etc/cron.d/* r,", "", ""},
+		{attach.MayNotNotify, told, "deny /run/systemd/notify w,", "/run/systemd/notify w,", "Type=notify", "Type=notify"},
+		{attach.MayNotTransition, told, "/usr/bin/id Px,", "/usr/bin/id ix,", "NoNewPrivileges=yes", "NoNewPrivileges=yes"},
+		{attach.MayNotUseOwn, told, "", "/var/lib/w-dir/** rw,", "StateDirectory=w-dir", "StateDirectory=w-dir"},
+		{attach.MayOtherFamilies, told, "", "network netlink raw,", netlink, netlink},
+		{attach.MayNotRun, told, "", "/usr/local/bin/w-script r,", scripts, scripts},
+		{attach.MayNotRun, told, "/usr/local/bin/w-env r,", "/usr/local/bin/w-env r,\n  /usr/bin/dash rix,", env, env},
+		{attach.MayNotRun, told, "", "", scripts, "ExecReload=/usr/bin/true"}, // compiled: no rule is needed
+		{attach.MayNotOwn, told, "owner /etc/w-key r,", "owner /etc/w-own r,", "User=nobody", "User=nobody"},
+		{attach.MayNotOwn, told, "owner /etc/w-key r,", "/etc/w-key r,", "DynamicUser=yes", "DynamicUser=yes"},
+		{attach.MayNotDetached, noted, "", "", "ProtectSystem=strict", ""},
+		{attach.MayNoNetwork, noted, "deny network inet,\n  deny network inet6,", "", "", ""},
+	}
+	// Rules that only newer parsers and kernels know.
+	abi := map[string]string{}
+	if usernsRules() {
+		rows = append(rows, row{attach.MayUserns, told, "userns,", "", "", ""})
+		abi["userns,"] = "abi/4.0"
 	}
 	var units []string
 	for i, r := range rows {
 		for kind, rule := range map[string]string{"bad": r.bad, "good": r.good} {
 			n := fmt.Sprintf("w-%s-%d", kind, i)
-			a.ProfileFile(n, profileText(n, rule))
+			text := profileText(n, rule)
+			if newer := abi[rule]; newer != "" || kind == "good" && abi[r.bad] != "" {
+				text = strings.Replace(text, "abi/3.0", abi[r.bad], 1)
+			}
+			a.ProfileFile(n, text)
 			line := r.unit
 			if kind == "good" {
 				line = r.other
@@ -54,22 +83,33 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	for i, row := range rows {
 		bad, good := out[fmt.Sprintf("w-bad-%d.service", i)], out[fmt.Sprintf("w-good-%d.service", i)]
 		said := bad.Notes
-		if row.refused {
+		switch row.how {
+		case refused:
 			said = bad.Reasons
+		case noted:
+			said = asides(bad)
 		}
 		at := slices.IndexFunc(said, func(f attach.Reason) bool { return f.Code == row.code })
 		if at < 0 {
-			t.Errorf("%s: %q is not told: %+v %+v", row.code, row.bad, bad.Reasons, bad.Notes)
-		} else if row.refused && row.code != attach.MayEverything && !strings.Contains(said[at].Detail, row.bad) {
+			t.Errorf("%s: %q with %q is not told: %+v %+v %+v", row.code, row.bad, row.unit, bad.Reasons, bad.Notes, bad.Findings)
+		} else if row.how == refused && row.code != attach.MayEverything && !strings.Contains(said[at].Detail, row.bad) {
 			t.Errorf("%s: the rule is not named: %s", row.code, said[at])
+		} else {
+			t.Log(said[at])
 		}
-		if slices.Contains(append(codesOf(good.Reasons), codesOf(good.Notes)...), row.code) || len(good.Reasons) > 0 {
-			t.Errorf("%s: %q: %+v %+v", row.code, row.good, good.Reasons, good.Notes)
+		if slices.Contains(codesOf(slices.Concat(good.Reasons, good.Notes, asides(good))), row.code) || len(good.Reasons) > 0 {
+			t.Errorf("%s: %q with %q: %+v %+v %+v", row.code, row.good, row.other, good.Reasons, good.Notes, good.Findings)
+		}
+		// All of them at once, in a bounded time: not all is asked, but of each some.
+		if q := good.Questioned; len(q) != 1 || q[0].Questions == 0 {
+			t.Errorf("%s: what the kernel was asked: %+v", row.code, q)
 		}
 	}
 	if r.exit != 1 {
 		t.Errorf("plan exits %d", r.exit)
 	}
+
+	a.impliedNoNewPrivileges()
 
 	// A running unit: an edit that fails does not go live, and one that is waived does.
 	const unit, profile = "w-live.service", "w-live"
@@ -81,7 +121,7 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	file := a.attachmentFile("w-live.conf", "[Attachment]\nUnit=w-live.service\nProfile=w-live\nPrivateTmp=yes\nSettleSec=0\n[Assertions]\nDeny=write /srv/**\nDeny=network netlink\nAllow=network inet stream\n")
 	waitConfined(t, unit, profile)
 	sum, started := checksum(t, profile), show(t, unit, "InvocationID")
-	refused := func(rule string, code attach.Code, says ...string) {
+	isRefused := func(rule string, code attach.Code, says ...string) {
 		t.Helper()
 		a.ProfileFile(profile, profileText(profile, rule))
 		waitFor(t, string(code), func() (bool, string) {
@@ -99,9 +139,9 @@ func TestWhatPolicyMayNot(t *testing.T) {
 			t.Errorf("%s: it went live, or the unit was restarted", rule)
 		}
 	}
-	refused("/{dev/shm,tmp}/** rw,", attach.MayWriteTmp, "/dev/shm/")
-	refused("/srv/www/** rw,", attach.AssertionFailed, "Deny=write /srv/**", "/srv/www/", "w-live.conf:7", `"/srv/www/** rw,"`)
-	refused("network netlink raw,", attach.AssertionFailed, "Deny=network netlink", "netlink raw")
+	isRefused("/{dev/shm,tmp}/** rw,", attach.MayWriteTmp, "/dev/shm/")
+	isRefused("/srv/www/** rw,", attach.AssertionFailed, "Deny=write /srv/**", "/srv/www/", "w-live.conf:7", `"/srv/www/** rw,"`)
+	isRefused("network netlink raw,", attach.AssertionFailed, "Deny=network netlink", "netlink raw")
 	a.ProfileFile(profile, good)
 	waitFor(t, "the notes to go", func() (bool, string) {
 		rep, r := report(t, "status", unit)
@@ -113,4 +153,82 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	waitIdle(t)
 	a.ProfileFile(profile, profileText(profile, "/dev/shm/** rw,"))
 	waitFor(t, "what is waived to go live", func() (bool, string) { return checksum(t, profile) != sum, "" })
+}
+
+// usernsRules reports whether parser and kernel know rules on user namespaces.
+func usernsRules() bool {
+	_, err := os.Stat("/sys/kernel/security/apparmor/features/namespaces/userns_create")
+	return err == nil && exists("/etc/apparmor.d/abi/4.0")
+}
+
+// asides are what only who asks is told.
+func asides(o attach.Outcome) (out []attach.Reason) {
+	for _, f := range o.Findings {
+		out = append(out, f.Reason)
+	}
+	return out
+}
+
+// impliedNoNewPrivileges looks at a process that has no new privileges though its
+// unit does not set NoNewPrivileges=, and at one that has them.
+func (a *agents) impliedNoNewPrivileges() {
+	t := a.t
+	for name, line := range map[string]string{"w-implied": "SystemCallFilter=@system-service", "w-plain": ""} {
+		a.ProfileFile(name, profileText(name, "/usr/bin/id Px,"))
+		a.Unit(name+".service", a.agentUnit("User=nobody", line))
+	}
+	a.Reload()
+	run(t, "systemctl", "start", "w-implied", "w-plain")
+	out, _ := outcomes(t, "plan", "w-implied", "w-plain")
+	for name, want := range map[string]string{"w-implied": "1", "w-plain": "0"} {
+		status := read(t, "/proc/"+show(t, name+".service", "MainPID")+"/status")
+		if !strings.Contains(status, "NoNewPrivs:\t"+want+"\n") || show(t, name+".service", "NoNewPrivileges") != "no" {
+			t.Fatalf("%s is not as this test needs it: NoNewPrivileges=%s, %s", name, show(t, name+".service", "NoNewPrivileges"), status)
+		}
+		notes := out[name+".service"].Notes
+		at := slices.IndexFunc(notes, func(r attach.Reason) bool { return r.Code == attach.MayNotTransition })
+		if (at >= 0) != (want == "1") || at >= 0 && !strings.Contains(notes[at].Detail, "/proc/PID/status") {
+			t.Errorf("%s: %+v", name, notes)
+		}
+	}
+}
+
+// TestWhatAProgramNeedsToRun starts programs under profiles that allow them little,
+// and compares what happens with what was told before.
+func TestWhatAProgramNeedsToRun(t *testing.T) {
+	s := newScene(t)
+	s.File("/usr/local/bin/n-script", "#!/bin/sh\nexit 0\n", 0o755)
+	s.File("/usr/local/bin/n-env", "#!/usr/bin/env sh\nexit 0\n", 0o755)
+	s.File("/usr/local/bin/n-chain", "#!/usr/local/bin/n-script\n", 0o755)
+	var units []string
+	rows := []struct {
+		name, rules, program string
+		starts               bool
+	}{
+		{"compiled", "", "/usr/bin/true", true},
+		{"script", "", "/usr/local/bin/n-script", false},
+		{"script-r", "/usr/local/bin/n-script r,", "/usr/local/bin/n-script", true}, // nothing about its interpreter
+		{"env", "/usr/local/bin/n-env r,", "/usr/local/bin/n-env", false},
+		{"env-x", "/usr/local/bin/n-env r,\n/usr/bin/dash rix,", "/usr/local/bin/n-env", true},
+		{"chain", "/usr/local/bin/n-chain r,", "/usr/local/bin/n-chain", false},
+		{"chain-r", "/usr/local/bin/n-script r,", "/usr/local/bin/n-chain", true}, // that ends before it is read
+	}
+	for _, r := range rows {
+		n := "n-" + r.name
+		s.Profile(n, "abi <abi/3.0>,\ninclude <tunables/global>\nprofile "+n+" {\ninclude <abstractions/base>\n"+r.rules+"\n}\n")
+		s.Unit(n+".service", "[Service]\nType=oneshot\nExecStart="+r.program+"\nAppArmorProfile="+n+"\n")
+		units = append(units, n)
+	}
+	s.Reload()
+	out, _ := outcomes(t, append([]string{"plan"}, units...)...)
+	for _, r := range rows {
+		unit := "n-" + r.name + ".service"
+		started := try(t, "systemctl", "start", unit).exit == 0
+		if started != r.starts {
+			t.Errorf("%s: it started: %v\n%s", r.name, started, try(t, "journalctl", "-n", "20", "-u", unit).stdout)
+		}
+		if told := slices.Contains(codesOf(out[unit].Notes), attach.MayNotRun); told == r.starts && r.name != "chain-r" {
+			t.Errorf("%s: what was told: %+v", r.name, out[unit].Notes)
+		}
+	}
 }

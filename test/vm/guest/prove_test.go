@@ -1,0 +1,242 @@
+//go:build vm
+
+package guest
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// swapping replaces a file with each of the texts in turn, as fast as it can.
+func swapping(t testing.TB, path string, texts ...string) (stop func()) {
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for n := 0; ; n++ {
+			select {
+			case <-end:
+				return
+			default:
+			}
+			tmp := filepath.Join(filepath.Dir(path), ".swap.tmp")
+			if err := os.WriteFile(tmp, []byte(texts[n%len(texts)]), 0o644); err != nil {
+				t.Error(err)
+				return
+			}
+			if err := os.Rename(tmp, path); err != nil {
+				t.Error(err)
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	return func() {
+		close(end)
+		<-ended
+	}
+}
+
+// TestWhatWasCheckedGoesLive has a profile, and then a file that it includes,
+// swapped all the time for one that the checks refuse: between reading, compiling,
+// checking and loading it. What is refused never goes live.
+func TestWhatWasCheckedGoesLive(t *testing.T) {
+	a := newAgents(t)
+	const unit, profile, local = "swapped.service", "swapped", "/etc/apparmor.d/local/swapped"
+	good, bad := profileText(profile, "include <local/swapped>"), profileText(profile, "include <local/swapped>", "/** rw,")
+	const goodLocal, badLocal = "/etc/hostname r,\n", "/etc/cron.d/* w,\n"
+	// What the kernel says of each.
+	forbidden := map[string]string{}
+	a.File(local, badLocal, 0o644)
+	a.Profile(profile, good)
+	forbidden[checksum(t, profile)] = "the include that is refused"
+	a.File(local, goodLocal, 0o644)
+	a.Profile(profile, bad)
+	forbidden[checksum(t, profile)] = "the profile that is refused"
+	a.Profile(profile, good)
+	if len(forbidden) != 2 || forbidden[checksum(t, profile)] != "" || forbidden[""] != "" {
+		t.Fatalf("the checksums do not tell them apart: %v", forbidden)
+	}
+	a.Unit(unit, a.agentUnit())
+	a.Reload()
+	run(t, "systemctl", "start", unit)
+	if r := ctl(t, "attach", "swapped", "--settle", "0s"); r.exit != 0 {
+		t.Fatalf("exit %d\n%s%s", r.exit, r.stdout, r.stderr)
+	}
+
+	// Looks all the time at what is live.
+	looks, end, ended := 0, make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+			found, _ := filepath.Glob("/sys/kernel/security/apparmor/policy/profiles/" + profile + ".*/sha*")
+			for _, file := range found {
+				// It may go while it is looked at, when it is replaced.
+				if sum, err := os.ReadFile(file); err == nil {
+					looks++
+					if what := forbidden[strings.TrimSpace(string(sum))]; what != "" {
+						t.Errorf("%s was live", what)
+						return
+					}
+				}
+			}
+		}
+	}()
+	refused, taken := 0, 0
+	for _, swap := range []struct {
+		path  string
+		texts []string
+	}{{"/etc/apparmor.d/" + profile, []string{good, bad}}, {local, []string{goodLocal, badLocal}}} {
+		stop := swapping(t, swap.path, swap.texts...)
+		for range 6 {
+			out, r := outcomes(t, "attach", "swapped", "--settle", "0s")
+			if r.exit == 0 {
+				taken++
+			} else if len(out[unit].Reasons) > 0 {
+				refused++
+			}
+		}
+		stop()
+		a.File(swap.path, swap.texts[0], 0o644)
+	}
+	close(end)
+	<-ended
+	t.Logf("%d attaches were refused, %d were made; %d looks at what was live", refused, taken, looks)
+	if looks < 100 || refused == 0 {
+		t.Errorf("%d looks, %d refusals: this shows nothing", looks, refused)
+	}
+	waitConfined(t, unit, profile)
+}
+
+// TestNamesThatEscape: profiles whose names and paths lead out of the staging
+// namespace, or out of the lines that are printed.
+func TestNamesThatEscape(t *testing.T) {
+	a := newAgents(t)
+	namespaces := func() []string {
+		found, err := filepath.Glob("/sys/kernel/security/apparmor/policy/namespaces/*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	before, loaded := namespaces(), loadedProfiles(t)
+	a.Unit("esc.service", a.agentUnit())
+	a.Reload()
+	run(t, "systemctl", "start", "esc.service")
+	head := "abi <abi/3.0>,\ninclude <tunables/global>\n"
+	texts := map[string]string{
+		"esc-namespace":    head + "profile :vm-evil:esc {\n}\n",
+		"esc-root":         head + "profile \":root://esc\" {\n}\n",
+		"esc-dots":         head + "profile \"../../../.replace\" {\n}\n",
+		"esc-child-dots":   head + "profile esc-d {\n profile \"../../../namespaces/vm-evil\" {\n}\n}\n",
+		"esc-stacked":      head + "profile \"esc-a//&unconfined\" {\n}\n",
+		"esc-ns-stacked":   head + "profile \"esc-b//&:vm-evil:x\" {\n}\n",
+		"esc-terminal":     head + "profile \"esc-\x1b]0;owned\a\x1b[31m\" {\n}\n",
+		"esc-bidi":         head + "profile \"esc-\u202egoog\" {\n}\n",
+		"esc-line":         head + "profile \"esc-\\n  \\342\\234\\223 confined\" {\n}\n",
+		"esc-path":         head + "profile esc-path {\n  \"/srv/\x1b[2J\x1b]0;owned\a\u202e/**\" rw,\n  \"/etc/cron.d/\x1b[2J\" w,\n}\n",
+		"esc-attach-path":  head + "profile esc-attach-path \"/srv/\x1b[2J*\" {\n  /dev/shm/** rw,\n}\n",
+		"esc-\x1b[31mfile": head + "profile esc-file {\n  /dev/shm/** rw,\n}\n",
+		"esc-include":      head + "profile esc-include {\n  include \"../../etc/shadow\"\n}\n",
+		"esc-target":       head + "profile esc-target {\n  /usr/bin/id Px -> :vm-evil:x,\n  change_profile -> :vm-evil:y,\n}\n",
+	}
+	fine := func(what string, r result) {
+		t.Helper()
+		for _, c := range r.stdout + r.stderr {
+			if unicode.IsControl(c) && c != '\n' || unicode.Is(unicode.Cf, c) {
+				t.Errorf("%s prints %q\n%q", what, c, r.stdout+r.stderr)
+				return
+			}
+		}
+	}
+	var files []string
+	for name, text := range texts {
+		files = append(files, a.ProfileFile(name, text))
+	}
+	slices.Sort(files)
+	for _, file := range files {
+		fine("check "+file, ctl(t, "check", file))
+		fine("query "+file, ctl(t, "query", file, "write /**"))
+		r := ctl(t, "attach", "esc", "--profile", file, "--dry-run")
+		fine("attach "+file, r)
+		if now := namespaces(); !slices.Equal(now, before) {
+			t.Errorf("%s leaves namespaces: %q", file, now)
+			before = now
+		}
+	}
+	out, r := outcomes(t, append([]string{"check"}, files...)...)
+	fine("check --json", r)
+	for _, file := range files {
+		o, ok := out[strings.NewReplacer("\x1b", `\u001b`).Replace(file)]
+		if !ok {
+			o, ok = out[file]
+		}
+		if !ok {
+			t.Errorf("%q is not in the answer", file)
+		}
+		for _, f := range slices.Concat(o.Reasons, o.Notes, asides(o)) {
+			t.Logf("%q: %s", file, f)
+		}
+	}
+	if r := ctl(t, "list", "--profiles"); r.exit != 0 {
+		t.Errorf("exit %d\n%s", r.exit, r.stderr)
+	} else {
+		fine("list --profiles", r)
+	}
+	for name := range loadedProfiles(t) {
+		if _, was := loaded[name]; !was {
+			t.Errorf("profile %q is loaded by now", name)
+		}
+	}
+}
+
+// TestAKernelThatCannotBeAsked: where there is no query file, or no policy
+// namespaces, that is said, and the compiled policy answers by itself. The
+// daemon's view of both is taken away.
+func TestAKernelThatCannotBeAsked(t *testing.T) {
+	a := newAgents(t)
+	file := a.ProfileFile("deaf", profileText("deaf", "/dev/shm/** rw,"))
+	a.Unit("deaf.service", a.agentUnit())
+	t.Cleanup(func() {
+		os.RemoveAll("/etc/systemd/system/aaunitd.service.d")
+		try0("systemctl", "daemon-reload")
+		try0("systemctl", "restart", "aaunitd.service")
+	})
+	const policy = "/sys/kernel/security/apparmor/"
+	for _, c := range []struct{ hidden, says string }{
+		{"", "all answers agree"},
+		{policy + ".access", "not asked"},
+		{policy + "policy/namespaces", "not asked"},
+	} {
+		text := "[Service]\n"
+		if c.hidden != "" {
+			text += "InaccessiblePaths=" + c.hidden + "\n"
+		}
+		a.Dropin("aaunitd.service", "deaf.conf", text)
+		a.Reload()
+		run(t, "systemctl", "restart", "aaunitd.service")
+		r := ctl(t, "check", file)
+		if !strings.Contains(r.stdout, c.says) || !strings.Contains(r.stdout, string(attach.MayWriteTmp)) || r.exit != 3 {
+			t.Errorf("without %s: exit %d\n%s%s", c.hidden, r.exit, r.stdout, r.stderr)
+		}
+		t.Log(r.stdout)
+		out, _ := outcomes(t, "check", file)
+		if q := out[file].Questioned; len(q) != 1 || q[0].Wholly() != (c.hidden == "") || (q[0].NotAsked == "") != (c.hidden == "") {
+			t.Errorf("without %s: %+v", c.hidden, q)
+		}
+		if r := ctl(t, "query", file, "write /dev/shm/**"); r.exit != 3 {
+			t.Errorf("without %s: query exits %d\n%s%s", c.hidden, r.exit, r.stdout, r.stderr)
+		}
+	}
+}
