@@ -24,6 +24,8 @@ type Daemon interface {
 	Detach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Pause(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Resume(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	Propose(ctx context.Context, file, text string) ([]attach.Outcome, error)
 	StartAttach(ctx context.Context, r attach.Request) (operation string, err error)
 	StartDetach(ctx context.Context, r attach.Request) (operation string, err error)
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
@@ -41,6 +43,7 @@ type Daemon interface {
 
 // World is what the commands see of the machine and the terminal.
 type World struct {
+	Stdin                io.Reader
 	Stdout, Stderr       io.Writer
 	StdoutTTY, StderrTTY bool
 	// Columns is the terminal's width.
@@ -70,7 +73,7 @@ func Main(version string, local func(LocalOptions) (Local, func())) int {
 	// The second Ctrl-C ends the program in any case.
 	context.AfterFunc(ctx, stop)
 	w := World{
-		Stdout: os.Stdout, Stderr: os.Stderr,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		StdoutTTY: term.IsTerminal(int(os.Stdout.Fd())), StderrTTY: term.IsTerminal(int(os.Stderr.Fd())),
 		Columns: func() int {
 			for _, f := range []*os.File{os.Stdout, os.Stderr} {
@@ -178,7 +181,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON document")
 	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours (also: NO_COLOR in the environment)")
 	root.AddCommand(
-		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
+		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.applyCommand(), a.proposeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
 		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
 	for _, cmd := range root.Commands() {

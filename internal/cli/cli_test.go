@@ -77,6 +77,16 @@ func (d *fakeDaemon) Resume(_ context.Context, r attach.Request, _ func(attach.E
 	return d.outcomes, d.err
 }
 
+func (d *fakeDaemon) Apply(_ context.Context, r attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
+	d.did, d.request = "apply", r
+	return d.outcomes, d.err
+}
+
+func (d *fakeDaemon) Propose(_ context.Context, file, text string) ([]attach.Outcome, error) {
+	d.did, d.names = "propose "+text, []string{file}
+	return d.outcomes, d.err
+}
+
 func (d *fakeDaemon) StartAttach(_ context.Context, r attach.Request) (string, error) {
 	d.did, d.request = "start attach", r
 	return "/org/aaunit1/operation/7", d.err
