@@ -35,7 +35,8 @@ to what they say, and look at every task of them. aaunitd acts on a file by
 itself soon after it was written; this waits for it, and a failed attach that is
 held is tried again. Units of a file that is gone are detached.
 
-FILE is the name of a file in /etc/aaunit/attachments.d, or a path.`,
+FILE is the name of a file in /etc/aaunit/attachments.d, or a path. Of the path of
+a profile file, the units are meant that run under it.`,
 		Example: `  aaunitctl apply agents
   aaunitctl apply /etc/aaunit/attachments.d/agents.conf --json`,
 		Args:              unitArgs(1),

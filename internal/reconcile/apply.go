@@ -16,7 +16,8 @@ import (
 // Apply reads the attachment files again and brings the units of those that are
 // named to what they say, as a person's attach does: holds end, and a changed
 // profile text goes live. Nothing is written into an attachment file. Units of a
-// file that is gone are detached.
+// file that is gone are detached. Of a profile file, the units are meant that run
+// under its profiles.
 func (l *Loop) Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
 	return l.do(ctx, func(ctx context.Context) []attach.Outcome {
 		op := newOperation(progress)
@@ -30,7 +31,7 @@ func (l *Loop) Apply(ctx context.Context, r attach.Request, progress func(attach
 			}
 			mine := l.unitsOf(file)
 			if len(mine) == 0 {
-				out = append(out, attach.Outcome{Unit: file, Notes: []attach.Reason{attach.Because(attach.NotAttached, "no unit is attached by %s", file)}})
+				out = append(out, attach.Outcome{Unit: file, Notes: []attach.Reason{attach.Because(attach.NotAttached, "no unit is attached by %s, or runs under a profile of it", file)}})
 			}
 			units = append(units, mine...)
 		}
@@ -67,8 +68,8 @@ func problemsOf(d attach.Declared, file string) (out []attach.Reason) {
 	return out
 }
 
-// unitsOf lists the units, templates and prefixes that a file attaches, or
-// attached before it changed or went.
+// unitsOf lists the units, templates and prefixes that an attachment file attaches,
+// or attached before it changed or went, and those that run under a profile file.
 func (l *Loop) unitsOf(file string) (units []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,6 +80,11 @@ func (l *Loop) unitsOf(file string) (units []string) {
 	}
 	for unit, many := range l.rivals {
 		if slices.ContainsFunc(many, func(a attach.Attachment) bool { return a.Source == file }) {
+			units = append(units, unit)
+		}
+	}
+	for unit, s := range l.statuses {
+		if _, attached := l.targets[unit]; attached && s.ProfileFile == file {
 			units = append(units, unit)
 		}
 	}

@@ -168,13 +168,20 @@ func TestAProposedProfileIsAskedForItsUnits(t *testing.T) {
 		if out := propose(t, l, "/etc/apparmor.d/other", "1"); len(out) != 1 || out[0].Exit != attach.ExitOK {
 			t.Errorf("a profile of nobody: %+v", out)
 		}
+		w.mu.Lock()
+		w.files["a"] = "2"
+		w.mu.Unlock()
+		if out := apply(t, l, "/etc/apparmor.d/a"); len(out) != 1 || out[0].Unit != "a.service" || !out[0].Changed || out[0].Exit != attach.ExitOK || w.kernel["a"] != "2" {
+			t.Errorf("a changed text: %+v", out)
+		}
+		loads = w.calls["load"]
 		w.gate = func(attach.Compiled) []attach.Reason {
 			return []attach.Reason{attach.Because(attach.AssertionFailed, "it may write everywhere")}
 		}
 		if out := propose(t, l, "/etc/apparmor.d/a", "3"); len(out) != 2 || out[1].Exit != attach.ExitNotConfined {
 			t.Errorf("a policy that fails: %+v", out)
 		}
-		if w.calls["load"] != loads || w.files["a"] != "1" {
+		if w.calls["load"] != loads || w.files["a"] != "2" {
 			t.Errorf("something was loaded: %q", w.trace)
 		}
 	})
