@@ -159,7 +159,7 @@ lint-deb: need-go deb ## lintian on the package
 .PHONY: setup-vm
 setup-vm: need-go
 	@tools/need-packages ca-certificates mmdebstrap qemu-system-x86 qemu-utils e2fsprogs openssh-client \
-		$(if $(filter-out 0,$(shell id -u)),fakeroot uidmap)
+		$(if $(LONG),ansible-core) $(if $(filter-out 0,$(shell id -u)),fakeroot uidmap)
 
 # A guest waits much: the suites run side by side, and each prints what it has to
 # say when it has ended. One suite alone prints as it goes.
