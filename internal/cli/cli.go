@@ -60,13 +60,15 @@ type World struct {
 	Local    func(LocalOptions) (Local, func())
 	ReadFile func(string) ([]byte, error)
 	// Exists reports whether a file is there, as seen from the working directory.
-	Exists  func(string) bool
-	Version string
+	Exists func(string) bool
+	// OpenImage gives the system below a directory, for --root.
+	OpenImage func(dir string) (Image, error)
+	Version   string
 }
 
 // Main is aaunitctl; it gives the exit status. local gives what answers without a
-// daemon, and what ends it.
-func Main(version string, local func(LocalOptions) (Local, func())) int {
+// daemon, and what ends it; image gives the system below a directory.
+func Main(version string, local func(LocalOptions) (Local, func()), image func(dir string) (Image, error)) int {
 	debug.SetGCPercent(800) // it ends before there is much to collect
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -94,11 +96,12 @@ func Main(version string, local func(LocalOptions) (Local, func())) int {
 			}
 			return c, nil
 		},
-		Services: func(ctx context.Context) ([]string, error) { return api.Services(ctx, api.DialOptions{}) },
-		Local:    local,
-		ReadFile: os.ReadFile,
-		Exists:   func(name string) bool { _, err := os.Stat(name); return err == nil },
-		Version:  version,
+		Services:  func(ctx context.Context) ([]string, error) { return api.Services(ctx, api.DialOptions{}) },
+		Local:     local,
+		ReadFile:  os.ReadFile,
+		Exists:    func(name string) bool { _, err := os.Stat(name); return err == nil },
+		OpenImage: image,
+		Version:   version,
 	}
 	return int(Run(ctx, os.Args[1:], w))
 }
@@ -122,6 +125,8 @@ type app struct {
 	World
 	json    bool
 	noColor bool
+	// imageRoot is --root.
+	imageRoot string
 
 	began bool // the command line was understood, and a command runs
 	exit  attach.Exit
@@ -180,10 +185,12 @@ func (a *app) root() *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON document")
 	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours (also: NO_COLOR in the environment)")
+	root.PersistentFlags().StringVar(&a.imageRoot, "root", "", "prepare the system below `DIR`, which does not run (attach, detach, plan, status, list)")
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.applyCommand(), a.proposeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
 		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
+	a.ofImages(root.Commands())
 	for _, cmd := range root.Commands() {
 		// Whatever fails before this is a mistake in the command line.
 		run := cmd.RunE
