@@ -275,7 +275,7 @@ func TestFleet(t *testing.T) {
 		}
 	}
 	everywhere("fleetprofile (enforce)")
-	if !strings.Contains(text, "1 units attached, all of them confined") || !strings.Contains(text, "+Unit=fleet.service") {
+	if !strings.Contains(text, "attached units: 1, all of them confined") || !strings.Contains(text, "+Unit=fleet.service") {
 		t.Errorf("the play does not show the proof and the difference:\n%s", text)
 	}
 

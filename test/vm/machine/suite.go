@@ -43,9 +43,6 @@ func packages() []string {
 		// apparmor-utils brings Python and aa-complain, aa-disable, aa-enforce.
 		"apparmor", "apparmor-utils",
 
-		// What Ansible's module apt needs on a host.
-		"python3-apt",
-
 		// Services with profiles that nobody here wrote: squid forks much, i2pd
 		// and chrony have User=, tor has AppArmorProfile=-system_tor.
 		"squid", "i2pd", "chrony", "tor",
