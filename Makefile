@@ -70,12 +70,17 @@ test-all: need-go setup check generate-check prometheus page lint lint-deb demo 
 	@$(MAKE) --no-print-directory vm-crash
 
 .PHONY: check
-check: need-go setup-check fmt vet staticcheck man sh race ## what needs no guest: formatting, linters, unit tests, manual
+check: need-go setup-check fmt vet staticcheck man sh race ansible ## what needs no guest: formatting, linters, unit tests, manual
 
 .PHONY: deb
 deb: need-go programs docs build/tools/nfpm ## the Debian package, in build/deb
 	rm -rf build/deb && mkdir -p build/deb
 	build/tools/nfpm package --config packaging/nfpm.yaml --packager deb --target $(DEB)
+
+.PHONY: collection
+collection: ## the Ansible collection, in build
+	@tools/need-packages ansible-core
+	@tools/ansible build
 
 .PHONY: setup
 setup: need-go setup-check setup-vm ## install the Debian packages that building and testing need
@@ -149,7 +154,13 @@ man: need-go build/man/aaunit-reasons.7
 
 .PHONY: sh
 sh:
-	@shellcheck .ci/run tools/need-* tools/share tools/unpack-package packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
+	@shellcheck .ci/run tools/need-* tools/share tools/unpack-package tools/ansible packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm packaging/deb/notices
+
+# See tools/ansible for what of ansible-test does without a network.
+.PHONY: ansible
+ansible:
+	@tools/need-packages ansible-core ansible-lint python3-pytest pycodestyle shellcheck
+	@tools/ansible check
 
 # Building golangci-lint takes minutes, so it is not part of check.
 .PHONY: lint
@@ -168,7 +179,7 @@ lint-deb: need-go deb ## lintian on the package
 .PHONY: setup-vm
 setup-vm: need-go
 	@tools/need-packages ca-certificates mmdebstrap qemu-system-x86 qemu-utils e2fsprogs openssh-client \
-		$(if $(filter-out 0,$(shell id -u)),fakeroot uidmap)
+		$(if $(LONG),ansible-core) $(if $(filter-out 0,$(shell id -u)),fakeroot uidmap)
 
 # A guest waits much: the suites run side by side, and each prints what it has to
 # say when it has ended. One suite alone prints as it goes.

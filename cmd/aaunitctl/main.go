@@ -20,7 +20,7 @@ import (
 // version is set when a package is built (-ldflags "-X main.version=…").
 var version = "dev"
 
-func main() { os.Exit(cli.Main(version, local)) }
+func main() { os.Exit(cli.Main(version, local, openImage)) }
 
 // local puts together what answers without a daemon.
 func local(o cli.LocalOptions) (cli.Local, func()) {

@@ -334,6 +334,15 @@ func (m *fakeManager) Resume(ctx context.Context, r attach.Request, progress fun
 	return m.Attach(ctx, r, progress)
 }
 
+func (m *fakeManager) Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return m.Attach(ctx, r, progress)
+}
+
+func (m *fakeManager) Propose(_ context.Context, file, text string) ([]attach.Outcome, error) {
+	m.took(attach.Request{Units: []string{file}, Profile: text})
+	return []attach.Outcome{{Unit: file}}, nil
+}
+
 func (m *fakeManager) Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error) {
 	m.took(r)
 	if m.plan != nil {

@@ -211,6 +211,18 @@ func (c *Client) StartDetach(ctx context.Context, r attach.Request) (string, err
 	return string(path), err
 }
 
+// Apply acts now on the attachment files that r.Units names.
+func (c *Client) Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return c.operate(ctx, "Apply", r, progress)
+}
+
+// Propose says what would come of it if a file had that text.
+func (c *Client) Propose(ctx context.Context, file, text string) ([]attach.Outcome, error) {
+	var out []attach.Outcome
+	err := c.fetch(ctx, planTimeout, &out, Path, ManagerInterface, "Propose", file, text)
+	return out, err
+}
+
 // Plan says what Attach would do.
 func (c *Client) Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error) {
 	r.DryRun = false // the method says it; it is no option of Plan's

@@ -25,6 +25,12 @@ type Manager interface {
 	// return when it is so, which may take as long as a pass that is under way.
 	Pause(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Resume(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	// Apply acts now on attachment files, which r.Units names, and tells how their
+	// units are.
+	Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	// Propose says what would come of it if an attachment file or a profile file had
+	// that text; it changes nothing.
+	Propose(ctx context.Context, file, text string) ([]attach.Outcome, error)
 	// Plan says what Attach would do; it changes nothing.
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
 	// Verify looks again, now, at attached units (names and globs; none: all).
@@ -77,6 +83,8 @@ var managerIface = iface{
 		{name: "Detach", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callDetach},
 		{name: "Pause", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callPause},
 		{name: "Resume", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callResume},
+		{name: "Apply", in: []param{{"files", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callApply},
+		{name: "Propose", in: []param{{"file", "s"}, {"text", "s"}}, out: []param{{"outcomes", "s"}}, call: callPropose},
 		{name: "Plan", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"outcomes", "s"}}, call: callPlan},
 		{name: "Verify", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerify},
 		{name: "VerifyEvidence", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerifyEvidence},
@@ -139,6 +147,30 @@ func callResume(ctx context.Context, r *request) ([]any, *dbus.Error) {
 		return nil, failed
 	}
 	return r.begin(ctx, req, r.session.manager.Resume)
+}
+
+func callApply(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	files := r.body[0].([]string)
+	req, failed := decodeRequest(files, r.body[1].(map[string]dbus.Variant), nil)
+	if failed != nil {
+		return nil, failed
+	}
+	return r.begin(ctx, req, r.session.manager.Apply)
+}
+
+// callPropose is root's alone: a text can have any file of the host read, and what
+// is wrong with that file told.
+func callPropose(ctx context.Context, r *request) ([]any, *dbus.Error) {
+	file, text := r.body[0].(string), r.body[1].(string)
+	if failed := checkNames("file", []string{file}); failed != nil {
+		return nil, failed
+	}
+	if !r.root() {
+		return nil, fail(ErrorNotAuthorized, "only root may propose the text of a file")
+	}
+	return expensive(ctx, r, planTimeout, func(ctx context.Context) (any, error) {
+		return some(r.session.manager.Propose(ctx, file, text))
+	})
 }
 
 // begin asks whether the caller may, and starts the work.

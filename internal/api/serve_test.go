@@ -207,6 +207,7 @@ func TestAuthorization(t *testing.T) {
 		{"Detach", "org.aaunit1.manage", []any{[]string{"a"}, none}},
 		{"Pause", "org.aaunit1.manage", []any{[]string{"a"}, none}},
 		{"Resume", "org.aaunit1.manage", []any{[]string{"a"}, none}},
+		{"Apply", "org.aaunit1.manage", []any{[]string{"a"}, none}},
 		{"Plan", "org.aaunit1.inspect", []any{[]string{"a"}, none}},
 		{"Verify", "org.aaunit1.inspect", []any{[]string{"a"}}},
 		{"VerifyEvidence", "org.aaunit1.inspect", []any{[]string{"a"}}},
@@ -293,6 +294,26 @@ func TestRootAsksNoPolkit(t *testing.T) {
 	}
 	if got := r.manager.got(); len(got) != 1 || !got[0].Trusted || !got[0].DryRun {
 		t.Errorf("request %+v", got)
+	}
+}
+
+func TestOnlyRootProposesTexts(t *testing.T) {
+	r := startRig(t)
+	startPolkit(t, r.privateBus, &fakePolkit{yes: true})
+	root, user := r.client(t, 0), r.client(t, 1000)
+	if _, err := user.Propose(t.Context(), "/etc/apparmor.d/a", "profile a { }"); !errors.Is(err, ErrDenied) {
+		t.Errorf("another user: %v", err)
+	}
+	if n := len(r.manager.got()); n != 0 {
+		t.Errorf("the daemon was asked %d times", n)
+	}
+	text := strings.Repeat("profile a { }\n", 10_000) // far longer than a name
+	out, err := root.Propose(t.Context(), "/etc/apparmor.d/a", text)
+	if err != nil || len(out) != 1 || out[0].Unit != "/etc/apparmor.d/a" {
+		t.Errorf("%+v %v", out, err)
+	}
+	if got := r.manager.got(); len(got) != 1 || got[0].Profile != text {
+		t.Errorf("%d requests", len(got))
 	}
 }
 

@@ -96,6 +96,42 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 	return done, problems
 }
 
+// CompileText compiles a file as if it had that text: see reconcile.AppArmor.
+func (s *System) CompileText(ctx context.Context, file, text string) (attach.Compiled, *attach.Reason) {
+	fail := func(err error) (attach.Compiled, *attach.Reason) {
+		r := problem(file, err)
+		return attach.Compiled{}, &r
+	}
+	switch {
+	case !filepath.IsAbs(file) || filepath.Clean(file) != file:
+		return fail(fmt.Errorf("cannot compile %q: give its absolute path", file))
+	case len(text) > maxFile:
+		return fail(&compileError{file: file, text: fmt.Sprintf("it is larger than %d bytes", maxFile)})
+	}
+	r := s.newReader()
+	r.files[file] = &content{data: []byte(text)}
+	src, err := r.source(file)
+	if err == nil {
+		err = src.untrusted
+	}
+	if err != nil {
+		return fail(err)
+	}
+	env := s.Environment()
+	c, known := s.known(policyID(src, false), env)
+	if !known {
+		done, problems := s.compile(ctx, []*source{src}, false, env)
+		if bad, ok := problems[file]; ok {
+			return attach.Compiled{}, &bad
+		}
+		c = done[0]
+	}
+	for i := range c.Profiles {
+		c.Profiles[i].DisabledBy, c.Profiles[i].ComplainBy = s.link("disable", file), s.link("force-complain", file)
+	}
+	return c, nil
+}
+
 // CompileKept compiles policies anew from the texts that were kept with them,
 // for a parser or a kernel that is another one by now. Nothing is read from
 // /etc/apparmor.d.

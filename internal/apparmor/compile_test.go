@@ -11,6 +11,34 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
+func TestCompileTextOfAFileThatIsNotThere(t *testing.T) {
+	h := newHost(t)
+	h.write(profileDir+"/abstractions/mine", "/etc/passwd r,\n")
+	file := h.profile("p", "profile p { /old r, }\n")
+	before, _ := h.Compile(ctx(t), []string{file}, false)
+	text := "profile p {\n  include <abstractions/mine>\n}\n"
+	c, bad := h.CompileText(ctx(t), file, text)
+	if bad != nil || len(c.Profiles) != 1 || c.Profiles[0].Name != "p" || c.File != file || string(c.Blob) == string(before[0].Blob) {
+		t.Errorf("%+v %v", c.Profiles, bad)
+	}
+	// What is on disk is still what it was, and is compiled so.
+	if now, _ := h.Compile(ctx(t), []string{file}, false); string(now[0].Blob) != string(before[0].Blob) {
+		t.Error("a proposed text took the place of the file")
+	}
+	h.profile("p", text)
+	if now, _ := h.Compile(ctx(t), []string{file}, false); string(now[0].Blob) != string(c.Blob) {
+		t.Error("once it is written, the text compiles to something else")
+	}
+	if _, bad := h.CompileText(ctx(t), profileDir+"/new", "profile new {\n /x zz,\n}\n"); bad == nil || bad.Code != attach.ProfileBroken || bad.Where != profileDir+"/new:2" {
+		t.Errorf("a text that does not compile: %v", bad)
+	}
+	for file, text := range map[string]string{"relative": text, profileDir + "/../x": text, profileDir + "/large": strings.Repeat("#", maxFile+1), profileDir + "/none": "# nothing\n"} {
+		if _, bad := h.CompileText(ctx(t), file, text); bad == nil {
+			t.Errorf("%s compiled", file)
+		}
+	}
+}
+
 func TestCompileManyWithOneBad(t *testing.T) {
 	h := newHost(t)
 	h.write(profileDir+"/abstractions/mine", "/etc/passwd r,\n/bin/sh Ux,\n")

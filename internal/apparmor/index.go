@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -153,13 +152,8 @@ func (s *System) ByExecutable(program string) []attach.Profile {
 		return nil
 	}
 	paths := []string{filepath.Clean(program)}
-	if to, err := filepath.EvalSymlinks(s.real(program)); err == nil {
-		if s.opt.Root != "" {
-			to = "/" + strings.TrimPrefix(strings.TrimPrefix(to, s.opt.Root), "/")
-		}
-		if to != paths[0] {
-			paths = append(paths, to)
-		}
+	if to, err := s.leads(program); err == nil && to != paths[0] {
+		paths = append(paths, to)
 	}
 	s.index.Lock()
 	defer s.index.Unlock()
@@ -270,7 +264,8 @@ func (s *System) present(found []attach.Profile) []attach.Profile {
 // parser/parser_main.c). It counts for files elsewhere, too.
 func (s *System) link(kind, file string) string {
 	p := path.Join(s.opt.Profiles, kind, path.Base(file))
-	if _, err := os.Stat(s.real(p)); err != nil {
+	var st unix.Stat_t
+	if err := s.stat(p, &st); err != nil {
 		return ""
 	}
 	return p
@@ -282,7 +277,7 @@ func (s *System) link(kind, file string) string {
 func (s *System) refresh() {
 	ix := &s.index
 	var st unix.Stat_t
-	if err := unix.Stat(s.real(s.opt.Profiles), &st); err != nil {
+	if err := s.stat(s.opt.Profiles, &st); err != nil {
 		ix.found(nil)
 		ix.watch.dirty()
 		return
@@ -292,7 +287,7 @@ func (s *System) refresh() {
 	}
 	ix.watch.look()
 	ix.dirMtime = st.Mtim
-	entries, err := os.ReadDir(s.real(s.opt.Profiles))
+	entries, err := s.readDir(s.opt.Profiles)
 	if err != nil {
 		ix.watch.dirty()
 		return
@@ -363,7 +358,7 @@ func (s *System) fresh(e *indexed, look map[string]signature) bool {
 		sig, ok := look[p]
 		if !ok {
 			var st unix.Stat_t
-			if unix.Stat(s.real(p), &st) == nil {
+			if s.stat(p, &st) == nil {
 				sig = signatureOf(&st)
 			}
 			look[p] = sig
@@ -411,7 +406,7 @@ func (s *System) reindex(files []string, known map[string]*indexed) map[string]*
 		}
 		for _, d := range src.dirs {
 			var st unix.Stat_t
-			if unix.Stat(s.real(d), &st) == nil {
+			if s.stat(d, &st) == nil {
 				e.dirs[d] = signatureOf(&st)
 			}
 		}

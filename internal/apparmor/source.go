@@ -122,7 +122,7 @@ func (r *reader) read(p string) *content {
 	}
 	real := r.s.real(p)
 	var st unix.Stat_t
-	if err := unix.Stat(real, &st); err == nil {
+	if err := r.s.stat(p, &st); err == nil {
 		c.sig = signatureOf(&st)
 	}
 	f, err := safefile.Read(real, maxFile)
@@ -136,7 +136,7 @@ func (r *reader) read(p string) *content {
 		if !r.s.opt.AnyOwner {
 			c.untrusted = fmt.Errorf("%s: %s: %w", p, bare(err, real), ErrUntrusted)
 		}
-		c.data, c.err = readFollowing(real)
+		c.data, c.err = r.s.readFollowing(p)
 	}
 	return c
 }
@@ -193,8 +193,12 @@ func (r *reader) trustDir(dir string) error {
 }
 
 // readFollowing reads a regular file wherever links lead.
-func readFollowing(real string) ([]byte, error) {
-	f, err := os.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK, 0)
+func (s *System) readFollowing(p string) ([]byte, error) {
+	return readRegular(s.open(p, os.O_RDONLY|unix.O_NONBLOCK))
+}
+
+// readRegular reads an open file and closes it.
+func readRegular(f *os.File, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -220,9 +224,10 @@ func (r *reader) list(dir string) []string {
 		return names
 	}
 	var names []string
-	if st, err := os.Stat(r.s.real(dir)); err == nil && st.IsDir() {
+	var st unix.Stat_t
+	if err := r.s.stat(dir, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		names = []string{}
-		entries, _ := os.ReadDir(r.s.real(dir))
+		entries, _ := r.s.readDir(dir)
 		for _, e := range entries {
 			if skipped(e.Name()) || e.IsDir() {
 				continue
@@ -289,7 +294,7 @@ func (r *reader) beside(p string) []string {
 		dirs = append(dirs, path.Join(r.s.opt.Profiles, name))
 	}
 	if up := path.Dir(path.Dir(p)); r.list(path.Dir(p)) == nil && !r.kept {
-		entries, _ := os.ReadDir(r.s.real(up))
+		entries, _ := r.s.readDir(up)
 		var there []string
 		for _, e := range entries {
 			if e.IsDir() {
@@ -461,7 +466,7 @@ func (s *System) copyTree() (*copied, error) {
 	if err == nil && s.opt.Features != "" {
 		// The parser's user may read nothing else.
 		var data []byte
-		if data, err = readFollowing(s.opt.Features); err == nil {
+		if data, err = readRegular(os.OpenFile(s.opt.Features, os.O_RDONLY|unix.O_NONBLOCK, 0)); err == nil {
 			err = os.WriteFile(c.features(), data, 0o644)
 		}
 	}

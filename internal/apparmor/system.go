@@ -14,10 +14,15 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/safefile"
 )
 
 // Places on a host. Options.Root is put before each of them.
@@ -43,7 +48,8 @@ var ErrUntrusted = errors.New("others than root can change it")
 
 // Options are the awkward parts of the world. The zero value is the host.
 type Options struct {
-	// Root is put before every path but the parser's; "" is the host itself.
+	// Root is put before every path but the parser's; "" is the host itself. It must
+	// not lead through a symbolic link.
 	Root string
 	// Parsers are the absolute paths at which apparmor_parser is looked for;
 	// nil means /usr/sbin and /sbin. $PATH is never asked.
@@ -140,6 +146,50 @@ func (s *System) real(path string) string {
 		return path
 	}
 	return filepath.Join(s.opt.Root, path)
+}
+
+// open, stat and readDir are for profiles and what belongs to them. Links are
+// followed, as the parser and the kernel do; those below Options.Root lead to
+// places below it.
+func (s *System) open(path string, flags int) (*os.File, error) {
+	if s.opt.Root == "" {
+		return os.OpenFile(path, flags, 0)
+	}
+	return safefile.OpenWithin(s.opt.Root, path, flags)
+}
+
+func (s *System) stat(path string, st *unix.Stat_t) error {
+	if s.opt.Root == "" {
+		return unix.Stat(path, st)
+	}
+	f, err := safefile.OpenWithin(s.opt.Root, path, unix.O_PATH)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Fstat(int(f.Fd()), st)
+}
+
+func (s *System) readDir(dir string) ([]os.DirEntry, error) {
+	if s.opt.Root == "" {
+		return os.ReadDir(dir)
+	}
+	f, err := safefile.OpenWithin(s.opt.Root, dir, os.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	entries, err := f.ReadDir(-1)
+	slices.SortFunc(entries, func(a, b os.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return entries, err
+}
+
+// leads is where links lead from a path.
+func (s *System) leads(path string) (string, error) {
+	if s.opt.Root == "" {
+		return filepath.EvalSymlinks(path)
+	}
+	return safefile.Within(s.opt.Root, path)
 }
 
 // covers reports whether label member p is the profile or one of its children

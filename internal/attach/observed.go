@@ -365,6 +365,9 @@ type Observed struct {
 	Scan   *Scan // nil: not looked at
 	DropIn DropInState
 	At     time.Time // when the look began
+	// Offline: it is of an image, where there is neither a kernel nor a systemd to
+	// ask. What is known is what files say.
+	Offline bool
 	// JustStarted: systemd said that the unit started, and this look followed.
 	JustStarted bool
 }

@@ -374,12 +374,12 @@ func TestOutranks(t *testing.T) {
 	}
 	for i, a := range order {
 		for j, b := range order {
-			if got := outranks(a+"/90-aaunit.conf", b+"/90-aaunit.conf", "a-y@i.service"); got != (i < j) {
+			if got := Outranks(a+"/90-aaunit.conf", b+"/90-aaunit.conf", "a-y@i.service"); got != (i < j) {
 				t.Errorf("%s before %s: %v", a, b, got)
 			}
 		}
 	}
-	if !outranks("/etc/systemd/system/a-b-.service.d/x.conf", "/etc/systemd/system/a-.service.d/x.conf", "a-b-c.service") {
+	if !Outranks("/etc/systemd/system/a-b-.service.d/x.conf", "/etc/systemd/system/a-.service.d/x.conf", "a-b-c.service") {
 		t.Error("the longer prefix comes first")
 	}
 }

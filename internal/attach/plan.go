@@ -403,7 +403,9 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	if d.Attachment == nil {
 		return []Reason{because(Detached, "no attachment names %s", d.Unit)}, nil
 	}
-	refuse(judgeHost(o.Host)...)
+	if !o.Offline {
+		refuse(judgeHost(o.Host)...)
+	}
 	if why := UnfitUnit(o.Unit, d.Unit); why != nil {
 		refuse(*why)
 		return refusals, warnings // nothing more can be said about it
@@ -440,7 +442,9 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 // patternObstacles is Obstacles for the drop-in of a template or prefix. Which
 // profiles a name with specifiers stands for shows with the units to come.
 func patternObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
-	refusals = judgeHost(o.Host)
+	if !o.Offline {
+		refusals = judgeHost(o.Host)
+	}
 	if len(d.names()) > 0 {
 		var r []Reason
 		r, warnings = policyObstacles(d, o)
@@ -482,12 +486,15 @@ func textObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		r, w := ProfileObstacles(d, o, name)
 		refusals, warnings = append(refusals, r...), append(warnings, w...)
 	}
-	if d.Keeps() || !d.accepted(o.Policy) {
+	if o.Offline || d.Keeps() || !d.accepted(o.Policy) {
 		refusals = append(refusals, o.Policy.Problems...)
 	} else {
 		warnings = append(warnings, o.Policy.Problems...)
 	}
-	return append(refusals, notStaged(d, o.Policy)...), append(warnings, o.Policy.Findings...)
+	if !o.Offline {
+		refusals = append(refusals, notStaged(d, o.Policy)...)
+	}
+	return refusals, append(warnings, o.Policy.Findings...)
 }
 
 // dropInObstacles looks at what lies at the place of the drop-in.
@@ -534,7 +541,7 @@ func overrides(d Desired, u Unit) []Reason {
 	file := d.DropInPath()
 	for _, other := range u.DropIns {
 		// What systemd read a while ago may be gone; after a reload it shows.
-		if _, ourOld := d.Record.DropIns[other]; !u.NeedReload && !ourOld && ours(other) && other != file && outranks(other, file, u.ID) {
+		if _, ourOld := d.Record.DropIns[other]; !u.NeedReload && !ourOld && ours(other) && other != file && Outranks(other, file, u.ID) {
 			return []Reason{because(DirectiveOverridden, "%s has the name of aaunit's drop-in and comes before it, so systemd reads it instead", other).
 				at(other).next("remove or rename it")}
 		}
@@ -588,7 +595,7 @@ func overrides(d Desired, u Unit) []Reason {
 // readAfter reports whether systemd applies the drop-in file a after file b.
 // Drop-ins of all directories, service.d and the prefixes' included, are
 // applied in the order of their file names; unit files come before them all
-// (systemd.unit(5)). Of two with the same name one is not read: outranks.
+// (systemd.unit(5)). Of two with the same name one is not read: Outranks.
 func readAfter(a, b string) bool {
 	return strings.HasSuffix(path.Dir(a), ".d") && path.Base(a) > path.Base(b)
 }
@@ -601,11 +608,11 @@ var unitDirs = []string{
 	"/run/systemd/generator", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/run/systemd/generator.late",
 }
 
-// outranks reports whether, of two drop-ins with the same name, systemd reads a
+// Outranks reports whether, of two drop-ins with the same name, systemd reads a
 // and not b: the one from the earlier unit directory, and within it the one
 // that names the unit most closely; those for all services (service.d) come
 // last wherever they are. Seen with systemd-analyze verify of systemd 252.
-func outranks(a, b, unit string) bool {
+func Outranks(a, b, unit string) bool {
 	rank := func(file string) []int {
 		dir := path.Dir(file)
 		value := strings.TrimSuffix(path.Base(dir), ".d")

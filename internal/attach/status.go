@@ -33,14 +33,15 @@ type Step string
 
 // In the order in which they come.
 const (
-	StepResolve Step = "profile"
-	StepPolicy  Step = "policy"
-	StepDropIn  Step = "drop-in"
-	StepRestart Step = "restarted"
-	StepVerdict Step = "verdict"
-	StepUndo    Step = "undone"
-	StepPause   Step = "paused"
-	StepResume  Step = "resumed"
+	StepResolve    Step = "profile"
+	StepAttachment Step = "attachment" // its file; of an image only
+	StepPolicy     Step = "policy"
+	StepDropIn     Step = "drop-in"
+	StepRestart    Step = "restarted"
+	StepVerdict    Step = "verdict"
+	StepUndo       Step = "undone"
+	StepPause      Step = "paused"
+	StepResume     Step = "resumed"
 )
 
 // State of a step.

@@ -134,7 +134,7 @@ func Effective(d Desired, u Unit) []Reason {
 		if w == nil {
 			return r
 		}
-		if ours(w.Path) && !outranks(w.Path, d.DropInPath(), u.ID) {
+		if ours(w.Path) && !Outranks(w.Path, d.DropInPath(), u.ID) {
 			return r.next("systemctl daemon-reload")
 		}
 		return r.at(fmt.Sprintf("%s:%d", w.Path, w.Line)).

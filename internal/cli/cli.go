@@ -24,6 +24,8 @@ type Daemon interface {
 	Detach(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Pause(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Resume(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
+	Propose(ctx context.Context, file, text string) ([]attach.Outcome, error)
 	StartAttach(ctx context.Context, r attach.Request) (operation string, err error)
 	StartDetach(ctx context.Context, r attach.Request) (operation string, err error)
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
@@ -45,6 +47,7 @@ type Daemon interface {
 
 // World is what the commands see of the machine and the terminal.
 type World struct {
+	Stdin                io.Reader
 	Stdout, Stderr       io.Writer
 	StdoutTTY, StderrTTY bool
 	// Columns is the terminal's width.
@@ -65,20 +68,22 @@ type World struct {
 	// WriteFile puts a file in place of what is there, all at once.
 	WriteFile func(name string, data []byte) error
 	// Exists reports whether a file is there, as seen from the working directory.
-	Exists  func(string) bool
-	Version string
+	Exists func(string) bool
+	// OpenImage gives the system below a directory, for --root.
+	OpenImage func(dir string) (Image, error)
+	Version   string
 }
 
 // Main is aaunitctl; it gives the exit status. local gives what answers without a
-// daemon, and what ends it.
-func Main(version string, local func(LocalOptions) (Local, func())) int {
+// daemon, and what ends it; image gives the system below a directory.
+func Main(version string, local func(LocalOptions) (Local, func()), image func(dir string) (Image, error)) int {
 	debug.SetGCPercent(800) // it ends before there is much to collect
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	// The second Ctrl-C ends the program in any case.
 	context.AfterFunc(ctx, stop)
 	w := World{
-		Stdout: os.Stdout, Stderr: os.Stderr,
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		StdoutTTY: term.IsTerminal(int(os.Stdout.Fd())), StderrTTY: term.IsTerminal(int(os.Stderr.Fd())),
 		Columns: func() int {
 			for _, f := range []*os.File{os.Stdout, os.Stderr} {
@@ -105,6 +110,7 @@ func Main(version string, local func(LocalOptions) (Local, func())) int {
 		Open:      func(name string) (io.ReadCloser, error) { return os.Open(name) },
 		WriteFile: writeFile,
 		Exists:    func(name string) bool { _, err := os.Stat(name); return err == nil },
+		OpenImage: image,
 		Version:   version,
 	}
 	return int(Run(ctx, os.Args[1:], w))
@@ -129,6 +135,8 @@ type app struct {
 	World
 	json    bool
 	noColor bool
+	// imageRoot is --root.
+	imageRoot string
 
 	began bool // the command line was understood, and a command runs
 	exit  attach.Exit
@@ -187,10 +195,12 @@ func (a *app) root() *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print one JSON document")
 	root.PersistentFlags().BoolVar(&a.noColor, "no-color", false, "no colours (also: NO_COLOR in the environment)")
+	root.PersistentFlags().StringVar(&a.imageRoot, "root", "", "prepare the system below `DIR`, which does not run (attach, detach, plan, status, list)")
 	root.AddCommand(
-		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
+		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.applyCommand(), a.proposeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
 		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.metricsCommand(), a.reportCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
+	a.ofImages(root.Commands())
 	for _, cmd := range root.Commands() {
 		// Whatever fails before this is a mistake in the command line.
 		run := cmd.RunE

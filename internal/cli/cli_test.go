@@ -82,6 +82,16 @@ func (d *fakeDaemon) Resume(_ context.Context, r attach.Request, _ func(attach.E
 	return d.outcomes, d.err
 }
 
+func (d *fakeDaemon) Apply(_ context.Context, r attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
+	d.did, d.request = "apply", r
+	return d.outcomes, d.err
+}
+
+func (d *fakeDaemon) Propose(_ context.Context, file, text string) ([]attach.Outcome, error) {
+	d.did, d.names = "propose "+text, []string{file}
+	return d.outcomes, d.err
+}
+
 func (d *fakeDaemon) StartAttach(_ context.Context, r attach.Request) (string, error) {
 	d.did, d.request = "start attach", r
 	return "/org/aaunit1/operation/7", d.err
@@ -192,8 +202,8 @@ type scene struct {
 
 	local     *LocalOptions // nil: nothing was answered here
 	localDone bool
-	written  map[string]string
-	files    map[string]string
+	written   map[string]string
+	files     map[string]string
 }
 
 func newScene() *scene {
@@ -521,7 +531,7 @@ func TestOutput(t *testing.T) {
 		{"check-broken-sarif", func(s *scene) { s.daemon.outcomes = broken() }, []string{"check", "/etc/apparmor.d/myagent", "--sarif"}, 1},
 		{"check-kernel", func(s *scene) {
 			s.daemon.outcomes = []attach.Outcome{
-				{Unit: "/srv/a", Profile: "a", File: "/srv/a", Events: []attach.Event{{Step: attach.StepKernel, State: attach.Skipped, Text: "not asked: there is no aaunitd here"}}},
+				{Unit: "/srv/a", Profile: "a", File: "/srv/a", Questioned: []attach.Questioned{{File: "/srv/a", NotAsked: "there is no aaunitd here"}}},
 				{Unit: "b.service", Exit: attach.ExitUnknown, Reasons: []attach.Reason{attach.Because(attach.SystemdUnheard, "nothing is known of unit b.service: systemd does not run here")}},
 			}
 		}, []string{"check", "/srv/a", "b.service"}, 5},

@@ -18,6 +18,7 @@ import (
 //	status, list, verify   attach.Report
 //	verify --evidence      attach.EvidenceReport
 //	attach, detach, pause,
+//	apply, propose,
 //	resume, plan, check    {"outcomes": [attach.Outcome]}
 //	  with --no-wait       {"operation": "/org/aaunit1/operation/1"}
 //	list --profiles        {"profiles": [attach.Profile]}

@@ -368,6 +368,49 @@ func FuzzParse(f *testing.F) {
 
 // What a directory that may not be used masks or replaces stays so: the files
 // below it must not come up in its place.
+func TestProposedTextsAreReadAsIfTheyWereThere(t *testing.T) {
+	root := t.TempDir()
+	f := &Files{Dirs: Dirs{root + "/etc", root + "/run", root + "/usr"}, Owner: uint32(os.Geteuid())}
+	good := func(unit string) string { return "[Attachment]\nUnit=" + unit + "\nProfile=p\n" }
+	write(t, root+"/etc/a.conf", good("a.service"))
+	write(t, root+"/etc/b.conf", "[Attachment]\nnonsense\nUnit=b.service\nProfile=p\n")
+	write(t, root+"/usr/a.conf", good("vendor.service"))
+	units := func(d attach.Declared) (out []string) {
+		for _, a := range d.Attachments {
+			out = append(out, a.Source[len(root):]+" "+strings.Join(a.Units, " "))
+		}
+		return out
+	}
+	for _, c := range []struct {
+		file, text string
+		want       []string
+		problems   int
+	}{
+		{"/etc/a.conf", good("new.service"), []string{"/etc/a.conf new.service"}, 1},
+		{"/etc/a.conf", "", []string{"/usr/a.conf vendor.service"}, 1}, // it masks no more
+		{"/etc/a.conf", "[Attachment]\nUnit=x\nProfil=p\n", nil, 3},
+		{"/etc/b.conf", good("b.service"), []string{"/etc/a.conf a.service", "/etc/b.conf b.service"}, 0},
+		{"/etc/b.conf", "", []string{"/etc/a.conf a.service"}, 0},
+		{"/etc/c.conf", good("c.service"), []string{"/etc/a.conf a.service", "/etc/c.conf c.service"}, 1},
+	} {
+		d, ok := f.Propose(root+c.file, c.text)
+		if diff := cmp.Diff(c.want, units(d)); !ok || diff != "" || len(d.Problems) != c.problems {
+			t.Errorf("%s %q: %v, %v, problems %v (-want +got):\n%s", c.file, c.text, ok, units(d), d.Problems, diff)
+		}
+		if d.Broken[root+c.file] != (c.problems == 3) {
+			t.Errorf("%s %q: broken %v", c.file, c.text, d.Broken)
+		}
+	}
+	if got := units(f.Read()); !cmp.Equal(got, []string{"/etc/a.conf a.service"}) {
+		t.Errorf("a proposal was kept: %v", got)
+	}
+	for _, file := range []string{"/run/a.conf", "/usr/a.conf", "/etc/sub/a.conf", "/etc/a", "/etc/.a.conf", "/etc/../etc/a.conf"} {
+		if _, ok := f.Propose(root+file, good("a.service")); ok {
+			t.Errorf("%s is taken for a place of an attachment file", file)
+		}
+	}
+}
+
 func TestABrokenDirectoryStillMasks(t *testing.T) {
 	for _, c := range []struct {
 		name  string

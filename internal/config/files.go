@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -140,6 +141,48 @@ func (f *Files) Read() attach.Declared {
 	}
 	slices.SortFunc(d.Attachments, func(a, b attach.Attachment) int { return strings.Compare(a.Source, b.Source) })
 	return d
+}
+
+// Propose is what Read would give if a file had that text, or with none, if it
+// were gone. It is for files directly in the first directory, where people and
+// configuration tools put theirs.
+func (f *Files) Propose(file, text string) (attach.Declared, bool) {
+	name := filepath.Base(file)
+	if file != filepath.Join(f.Dirs[0], name) || !strings.HasSuffix(name, ".conf") || strings.HasPrefix(name, ".") {
+		return attach.Declared{}, false
+	}
+	d := f.Read()
+	same := func(path string) bool {
+		return filepath.Base(path) == name && slices.Contains(f.Dirs, filepath.Dir(path))
+	}
+	about := func(r attach.Reason) bool { // FILE, or FILE:LINE
+		return same(r.Where) || strings.Contains(r.Where, ":") && same(r.Where[:strings.LastIndexByte(r.Where, ':')])
+	}
+	d.Attachments = slices.DeleteFunc(d.Attachments, func(a attach.Attachment) bool { return same(a.Source) })
+	d.Problems = slices.DeleteFunc(d.Problems, about)
+	maps.DeleteFunc(d.Broken, func(path string, _ bool) bool { return same(path) })
+	var a attach.Attachment
+	var bad []attach.Reason
+	if text != "" {
+		a, bad = Parse(file, []byte(text))
+	} else {
+		// What it masked until now.
+		below := &Files{Dirs: f.Dirs[1:], Owner: f.Owner}
+		under := below.Read()
+		i := slices.IndexFunc(under.Attachments, func(a attach.Attachment) bool { return same(a.Source) })
+		if i < 0 {
+			return d, true
+		}
+		a = under.Attachments[i]
+		a.Runtime = filepath.Dir(a.Source) == f.Dirs[1]
+	}
+	if len(bad) > 0 {
+		d.Problems, d.Broken[file] = append(d.Problems, bad...), true
+		return d, true
+	}
+	d.Attachments = append(d.Attachments, a)
+	slices.SortFunc(d.Attachments, func(a, b attach.Attachment) int { return strings.Compare(a.Source, b.Source) })
+	return d, true
 }
 
 // breakAll marks every file of a directory that may not be trusted, so that

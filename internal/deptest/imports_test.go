@@ -47,6 +47,9 @@ var rules = map[string]rule{
 	// The loop decides nothing and does nothing by itself.
 	"internal/reconcile": {house: []string{"internal/attach", "internal/journal"}, others: none, notStd: doing},
 
+	// Nor does what prepares a system that does not run.
+	"internal/image": {house: []string{"internal/attach"}, others: none, notStd: doing},
+
 	// Adapters never import each other.
 	"internal/config":   adapter,
 	"internal/state":    adapter,
@@ -83,8 +86,8 @@ var rules = map[string]rule{
 	"internal/cli": {house: []string{"internal/attach", "internal/api", "internal/metrics", "internal/report", "internal/safefile"},
 		others: []string{"github.com/spf13/cobra", "golang.org/x/term"}, notStd: []string{"os/exec", "net"}},
 	// It puts together what answers where there is no daemon, and asks it nothing.
-	"cmd/aaunitctl": {house: []string{"internal/cli", "internal/attach", "internal/reconcile", "internal/config", "internal/units", "internal/apparmor", "internal/gate"},
-		others: []string{"github.com/coreos/go-systemd/v22/util"}},
+	"cmd/aaunitctl": {house: []string{"internal/cli", "internal/attach", "internal/reconcile", "internal/image", "internal/config", "internal/units", "internal/apparmor", "internal/gate"},
+		others: []string{"github.com/coreos/go-systemd/v22/util", "golang.org/x/sys"}},
 	// It runs as root on every start of a unit: the less is in it, the better.
 	"cmd/aaunit-sockopts": {house: []string{"internal/sockopt"}, others: none},
 	// The one place where adapters meet.
@@ -164,6 +167,7 @@ func TestRulesBite(t *testing.T) {
 		"internal/api":               {module + "internal/config", module + "internal/cli"},
 		"internal/cli":               {module + "internal/units", module + "internal/reconcile", "github.com/godbus/dbus/v5", "os/exec"},
 		"cmd/aaunitctl":              {module + "internal/api", "github.com/spf13/cobra"},
+		"internal/image":             {"os", module + "internal/units", module + "internal/apparmor"},
 		"cmd/aaunitd":                {module + "internal/cli"},
 		"internal/sockopt":           {module + "internal/apparmor", module + "internal/state", "github.com/godbus/dbus/v5"},
 		"cmd/aaunit-sockopts":        {module + "internal/units", "github.com/cilium/ebpf"},

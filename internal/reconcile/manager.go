@@ -460,7 +460,7 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 		return false
 	}
 	if declared != nil && !declared.Manual {
-		if over := optionsAgainst(*declared, r); len(over) > 0 {
+		if over := declared.OptionsAgainst(r); len(over) > 0 {
 			p.refuse(attach.Because(attach.DeclaredInFile, "%s attaches %s, and what it says counts, not %s", declared.Source, p.unit, strings.Join(over, " and ")).
 				At(declared.Source).WithNext("edit " + declared.Source))
 			return false
@@ -471,7 +471,7 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 		a := *declared
 		if a.Manual && !r.AsDeclared {
 			p.write = true
-			withOptions(&a, r)
+			a.SetOptions(r)
 		}
 		p.d.Attachment = &a
 		name, err := a.ProfileFor(p.unit)
@@ -507,7 +507,7 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 	}
 	a.Manual = true
 	a.Units, a.Profile = []string{p.unit}, attach.EscapeSpecifiers(choice.Profile.Name)
-	withOptions(&a, r)
+	a.SetOptions(r)
 	a.ProfileFile = ""
 	if filepath.Dir(choice.Profile.File) != "/etc/apparmor.d" {
 		a.ProfileFile = choice.Profile.File
@@ -518,36 +518,6 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 	}
 	p.d.Attachment, p.write = &a, true
 	return true
-}
-
-// withOptions puts a request's options into an attachment made at the command
-// line.
-func withOptions(a *attach.Attachment, r attach.Request) {
-	a.Runtime, a.RestartUnit, a.Mode = r.Runtime, !r.NoRestart, attach.WishEnforce
-	if r.Complain {
-		a.Mode = attach.WishComplain
-	}
-	if r.Settle != nil {
-		a.Settle = *r.Settle
-	}
-}
-
-// optionsAgainst names the options of a request that a declared attachment says
-// otherwise.
-func optionsAgainst(a attach.Attachment, r attach.Request) (over []string) {
-	if r.Runtime && !a.Runtime {
-		over = append(over, "--runtime")
-	}
-	if r.Complain && a.Mode != attach.WishComplain {
-		over = append(over, "--complain")
-	}
-	if r.NoRestart && a.RestartUnit {
-		over = append(over, "--no-restart")
-	}
-	if r.Settle != nil && *r.Settle != a.Settle {
-		over = append(over, "--settle")
-	}
-	return over
 }
 
 // named completes names, and expands globs to the attached units that match.

@@ -73,6 +73,9 @@ type AppArmor interface {
 	// Environment is a digest of what a compiled policy depends on beside its
 	// source: parser, its configuration, kernel.
 	Environment() string
+	// CompileText compiles a file as if it had that text; what it includes is on
+	// disk.
+	CompileText(ctx context.Context, file, text string) (attach.Compiled, *attach.Reason)
 	// CompileKept compiles policies anew from the texts that were kept with them.
 	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason)
 	// Load makes compiled policies live, all of them in one go; what is wrong
@@ -127,6 +130,9 @@ type Attachments interface {
 	// attachment files are read from.
 	One(path string) (a attach.Attachment, problems []attach.Reason, is bool)
 	Holds(path string) bool
+	// Propose is what Read would give if a file had that text, or with none, if it
+	// were gone; false where it is no place of an attachment file.
+	Propose(file, text string) (attach.Declared, bool)
 	// Write stores a manual attachment and gives the file; an existing manual
 	// one of the same unit is replaced. restore puts back what was there. An
 	// error with a method WayOut() string says what to do about it, here and below

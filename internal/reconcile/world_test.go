@@ -526,6 +526,27 @@ func (w *world) CompilePartly(_ context.Context, file string) (attach.Compiled, 
 
 func (w *world) Environment() string { return cmp.Or(w.parser, "parser 1") }
 
+// CompileText takes a version for a text; "bad" does not compile.
+func (w *world) CompileText(ctx context.Context, file, text string) (attach.Compiled, *attach.Reason) {
+	name := path.Base(file)
+	w.mu.Lock()
+	was, had, bad := w.files[name], false, w.bad[name]
+	_, had = w.files[name]
+	w.files[name], w.bad[name] = text, text == "bad"
+	w.mu.Unlock()
+	done, problems := w.Compile(ctx, []string{file}, false)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.files[name], w.bad[name] = was, bad
+	if !had {
+		delete(w.files, name)
+	}
+	if r, ok := problems[file]; ok {
+		return attach.Compiled{}, &r
+	}
+	return done[0], nil
+}
+
 func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason) {
 	defer w.lock()()
 	problems = map[string]attach.Reason{}
@@ -753,6 +774,23 @@ func (a attachments) Read() attach.Declared {
 		d.Attachments = append(d.Attachments, a.att[f])
 	}
 	return d
+}
+
+// Propose takes the text "UNIT PROFILE".
+func (a attachments) Propose(file, text string) (attach.Declared, bool) {
+	d := a.Read()
+	if path.Dir(file) != "/etc/aaunit/attachments.d" {
+		return d, false
+	}
+	d.Attachments = slices.DeleteFunc(d.Attachments, func(a attach.Attachment) bool { return a.Source == file })
+	if unit, profile, ok := strings.Cut(text, " "); ok {
+		n := attach.NewAttachment()
+		n.Source, n.Units, n.Profile = file, []string{unit}, profile
+		d.Attachments = append(d.Attachments, n)
+	} else if text != "" {
+		d.Problems = append(d.Problems, attach.Because(attach.AttachmentBad, "line 1: nonsense").At(file+":1"))
+	}
+	return d, true
 }
 
 func (a attachments) Write(unit string, at attach.Attachment) (string, func() error, error) {

@@ -83,6 +83,11 @@ func (s *Systemd) readAssignments(path string) ([]attach.Assignment, error) {
 // it; a line that is not UTF-8 is skipped; a section header that is none ends
 // the file. The line of an assignment is the one where it begins.
 func parseAssignments(r io.Reader, path string) ([]attach.Assignment, error) {
+	return parseUnit(r, path, watchedKeys)
+}
+
+// parseUnit is parseAssignments for these settings, by section.
+func parseUnit(r io.Reader, path string, keys map[string][]string) ([]attach.Assignment, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxUnitFile+1))
 	if err != nil {
 		return nil, err
@@ -90,7 +95,7 @@ func parseAssignments(r io.Reader, path string) ([]attach.Assignment, error) {
 	if len(data) > maxUnitFile {
 		return nil, fmt.Errorf("it is larger than %d bytes", maxUnitFile)
 	}
-	p := unitFile{path: path}
+	p := unitFile{path: path, keys: keys}
 	lines := bufio.NewScanner(bytes.NewReader(bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))))
 	lines.Buffer(nil, maxUnitFile+1)
 	lines.Split(splitLine)
@@ -132,6 +137,7 @@ func splitLine(data []byte, atEOF bool) (advance int, token []byte, err error) {
 // unitFile is the state of the parser.
 type unitFile struct {
 	path    string
+	keys    map[string][]string // that are looked for, by section
 	section string
 	begun   int // line where the continued line began; 0 none
 	text    strings.Builder
@@ -180,7 +186,7 @@ func (p *unitFile) logical(line string, n int) bool {
 		return true
 	}
 	key = strings.TrimRight(key, whiteSpace)
-	for _, k := range watchedKeys[p.section] {
+	for _, k := range p.keys[p.section] {
 		if k == key {
 			p.found = append(p.found, attach.Assignment{Key: key, Value: strings.Trim(value, whiteSpace), Path: p.path, Line: n})
 		}

@@ -1,0 +1,161 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/spf13/cobra"
+)
+
+// attachmentDir is where people and configuration tools put attachment files.
+const attachmentDir = "/etc/aaunit/attachments.d"
+
+// maxProposal bounds the text of a proposed file: what fits into a call on the bus.
+const maxProposal = 200 << 10
+
+// attachmentFile makes a path of what names an attachment file: its name, with or
+// without .conf, or its path.
+func (a *app) attachmentFile(arg string) string {
+	if strings.Contains(arg, "/") {
+		return a.absolute(arg)
+	}
+	return filepath.Join(attachmentDir, strings.TrimSuffix(arg, ".conf")+".conf")
+}
+
+func (a *app) applyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "apply FILE...",
+		Short: "Act on attachment files now, and prove it",
+		Long: `Have aaunitd read attachment files again, bring the units of those that are named
+to what they say, and look at every task of them. aaunitd acts on a file by
+itself soon after it was written; this waits for it, and a failed attach that is
+held is tried again. Units of a file that is gone are detached.
+
+FILE is the name of a file in /etc/aaunit/attachments.d, or a path. Of the path of
+a profile file, the units are meant that run under it.`,
+		Example: `  aaunitctl apply agents
+  aaunitctl apply /etc/aaunit/attachments.d/agents.conf --json`,
+		Args:              unitArgs(1),
+		ValidArgsFunction: a.completeAttachments,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			files := make([]string, len(args))
+			for i, arg := range args {
+				files[i] = a.attachmentFile(arg)
+			}
+			return a.with(cmd.Context(), func(d Daemon) error {
+				return a.operate(cmd.Context(), d.Apply, attach.Request{Units: files})
+			})
+		},
+	}
+}
+
+func (a *app) proposeCommand() *cobra.Command {
+	var gone bool
+	cmd := &cobra.Command{
+		Use:   "propose FILE [TEXT]",
+		Short: "Say what would come of a text for an attachment or profile file",
+		Long: `Say what would come of it if FILE had the text of the file TEXT, or without TEXT
+of standard input. Nothing is written, loaded or restarted. Only for root.
+
+Of an attachment file: the plan for each of its units, and the verdict where
+there is nothing to do. FILE is its name in /etc/aaunit/attachments.d, or its
+path there. Of any other path, that of a profile file: what is wrong with it,
+what its compiled policy allows and should not, and whether it would do for the
+units that run under it now.`,
+		Example: `  aaunitctl propose agents new-agents.conf
+  aaunitctl propose agents --gone
+  aaunitctl propose /etc/apparmor.d/myagent myagent.new`,
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 0 || args[0] == "":
+				return fmt.Errorf("name the file that is to have another text")
+			case gone && len(args) > 1:
+				return fmt.Errorf("--gone and a text do not go together")
+			case len(args) > 2:
+				return fmt.Errorf("name one file, and one with its text")
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeAttachments,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			file := a.attachmentFile(args[0])
+			text := ""
+			if gone && filepath.Dir(file) != attachmentDir {
+				return usage("--gone is for attachment files: %s is not in %s", file, attachmentDir)
+			}
+			if !gone {
+				var err error
+				if text, err = a.proposedText(args[1:]); err != nil {
+					return err
+				}
+			}
+			return a.with(cmd.Context(), func(d Daemon) error {
+				out, err := d.Propose(cmd.Context(), file, text)
+				return a.printed(out, err, (*printer).proposed)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&gone, "gone", false, "as if the attachment file were removed")
+	return cmd
+}
+
+// proposedText reads the text of a file, or of standard input.
+func (a *app) proposedText(from []string) (string, error) {
+	name, data, err := "standard input", []byte(nil), error(nil)
+	if len(from) > 0 && from[0] != "-" {
+		name = from[0]
+		data, err = a.ReadFile(name)
+	} else {
+		data, err = io.ReadAll(io.LimitReader(a.Stdin, maxProposal+1))
+	}
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("cannot read the text: %w", err)
+	case len(data) > maxProposal:
+		return "", fmt.Errorf("cannot propose the text of %s: it is larger than %d bytes", name, maxProposal)
+	case len(data) == 0:
+		return "", fmt.Errorf("cannot propose the text of %s: it is empty; --gone is for an attachment file that is removed", name)
+	}
+	return string(data), nil
+}
+
+// proposed prints what would come of a file.
+func (p *printer) proposed(o attach.Outcome) {
+	switch {
+	case o.Plan == nil:
+		p.check(o)
+	case o.Verdict == nil:
+		p.plan(o)
+	default: // there is nothing to do, so this is what counts
+		p.head(exitColor(o.Exit), o.Unit, o.Profile, o.File)
+		p.rows([]row{{mark: markSkip, label: "nothing", text: "to do for aaunitd"}, p.verdictRow(*o.Verdict, "")})
+		said := map[attach.Reason]bool{}
+		p.reasonsOf(o.Verdict, said)
+		for _, r := range o.Notes {
+			if !said[r] {
+				said[r] = true
+				p.reason(markWarn, r)
+			}
+		}
+	}
+}
+
+func (a *app) completeAttachments(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+	names := a.ask(cmd, func(d Daemon) (names []string) {
+		r, err := d.Status(cmd.Context(), nil)
+		if err != nil {
+			return nil
+		}
+		for _, s := range slices.Concat(r.Units, r.Patterns) {
+			if s.Attachment != "" {
+				names = append(names, s.Attachment)
+			}
+		}
+		return names
+	})
+	return offer(names, args, begun), cobra.ShellCompDirectiveDefault
+}

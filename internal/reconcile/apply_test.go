@@ -1,0 +1,188 @@
+package reconcile
+
+import (
+	"context"
+	"slices"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+const aFile = "/etc/aaunit/attachments.d/a.conf"
+
+func apply(t *testing.T, l *Loop, files ...string) []attach.Outcome {
+	t.Helper()
+	out, err := l.Apply(context.Background(), attach.Request{Units: files}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func propose(t *testing.T, l *Loop, file, text string) []attach.Outcome {
+	t.Helper()
+	out, err := l.Propose(context.Background(), file, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func kinds(p *attach.Plan) (out []attach.ActionKind) {
+	if p != nil {
+		for _, a := range p.Actions {
+			out = append(out, a.Kind)
+		}
+	}
+	return out
+}
+
+func TestApplyActsOnAFileAtOnceAndWaits(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.run(t, func(l *Loop) {
+		// Nobody told the daemon of the file.
+		w.mu.Lock()
+		a := attach.NewAttachment()
+		a.Source, a.Line, a.Units, a.Profile = aFile, 1, []string{"a.service"}, "a"
+		w.att[aFile] = a
+		w.mu.Unlock()
+		out := apply(t, l, aFile)
+		if len(out) != 1 || out[0].Unit != "a.service" || out[0].Exit != attach.ExitOK || !out[0].Changed || out[0].Verdict == nil {
+			t.Fatalf("%+v", out)
+		}
+		if u.label != "a (enforce)" {
+			t.Errorf("%+v", u)
+		}
+		if out := apply(t, l, aFile); len(out) != 1 || out[0].Changed || out[0].Restarted || out[0].Exit != attach.ExitOK {
+			t.Errorf("again: %+v", out)
+		}
+		w.mu.Lock()
+		delete(w.att, aFile)
+		w.mu.Unlock()
+		if out := apply(t, l, aFile); len(out) != 1 || !out[0].Changed || out[0].Exit != attach.ExitOK || u.label != "unconfined" {
+			t.Errorf("gone: %+v %+v", out, u)
+		}
+		if out := apply(t, l, aFile); len(out) != 1 || out[0].Changed || len(out[0].Notes) != 1 || out[0].Notes[0].Code != attach.NotAttached {
+			t.Errorf("gone for long: %+v", out)
+		}
+	})
+}
+
+func TestApplyTriesAgainWhatIsHeldAndNeverSaysConfined(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.breaks["a"] = true
+	w.declareUnit(aFile, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		rest()
+		restarts := w.calls["restart"]
+		out := apply(t, l, aFile)
+		if len(out) != 1 || out[0].Exit == attach.ExitOK || w.calls["restart"] == restarts {
+			t.Errorf("%+v %q", out, w.trace)
+		}
+		w.mu.Lock()
+		u.breaks["a"] = false
+		w.mu.Unlock()
+		if out := apply(t, l, aFile); len(out) != 1 || out[0].Exit != attach.ExitOK || u.label != "a (enforce)" {
+			t.Errorf("mended: %+v %+v", out, u)
+		}
+	})
+}
+
+func TestApplyOfABrokenFileFails(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.declareUnit(aFile, "a.service", nil)
+	w.broken[aFile] = true
+	w.run(t, func(l *Loop) {
+		out := apply(t, l, aFile)
+		if len(out) != 1 || out[0].Exit != attach.ExitFailed || !slices.Contains(codes(out[0].Reasons), attach.AttachmentBad) {
+			t.Errorf("%+v", out)
+		}
+	})
+}
+
+func TestAProposedAttachmentIsPlannedAndNotMade(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.addUnit("b.service")
+	w.run(t, func(l *Loop) {
+		out := propose(t, l, aFile, "a.service a")
+		want := []attach.ActionKind{attach.LoadPolicy, attach.WriteDropIn, attach.Reload, attach.Restart}
+		if len(out) != 1 || !out[0].Changed || !slices.Equal(kinds(out[0].Plan), want) || out[0].Exit != attach.ExitOK {
+			t.Fatalf("%+v", out)
+		}
+		rest()
+		if u.label != "unconfined" || w.disk[dropIn] != "" {
+			t.Errorf("it was made: %+v", u)
+		}
+		for text, code := range map[string]attach.Code{"nonsense": attach.AttachmentBad, "a.service none": attach.ProfileNotFound, "none.service a": attach.UnitNotFound} {
+			if out := propose(t, l, aFile, text); len(out) != 1 || out[0].Exit == attach.ExitOK || !slices.Contains(codes(out[0].Reasons), code) {
+				t.Errorf("%s: %+v", text, out)
+			}
+		}
+		w.declareUnit(aFile, "a.service", nil)
+		rest()
+		if out := propose(t, l, aFile, "a.service a"); len(out) != 1 || out[0].Changed || out[0].Verdict == nil || out[0].Exit != attach.ExitOK {
+			t.Errorf("as it is: %+v", out)
+		}
+		if out := propose(t, l, aFile, ""); len(out) != 1 || !out[0].Changed || !slices.Contains(kinds(out[0].Plan), attach.RemoveDropIn) {
+			t.Errorf("gone: %+v", out)
+		}
+		// Another unit in its place: one is attached, one detached.
+		out = propose(t, l, aFile, "b.service b")
+		if len(out) != 2 || !slices.Contains(kinds(out[0].Plan), attach.RemoveDropIn) || !slices.Contains(kinds(out[1].Plan), attach.WriteDropIn) {
+			t.Errorf("another unit: %+v", out)
+		}
+		if out := propose(t, l, "/etc/aaunit/attachments.d/rival.conf", "a.service b"); len(out) != 1 || !slices.Contains(codes(out[0].Reasons), attach.RivalAttachments) {
+			t.Errorf("a rival: %+v", out)
+		}
+		if u.label != "a (enforce)" {
+			t.Errorf("something was done: %+v", u)
+		}
+		// What there is nothing to be done about is told all the same.
+		w.mu.Lock()
+		u.label = "unconfined"
+		w.mu.Unlock()
+		if out := propose(t, l, aFile, "a.service a"); len(out) != 1 || out[0].Exit == attach.ExitOK && !out[0].Changed {
+			t.Errorf("a unit that lost its profile: %+v", out)
+		}
+	})
+}
+
+func TestAProposedProfileIsAskedForItsUnits(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.declareUnit(aFile, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		rest()
+		loads := w.calls["load"]
+		out := propose(t, l, "/etc/apparmor.d/a", "2")
+		if len(out) != 2 || out[0].Profile != "a" || out[1].Unit != "a.service" || out[0].Exit != attach.ExitOK || out[1].Exit != attach.ExitOK {
+			t.Errorf("%+v", out)
+		}
+		if out := propose(t, l, "/etc/apparmor.d/a", "bad"); len(out) != 1 || out[0].Exit == attach.ExitOK || !slices.Contains(codes(out[0].Reasons), attach.ProfileBroken) {
+			t.Errorf("a text that does not compile: %+v", out)
+		}
+		if out := propose(t, l, "/etc/apparmor.d/other", "1"); len(out) != 1 || out[0].Exit != attach.ExitOK {
+			t.Errorf("a profile of nobody: %+v", out)
+		}
+		w.mu.Lock()
+		w.files["a"] = "2"
+		w.mu.Unlock()
+		if out := apply(t, l, "/etc/apparmor.d/a"); len(out) != 1 || out[0].Unit != "a.service" || !out[0].Changed || out[0].Exit != attach.ExitOK || w.kernel["a"] != "2" {
+			t.Errorf("a changed text: %+v", out)
+		}
+		loads = w.calls["load"]
+		w.gate = func(attach.Compiled) []attach.Reason {
+			return []attach.Reason{attach.Because(attach.AssertionFailed, "it may write everywhere")}
+		}
+		if out := propose(t, l, "/etc/apparmor.d/a", "3"); len(out) != 2 || out[1].Exit != attach.ExitNotConfined {
+			t.Errorf("a policy that fails: %+v", out)
+		}
+		if w.calls["load"] != loads || w.files["a"] != "2" {
+			t.Errorf("something was loaded: %q", w.trace)
+		}
+	})
+}

@@ -1,0 +1,325 @@
+package units
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/safefile"
+	"golang.org/x/sys/unix"
+)
+
+// imageKeys are the settings that are read of a unit that does not run, by section.
+var imageKeys = func() map[string][]string {
+	keys := map[string][]string{
+		"Unit":    {"AssertSecurity", "DefaultDependencies", "After", "JoinsNamespaceOf", "RefuseManualStart", "RefuseManualStop"},
+		"Service": {"AppArmorProfile", "PrivateTmp", "PermissionsStartOnly", "Type", "NoNewPrivileges", "Delegate", "User", "PAMName", "RootDirectory", "RootImage", "DynamicUser", "RestrictAddressFamilies"},
+	}
+	keys["Service"] = append(append(keys["Service"], execLines...), namespaced...)
+	for _, d := range directories {
+		keys["Service"] = append(keys["Service"], d.Property)
+	}
+	return keys
+}()
+
+// settings reads what the files of a unit say, one after the other.
+func (i *Image) settings(u *attach.Unit) error {
+	s := attach.Settings{DefaultDependencies: true, PrivateTmp: attach.PrivateTmpNo}
+	u.Type = "simple"
+	r := imageReader{unit: u, settings: &s, named: map[string]bool{}}
+	for _, file := range append([]string{u.FragmentPath}, u.DropIns...) {
+		if target, err := i.readlink(file); err == nil && target == os.DevNull {
+			continue // a drop-in that is masked
+		}
+		f, err := safefile.OpenWithin(i.root, file, os.O_RDONLY|unix.O_NONBLOCK)
+		if err != nil {
+			return fmt.Errorf("cannot read unit file %s: %w", file, err)
+		}
+		st, err := f.Stat()
+		if err == nil && !st.Mode().IsRegular() {
+			err = errors.New("it is " + kindOf(st.Mode()))
+		}
+		var lines []attach.Assignment
+		if err == nil {
+			lines, err = parseUnit(f, file, imageKeys)
+		}
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("cannot read unit file %s: %w", file, err)
+		}
+		for _, l := range lines {
+			if err := r.line(l); err != nil {
+				return fmt.Errorf("cannot read unit file %s: line %d: %w", file, l.Line, err)
+			}
+		}
+	}
+	for _, on := range r.named {
+		s.MountNamespace = s.MountNamespace || on
+	}
+	s.MountNamespace = s.MountNamespace || s.RootDirectory != ""
+	u.Settings = s
+	return nil
+}
+
+// imageReader applies one line after the other, as systemd does.
+type imageReader struct {
+	unit     *attach.Unit
+	settings *attach.Settings
+	named    map[string]bool // settings that give it a mount namespace
+}
+
+func (r *imageReader) line(l attach.Assignment) error {
+	s, value := r.settings, l.Value
+	for _, keys := range watchedKeys {
+		if slices.Contains(keys, l.Key) {
+			s.Assignments = append(s.Assignments, l)
+		}
+	}
+	switch l.Key {
+	case "AppArmorProfile":
+		name, ignore := strings.CutPrefix(value, "-")
+		if full, err := attach.ExpandSpecifiers(name, r.unit.ID); err == nil {
+			name = full
+		}
+		s.Profile, s.IgnoreMissing = name, ignore
+	case "AssertSecurity":
+		s.AssertAppArmor = value == "apparmor" || s.AssertAppArmor && value != ""
+	case "PrivateTmp":
+		switch on, ok := truth(value); {
+		case value == "disconnected":
+			s.PrivateTmp = attach.PrivateTmpDisconnected
+		case value == "connected" || ok && on:
+			s.PrivateTmp = attach.PrivateTmpYes
+		case ok:
+			s.PrivateTmp = attach.PrivateTmpNo
+		}
+	case "PermissionsStartOnly":
+		set(&s.PermissionsStartOnly, value)
+	case "DefaultDependencies":
+		set(&s.DefaultDependencies, value)
+	case "NoNewPrivileges":
+		set(&s.NoNewPrivileges, value)
+	case "DynamicUser":
+		set(&s.DynamicUser, value)
+	case "RefuseManualStart":
+		set(&r.unit.RefuseStart, value)
+	case "RefuseManualStop":
+		set(&r.unit.RefuseStop, value)
+	case "Delegate":
+		on, ok := truth(value)
+		s.Delegate = on || !ok // a list of controllers
+	case "User":
+		s.User = value
+	case "PAMName":
+		s.PAMName = value
+	case "RootDirectory", "RootImage":
+		s.RootDirectory = value
+	case "Type":
+		r.unit.Type = value
+	case "After":
+		s.After = words(s.After, value)
+	case "JoinsNamespaceOf":
+		s.JoinsNamespaceOf = words(s.JoinsNamespaceOf, value)
+	case "RestrictAddressFamilies":
+		s.AddressFamilies = families(s.AddressFamilies, value)
+	}
+	for _, d := range directories {
+		if d.Property != l.Key {
+			continue
+		}
+		if value == "" {
+			s.Directories = slices.DeleteFunc(s.Directories, func(o attach.Directory) bool { return o.Property == l.Key })
+		}
+		for _, name := range strings.Fields(value) {
+			name, _, _ = strings.Cut(name, ":") // a link to it, and flags
+			if full, err := attach.ExpandSpecifiers(name, r.unit.ID); err == nil {
+				s.Directories = append(s.Directories, attach.Directory{Property: d.Property, Path: d.Path + "/" + full, ReadOnly: d.ReadOnly})
+			}
+		}
+	}
+	if slices.Contains(namespaced, l.Key) {
+		on, ok := truth(value)
+		r.named[l.Key] = on || !ok && value != ""
+	}
+	if slices.Contains(execLines, l.Key) {
+		if value == "" {
+			s.Exec = slices.DeleteFunc(s.Exec, func(c attach.ExecCommand) bool { return c.Property == l.Key })
+			return nil
+		}
+		commands, err := parseCommands(value)
+		if err != nil {
+			return err
+		}
+		for _, c := range commands {
+			c.Property = l.Key
+			for k, w := range c.Argv {
+				if full, err := attach.ExpandSpecifiers(w, r.unit.ID); err == nil {
+					c.Argv[k] = full
+				}
+			}
+			if full, err := attach.ExpandSpecifiers(c.Path, r.unit.ID); err == nil {
+				c.Path = full
+			}
+			s.Exec = append(s.Exec, c)
+		}
+	}
+	return nil
+}
+
+// truth reads a boolean as systemd.syntax(7) has it.
+func truth(value string) (on, ok bool) {
+	switch strings.ToLower(value) {
+	case "1", "yes", "y", "true", "t", "on":
+		return true, true
+	case "0", "no", "n", "false", "f", "off":
+		return false, true
+	}
+	return false, false
+}
+
+// set takes a boolean; what is none is ignored, as systemd does.
+func set(to *bool, value string) {
+	if on, ok := truth(value); ok {
+		*to = on
+	}
+}
+
+// words adds to a list, which an empty value resets.
+func words(list []string, value string) []string {
+	if value == "" {
+		return nil
+	}
+	return append(list, strings.Fields(value)...)
+}
+
+// families reads one line of RestrictAddressFamilies= (systemd.exec(5)): the first
+// one says whether the list allows or forbids, later ones add to it or take away.
+func families(have *attach.AddressFamilies, value string) *attach.AddressFamilies {
+	switch value {
+	case "":
+		return nil
+	case "none":
+		return &attach.AddressFamilies{AllowList: true, Families: []string{}}
+	}
+	rest, inverted := strings.CutPrefix(value, "~")
+	if have == nil {
+		have = &attach.AddressFamilies{AllowList: !inverted}
+	}
+	for _, f := range strings.Fields(rest) {
+		if have.AllowList != inverted {
+			have.Families = append(have.Families, f)
+		} else {
+			have.Families = slices.DeleteFunc(have.Families, func(o string) bool { return o == f })
+		}
+	}
+	return have
+}
+
+// maxWords bounds the words of one command line.
+const maxWords = 10_000
+
+// parseCommands reads the value of ExecStart= and its like (systemd.service(5),
+// "COMMAND LINES"): one command or more, divided by a ";" that stands alone, with
+// quotes, backslashes and, before the program, the characters that say how it is
+// run.
+func parseCommands(value string) ([]attach.ExecCommand, error) {
+	all, err := commandWords(value)
+	if err != nil {
+		return nil, err
+	}
+	var out []attach.ExecCommand
+	for len(all) > 0 {
+		end := slices.IndexFunc(all, func(w word) bool { return w.text == ";" && !w.quoted })
+		line := all
+		if end < 0 {
+			all = nil
+		} else {
+			line, all = all[:end], all[end+1:]
+		}
+		if len(line) == 0 {
+			continue
+		}
+		c := attach.ExecCommand{Path: line[0].text}
+		argv0 := false
+		for c.Path != "" && strings.ContainsRune("@-:+!|", rune(c.Path[0])) {
+			switch c.Path[0] {
+			case '+':
+				c.Privileged = true
+			case '-':
+				c.IgnoreFailure = true
+			case '@':
+				argv0 = true
+			}
+			c.Path = c.Path[1:]
+		}
+		if c.Path == "" {
+			return nil, errors.New("a command line names no program")
+		}
+		if !argv0 {
+			c.Argv = append(c.Argv, c.Path)
+		}
+		for _, w := range line[1:] {
+			c.Argv = append(c.Argv, w.text)
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// word is one of a command line.
+type word struct {
+	text   string
+	quoted bool
+}
+
+// commandWords divides a command line. Of backslashes only what they protect is
+// read: what stands behind them as a code is for the program alone.
+func commandWords(s string) ([]word, error) {
+	var out []word
+	var b strings.Builder
+	var quote byte
+	begun, quoted := false, false
+	end := func() {
+		if begun {
+			out = append(out, word{b.String(), quoted})
+		}
+		b.Reset()
+		begun, quoted = false, false
+	}
+	for k := 0; k < len(s); k++ {
+		switch c := s[k]; {
+		case c == '\\':
+			begun = true
+			if k++; k == len(s) {
+				return nil, errors.New("a command line ends with a backslash")
+			}
+			if strings.IndexByte(` "'\;`, s[k]) < 0 {
+				b.WriteByte('\\')
+			}
+			quoted = true
+			b.WriteByte(s[k])
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote != 0:
+			b.WriteByte(c)
+		case c == '"' || c == '\'':
+			quote, begun, quoted = c, true, true
+		case strings.IndexByte(whiteSpace, c) >= 0:
+			end()
+		default:
+			begun = true
+			b.WriteByte(c)
+		}
+		if len(out) > maxWords {
+			return nil, fmt.Errorf("a command line has more than %d words", maxWords)
+		}
+	}
+	if quote != 0 {
+		return nil, errors.New("a quote of a command line is not closed")
+	}
+	end()
+	return out, nil
+}

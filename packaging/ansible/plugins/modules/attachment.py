@@ -1,0 +1,402 @@
+#!/usr/bin/python
+# Copyright The aaunit authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r'''
+---
+module: attachment
+short_description: Confine systemd services with an AppArmor profile, and see it proved
+version_added: "0.1.0"
+author:
+  - The aaunit authors (@aaunit)
+description:
+  - Manages one attachment file in C(/etc/aaunit/attachments.d), which says which units run under which AppArmor profile.
+  - Waits until aaunitd has acted on it, and fails unless every unit of it that runs is seen confined.
+    Units that run are restarted, unless I(restart_unit=false).
+  - What would come of the file is asked before it is written. A file that aaunitd would refuse is not written.
+  - What a key means and what its default is, is told by aaunit.conf(5). A key that is not given is left out of the file.
+requirements:
+  - the package aaunit on the host
+options:
+  name:
+    description:
+      - Name of the attachment file, without C(.conf).
+    type: str
+    required: true
+  state:
+    description:
+      - C(present) attaches the units, C(absent) removes the file and so detaches them.
+    type: str
+    choices: [present, absent]
+    default: present
+  unit:
+    description:
+      - The units, one C(Unit=) line each. Templates (C(agent@.service)), prefixes (C(agent-.service)) and shell patterns are for units to come as well.
+      - Needed for I(state=present).
+    type: list
+    elements: str
+  profile:
+    description:
+      - C(Profile=), the internal name of the profile, in which systemd's specifiers may stand.
+      - Needed for I(state=present).
+    type: str
+  profile_file:
+    description:
+      - C(ProfileFile=), the file of the profile where it is not directly in C(/etc/apparmor.d).
+    type: path
+  private_tmp:
+    description:
+      - C(PrivateTmp=).
+    type: str
+    choices: ["yes", "no", disconnected]
+  mode:
+    description:
+      - C(Mode=). Units in C(complain) mode are not confined, so use I(verify=false) with it.
+    type: str
+    choices: [enforce, complain]
+  restart_unit:
+    description:
+      - C(RestartUnit=), whether units that run without the profile are restarted.
+    type: bool
+  on_failed_attach:
+    description:
+      - C(OnFailedAttach=), what becomes of a unit that does not come up confined and healthy.
+    type: str
+    choices: [undo, stop, keep]
+  on_violation:
+    description:
+      - C(OnViolation=), what becomes of a running unit that is found not confined.
+    type: str
+    choices: [report, stop]
+  on_profile_change:
+    description:
+      - C(OnProfileChange=), what becomes of a changed text of the profile.
+    type: str
+    choices: [load, report]
+  allow_profiles:
+    description:
+      - C(AllowProfiles=), other profiles that tasks of the units may carry.
+    type: list
+    elements: str
+  settle_sec:
+    description:
+      - C(SettleSec=), how long a unit must stay healthy after its restart, such as C(5s).
+    type: str
+  assertions:
+    description:
+      - The section C([Assertions]), what the policy must pass before it goes live.
+    type: dict
+    suboptions:
+      deny:
+        description:
+          - C(Deny=), what the policy must not allow, such as C(write /etc/**).
+        type: list
+        elements: str
+      allow:
+        description:
+          - C(Allow=), what the policy must allow, such as C(network inet stream).
+        type: list
+        elements: str
+      waive:
+        description:
+          - C(Waive=), built-in assertions that do not count for these units.
+        type: list
+        elements: dict
+        suboptions:
+          code:
+            description:
+              - Code of the assertion, such as C(policy-may-leave-profile).
+            type: str
+            required: true
+          reason:
+            description:
+              - Why it does not count.
+            type: str
+            required: true
+  verify:
+    description:
+      - Whether the task fails when a unit is not seen confined. A unit that does not run is not seen.
+      - With C(false), what was not seen is a warning. An attach that fails, or that is refused, fails the task in any case.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    support: full
+    description: Says what would be done, and fails where aaunitd would refuse it or a unit is found not confined now.
+  diff_mode:
+    support: full
+    description: Shows the file, and what aaunitd would do.
+notes:
+  - In check mode a profile that does not exist yet is a warning, since a task before this one may be about to install it.
+seealso:
+  - module: aaunit.core.profile
+  - module: aaunit.core.info
+'''
+
+EXAMPLES = r'''
+- name: Confine the agents
+  aaunit.core.attachment:
+    name: agents
+    unit:
+      - agent@.service
+    profile: agent-%i
+    on_violation: stop
+    assertions:
+      deny:
+        - write /etc/**
+        - network unix
+      waive:
+        - code: policy-may-leave-profile
+          reason: operators log in through it
+
+- name: Attach a service whose next start is somebody else's business
+  aaunit.core.attachment:
+    name: batch
+    unit: batch.service
+    profile: batch
+    restart_unit: false
+    verify: false
+
+- name: Let it go again
+  aaunit.core.attachment:
+    name: batch
+    state: absent
+'''
+
+RETURN = r'''
+path:
+  description: The attachment file.
+  returned: always
+  type: str
+  sample: /etc/aaunit/attachments.d/agents.conf
+verified:
+  description:
+    - Whether every unit of the file was looked at in this task, and is confined.
+    - In check mode, whether that is so now and nothing would be changed.
+  returned: always
+  type: bool
+  sample: true
+units:
+  description: What was seen of each unit, or in check mode, what would be done.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    unit:
+      description: The unit, template or prefix, or the file where it is about none.
+      type: str
+      returned: always
+    profile:
+      description: The profile's internal name.
+      type: str
+      returned: always
+    answer:
+      description: The verdict, C(confined), C(not-confined) or C(unknown), and none of a template, a prefix or a detached unit.
+      type: str
+      returned: always
+    exit:
+      description: What aaunitctl(1) exits with for the unit.
+      type: int
+      returned: always
+    restarted:
+      description: Whether the unit was restarted.
+      type: bool
+      returned: always
+    undone:
+      description: Whether the attach failed and was undone.
+      type: bool
+      returned: always
+    reasons:
+      description: What speaks against it, with codes of aaunit-reasons(7).
+      type: list
+      elements: str
+      returned: always
+    notes:
+      description: What else is to be known.
+      type: list
+      elements: str
+      returned: always
+    actions:
+      description: What would be done, in order.
+      type: list
+      elements: str
+      returned: in check mode
+'''
+
+import os
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.aaunit.core.plugins.module_utils.aaunitctl import (
+    NOT_CONFINED, UNKNOWN, Aaunitctl, confined, difference, failure, read, write,
+)
+
+DIRECTORY = '/etc/aaunit/attachments.d'
+HEADER = '# Managed by Ansible (aaunit.core.attachment): changes are overwritten.'
+
+
+def boolean(value):
+    return 'yes' if value else 'no'
+
+
+def quoted(value):
+    return '"%s"' % value
+
+
+def waiver(value):
+    return '%s %s' % (value['code'], value['reason'])
+
+
+# The sections of an attachment file: parameter, key, how a value is written. The
+# first section is made of the module's own parameters, others of a dictionary.
+SECTIONS = [
+    (None, 'Attachment', [
+        ('unit', 'Unit', str),
+        ('profile', 'Profile', str),
+        ('profile_file', 'ProfileFile', str),
+        ('private_tmp', 'PrivateTmp', str),
+        ('mode', 'Mode', str),
+        ('restart_unit', 'RestartUnit', boolean),
+        ('on_failed_attach', 'OnFailedAttach', str),
+        ('on_violation', 'OnViolation', str),
+        ('on_profile_change', 'OnProfileChange', str),
+        ('allow_profiles', 'AllowProfiles', quoted),
+        ('settle_sec', 'SettleSec', str),
+    ]),
+    ('assertions', 'Assertions', [
+        ('deny', 'Deny', str),
+        ('allow', 'Allow', str),
+        ('waive', 'Waive', waiver),
+    ]),
+]
+
+
+def line(key, value):
+    """One line of the file. What would be read as another line, or as part of the
+    next one, is refused; all else is for aaunitd to judge."""
+    if any(ord(c) < 0x20 or ord(c) == 0x7f for c in value):
+        raise ValueError('cannot write %s=%r: it holds a line break or another control character' % (key, value))
+    if value.endswith('\\'):
+        raise ValueError('cannot write %s=%r: a backslash at its end would continue the line' % (key, value))
+    if value.strip() != value or value == '':
+        raise ValueError('cannot write %s=%r: it is empty, or begins or ends with white space' % (key, value))
+    return '%s=%s' % (key, value)
+
+
+def render(params):
+    """The text of the attachment file."""
+    lines = [HEADER]
+    for parameter, section, keys in SECTIONS:
+        values = params if parameter is None else params.get(parameter)
+        if not values:
+            continue
+        lines += ['', '[%s]' % section] if len(lines) > 1 else ['[%s]' % section]
+        for name, key, form in keys:
+            value = values.get(name)
+            if value is None:
+                continue
+            for v in value if isinstance(value, list) else [value]:
+                lines.append(line(key, form(v)))
+    return '\n'.join(lines) + '\n'
+
+
+def acceptable(outcomes, verify):
+    """Whether what was seen will do."""
+    bad = [o for o in outcomes if o.exit != 0]
+    if verify:
+        return not bad
+    return all(o.exit in (UNKNOWN, NOT_CONFINED) and not o.document.get('reasons') and not o.document.get('undone') for o in bad)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=dict(
+            name=dict(type='str', required=True),
+            state=dict(type='str', choices=['present', 'absent'], default='present'),
+            unit=dict(type='list', elements='str'),
+            profile=dict(type='str'),
+            profile_file=dict(type='path'),
+            private_tmp=dict(type='str', choices=['yes', 'no', 'disconnected']),
+            mode=dict(type='str', choices=['enforce', 'complain']),
+            restart_unit=dict(type='bool'),
+            on_failed_attach=dict(type='str', choices=['undo', 'stop', 'keep']),
+            on_violation=dict(type='str', choices=['report', 'stop']),
+            on_profile_change=dict(type='str', choices=['load', 'report']),
+            allow_profiles=dict(type='list', elements='str'),
+            settle_sec=dict(type='str'),
+            assertions=dict(type='dict', options=dict(
+                deny=dict(type='list', elements='str'),
+                allow=dict(type='list', elements='str'),
+                waive=dict(type='list', elements='dict', options=dict(
+                    code=dict(type='str', required=True),
+                    reason=dict(type='str', required=True),
+                )),
+            )),
+            verify=dict(type='bool', default=True),
+        ),
+        required_if=[('state', 'present', ('unit', 'profile'))],
+        supports_check_mode=True,
+    )
+    name = module.params['name']
+    if not re.match(r'^[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,200}$', name) or name.endswith('.conf'):
+        module.fail_json(msg='cannot use the name %r: give that of the file without .conf, of letters, digits and _.@:-' % name)
+    path = os.path.join(DIRECTORY, name + '.conf')
+    after = None
+    if module.params['state'] == 'present':
+        try:
+            after = render(module.params)
+        except ValueError as e:
+            module.fail_json(msg=str(e))
+
+    aaunitctl = Aaunitctl(module)
+    before = read(path)
+    if after is None:
+        rc, planned = aaunitctl.outcomes('propose', path, '--gone')
+    else:
+        rc, planned = aaunitctl.outcomes('propose', path, '-', text=after)
+    result = dict(
+        path=path,
+        changed=before != after or any(o.changed for o in planned),
+        verified=False,
+        units=[o.result() for o in planned],
+        diff=difference(path, before, after, planned),
+    )
+
+    refused = [o for o in planned if o.document.get('reasons')]
+    if module.check_mode:
+        to_come = [o for o in refused if o.codes() == ['profile-not-found']]
+        for o in to_come:
+            module.warn(failure([o]))
+        result['changed'] = result['changed'] or bool(to_come)
+        judged = [o for o in planned if o not in to_come]
+        result['verified'] = not result['changed'] and confined(planned)
+        if not acceptable(judged, module.params['verify']):
+            module.fail_json(msg=failure(judged), **result)
+        module.exit_json(**result)
+    if refused:
+        result['changed'] = False
+        module.fail_json(msg='nothing was changed: ' + failure(refused), **result)
+
+    if before != after:
+        if after is None:
+            os.unlink(path)
+        else:
+            write(module, path, after)
+    rc, done = aaunitctl.outcomes('apply', path)
+    result['changed'] = before != after or any(o.changed for o in done)
+    result['units'] = [o.result() for o in done]
+    result['verified'] = after is not None and confined(done)
+    if not acceptable(done, module.params['verify']):
+        module.fail_json(msg=failure(done), **result)
+    for o in done:
+        if o.exit != 0:
+            module.warn(failure([o]))
+    module.exit_json(**result)
+
+
+if __name__ == '__main__':
+    main()

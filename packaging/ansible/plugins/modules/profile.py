@@ -1,0 +1,176 @@
+#!/usr/bin/python
+# Copyright The aaunit authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r'''
+---
+module: profile
+short_description: Install an AppArmor profile that was checked
+version_added: "0.1.0"
+author:
+  - The aaunit authors (@aaunit)
+description:
+  - Puts a profile file into C(/etc/apparmor.d), after aaunit has compiled it and asked the compiled policy what it allows.
+    A text that does not pass is not written, and what was there stays.
+  - The units that already run under it are asked too, each with what its attachment asserts.
+    Where the text is changed, the task waits until they run under it, and fails unless each is seen confined and healthy.
+    aaunitd takes a text back under which a unit fails.
+  - A profile under which no unit runs is installed and not loaded. An attachment loads it.
+requirements:
+  - the package aaunit on the host
+options:
+  name:
+    description:
+      - Name of the file in C(/etc/apparmor.d).
+    type: str
+    required: true
+  content:
+    description:
+      - Text of the profile. Needed for I(state=present).
+    type: str
+  state:
+    description:
+      - C(present) installs the file, C(absent) removes it. It is not removed while a unit is attached to a profile of it.
+    type: str
+    choices: [present, absent]
+    default: present
+  verify:
+    description:
+      - Whether the task fails when a unit that runs under the profile is not seen confined.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    support: full
+    description: Checks the text, and writes nothing.
+  diff_mode:
+    support: full
+    description: Shows the file.
+seealso:
+  - module: aaunit.core.attachment
+'''
+
+EXAMPLES = r'''
+- name: Install the agent's profile
+  aaunit.core.profile:
+    name: usr.local.bin.agent
+    content: "{{ lookup('ansible.builtin.template', 'agent.apparmor.j2') }}"
+
+- name: Remove a profile that nobody needs any more
+  aaunit.core.profile:
+    name: usr.local.bin.old
+    state: absent
+'''
+
+RETURN = r'''
+path:
+  description: The profile file.
+  returned: always
+  type: str
+  sample: /etc/apparmor.d/usr.local.bin.agent
+profiles:
+  description: The profiles that it defines, separated by commas.
+  returned: for state C(present)
+  type: str
+  sample: agent
+verified:
+  description: Whether every unit that runs under it was looked at in this task and is confined.
+  returned: always
+  type: bool
+  sample: true
+notes:
+  description: What the check found that does not keep the text from going live.
+  returned: for state C(present)
+  type: list
+  elements: str
+units:
+  description: The units that run under the profile, as of M(aaunit.core.attachment).
+  returned: always
+  type: list
+  elements: dict
+'''
+
+import os
+import re
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.aaunit.core.plugins.module_utils.aaunitctl import (
+    Aaunitctl, confined, difference, failure, read, write,
+)
+
+DIRECTORY = '/etc/apparmor.d'
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec=dict(
+            name=dict(type='str', required=True),
+            content=dict(type='str'),
+            state=dict(type='str', choices=['present', 'absent'], default='present'),
+            verify=dict(type='bool', default=True),
+        ),
+        required_if=[('state', 'present', ('content',))],
+        supports_check_mode=True,
+    )
+    name = module.params['name']
+    if not re.match(r'^[A-Za-z0-9_][A-Za-z0-9_.@:+-]{0,200}$', name):
+        module.fail_json(msg='cannot use the name %r: give that of a file in %s, of letters, digits and _.@:+-' % (name, DIRECTORY))
+    path = os.path.join(DIRECTORY, name)
+    aaunitctl = Aaunitctl(module)
+    before = read(path)
+    if module.params['state'] == 'absent':
+        remove(module, aaunitctl, path, before)
+
+    after = module.params['content']
+    if after.strip() == '':
+        module.fail_json(msg='cannot install %s: its text is empty' % path)
+    if not after.endswith('\n'):
+        after += '\n'
+    rc, checked = aaunitctl.outcomes('propose', path, '-', text=after)
+    of_file, units = checked[:1], checked[1:]
+    result = dict(
+        path=path,
+        changed=before != after,
+        verified=False,
+        profiles=', '.join(o.document.get('profile', '') for o in of_file),
+        notes=[n for o in checked for n in o.notes()],
+        units=[o.result() for o in units],
+        diff=difference(path, before, after),
+    )
+    if any(o.exit != 0 for o in checked):
+        result['changed'] = False
+        module.fail_json(msg='the text does not pass, and nothing was changed: ' + failure(checked), **result)
+    if module.check_mode:
+        module.exit_json(**result)
+    if before != after:
+        write(module, path, after)
+    rc, done = aaunitctl.outcomes('apply', path)
+    done = [o for o in done if o.name != path]
+    result['changed'] = before != after or any(o.changed for o in done)
+    result['units'] = [o.result() for o in done]
+    result['verified'] = confined(done)
+    if any(o.exit != 0 for o in done):
+        if module.params['verify'] or any(o.document.get('reasons') or o.document.get('undone') for o in done):
+            module.fail_json(msg=failure(done), **result)
+        module.warn(failure(done))
+    module.exit_json(**result)
+
+
+def remove(module, aaunitctl, path, before):
+    result = dict(path=path, changed=before is not None, verified=False, units=[], diff=difference(path, before, None))
+    rc, report = aaunitctl.ask('status')
+    users = [u.get('unit', '') for u in (report.get('units') or []) + (report.get('patterns') or []) if u.get('profileFile') == path]
+    if users and before is not None:
+        result['changed'] = False
+        module.fail_json(msg='cannot remove %s: %s runs under it; detach it first' % (path, ', '.join(users)), **result)
+    if before is not None and not module.check_mode:
+        os.unlink(path)
+    module.exit_json(**result)
+
+
+if __name__ == '__main__':
+    main()

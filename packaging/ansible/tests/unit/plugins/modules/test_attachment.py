@@ -1,0 +1,175 @@
+# Copyright The aaunit authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+import os
+import re
+
+import pytest
+
+from conftest import COLLECTION, planned, reason, seen
+
+ARGS = dict(name='agents', unit=['a.service'], profile='p')
+TEXT = '''# Managed by Ansible (aaunit.core.attachment): changes are overwritten.
+[Attachment]
+Unit=a.service
+Profile=p
+'''
+WRITE = 'write-drop-in /etc/systemd/system/a.service.d/90-aaunit.conf'
+
+
+def file(host, name='agents'):
+    return host.files / (name + '.conf')
+
+
+def test_attaches_and_the_second_run_changes_nothing(host):
+    host.outcomes('propose', planned('a.service', 'load-policy /etc/apparmor.d/p', WRITE, 'restart a.service'))
+    host.outcomes('apply', seen('a.service', changed=True, restarted=True))
+    out = host.run('attachment', **ARGS)
+    assert out['changed'] and out['verified'], out
+    assert file(host).read_text() == TEXT
+    assert os.stat(str(file(host))).st_mode & 0o7777 == 0o644
+    assert out['units'][0]['restarted'] and out['units'][0]['answer'] == 'confined'
+    assert out['diff'][0]['after'] == TEXT and out['diff'][0]['before'] == ''
+    assert WRITE in out['diff'][1]['prepared']
+    path = str(file(host))
+    assert host.calls() == [[['--json', 'propose', path, '-'], TEXT], [['--json', 'apply', path], None]]
+
+    host.outcomes('propose', seen('a.service', plan={'actions': []}))
+    host.outcomes('apply', seen('a.service'))
+    out = host.run('attachment', **ARGS)
+    assert not out['changed'] and out['verified'] and out['diff'] == []
+
+
+def test_every_key_is_written(host):
+    host.outcomes('propose', planned('a.service', WRITE))
+    host.outcomes('apply', seen('a.service', changed=True))
+    out = host.run(
+        'attachment', name='all', unit=['a@.service', 'b-*.service'], profile='p-%i', profile_file='/srv/p', private_tmp='disconnected', mode='enforce',
+        restart_unit=False, on_failed_attach='stop', on_violation='stop', on_profile_change='report', allow_profiles=['the helper', 'other'],
+        settle_sec='2min',
+        assertions=dict(deny=['write /etc/**'], allow=['network inet stream'], waive=[dict(code='policy-may-leave-profile', reason='operators log in')]))
+    assert not out.get('failed'), out
+    assert file(host, 'all').read_text().split('\n')[1:] == [
+        '[Attachment]', 'Unit=a@.service', 'Unit=b-*.service', 'Profile=p-%i', 'ProfileFile=/srv/p', 'PrivateTmp=disconnected', 'Mode=enforce',
+        'RestartUnit=no', 'OnFailedAttach=stop', 'OnViolation=stop', 'OnProfileChange=report', 'AllowProfiles="the helper"', 'AllowProfiles="other"',
+        'SettleSec=2min', '', '[Assertions]', 'Deny=write /etc/**', 'Allow=network inet stream', 'Waive=policy-may-leave-profile operators log in', '']
+
+
+def test_the_module_knows_the_keys_of_the_manual():
+    """A key that aaunit.conf(5) has and the module has not is one that nobody can set."""
+    with open(os.path.join(COLLECTION, '..', 'man', 'aaunit.conf.5')) as f:
+        manual = f.read()
+    with open(os.path.join(COLLECTION, 'plugins', 'modules', 'attachment.py')) as f:
+        module = f.read()
+    for section, title in (('Attachment', 'OPTIONS'), ('Assertions', 'ASSERTIONS')):
+        documented = re.findall(r'^\.It Ic ([A-Za-z]+)=', manual.split('\n.Sh %s\n' % title)[1].split('\n.Sh ')[0], re.M)
+        known = re.findall(r"^        \('[a-z_]+', '([A-Za-z]+)',", module.split("'%s', [" % section)[1].split('    ]),')[0], re.M)
+        assert documented and sorted(known) == sorted(documented)
+
+
+@pytest.mark.parametrize('args', [
+    dict(unit=['a.service\nProfile=evil']), dict(profile='p\\'), dict(profile=' p'), dict(unit=['']), dict(allow_profiles=['a\x00b']),
+    dict(name='../../etc/passwd'), dict(name='a/b'), dict(name='a.conf'), dict(name=''), dict(name='.hidden'), dict(profile='p\rx'),
+])
+def test_what_would_say_something_else_is_refused(host, args):
+    out = host.run('attachment', **dict(ARGS, **args))
+    assert out.get('failed') and 'cannot' in out['msg'], out
+    assert host.calls() == [] and os.listdir(str(host.files)) == []
+
+
+def test_check_mode_predicts_and_changes_nothing(host):
+    host.outcomes('propose', planned('a.service', WRITE, 'restart a.service'))
+    out = host.run('attachment', check=True, **ARGS)
+    assert out['changed'] and not out['verified'] and out['units'][0]['actions'] == [WRITE, 'restart a.service']
+    assert not file(host).exists() and [c[0][1] for c in host.calls()] == ['propose']
+
+
+def test_check_mode_tells_a_host_that_was_broken_by_hand(host):
+    file(host).write_text(TEXT)
+    lost = seen('a.service', 'not-confined', plan={'actions': []})
+    lost['verdict']['reasons'] = [reason('task-unconfined', '/usr/bin/a (PID 7) is unconfined')]
+    host.outcomes('propose', lost)
+    out = host.run('attachment', check=True, **ARGS)
+    assert out['failed'] and 'a.service: not confined: [task-unconfined] /usr/bin/a (PID 7) is unconfined' in out['msg'], out
+    # What aaunitd would mend is a change to come.
+    host.outcomes('propose', planned('a.service', 'restart a.service'))
+    out = host.run('attachment', check=True, **ARGS)
+    assert out['changed'] and not out['verified']
+
+
+def test_a_profile_to_come_is_a_warning_in_check_mode_only(host):
+    none = planned('a.service', exit=1, reasons=[reason('profile-not-found', 'no file defines a profile p')])
+    host.outcomes('propose', none)
+    out = host.run('attachment', check=True, **ARGS)
+    assert not out.get('failed') and out['changed'] and 'profile-not-found' in out['warnings'][0]
+    out = host.run('attachment', **ARGS)
+    assert out['failed'] and not out['changed'] and not file(host).exists()
+
+
+@pytest.mark.parametrize('check', [False, True])
+def test_what_aaunitd_refuses_is_not_written(host, check):
+    file(host).write_text('before\n')
+    host.outcomes('propose', planned('a.service', exit=1, reasons=[
+        reason('profile-broken', 'syntax error', where='/etc/apparmor.d/p:3', next='correct line 3')]))
+    out = host.run('attachment', check=check, **ARGS)
+    assert out['failed'] and 'syntax error (/etc/apparmor.d/p:3); correct line 3' in out['msg']
+    assert file(host).read_text() == 'before\n'
+    assert 'apply' not in [c[0][1] for c in host.calls()]
+
+
+def test_an_attach_that_fails_fails_the_task(host):
+    host.outcomes('propose', planned('a.service', WRITE))
+    undone = seen('a.service', 'not-confined', exit=1, undone=True, reasons=[reason('attach-failed', 'it ended after 0.2 s')])
+    for verify in (True, False):
+        host.outcomes('apply', undone)
+        out = host.run('attachment', verify=verify, **ARGS)
+        assert out['failed'] and not out['verified'] and 'back to what it was' in out['msg'] and 'it ended after 0.2 s' in out['msg']
+
+
+def test_a_unit_that_does_not_run_was_not_seen(host):
+    host.outcomes('propose', planned('a.service', WRITE))
+    host.outcomes('apply', seen('a.service', 'unknown'))
+    out = host.run('attachment', **ARGS)
+    assert out['failed'] and out['changed'] and not out['verified']
+    out = host.run('attachment', verify=False, **ARGS)
+    assert not out.get('failed') and not out['verified'] and out['warnings']
+
+
+def test_a_template_alone_proves_nothing(host):
+    host.outcomes('propose', planned('a@.service', WRITE))
+    host.outcomes('apply', {'unit': 'a@.service', 'exit': 0, 'changed': True})
+    out = host.run('attachment', name='agents', unit=['a@.service'], profile='p')
+    assert not out.get('failed') and out['changed'] and not out['verified']
+
+
+def test_detaches(host):
+    file(host).write_text(TEXT)
+    host.outcomes('propose', planned('a.service', 'remove-drop-in /x', 'restart a.service'))
+    host.outcomes('apply', {'unit': 'a.service', 'exit': 0, 'changed': True, 'restarted': True})
+    out = host.run('attachment', check=True, name='agents', state='absent')
+    assert out['changed'] and file(host).exists()
+    out = host.run('attachment', name='agents', state='absent')
+    assert out['changed'] and not out['verified'] and not file(host).exists()
+    assert host.calls()[-2][0][1:] == ['propose', str(file(host)), '--gone']
+
+    nothing = {'unit': str(file(host)), 'exit': 0, 'notes': [reason('not-attached', 'no unit is attached by it')]}
+    host.outcomes('propose', nothing)
+    host.outcomes('apply', nothing)
+    assert not host.run('attachment', name='agents', state='absent')['changed']
+
+
+def test_says_what_is_missing(host):
+    host.answers('propose', {'error': {'message': 'cannot reach aaunitd: its service is disabled', 'kind': 'no-daemon', 'exit': 1}}, rc=1)
+    out = host.run('attachment', **ARGS)
+    assert out['failed'] and out['msg'] == 'cannot reach aaunitd: its service is disabled' and out['kind'] == 'no-daemon'
+    host.outcomes('propose', planned('a.service', exit=1, reasons=[reason('apparmor-off', 'AppArmor is off')]))
+    assert 'AppArmor is off' in host.run('attachment', **ARGS)['msg']
+    host.answers('propose', 'Segmentation fault', rc=139, err='no')
+    assert 'cannot read the answer' in host.run('attachment', **ARGS)['msg']
+    host.tool.unlink()
+    assert 'install the package aaunit' in host.run('attachment', **ARGS)['msg']
+    assert os.listdir(str(host.files)) == []
