@@ -184,7 +184,8 @@ func TestAChangedFileIsAskedFor(t *testing.T) {
 func TestAUnitThatIsNotLoadedIsReadOnce(t *testing.T) {
 	b, s, root, set := following(t)
 	never := map[string]any{"ActiveState": "inactive", "SubState": "dead", "Result": "success", "InvocationID": []byte{}, "NRestarts": uint32(0),
-		"ExecMainCode": int32(0), "ExecMainStatus": int32(0), "MainPID": uint32(0)}
+		"ExecMainCode": int32(0), "ExecMainStatus": int32(0), "MainPID": uint32(0),
+		"ConditionTimestamp": uint64(0), "AssertTimestamp": uint64(0)}
 	for name, value := range never {
 		set(name, value)
 	}
@@ -224,7 +225,7 @@ func TestAUnitThatIsNotLoadedIsReadOnce(t *testing.T) {
 	check("once it is not", false)
 	for name, value := range map[string]any{
 		"NeedDaemonReload": true, "Result": "exit-code", "InvocationID": agentProps()["InvocationID"], "ActiveState": "failed", "NRestarts": uint32(1),
-		"ExecMainCode": int32(1), "LoadState": "not-found",
+		"ExecMainCode": int32(1), "ConditionTimestamp": uint64(1), "AssertTimestamp": uint64(1), "LoadState": "not-found",
 	} {
 		was, isNever := never[name]
 		if !isNever {
