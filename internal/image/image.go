@@ -496,7 +496,8 @@ func (i *Image) Status(ctx context.Context, units []string) (attach.ImageReport,
 				}
 			}
 			if chosen == nil && len(rivals) == 0 {
-				report.Missing = append(report.Missing, attach.Missing{Unit: u.name, Reason: attach.Because(attach.NotAttached, "no attachment file of %s names %s", i.Root, u.name)})
+				report.Missing = append(report.Missing, attach.Missing{Unit: u.name, Reason: attach.Because(attach.NotAttached, "no attachment file of %s names %s", i.Root, u.name).
+					WithNext("aaunitctl --root=" + i.Root + " attach " + u.name)})
 				continue
 			}
 			i.prepare(ctx, u, attach.Request{Units: []string{u.name}, AsDeclared: true}, declared)
