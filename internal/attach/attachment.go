@@ -97,35 +97,6 @@ func NewAttachment() Attachment {
 	}
 }
 
-// SetOptions puts a request's options into an attachment made at the command line.
-func (a *Attachment) SetOptions(r Request) {
-	a.Runtime, a.RestartUnit, a.Mode = r.Runtime, !r.NoRestart, WishEnforce
-	if r.Complain {
-		a.Mode = WishComplain
-	}
-	if r.Settle != nil {
-		a.Settle = *r.Settle
-	}
-}
-
-// OptionsAgainst names the options of a request that a declared attachment says
-// otherwise.
-func (a Attachment) OptionsAgainst(r Request) (over []string) {
-	if r.Runtime && !a.Runtime {
-		over = append(over, "--runtime")
-	}
-	if r.Complain && a.Mode != WishComplain {
-		over = append(over, "--complain")
-	}
-	if r.NoRestart && a.RestartUnit {
-		over = append(over, "--no-restart")
-	}
-	if r.Settle != nil && *r.Settle != a.Settle {
-		over = append(over, "--settle")
-	}
-	return over
-}
-
 // Check says everything that is wrong with the attachment as a whole; single
 // values are checked by Set.
 func (a Attachment) Check() error {

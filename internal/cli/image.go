@@ -156,7 +156,8 @@ func (a *app) imageStatus(cmd *cobra.Command, args []string) error {
 	}
 	for _, m := range r.Missing {
 		gap()
-		p.missing(m)
+		p.head(red, m.Unit, "", "")
+		p.reason(markBad, m.Reason)
 	}
 	if blocks == 0 {
 		p.line("No attachment file in %s names a unit.", p.text(a.imageRoot))

@@ -226,74 +226,32 @@ func (i *Image) prepare(ctx context.Context, u *unit, r attach.Request, declared
 
 func ptr[T any](v T) *T { return &v }
 
-// choose finds the profile and puts the attachment together, as aaunitd does for a
-// running system.
+// choose finds the profile and the attachment, as aaunitd does for a running system.
 func (i *Image) choose(u *unit, r attach.Request, declared *attach.Attachment) bool {
-	if declared != nil && !declared.Manual {
-		if over := declared.OptionsAgainst(r); len(over) > 0 {
-			u.refuse(attach.Because(attach.DeclaredInFile, "%s attaches %s, and what it says counts, not %s", declared.Source, u.name, strings.Join(over, " and ")).
-				At(declared.Source).WithNext("edit " + filepath.Join(i.Root, declared.Source)))
-			return false
-		}
-	}
-	if declared != nil && (r.Profile == "" || attach.IsPattern(u.name)) {
+	if attach.IsPattern(u.name) && strings.Contains(strings.ReplaceAll(declared.Profile, "%%", ""), "%") {
 		a := *declared
-		if a.Manual && !r.AsDeclared {
-			a.SetOptions(r)
-			u.write, u.differs = true, !reflect.DeepEqual(a, *declared)
-		}
 		u.d.Attachment = &a
-		if attach.IsPattern(u.name) && strings.Contains(strings.ReplaceAll(a.Profile, "%%", ""), "%") {
-			return true // which profile that is depends on the unit
-		}
-		name, err := a.ProfileFor(u.name)
-		if err != nil {
-			u.refuse(attach.Because(attach.ProfileNameBad, "%v", err).At(a.Source))
-			return false
-		}
-		u.d.Profile, u.out.Profile = name, name
-		return true
+		return true // which profile that is depends on the unit
 	}
-	choice, why := attach.Resolve(r.Profile, u.o.Unit, i.AppArmor)
+	w, why := attach.Want(r, u.o.Unit, declared, i.AppArmor)
 	if why != nil {
+		if why.Code == attach.DeclaredInFile {
+			*why = why.WithNext("edit " + filepath.Join(i.Root, declared.Source))
+		}
 		u.refuse(*why)
 		return false
 	}
-	u.d.Profile, u.out.Profile, u.out.File = choice.Profile.Name, choice.Profile.Name, choice.Profile.File
-	if choice.Corrected {
-		u.out.Events = append(u.out.Events, attach.Event{Unit: u.name, Step: attach.StepResolve, State: attach.Warned, Text: choice.Why.Detail, Reason: &choice.Why})
+	u.d.Attachment, u.d.Profile, u.write = &w.Attachment, w.Profile, w.Write
+	u.differs = w.Write && (declared == nil || !reflect.DeepEqual(w.Attachment, *declared))
+	u.out.Profile, u.out.File = w.Profile, w.File
+	if w.Corrected != nil {
+		u.out.Events = append(u.out.Events, attach.Event{Unit: u.name, Step: attach.StepResolve, State: attach.Warned, Text: w.Corrected.Detail, Reason: w.Corrected})
 	}
-	if declared != nil && !declared.Manual {
-		if name, err := declared.ProfileFor(u.name); err != nil || name != choice.Profile.Name {
-			u.refuse(attach.Because(attach.DeclaredInFile, "%s attaches %s to profile %s", declared.Source, u.name, name).
-				At(declared.Source).WithNext("edit " + filepath.Join(i.Root, declared.Source)))
-			return false
-		}
-		a := *declared
-		u.d.Attachment = &a
-		return true
-	}
-	a := attach.NewAttachment()
-	if declared != nil {
-		a = *declared
-	}
-	a.Manual = true
-	a.Units, a.Profile = []string{u.name}, attach.EscapeSpecifiers(choice.Profile.Name)
-	a.SetOptions(r)
-	a.ProfileFile = ""
-	if filepath.Dir(choice.Profile.File) != "/etc/apparmor.d" {
-		a.ProfileFile = choice.Profile.File
-	}
-	u.d.Attachment, u.write, u.differs = &a, true, declared == nil || !reflect.DeepEqual(a, *declared)
 	return true
 }
 
 // plan looks at the profile, its policy and the drop-in.
 func (i *Image) plan(ctx context.Context, u *unit) {
-	a := u.d.Attachment
-	if a.Source == "" {
-		a.Source = "aaunitctl attach" // until it is written
-	}
 	u.o.Offline = true
 	u.o.Host.BootService = i.Units.StartedAtBoot("apparmor.service")
 	u.o.Policy = i.policy(ctx, u)
@@ -496,7 +454,8 @@ func (i *Image) Status(ctx context.Context, units []string) (attach.ImageReport,
 				}
 			}
 			if chosen == nil && len(rivals) == 0 {
-				report.Missing = append(report.Missing, attach.Missing{Unit: u.name, Reason: attach.Because(attach.NotAttached, "no attachment file of %s names %s", i.Root, u.name)})
+				report.Missing = append(report.Missing, attach.Missing{Unit: u.name, Reason: attach.Because(attach.NotAttached, "no attachment file of %s names %s", i.Root, u.name).
+					WithNext("aaunitctl --root=" + i.Root + " attach " + u.name)})
 				continue
 			}
 			i.prepare(ctx, u, attach.Request{Units: []string{u.name}, AsDeclared: true}, declared)

@@ -459,64 +459,16 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 			WithNext("install the profile in /etc/apparmor.d, or run as root"))
 		return false
 	}
-	if declared != nil && !declared.Manual {
-		if over := declared.OptionsAgainst(r); len(over) > 0 {
-			p.refuse(attach.Because(attach.DeclaredInFile, "%s attaches %s, and what it says counts, not %s", declared.Source, p.unit, strings.Join(over, " and ")).
-				At(declared.Source).WithNext("edit " + declared.Source))
-			return false
-		}
-	}
-	// What is attached already, by whoever, answers a request without a profile.
-	if declared != nil && r.Profile == "" {
-		a := *declared
-		if a.Manual && !r.AsDeclared {
-			p.write = true
-			a.SetOptions(r)
-		}
-		p.d.Attachment = &a
-		name, err := a.ProfileFor(p.unit)
-		if err != nil {
-			p.refuse(attach.Because(attach.ProfileNameBad, "%v", err).At(a.Source))
-			return false
-		}
-		p.d.Profile, p.out.Profile = name, name
-		return true
-	}
-	choice, why := attach.Resolve(r.Profile, u, l.apparmor)
+	w, why := attach.Want(r, u, declared, l.apparmor)
 	if why != nil {
 		p.refuse(*why)
 		return false
 	}
-	p.d.Profile, p.out.Profile, p.out.File = choice.Profile.Name, choice.Profile.Name, choice.Profile.File
-	if choice.Corrected {
-		p.out.Events = append(p.out.Events, attach.Event{Unit: p.unit, Step: attach.StepResolve, State: attach.Warned, Text: choice.Why.Detail, Reason: &choice.Why})
+	p.d.Attachment, p.d.Profile, p.write = &w.Attachment, w.Profile, w.Write
+	p.out.Profile, p.out.File = w.Profile, w.File
+	if w.Corrected != nil {
+		p.out.Events = append(p.out.Events, attach.Event{Unit: p.unit, Step: attach.StepResolve, State: attach.Warned, Text: w.Corrected.Detail, Reason: w.Corrected})
 	}
-	if declared != nil && !declared.Manual {
-		if name, err := declared.ProfileFor(p.unit); err != nil || name != choice.Profile.Name {
-			p.refuse(attach.Because(attach.DeclaredInFile, "%s attaches %s to profile %s", declared.Source, p.unit, name).
-				At(declared.Source).WithNext("edit " + declared.Source))
-			return false
-		}
-		a := *declared
-		p.d.Attachment = &a
-		return true
-	}
-	a := attach.NewAttachment()
-	if declared != nil {
-		a = *declared
-	}
-	a.Manual = true
-	a.Units, a.Profile = []string{p.unit}, attach.EscapeSpecifiers(choice.Profile.Name)
-	a.SetOptions(r)
-	a.ProfileFile = ""
-	if filepath.Dir(choice.Profile.File) != "/etc/apparmor.d" {
-		a.ProfileFile = choice.Profile.File
-	}
-	a.Source = "aaunitctl attach"
-	if declared != nil {
-		a.Source = declared.Source
-	}
-	p.d.Attachment, p.write = &a, true
 	return true
 }
 
