@@ -521,7 +521,7 @@ func TestOutput(t *testing.T) {
 		{"check-broken-sarif", func(s *scene) { s.daemon.outcomes = broken() }, []string{"check", "/etc/apparmor.d/myagent", "--sarif"}, 1},
 		{"check-kernel", func(s *scene) {
 			s.daemon.outcomes = []attach.Outcome{
-				{Unit: "/srv/a", Profile: "a", File: "/srv/a", Events: []attach.Event{{Step: attach.StepKernel, State: attach.Skipped, Text: "not asked: there is no aaunitd here"}}},
+				{Unit: "/srv/a", Profile: "a", File: "/srv/a", Questioned: []attach.Questioned{{File: "/srv/a", NotAsked: "there is no aaunitd here"}}},
 				{Unit: "b.service", Exit: attach.ExitUnknown, Reasons: []attach.Reason{attach.Because(attach.SystemdUnheard, "nothing is known of unit b.service: systemd does not run here")}},
 			}
 		}, []string{"check", "/srv/a", "b.service"}, 5},
