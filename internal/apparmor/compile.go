@@ -67,7 +67,7 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 		if err == nil {
 			err = src.untrusted
 		} else if !errors.Is(err, fs.ErrNotExist) {
-			err = &compileError{file: file, text: bare(err, s.real(file)), run: true}
+			err = &compileError{file: file, text: bare(err, s.real(file)), run: true, unread: true}
 		}
 		if err != nil {
 			problems[file] = problem(file, err)

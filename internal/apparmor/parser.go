@@ -352,6 +352,8 @@ type compileError struct {
 	where string    // file:line
 	found Diagnosis // where the parser has read the file, and refused it
 	run   bool      // the parser could not be run, or did not end
+	// unread: the file could not be read.
+	unread bool
 	// again is when it is worth another try although no input has changed; zero:
 	// never.
 	again time.Time
@@ -482,6 +484,8 @@ func problem(file string, err error) attach.Reason {
 			WithNext("chown root:root " + file + "; chmod 644 " + file)
 	case errors.Is(err, fs.ErrNotExist):
 		return attach.Because(attach.ProfileNotFound, "cannot compile %s: the file does not exist", file).At(file)
+	case errors.As(err, &ce) && ce.unread:
+		return attach.Because(attach.ProfileUnreadable, "cannot read %s: %s", file, ce.text).At(file)
 	case errors.As(err, &ce):
 		where := ce.where
 		if where == "" {

@@ -352,6 +352,9 @@ func (e *Explanation) next(c Case) Command {
 		return nil
 	}
 	worst := first(func(x Explained) bool { return x.Against && x.Code != NotAttached })
+	if pending := first(func(x Explained) bool { return x.Code == RestartPending }); pending != nil && e.Answer == NotConfined {
+		worst = pending // the rest follows from it
+	}
 	switch {
 	case c.Status == nil && c.Missing == nil && worst == nil:
 		return Command{"systemctl status aaunitd.service", false}
@@ -415,6 +418,7 @@ var steps = map[Code]Command{
 	ProfileCorrected:   {"aaunitctl plan {unit}", true},
 	ProfileNameBad:     {"aaunitctl list --profiles", false},
 	ProfileBroken:      {"aaunitctl check {where}", true},
+	ProfileUnreadable:  {"ls -l {where}", true},
 	ProfileUntrusted:   {"chown root:root {where}", true},
 	ProfileDuplicate:   {"aaunitctl list --profiles", false},
 	ProfileDisabled:    {"aa-enforce {file}", true},
@@ -482,6 +486,10 @@ var steps = map[Code]Command{
 // commandFor finds the step against a reason: what the reason itself says, where
 // that is a command, else the code's, else a look at what there is.
 func commandFor(r Reason, e Explanation, c Case) Command {
+	if r.Code == RestartPending && slices.ContainsFunc(e.Reasons, func(x Explained) bool { return x.Code == UnitProtected }) {
+		// A restart by hand would take the system or the session with it as well.
+		r = Reason{Code: UnitProtected}
+	}
 	// An attach that failed fails again, as long as nobody has looked why.
 	if cmd, ok := commandIn(r.Next); ok && r.Code != AttachFailed {
 		return cmd

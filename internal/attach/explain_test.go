@@ -2,6 +2,7 @@ package attach
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,6 +118,14 @@ func TestExplain(t *testing.T) {
 			}},
 		"not confined":  {hostFine, verdictOn("a.service", Because(TaskUnconfined, "x")), ExitNotConfined, "is not confined: a task is not confined", "aaunitctl check a.service", nil},
 		"complain mode": {hostFine, verdictOn("a.service", Because(TaskComplain, "x")), ExitNotConfined, "is not confined: a task's profile does not enforce", "aaunitctl attach a.service", nil},
+		"a restart is pending": {hostFine, with(verdictOn("a.service", Because(TaskUnconfined, "x")), func(c *Case) {
+			c.Status.Notes = []Reason{Because(RestartPending, "a takes effect at the next start of a.service").WithNext("systemctl restart a.service")}
+		}), ExitNotConfined, "is not confined: a task is not confined", "systemctl restart a.service", nil},
+		"one that would take the system along": {hostFine, with(verdictOn("dbus.service", Because(TaskUnconfined, "x")), func(c *Case) {
+			c.Status.Notes = []Reason{Because(UnitProtected, "x"), Because(RestartPending, "a takes effect at the next start of dbus.service")}
+		}), ExitNotConfined, "is not confined", "systemctl list-dependencies --reverse dbus.service", func(e Explanation) bool {
+			return !slices.ContainsFunc(e.Reasons, func(x Explained) bool { return strings.Contains(x.Command.Line, "restart") })
+		}},
 		"unknown": {hostFine, verdictOn("a.service", Because(ScanFailed, "x")), ExitUnknown, "Whether a.service is confined is not known", "aaunitctl verify a.service",
 			func(e Explanation) bool { return e.RestsOn == nil }},
 		"not started":                  {hostFine, with(verdictOn("a.service", idle), func(c *Case) { c.Start.ActiveState = "inactive" }), ExitUnknown, "is not running", "systemctl start a.service", nil},

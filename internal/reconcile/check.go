@@ -118,8 +118,7 @@ func (k checker) file(ctx context.Context, name, file string) attach.Outcome {
 	o := attach.Outcome{Unit: name, File: file}
 	profiles, err := k.texts.InFile(file)
 	if err != nil {
-		found(&o, attach.Because(attach.ProfileBroken, "%v", err).At(file))
-		return o
+		return k.nothingIn(ctx, o, file, err)
 	}
 	var names []string
 	for _, p := range profiles {
@@ -145,6 +144,24 @@ func (k checker) file(ctx context.Context, name, file string) attach.Outcome {
 		k.partly(ctx, &o, file, names)
 	}
 	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
+	return o
+}
+
+// nothingIn says why there is nothing to check in a file. That it cannot be read
+// says nothing about a profile.
+func (k checker) nothingIn(ctx context.Context, o attach.Outcome, file string, why error) attach.Outcome {
+	_, problems := k.texts.Compile(ctx, []string{file}, false)
+	r, known := problems[file]
+	switch {
+	case !known:
+		r = attach.Because(attach.ProfileBroken, "%v", why).At(file)
+	case r.Code == attach.ProfileNotFound:
+		r = attach.Because(attach.ProfileUnreadable, "there is no file %s", file).At(file)
+	}
+	found(&o, r)
+	if r.Code == attach.ProfileUnreadable {
+		o.Exit = attach.ExitUnknown
+	}
 	return o
 }
 
