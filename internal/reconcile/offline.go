@@ -43,7 +43,7 @@ func (f Offline) Check(ctx context.Context, args []string) ([]attach.Outcome, er
 	var out []attach.Outcome
 	for _, arg := range args {
 		o := f.check(ctx, arg)
-		if f.Features != "" && len(o.Questioned) > 0 {
+		if f.Features != "" && len(o.Questioned) > 0 { // something was compiled
 			o.Notes = append(o.Notes, attach.Because(attach.AssertionUnknown, "%s", f.Features).WithNext("aaunitctl check --kernel-features FILE …"))
 			o.Exit = attach.WorstExit(o.Exit, attach.ExitUnknown)
 		}
