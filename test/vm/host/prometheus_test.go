@@ -28,7 +28,7 @@ func prometheus(t *testing.T, target string) (ask func(query string) string) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	config := fmt.Sprintf("global:\n  scrape_interval: 1s\n  evaluation_interval: 1s\nrule_files: [%q]\nscrape_configs:\n  - job_name: aaunit\n    scrape_timeout: 1s\n    static_configs:\n      - targets: [%q]\n        labels: {instance: guest}\n",
+	config := fmt.Sprintf("global:\n  scrape_interval: 5s\n  evaluation_interval: 2s\nrule_files: [%q]\nscrape_configs:\n  - job_name: aaunit\n    scrape_timeout: 5s\n    static_configs:\n      - targets: [%q]\n        labels: {instance: guest}\n",
 		filepath.Join(root, "packaging/prometheus/aaunit.rules.yml"), target)
 	file := filepath.Join(dir, "prometheus.yml")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
