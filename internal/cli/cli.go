@@ -200,6 +200,9 @@ func (a *app) root() *cobra.Command {
 		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.applyCommand(), a.proposeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
 		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.metricsCommand(), a.reportCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
+	if err := root.MarkPersistentFlagDirname("root"); err != nil {
+		panic(err) // the flag is not there: a mistake in this file
+	}
 	a.ofImages(root.Commands())
 	for _, cmd := range root.Commands() {
 		// Whatever fails before this is a mistake in the command line.

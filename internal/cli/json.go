@@ -16,6 +16,7 @@ import (
 // grow:
 //
 //	status, list, verify   attach.Report
+//	  with --root          attach.ImageReport
 //	verify --evidence      attach.EvidenceReport
 //	attach, detach, pause,
 //	apply, propose,

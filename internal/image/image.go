@@ -222,6 +222,9 @@ func (i *Image) prepare(ctx context.Context, u *unit, r attach.Request, declared
 		return
 	}
 	i.plan(ctx, u)
+	if r.DryRun {
+		u.out.Findings = u.o.Policy.Asides
+	}
 }
 
 func ptr[T any](v T) *T { return &v }
@@ -321,10 +324,13 @@ func (i *Image) policy(ctx context.Context, u *unit) attach.Policy {
 		return p
 	}
 	for _, f := range i.Gate.Check(ctx, u.d, u.o.Unit, done) {
-		if f.Severity == attach.Error {
+		switch f.Severity {
+		case attach.Error:
 			p.Problems = append(p.Problems, f.Reason)
-		} else {
+		case attach.Warning:
 			p.Findings = append(p.Findings, f.Reason)
+		default:
+			p.Asides = append(p.Asides, f)
 		}
 	}
 	return p

@@ -217,6 +217,7 @@ func (l *Loop) planProposal(ctx context.Context, p *proposal, m *moment) {
 	}
 	plan := attach.Diff(p.d, o)
 	p.out.Plan, p.out.Changed = &plan, len(plan.Actions) > 0
+	p.out.Questioned, p.out.Findings = attach.QuestionedOf(o.Policy.Compiled), o.Policy.Asides
 	p.out.Notes = append(p.out.Notes, plan.Warnings...)
 	p.out.Notes = append(p.out.Notes, plan.Pending...)
 	if c := o.Policy.Candidates[p.d.Profile]; len(c) > 0 {
