@@ -30,6 +30,7 @@ import (
 	"github.com/aaunit/aaunit/internal/gate"
 	"github.com/aaunit/aaunit/internal/procs"
 	"github.com/aaunit/aaunit/internal/reconcile"
+	"github.com/aaunit/aaunit/internal/sockopt"
 	"github.com/aaunit/aaunit/internal/state"
 	"github.com/aaunit/aaunit/internal/units"
 )
@@ -103,7 +104,7 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 
 	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
-	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log}
+	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log, Options: sockopt.OptionName}
 	loop := reconcile.New(breakable(o))
 
 	var parts sync.WaitGroup
