@@ -104,6 +104,7 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 
 	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
+	o.SocketOptions = sockopt.Host{System: sockopt.New(sockopt.Options{}), Store: sockopt.DefaultStore}
 	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log, Options: sockopt.OptionName}
 	loop := reconcile.New(breakable(o))
 
@@ -161,6 +162,10 @@ func leave(store state.Dir) {
 		Tell: func(format string, args ...any) { fmt.Printf("aaunit: "+format+"\n", args...) },
 	}
 	removal.Run(ctx)
+	// No start helper takes their place any more.
+	if err := sockopt.New(sockopt.Options{}).RemoveAll(); err != nil {
+		removal.Tell("%v", err)
+	}
 }
 
 // watchdog tells the service manager that the loop still turns, twice as often

@@ -158,12 +158,13 @@ func SocketStartLine(required bool) string {
 	return "ExecStartPre=+" + SocketHelper + " -required=no %n"
 }
 
-// SocketUnit is a .socket unit that starts a service: its sockets are made in its own
+// StartingSocket is a .socket unit that starts a service: its sockets are made in its own
 // control group, and are the service's.
-type SocketUnit struct {
+type StartingSocket struct {
 	ID           string
 	Active       bool
 	ControlGroup string
+	NeedReload   bool
 	// Exec are its command lines, as in Settings.
 	Exec []ExecCommand
 	// DropIn is what lies at the place of aaunit's drop-in for it.

@@ -23,6 +23,8 @@ type Systemd interface {
 	// are left out.
 	GlanceTogether(ctx context.Context, units []string) map[string]attach.Unit
 	InvocationTogether(ctx context.Context, units []string) map[string]string
+	// StartingSockets reads .socket units, without DropIn.
+	StartingSockets(ctx context.Context, names []string) ([]attach.StartingSocket, error)
 	// Expand lists the services that match a glob, loaded or with a unit file.
 	// Templates are listed as such.
 	Expand(ctx context.Context, glob string) ([]string, error)
@@ -224,8 +226,7 @@ type SocketOptions interface {
 	Delete(name string) (changed bool, err error)
 	// Attach has the rules hold now, for a unit that runs in the control group;
 	// changed says whether they did not before. Nothing is refused meanwhile that
-	// both the old and the new rules allow. In mode off it detaches, and what was
-	// recorded stays readable.
+	// both the old and the new rules allow.
 	Attach(controlGroup, unit string, s attach.SocketOptions) (changed bool, err error)
 	// Attached asks the kernel what is attached to the control group. What could not
 	// be told is in the answer.
@@ -234,6 +235,8 @@ type SocketOptions interface {
 	// is false, and err nil, where there is nothing. Forget begins anew.
 	Read(unit string) (r attach.SocketRecording, found bool, err error)
 	Forget(unit string) error
+	// Off detaches what is attached for a unit; what was recorded stays readable.
+	Off(unit string) (changed bool, err error)
 	// Remove detaches what is attached for a unit, and throws away what was recorded.
 	Remove(unit string) (changed bool, err error)
 }

@@ -125,5 +125,11 @@ func user(w Who) attach.SocketUser { return attach.SocketUser{Time: w.Time, PID:
 // Forget throws away what was recorded, and goes on recording.
 func (h Host) Forget(unit string) error { return h.System.Forget(unit) }
 
+// Off takes off what is attached for a unit; what was recorded stays readable.
+func (h Host) Off(unit string) (changed bool, err error) {
+	c, err := h.System.Attach("", unit, Rules{Mode: Off})
+	return c != Change{}, err
+}
+
 // Remove takes off what is attached for a unit, and throws away what was recorded.
 func (h Host) Remove(unit string) (changed bool, err error) { return h.System.Remove(unit) }
