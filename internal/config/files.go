@@ -167,10 +167,10 @@ func (f *Files) Propose(file, text string) (attach.Declared, bool) {
 	var a attach.Attachment
 	var bad []attach.Reason
 	if text != "" {
-		a, bad = Parse(file, []byte(text))
+		a, bad = Parse(file, []byte(text), f.Options)
 	} else {
 		// What it masked until now.
-		below := &Files{Dirs: f.Dirs[1:], Owner: f.Owner}
+		below := &Files{Dirs: f.Dirs[1:], Owner: f.Owner, Options: f.Options}
 		under := below.Read()
 		i := slices.IndexFunc(under.Attachments, func(a attach.Attachment) bool { return same(a.Source) })
 		if i < 0 {
