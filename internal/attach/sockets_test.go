@@ -68,7 +68,7 @@ func held(required Tri) (Desired, Observed) {
 	o := Observed{
 		Unit:        Unit{ID: "a.service", ActiveState: "active", Settings: Settings{Exec: line("a.service", true), Bounding: 1<<41 - 1}},
 		Scan:        &Scan{Tasks: []Task{{PID: 1, TID: 1}}},
-		SocketUnits: []SocketUnit{{ID: "a.socket", Active: true, Exec: line("a.socket", false), DropIn: DropInState{Exists: true, Ours: true, Content: SocketDropIn(a)}}},
+		SocketUnits: []StartingSocket{{ID: "a.socket", Active: true, Exec: line("a.socket", false), DropIn: DropInState{Exists: true, Ours: true, Content: SocketDropIn(a)}}},
 		Sockets:     []SocketsSeen{{Unit: "a.service", Attached: Yes, Rules: Yes}, {Unit: "a.socket", Attached: Yes, Rules: Yes}},
 		MayBPF:      No,
 	}
@@ -188,5 +188,19 @@ func TestRemovalTakesTheStartLineAlong(t *testing.T) {
 	left := LeftDropIn{Path: file, Exists: true, Sum: "x", Records: []Record{{Profile: "a", DropIns: map[string]string{file: "x"}}}}
 	if fate, why := left.Fate(); fate != FateTaken || why == "" {
 		t.Errorf("the drop-in of a .socket unit: %v %q", fate, why)
+	}
+}
+
+// The start helper has no rules in an image: what requires them is not prepared.
+func TestAnImageWithSocketOptions(t *testing.T) {
+	for required, refused := range map[Tri]bool{Yes: true, CouldNotTell: true, No: false} {
+		d, o := held(required)
+		p := DiffImage(d, o)
+		if got := slices.ContainsFunc(p.Refusals, func(r Reason) bool { return r.Code == SocketsUnknown }); got != refused {
+			t.Errorf("Required=%v: refusals %v", required, p.Refusals)
+		}
+		if text := DropIn(*d.Attachment, "a"); !WroteDropIn(text) || WroteDropIn(text+"ExecStartPre=+/bin/sh\n") {
+			t.Errorf("Required=%v: what aaunit wrote is not known again\n%s", required, text)
+		}
 	}
 }
