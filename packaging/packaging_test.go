@@ -22,6 +22,7 @@ import (
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/config"
+	"github.com/aaunit/aaunit/internal/sockopt"
 )
 
 func read(t *testing.T, path string) string {
@@ -293,7 +294,7 @@ func TestExampleAttachmentsAreGood(t *testing.T) {
 		t.Fatalf("no examples: %v", err)
 	}
 	for _, file := range files {
-		if _, problems := config.Parse(file, []byte(read(t, file))); len(problems) > 0 {
+		if _, problems := config.Parse(file, []byte(read(t, file)), sockopt.OptionName); len(problems) > 0 {
 			t.Errorf("%s: %v", file, problems)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/aaunit/aaunit/internal/config"
 	"github.com/aaunit/aaunit/internal/gate"
 	"github.com/aaunit/aaunit/internal/reconcile"
+	"github.com/aaunit/aaunit/internal/sockopt"
 	"github.com/aaunit/aaunit/internal/units"
 )
 
@@ -33,7 +34,7 @@ func local(o cli.LocalOptions) (cli.Local, func()) {
 		Gate: gate.New(func(id string) (attach.Compiled, error) {
 			return attach.Compiled{}, errors.New("no policy is kept here")
 		}),
-		Attachments: &config.Files{Dirs: config.DefaultDirs, AnyOwner: true},
+		Attachments: &config.Files{Dirs: config.DefaultDirs, AnyOwner: true, Options: sockopt.OptionName},
 		Kernel:      o.Why,
 	}
 	switch {

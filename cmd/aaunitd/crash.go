@@ -48,6 +48,7 @@ func breakable(o reconcile.Options) reconcile.Options {
 	o.Attachments = crashAttachments{o.Attachments, c}
 	o.Policies = crashPolicies{o.Policies, c}
 	o.Store = crashStore{o.Store, c}
+	o.SocketOptions = crashSockets{o.SocketOptions, c}
 	return o
 }
 
@@ -239,4 +240,29 @@ func (s crashStore) Save(r attach.Record) (err error) {
 func (s crashStore) Delete(unit string) (err error) {
 	s.c.around("DeleteRecord", unit, func() { err = s.Store.Delete(unit) })
 	return err
+}
+
+type crashSockets struct {
+	reconcile.SocketOptions
+	c *crash
+}
+
+func (s crashSockets) Save(name string, o attach.SocketOptions) (changed bool, err error) {
+	s.c.around("SaveSockets", name, func() { changed, err = s.SocketOptions.Save(name, o) })
+	return changed, err
+}
+
+func (s crashSockets) Delete(name string) (changed bool, err error) {
+	s.c.around("DeleteSockets", name, func() { changed, err = s.SocketOptions.Delete(name) })
+	return changed, err
+}
+
+func (s crashSockets) Attach(group, unit string, o attach.SocketOptions) (changed bool, err error) {
+	s.c.around("AttachSockets", unit, func() { changed, err = s.SocketOptions.Attach(group, unit, o) })
+	return changed, err
+}
+
+func (s crashSockets) Remove(unit string) (changed bool, err error) {
+	s.c.around("RemoveSockets", unit, func() { changed, err = s.SocketOptions.Remove(unit) })
+	return changed, err
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/aaunit/aaunit/internal/gate"
 	"github.com/aaunit/aaunit/internal/procs"
 	"github.com/aaunit/aaunit/internal/reconcile"
+	"github.com/aaunit/aaunit/internal/sockopt"
 	"github.com/aaunit/aaunit/internal/state"
 	"github.com/aaunit/aaunit/internal/units"
 )
@@ -103,7 +104,8 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 
 	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
-	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log}
+	o.SocketOptions = sockopt.Host{System: sockopt.New(sockopt.Options{}), Store: sockopt.DefaultStore}
+	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log, Options: sockopt.OptionName}
 	loop := reconcile.New(breakable(o))
 
 	var parts sync.WaitGroup
@@ -160,6 +162,10 @@ func leave(store state.Dir) {
 		Tell: func(format string, args ...any) { fmt.Printf("aaunit: "+format+"\n", args...) },
 	}
 	removal.Run(ctx)
+	// No start helper takes their place any more.
+	if err := sockopt.New(sockopt.Options{}).RemoveAll(); err != nil {
+		removal.Tell("%v", err)
+	}
 }
 
 // watchdog tells the service manager that the loop still turns, twice as often

@@ -26,6 +26,8 @@ var plain = map[attach.Code]bool{
 	attach.ReloadNeeded: true, attach.RestartPending: true, attach.RestartDrags: true, attach.Detached: true,
 	attach.RivalAttachments: true, attach.NotAttached: true, attach.Paused: true,
 
+	attach.SocketsOverridden: true, attach.SocketsForeignCalls: true,
+
 	attach.TmpShared: true, attach.NotRunning: true, attach.EndedBeforeSeen: true, attach.RestartedMeanwhl: true,
 	attach.SystemdUnheard: true,
 }

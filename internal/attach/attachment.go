@@ -76,6 +76,10 @@ type Attachment struct {
 	// take built-in ones back.
 	Assertions []Assertion `json:"assertions,omitempty"`
 	Waivers    []Waiver    `json:"waivers,omitempty"`
+
+	// SocketOptions is nil where there is no such section. It is never changed in
+	// place.
+	SocketOptions *SocketOptions `json:"socketOptions,omitempty"`
 }
 
 // InTheWay is the error of writing an attachment where a file that declares one

@@ -70,6 +70,10 @@ type Record struct {
 	// Stopped is set while aaunit has stopped the unit to start it again: one that
 	// is found down then is not down because somebody wants it so.
 	Stopped bool `json:"stopped,omitempty"`
+	// Sockets are the socket options that were last put in force, nil none, and
+	// SocketUnits the names for which there may be rules or programs of them.
+	Sockets     *SocketOptions `json:"sockets,omitempty"`
+	SocketUnits []string       `json:"socketUnits,omitempty"`
 	// Proved is the InvocationID of the start that was last seen confined under
 	// Profile. What becomes of such a start when it is confined no more is for
 	// OnViolation= to say; it is not restarted over and over.
@@ -88,6 +92,7 @@ func (r Record) Clone() Record {
 	r.Softened = slices.Clone(r.Softened)
 	r.Accepted = maps.Clone(r.Accepted)
 	r.Policies = maps.Clone(r.Policies)
+	r.SocketUnits = slices.Clone(r.SocketUnits)
 	return r
 }
 

@@ -37,9 +37,7 @@ func (a Attachment) Placement(unit string) string {
 // tie the unit to every broken profile on the host.
 func DropIn(a Attachment, profile string) string {
 	var b strings.Builder
-	b.WriteString("# Written by aaunitd; changes are put back.\n")
-	b.WriteString("# Attachment: " + comment(a.Source) + "\n")
-	b.WriteString("# To take it away: aaunitctl detach UNIT, or remove the attachment.\n")
+	b.WriteString(header(a))
 	b.WriteString("[Unit]\n")
 	b.WriteString("AssertSecurity=apparmor\n")
 	b.WriteString("After=apparmor.service aaunit-policy.service\n")
@@ -48,7 +46,22 @@ func DropIn(a Attachment, profile string) string {
 	if a.PrivateTmp.rank() > 0 {
 		b.WriteString("PrivateTmp=" + string(a.PrivateTmp) + "\n")
 	}
+	if s := a.SocketsWanted(); s != nil {
+		b.WriteString(SocketStartLine(s.Requires()) + "\n")
+	}
 	return b.String()
+}
+
+// SocketDropIn is the text of the drop-in of a .socket unit that starts an attached
+// service whose socket options are held or recorded.
+func SocketDropIn(a Attachment) string {
+	return header(a) + "[Socket]\n" + SocketStartLine(a.SocketsWanted().Requires()) + "\n"
+}
+
+func header(a Attachment) string {
+	return "# Written by aaunitd; changes are put back.\n" +
+		"# Attachment: " + comment(a.Source) + "\n" +
+		"# To take it away: aaunitctl detach UNIT, or remove the attachment.\n"
 }
 
 // comment keeps a file name from ending the comment line it stands in.

@@ -18,6 +18,12 @@ func DiffImage(d Desired, o Observed) Plan {
 	} else {
 		p.Refusals, p.Warnings = Obstacles(d, o)
 	}
+	if s := d.Attachment.SocketsWanted(); s != nil && s.Requires() {
+		// The start helper has no rules before aaunitd has run once, and a start that
+		// requires them fails.
+		p.Refusals = append(p.Refusals, because(SocketsUnknown, "%s requires socket options to be held, which an image cannot be prepared for", d.Unit).
+			at(d.Attachment.Source).next("say Required=no under [SocketOptions], or attach it on the running system"))
+	}
 	if len(p.Refusals) > 0 {
 		return p
 	}
@@ -44,6 +50,11 @@ func WroteDropIn(text string) bool {
 		}
 		if v, ok := strings.CutPrefix(line, "PrivateTmp="); ok {
 			a.PrivateTmp = PrivateTmp(v)
+		}
+		for _, required := range []bool{true, false} {
+			if line == SocketStartLine(required) {
+				a.SocketOptions = &SocketOptions{Mode: SocketsRecord, Required: TriOf(required)}
+			}
 		}
 	}
 	return profile != "" && profile[0] != '-' && text == DropIn(a, profile)

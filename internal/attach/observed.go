@@ -88,6 +88,8 @@ type Unit struct {
 	ControlPID   int    `json:"controlPID,omitempty"`
 	ControlGroup string `json:"controlGroup,omitempty"`
 	NRestarts    uint32 `json:"nRestarts"`
+	// Sockets are the .socket units that start it (TriggeredBy=).
+	Sockets []string `json:"sockets,omitempty"`
 	// ExecMainStatus is the exit status of the main process when it ended.
 	ExecMainCode   int `json:"execMainCode,omitempty"` // CLD_EXITED = 1, CLD_KILLED = 2, …
 	ExecMainStatus int `json:"execMainStatus,omitempty"`
@@ -139,8 +141,14 @@ type Settings struct {
 	Directories []Directory `json:"directories,omitempty"`
 	// AddressFamilies is RestrictAddressFamilies=; nil where it is not set.
 	AddressFamilies *AddressFamilies `json:"addressFamilies,omitempty"`
-	// Assignments lists who set AppArmorProfile=, PrivateTmp=,
-	// AssertSecurity= and PermissionsStartOnly=, in the order in which systemd
+	// Bounding and Ambient are CapabilityBoundingSet= and AmbientCapabilities=, a bit
+	// for each capability.
+	Bounding uint64 `json:"bounding,omitempty"`
+	Ambient  uint64 `json:"ambient,omitempty"`
+	// Architectures is SystemCallArchitectures=; empty where it is not set.
+	Architectures []string `json:"architectures,omitempty"`
+	// Assignments lists who set AppArmorProfile=, PrivateTmp=, AssertSecurity=,
+	// PermissionsStartOnly= and ExecStartPre=, in the order in which systemd
 	// applies them: the last one of a key wins.
 	Assignments []Assignment `json:"assignments,omitempty"`
 }
@@ -190,7 +198,8 @@ type ExecCommand struct {
 // Clone copies the unit, so that what a caller changes is its own.
 func (u Unit) Clone() Unit {
 	u.Names, u.DropIns, u.RestartsWith = slices.Clone(u.Names), slices.Clone(u.DropIns), slices.Clone(u.RestartsWith)
-	u.Runs = slices.Clone(u.Runs)
+	u.Runs, u.Sockets = slices.Clone(u.Runs), slices.Clone(u.Sockets)
+	u.Settings.Architectures = slices.Clone(u.Settings.Architectures)
 	u.Settings.Exec, u.Settings.After = slices.Clone(u.Settings.Exec), slices.Clone(u.Settings.After)
 	u.Settings.Assignments = slices.Clone(u.Settings.Assignments)
 	u.Settings.JoinsNamespaceOf, u.Settings.Directories = slices.Clone(u.Settings.JoinsNamespaceOf), slices.Clone(u.Settings.Directories)
@@ -370,6 +379,16 @@ type Observed struct {
 	Offline bool
 	// JustStarted: systemd said that the unit started, and this look followed.
 	JustStarted bool
+	// SocketUnits are the .socket units that start the service, and Sockets what is
+	// attached to the control groups of those that run and of its own. Both are looked
+	// at where the attachment wants socket options held or recorded.
+	SocketUnits []StartingSocket
+	Sockets     []SocketsSeen
+	// SocketsProblem says why the .socket units could not be looked at.
+	SocketsProblem string
+	// MayBPF: a profile of the unit lets a task change the kernel's BPF tables, given
+	// that the task has the capability. CouldNotTell counts as yes.
+	MayBPF Tri
 }
 
 // DropInState is what lies at the place where aaunit's drop-in belongs.

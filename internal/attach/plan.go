@@ -29,6 +29,10 @@ const (
 	Reload       ActionKind = "daemon-reload"
 	Restart      ActionKind = "restart"
 	UnloadPolicy ActionKind = "unload-policy"
+	// HoldSockets has the rules of the socket options hold for what runs, without a
+	// restart. ReleaseSockets takes them off.
+	HoldSockets    ActionKind = "hold-socket-options"
+	ReleaseSockets ActionKind = "release-socket-options"
 )
 
 // Action is one step, with why it is taken.
@@ -110,8 +114,9 @@ func Diff(d Desired, o Observed) Plan {
 	case o.DropIn.Content != text:
 		p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the attachment asks for", file))
 	}
+	wanted := diffSocketDropIns(&p, d, o)
 	for _, old := range sortedKeys(d.Record.DropIns) {
-		if old != file {
+		if old != file && !slices.Contains(wanted, old) {
 			p.add(RemoveDropIn, old, because(DropInStale, "%s is from an earlier attachment", old))
 		}
 	}
@@ -119,11 +124,12 @@ func Diff(d Desired, o Observed) Plan {
 	case p.Has(WriteDropIn) || p.Has(RemoveDropIn):
 		p.add(Reload, d.Unit, because(ReloadNeeded, "its drop-in changes"))
 	case d.pattern():
-	case o.Unit.NeedReload || len(Effective(d, o.Unit)) > 0:
+	case o.Unit.NeedReload || len(Effective(d, o.Unit)) > 0 || slices.ContainsFunc(o.SocketUnits, func(s StartingSocket) bool { return s.NeedReload }):
 		// Nobody overrides the drop-in: that would have been a refusal.
 		p.add(Reload, d.Unit, because(ReloadNeeded, "systemd has not read the unit's files since they changed"))
 	}
 
+	diffSockets(&p, d, o)
 	if why := lacks(d, o); why != nil {
 		left := why.Code != TmpShared && d.Record.ProvedAs(o.Unit.InvocationID, d.Profile) && !takenOff(d, o, *why)
 		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
@@ -352,6 +358,9 @@ func diffDetach(d Desired, o Observed) Plan {
 	if p.Has(RemoveDropIn) {
 		p.add(Reload, d.Unit, gone)
 	}
+	if len(d.Record.SocketUnits) > 0 {
+		p.add(ReleaseSockets, d.Unit, gone)
+	}
 	// Only a task that carries the profile has something to lose by a restart;
 	// one that would get the same profile from the unit's own files has not.
 	var former []string
@@ -422,6 +431,10 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	warn(w...)
 
 	r, w = commandObstacles(o.Unit)
+	refuse(r...)
+	warn(w...)
+
+	r, w = socketObstacles(d, o)
 	refuse(r...)
 	warn(w...)
 
@@ -576,6 +589,10 @@ func overrides(d Desired, u Unit) []Reason {
 			case "apparmor":
 				delete(last, a.Key)
 			}
+		case "ExecStartPre":
+			if a.Value == "" && d.Attachment.SocketsWanted() != nil {
+				last[a.Key] = bad(SocketsOverridden, "%s resets ExecStartPre=", a.Path)
+			}
 		case "PrivateTmp":
 			v, ok := readTmp(a.Value)
 			switch {
@@ -722,7 +739,7 @@ func commandObstacles(u Unit) (refusals, warnings []Reason) {
 		switch {
 		case c.Privileged && c.Property == "ExecStart":
 			refusals = append(refusals, because(ExecPrivileged, "%s+%s starts the service without the profile", line, c.Path).at(u.FragmentPath).next("take the + off the line"))
-		case c.Privileged:
+		case c.Privileged && !c.StartsSockets():
 			warnings = append(warnings, because(ExecPrivileged, "%s+%s runs without the profile", line, c.Path).at(u.FragmentPath))
 		}
 		if aaExec(c) {

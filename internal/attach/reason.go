@@ -173,6 +173,18 @@ const (
 	PrivateTmpOverridden Code = "private-tmp-overridden"
 )
 
+// Socket options, beside the profile.
+const (
+	SocketsNotHeld      Code = "socket-options-not-held"
+	SocketsUnknown      Code = "socket-options-unknown"
+	SocketsOpen         Code = "socket-options-open"
+	SocketsOverridden   Code = "socket-options-overridden"
+	SocketsForeignCalls Code = "socket-options-unseen"
+	SocketsNote         Code = "socket-options-note"
+	SocketsChanged      Code = "socket-options-changed"
+	SocketsReleased     Code = "socket-options-released"
+)
+
 // Our drop-in and the steps of a plan.
 const (
 	DropInMissing    Code = "drop-in-missing"
@@ -300,6 +312,15 @@ var entries = []Entry{
 	{DirectiveOverridden, "Another file overrides the profile", "A later drop-in sets AppArmorProfile= again, or resets it. The last one wins.", NotConfined},
 	{AssertionOverridden, "Another file takes the assertion away", "A later drop-in resets or changes AssertSecurity=apparmor, so the unit would start unconfined where AppArmor is off.", NotConfined},
 	{PrivateTmpOverridden, "Another file takes the private /tmp away", "A later drop-in sets PrivateTmp= to less than the attachment asks for.", NotConfined},
+
+	{SocketsNotHeld, "Socket options are not held to the list", "The kernel does not have aaunit's own programs attached to the unit's control group, or they have another list or mode than the attachment declares. aaunitd attaches them again without a restart; a start does it by the line in the unit's drop-in.", NotConfined},
+	{SocketsUnknown, "Socket options could not be looked at", "Whether the unit's socket options are held to the list could not be told: the kernel does not support it, no BPF file system is mounted, there was no memory for the tables, or aaunitd may not ask. With Required=no it is a note.", Unknown},
+	{SocketsOpen, "The unit can change its own list", "A program with CAP_BPF or CAP_SYS_ADMIN can change the kernel's tables by their ids, the list of its own socket options too. Take both out of its capabilities, or out of the profile.", Unknown},
+	{SocketsOverridden, "Another file takes the start helper away", "Before each start of the unit a helper attaches the programs for its socket options, from an ExecStartPre= line in aaunit's drop-in. A later drop-in resets ExecStartPre=, or systemd has not read the line yet, so the next start would be without them.", NotConfined},
+	{SocketsForeignCalls, "Some socket options go unseen", "The programs see the system calls of the machine's own architecture, of tasks in the unit's control group. System calls of another architecture and programs that a PAM session takes elsewhere are neither recorded nor refused. SystemCallArchitectures=native closes the former; for a unit with User= it implies NoNewPrivileges=yes.", Confined},
+	{SocketsNote, "Socket options are not as declared", "They are neither recorded nor held as the attachment says, or that could not be told. The attachment does not require it (Required=no, which is the default in mode record), so it does not count against the unit.", Confined},
+	{SocketsChanged, "The rules for socket options change", "The attachment declares a mode or a list that is not in force yet. It takes effect at once, without a restart of the unit.", Confined},
+	{SocketsReleased, "Socket options are free again", "The attachment has no [SocketOptions] any more, or says Mode=off. What was attached in the kernel is taken off, without a restart of the unit.", Confined},
 
 	{DropInMissing, "The drop-in is not there", "aaunit tells systemd about the profile with a drop-in file.", NotConfined},
 	{DropInDiffers, "The drop-in is not as it should be", "The file is one of aaunit's and its text is not what the attachment asks for.", NotConfined},

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"path"
 	"slices"
 	"strings"
 )
@@ -31,6 +32,14 @@ const (
 	FateUnread              // it could not be read: it stays
 )
 
+// OfSocket reports whether it is that of a .socket unit, which has nothing but the
+// line of the start helper.
+func (l LeftDropIn) OfSocket() bool { return strings.HasSuffix(path.Dir(l.Path), ".socket.d") }
+
+// Starts reports whether a text has the line of the start helper, which fails a
+// start when the helper has gone.
+func Starts(text string) bool { return strings.Contains(text, "\nExecStartPre=+"+SocketHelper+" ") }
+
 // Fate decides it, and says why. Confinement that lasts without aaunit stays:
 // the profile lies where apparmor.service finds it at boot. A file that somebody
 // has changed is kept, as dpkg keeps a changed configuration file.
@@ -46,6 +55,9 @@ func (l LeftDropIn) Fate() (Fate, string) {
 	}
 	fate, why := FateTaken, "it depends on the unit, and none is known"
 	for _, r := range l.Records {
+		if l.OfSocket() {
+			return FateTaken, "it runs a program of aaunit's"
+		}
 		if r.Profile == "" {
 			continue // a pattern's, which depends on the unit
 		}

@@ -37,6 +37,7 @@ const (
 	StepAttachment Step = "attachment" // its file; of an image only
 	StepPolicy     Step = "policy"
 	StepDropIn     Step = "drop-in"
+	StepSockets    Step = "sockets"
 	StepRestart    Step = "restarted"
 	StepVerdict    Step = "verdict"
 	StepUndo       Step = "undone"

@@ -70,7 +70,9 @@ type Verdict struct {
 //     an allowed one, in enforce or kill mode, alone or stacked with
 //     "unconfined".
 //  5. Where a private /tmp is asked for, no process sees the host's.
-//  6. All of this belongs to one start: the InvocationID did not change.
+//  6. Where socket options are held to a list, the kernel has aaunit's programs
+//     attached to the unit's control group, with that list.
+//  7. All of this belongs to one start: the InvocationID did not change.
 func Judge(d Desired, o Observed) Verdict {
 	v := Verdict{Unit: d.Unit, Profile: d.Profile, InvocationID: o.Unit.InvocationID, At: o.At}
 	if d.Attachment == nil {
@@ -91,6 +93,7 @@ func Judge(d Desired, o Observed) Verdict {
 		v.PrivateTmp, reasons = judgeTmp(d.wantTmp(o.Unit), s, tasks)
 		v.Reasons = append(v.Reasons, reasons...)
 	}
+	v.Reasons = append(v.Reasons, judgeSockets(d, o)...)
 	slices.SortStableFunc(v.Reasons, func(a, b Reason) int { return cmp.Compare(b.Code.Bearing(), a.Code.Bearing()) })
 	v.Answer = Confined
 	for _, r := range v.Reasons {
@@ -157,6 +160,9 @@ func Effective(d Desired, u Unit) []Reason {
 			why = why.next("say PrivateTmp=yes: systemd knows disconnected from version 257 on")
 		}
 		out = append(out, why)
+	}
+	if want := d.Attachment.SocketsWanted(); want != nil && want.Requires() && !s.startsSockets(d.Unit, true) {
+		out = append(out, blame(because(SocketsOverridden, "%s does not run the start helper of its socket options", d.Unit), "ExecStartPre"))
 	}
 	return out
 }
@@ -273,7 +279,7 @@ func judgeScan(d Desired, o Observed, s Scan) (own []Task, out []Reason) {
 	}
 	if escaped {
 		for _, c := range o.Unit.Settings.Exec {
-			if c.Privileged {
+			if c.Privileged && !c.StartsSockets() {
 				out = append(out, because(ExecPrivileged, "%s=+%s runs without the profile", c.Property, c.Path))
 			}
 		}
@@ -319,10 +325,13 @@ func judgeTask(d Desired, u Unit, t Task) (c Code, ok bool) {
 }
 
 // freeCommand reports whether one of the commands around ExecStart= is at work
-// that systemd runs without the profile.
+// that systemd runs without the profile. The start helper of the socket options is one
+// while it runs itself.
 func freeCommand(u Unit) bool {
 	return u.ControlPID != 0 && (u.Settings.PermissionsStartOnly ||
-		slices.ContainsFunc(u.Settings.Exec, func(c ExecCommand) bool { return c.Privileged && c.Property != "ExecStart" }))
+		slices.ContainsFunc(u.Settings.Exec, func(c ExecCommand) bool {
+			return c.Privileged && c.Property != "ExecStart" && (!c.StartsSockets() || c.PID == u.ControlPID)
+		}))
 }
 
 // maxGroups bounds the labels that a verdict tells of: in complain mode every

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -16,6 +17,17 @@ import (
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
+
+// testOptions knows two socket options.
+func testOptions(_ attach.SocketCall, name string) (string, error) {
+	switch name {
+	case "TCP_NODELAY", "6:1", "SOL_TCP:TCP_NODELAY":
+		return "SOL_TCP:TCP_NODELAY", nil
+	case "SOL_SOCKET:SO_REUSEADDR":
+		return name, nil
+	}
+	return "", fmt.Errorf("there is no option %q", name)
+}
 
 func TestParse(t *testing.T) {
 	a, problems := Parse("/etc/x.conf", []byte(`# a comment
@@ -32,7 +44,14 @@ RestartUnit=off
 SettleSec=2min
 [X-Other]
 Anything=goes
-`))
+[SocketOptions]
+Mode=enforce
+Allow=6:1   small answers at once
+Allow=SOL_SOCKET:SO_REUSEADDR a restart binds again
+Allow=SOL_TCP:TCP_NODELAY said twice
+AllowGet=TCP_NODELAY it looks
+Required=off
+`), testOptions)
 	if len(problems) != 0 {
 		t.Fatal(problems)
 	}
@@ -43,6 +62,14 @@ Anything=goes
 	want.AllowProfiles = []string{"the helper", "other"}
 	want.RestartUnit = false
 	want.Settle = 2 * time.Minute
+	want.SocketOptions = &attach.SocketOptions{
+		Line: 15, Mode: attach.SocketsEnforce, Required: attach.No,
+		Allow: []attach.AllowedOption{
+			{Option: "SOL_TCP:TCP_NODELAY", Reason: "small answers at once", Line: 17},
+			{Option: "SOL_SOCKET:SO_REUSEADDR", Reason: "a restart binds again", Line: 18},
+		},
+		AllowGet: []attach.AllowedOption{{Option: "SOL_TCP:TCP_NODELAY", Reason: "it looks", Line: 20}},
+	}
 	if diff := cmp.Diff(want, a); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -66,10 +93,14 @@ func TestParseNamesEveryProblemWithItsLine(t *testing.T) {
 		{"stacked profile", "[Attachment]\nUnit=a.service\nProfile=&x\n", `it begins with "&"`},
 		{"bad value", "[Attachment]\nUnit=a.service\nProfile=x\nMode=off\n", `line 4: Mode=: cannot read "off": use one of enforce, complain`},
 		{"bad span", "[Attachment]\nUnit=a.service\nProfile=x\nSettleSec=1h\n", "line 4: SettleSec=: cannot use time span"},
+		{"socket option", "[Attachment]\nUnit=a.service\nProfile=x\n[SocketOptions]\nAllow=SO_FLY why\n", `line 5: Allow=: there is no option "SO_FLY"`},
+		{"no reason", "[Attachment]\nUnit=a.service\nProfile=x\n[SocketOptions]\nAllow=6:1\n", "line 5: Allow=: a reason is missing: Allow=SOL_TCP:TCP_NODELAY WHY"},
+		{"socket mode", "[Attachment]\nUnit=a.service\nProfile=x\n[SocketOptions]\nMode=complain\n", `line 5: Mode=: cannot read "complain": use one of record, enforce, off`},
+		{"socket key", "[Attachment]\nUnit=a.service\nProfile=x\n[SocketOptions]\nDeny=6:1 no\n", `line 5: Deny=: unknown key "Deny"`},
 		{"relative file", "[Attachment]\nUnit=a.service\nProfile=x\nProfileFile=../x\n", "give its absolute path"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, problems := Parse("/etc/x.conf", []byte(c.text))
+			_, problems := Parse("/etc/x.conf", []byte(c.text), testOptions)
 			if len(problems) == 0 {
 				t.Fatal("no problem was found")
 			}
@@ -175,7 +206,7 @@ func TestWriteKeepsOffOtherPeoplesFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, problems := Parse(file, must(os.ReadFile(file)))
+	got, problems := Parse(file, must(os.ReadFile(file)), testOptions)
 	a.Source, a.Line, a.Manual = file, 2, true
 	if diff := cmp.Diff(a, got); diff != "" || len(problems) > 0 {
 		t.Errorf("what was written reads back as (-want +got):\n%s%v", diff, problems)
@@ -351,15 +382,35 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("[Attachment]\nUnit=a.service \\\n b.service\nProfile=%p\nAllowProfiles=\"a b\" c\nSettleSec=5min\n"))
 	f.Add([]byte("[Attachment]\n[Attachment]\n\\"))
 	f.Add([]byte("\ufeff[Attachment]\r\nUnit=a.service\r\nProfile=x\r\n"))
+	f.Add([]byte("[Attachment]\nUnit=a.service\nProfile=x\n[SocketOptions]\nMode=on\nRequired=yes\nAllow=6:1 a\\\n b\nAllowGet=TCP_NODELAY\tc\nAllow=\n"))
+	f.Add([]byte("[SocketOptions]\n[Attachment]\nUnit=a.service\nProfile=x\n[SocketOptions]\nAllow=6:1 \x1b[2J\n[Assertions]\nDeny=write /a\n"))
+	noLines := func(a *attach.Attachment) {
+		a.Line = 0
+		for i := range a.Assertions {
+			a.Assertions[i].Line = 0
+		}
+		for i := range a.Waivers {
+			a.Waivers[i].Line = 0
+		}
+		if s := a.SocketOptions; s != nil {
+			s.Line = 0
+			for _, list := range [][]attach.AllowedOption{s.Allow, s.AllowGet} {
+				for i := range list {
+					list[i].Line = 0
+				}
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		a, problems := Parse("/x.conf", data)
+		a, problems := Parse("/x.conf", data, testOptions)
 		if len(problems) > 0 {
 			return
 		}
 		// Whatever is accepted reads back the same after it is written.
 		a.Manual = true
-		b, problems := Parse("/x.conf", []byte(Format(a)))
-		a.Line, b.Line = 0, 0
+		b, problems := Parse("/x.conf", []byte(Format(a)), testOptions)
+		noLines(&a)
+		noLines(&b)
 		if diff := cmp.Diff(a, b); diff != "" || len(problems) > 0 {
 			t.Errorf("(-first +again):\n%s%v", diff, problems)
 		}

@@ -56,6 +56,9 @@ type Files struct {
 	Owner uint32
 	// AnyOwner takes files that belong to anybody: for checks of sources.
 	AnyOwner bool
+	// Options knows the names of socket options; without it none is known, and a file
+	// that names one is bad.
+	Options attach.OptionNames
 
 	mu sync.Mutex
 	// read is what good files said, by path: a file that was not touched since is
@@ -164,10 +167,10 @@ func (f *Files) Propose(file, text string) (attach.Declared, bool) {
 	var a attach.Attachment
 	var bad []attach.Reason
 	if text != "" {
-		a, bad = Parse(file, []byte(text))
+		a, bad = Parse(file, []byte(text), f.Options)
 	} else {
 		// What it masked until now.
-		below := &Files{Dirs: f.Dirs[1:], Owner: f.Owner}
+		below := &Files{Dirs: f.Dirs[1:], Owner: f.Owner, Options: f.Options}
 		under := below.Read()
 		i := slices.IndexFunc(under.Attachments, func(a attach.Attachment) bool { return same(a.Source) })
 		if i < 0 {
@@ -214,7 +217,7 @@ func (f *Files) readFile(path string) (attach.Attachment, []attach.Reason) {
 	if err != nil {
 		return attach.Attachment{}, []attach.Reason{attach.Because(attach.AttachmentBad, "%v", err).At(path)}
 	}
-	return Parse(path, file.Data)
+	return Parse(path, file.Data, f.Options)
 }
 
 // One reads one attachment file, wherever it lies. is says whether it looks like

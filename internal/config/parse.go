@@ -20,9 +20,9 @@ const manualHeader = "# Written by aaunitctl attach; aaunitctl detach removes it
 // the end of a line continues it, and sections and keys that begin with X- are
 // for others. Whatever else it does not understand makes the whole file bad: a
 // mistyped key must not quietly turn an option off. Every problem is reported,
-// with its line.
-func Parse(path string, data []byte) (attach.Attachment, []attach.Reason) {
-	p := parser{path: path, att: attach.NewAttachment()}
+// with its line. options knows the names of socket options.
+func Parse(path string, data []byte, options attach.OptionNames) (attach.Attachment, []attach.Reason) {
+	p := parser{path: path, att: attach.NewAttachment(), options: options}
 	p.att.Source = path
 	switch {
 	case !utf8.Valid(data):
@@ -49,6 +49,7 @@ type parser struct {
 	att      attach.Attachment
 	problems []attach.Reason
 	section  string
+	options  attach.OptionNames
 }
 
 func (p *parser) bad(line int, format string, args ...any) {
@@ -94,6 +95,8 @@ func (p *parser) line(n int, l string) {
 		case name == "Attachment":
 			p.att.Line = n
 		case name == "Assertions":
+		case name == "SocketOptions":
+			p.att.SocketOptions = p.att.SocketOptions.Begin(n)
 		case !strings.HasPrefix(name, "X-"):
 			p.bad(n, "unknown section [%s]", name)
 		}
@@ -110,6 +113,10 @@ func (p *parser) line(n int, l string) {
 	case strings.HasPrefix(key, "X-"):
 	case p.section == "Assertions":
 		if err := p.att.SetAssertion(key, value, n); err != nil {
+			p.bad(n, "%s=: %v", key, err)
+		}
+	case p.section == "SocketOptions":
+		if err := p.att.SetSocketOption(key, value, n, p.options); err != nil {
 			p.bad(n, "%s=: %v", key, err)
 		}
 	case p.section != "Attachment":
@@ -173,6 +180,19 @@ func Format(a attach.Attachment) string {
 	}
 	for _, w := range a.Waivers {
 		line("Waive", string(w.Code)+" "+w.Reason, "")
+	}
+	if s := a.SocketOptions; s != nil {
+		b.WriteString("\n[SocketOptions]\n")
+		line("Mode", string(s.Mode), "")
+		if s.Required != attach.CouldNotTell {
+			line("Required", s.Required.String(), "")
+		}
+		for _, o := range s.Allow {
+			line("Allow", o.Option+" "+o.Reason, "")
+		}
+		for _, o := range s.AllowGet {
+			line("AllowGet", o.Option+" "+o.Reason, "")
+		}
 	}
 	return b.String()
 }

@@ -86,7 +86,8 @@ var rules = map[string]rule{
 	"internal/cli": {house: []string{"internal/attach", "internal/api", "internal/metrics", "internal/report", "internal/safefile"},
 		others: []string{"github.com/spf13/cobra", "golang.org/x/term"}, notStd: []string{"os/exec", "net"}},
 	// It puts together what answers where there is no daemon, and asks it nothing.
-	"cmd/aaunitctl": {house: []string{"internal/cli", "internal/attach", "internal/reconcile", "internal/image", "internal/config", "internal/units", "internal/apparmor", "internal/gate"},
+	"cmd/aaunitctl": {house: []string{"internal/cli", "internal/attach", "internal/reconcile", "internal/image", "internal/config", "internal/units", "internal/apparmor", "internal/gate",
+		"internal/sockopt"}, // for the names of socket options in attachment files
 		others: []string{"github.com/coreos/go-systemd/v22/util", "golang.org/x/sys"}},
 	// It runs as root on every start of a unit: the less is in it, the better.
 	"cmd/aaunit-sockopts": {house: []string{"internal/sockopt"}, others: none},

@@ -35,6 +35,10 @@ const (
 	// it was put back.
 	MsgPolicyHealed MessageID = "9b3f0d7d44f0466f96a5e1b6f0bb4c6a"
 
+	// MsgSocketsHealed: somebody had taken off what holds a unit's socket options to
+	// their list, or changed it, and it was put back.
+	MsgSocketsHealed MessageID = "b5137fff76fc4ad4bb0570e18df81368"
+
 	// MsgPolicyUndone: a changed policy went live, the unit did not stay well under
 	// it, and the policy that was accepted before is live again.
 	MsgPolicyUndone MessageID = "4f1c6e0b8d5a4b0f9d27c3a8e6f1b254"

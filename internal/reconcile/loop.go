@@ -54,6 +54,8 @@ type Options struct {
 	Attachments Attachments
 	Store       Store
 	Policies    Policies
+	// SocketOptions is asked only where an attachment wants socket options.
+	SocketOptions SocketOptions
 	// Gate may be nil: then what compiles may run.
 	Gate Gate
 	// Evidence may be nil: then none is kept.
@@ -82,6 +84,7 @@ type Loop struct {
 	gate        Gate
 	evidence    Evidence
 	processes   Processes
+	sockets     SocketOptions
 	log         *slog.Logger
 	recheck     time.Duration
 	version     string
@@ -119,8 +122,9 @@ type Loop struct {
 	problems    []attach.Reason // of records
 	service     attach.Tri      // apparmor.service is enabled
 	serviceRead bool
-	stuck       map[string]bool // units whose look does not come back
-	rescanning  sync.Mutex      // held during a look at the tasks of many units
+	bpf         map[string]attach.Tri // see mayBPF
+	stuck       map[string]bool       // units whose look does not come back
+	rescanning  sync.Mutex            // held during a look at the tasks of many units
 	subs        map[int]func(attach.Status)
 	nextSub     int
 
@@ -136,11 +140,11 @@ func New(o Options) *Loop {
 		o.Recheck = DefaultRecheck
 	}
 	return &Loop{
-		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, processes: o.Processes,
+		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, sockets: o.SocketOptions, processes: o.Processes,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest,
 		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
-		records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
+		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
 	}
 }
 

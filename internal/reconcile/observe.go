@@ -55,6 +55,7 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 		s := l.scan(ctx, u)
 		o.Scan = &s
 	}
+	l.observeSockets(ctx, d, how, &o)
 	return o, nil
 }
 
@@ -99,6 +100,7 @@ func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *mom
 		s.Before, s.After = u.InvocationID, id
 		o := attach.Observed{Unit: u, At: at, Scan: &s}
 		l.observePolicy(ctx, d, quick, m, &o)
+		l.observeSockets(ctx, d, quick, &o)
 		out[d.Unit] = o
 	}
 	return out
@@ -226,7 +228,10 @@ func bootService(ctx context.Context, systemd observer) attach.Tri {
 }
 
 func (l *Loop) readDropIn(d attach.Desired) attach.DropInState {
-	path := d.DropInPath()
+	return l.readDropInAt(d, d.DropInPath())
+}
+
+func (l *Loop) readDropInAt(d attach.Desired, path string) attach.DropInState {
 	text, exists, err := l.systemd.ReadDropIn(path)
 	if err != nil {
 		return attach.DropInState{Exists: true, Problem: err.Error()}

@@ -54,8 +54,9 @@ type job struct {
 //  1. compile what they need together, observe every unit and ask the core for
 //     its plan
 //  2. load the policies of all plans in one call
-//  3. write and remove drop-ins
-//  4. one daemon-reload
+//  3. keep the rules for socket options, for the start helper; write and remove
+//     drop-ins
+//  4. one daemon-reload; then the rules hold for what runs
 //  5. read the effective settings back: a file of somebody else may win
 //  6. restart what must be restarted, each as soon as its settings were read back,
 //     and wait until it has settled; a changed policy goes live without a restart,
@@ -73,8 +74,10 @@ func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *momen
 	defer l.timePass()()
 	jobs := l.plan(ctx, units, op, m)
 	saved := l.loadPolicies(ctx, jobs)
+	l.saveSockets(jobs)
 	l.writeDropIns(jobs)
 	l.reload(ctx, jobs)
+	l.applySockets(jobs)
 	l.restart(ctx, jobs)
 	l.verdicts(ctx, jobs)
 	l.undo(ctx, jobs, saved, op)
@@ -260,7 +263,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		}
 		return j
 	}
-	if len(j.heals()) > 0 {
+	if len(j.heals()) > 0 || slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Reason.Code == attach.SocketsNotHeld }) {
 		// It is put back in a moment; that it was not in force is told first.
 		if v := attach.Judge(j.d, j.o); v.Answer == attach.NotConfined && !v.At.IsZero() {
 			l.conclude(j.d, j.o, v)
@@ -419,6 +422,9 @@ func inputs(j *job) string {
 		in.Sources = append(in.Sources, c.Source)
 	}
 	for _, c := range j.o.Unit.Settings.Exec {
+		if c.StartsSockets() {
+			continue // as long as the drop-in lasts
+		}
 		c.PID = 0
 		in.Exec = append(in.Exec, c)
 	}
@@ -469,7 +475,7 @@ func (l *Loop) writeDropIn(j *job) {
 		case attach.WriteDropIn:
 			// A file that is not on record would not be known as ours.
 			if err = l.recordDropIn(j); err == nil {
-				changed, err = l.systemd.WriteDropIn(a.Target, j.d.DropInText(j.o.Unit))
+				changed, err = l.systemd.WriteDropIn(a.Target, j.dropIns()[a.Target])
 			}
 			if err == nil && changed && healed {
 				l.log.Warn("put back the drop-in of "+j.d.Unit+": "+a.Reason.String(), journal.FieldMessageID, string(journal.MsgDropInHealed),
@@ -530,20 +536,35 @@ func wayOut(err error) string {
 	return ""
 }
 
-// recordDropIn remembers that the unit's drop-in is aaunit's: before it is
+// dropIns are the texts of the files that the unit shall have, by path.
+func (j *job) dropIns() map[string]string {
+	out := map[string]string{j.d.DropInPath(): j.d.DropInText(j.o.Unit)}
+	if j.d.Attachment.SocketsWanted() != nil {
+		for _, s := range j.o.SocketUnits {
+			out[attach.DropInPath(s.ID, j.d.Attachment.Runtime)] = attach.SocketDropIn(*j.d.Attachment)
+		}
+	}
+	return out
+}
+
+// recordDropIn remembers that the unit's drop-ins are aaunit's: before it is
 // written, and for every unit that one in a pattern's directory serves.
 func (l *Loop) recordDropIn(j *job) error {
-	path := j.d.DropInPath()
-	text := sum(j.d.DropInText(j.o.Unit))
 	r := &j.d.Record
-	if r.DropIns[path] == text {
+	want := map[string]string{}
+	for path, text := range j.dropIns() {
+		if digest := sum(text); r.DropIns[path] != digest {
+			want[path] = digest
+		}
+	}
+	if len(want) == 0 {
 		return nil
 	}
 	was := r.Clone()
 	if r.DropIns == nil {
 		r.DropIns = map[string]string{}
 	}
-	r.DropIns[path] = text
+	maps.Copy(r.DropIns, want)
 	if r.Profile != j.d.Profile {
 		r.Proved = ""
 	}

@@ -23,6 +23,8 @@ type Systemd interface {
 	// are left out.
 	GlanceTogether(ctx context.Context, units []string) map[string]attach.Unit
 	InvocationTogether(ctx context.Context, units []string) map[string]string
+	// StartingSockets reads .socket units, without DropIn.
+	StartingSockets(ctx context.Context, names []string) ([]attach.StartingSocket, error)
 	// Expand lists the services that match a glob, loaded or with a unit file.
 	// Templates are listed as such.
 	Expand(ctx context.Context, glob string) ([]string, error)
@@ -210,4 +212,31 @@ type Store interface {
 	Save(attach.Record) error
 	// Delete removes a record.
 	Delete(unit string) error
+}
+
+// SocketOptions is what the loop needs of the programs that record socket options
+// and hold units to a list of them. They are in the kernel, and need nobody to live.
+// All of it may be done any number of times. A name is that of a service, or of a
+// .socket unit that starts one; of the rules that are kept also of a template or
+// prefix. An error with a method WayOut() string says what to do about it.
+type SocketOptions interface {
+	// Save keeps the rules of a name for the start helper, which reads those of the
+	// unit, and else of its template or prefix. Delete forgets them.
+	Save(name string, s attach.SocketOptions) (changed bool, err error)
+	Delete(name string) (changed bool, err error)
+	// Attach has the rules hold now, for a unit that runs in the control group;
+	// changed says whether they did not before. Nothing is refused meanwhile that
+	// both the old and the new rules allow.
+	Attach(controlGroup, unit string, s attach.SocketOptions) (changed bool, err error)
+	// Attached asks the kernel what is attached to the control group. What could not
+	// be told is in the answer.
+	Attached(controlGroup, unit string, s attach.SocketOptions) attach.SocketsSeen
+	// Read gives what was recorded since the unit's first start after the boot; found
+	// is false, and err nil, where there is nothing. Forget begins anew.
+	Read(unit string) (r attach.SocketRecording, found bool, err error)
+	Forget(unit string) error
+	// Off detaches what is attached for a unit; what was recorded stays readable.
+	Off(unit string) (changed bool, err error)
+	// Remove detaches what is attached for a unit, and throws away what was recorded.
+	Remove(unit string) (changed bool, err error)
 }

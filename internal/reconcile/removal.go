@@ -12,14 +12,16 @@ import (
 )
 
 // Removal takes aaunit off a host: what the package has done before its programs
-// go. No unit is stopped or restarted, no profile is unloaded, and systemd is not
-// reloaded: the package does that, once, when its unit files are gone too.
+// go. No unit is stopped or restarted, and no profile is unloaded. systemd is
+// reloaded only where it would run the start helper, which goes; the package does it
+// once more when its unit files are gone too.
 type Removal struct {
 	Systemd interface {
 		observer
 		ReadDropIn(path string) (text string, exists bool, err error)
 		WriteDropIn(path, text string) (changed bool, err error)
 		RemoveDropIn(path string) (changed bool, err error)
+		Reload(ctx context.Context) error
 		// DropIns lists the files that have the name and place of one of ours.
 		DropIns() ([]string, error)
 	}
@@ -59,6 +61,7 @@ func (r *Removal) Run(ctx context.Context) {
 		}
 	}
 	delete(profiles, "") // a pattern's, which depends on the unit
+	starts := false
 	missing := r.missing(ctx, slices.Sorted(maps.Keys(profiles)))
 	for _, path := range slices.Sorted(maps.Keys(units)) {
 		left := attach.LeftDropIn{Path: path, Missing: missing}
@@ -70,7 +73,12 @@ func (r *Removal) Run(ctx context.Context) {
 		if err != nil {
 			left.Problem = err.Error()
 		}
-		r.part(ctx, left, text)
+		starts = r.part(ctx, left, text) && attach.Starts(text) || starts
+	}
+	if starts && r.Booted {
+		if err := r.Systemd.Reload(ctx); err != nil {
+			r.Tell("cannot have systemd read its files again: %v; systemctl daemon-reload, or units whose socket options were held may not start", err)
+		}
 	}
 	found, err := r.Systemd.DropIns()
 	if err != nil {
@@ -129,16 +137,17 @@ func (r *Removal) missing(ctx context.Context, names []string) map[string]string
 	return why
 }
 
-// part does what is decided about one drop-in.
-func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string) {
+// part does what is decided about one drop-in, and says whether it changed.
+func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string) (changed bool) {
 	fate, why := left.Fate()
 	switch fate {
 	case attach.FateKept:
 		text = attach.TextWithoutAaunit(text)
 		if _, err := r.Systemd.WriteDropIn(left.Path, text); err != nil {
 			r.Tell("%v; its units do not start where AppArmor is off", err)
-			return
+			return false
 		}
+		changed = true
 		r.keep(left, sum(text))
 		for _, rec := range left.Records {
 			if rec.Profile != "" {
@@ -148,9 +157,13 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string)
 	case attach.FateTaken:
 		if _, err := r.Systemd.RemoveDropIn(left.Path); err != nil {
 			r.Tell("%v; remove it, or its units may not start: profile %s: %s", err, left.Records[0].Profile, why)
-			return
+			return false
 		}
+		changed = true
 		r.keep(left, "")
+		if left.OfSocket() {
+			break // the service's own drop-in tells of it
+		}
 		for _, rec := range left.Records {
 			u, known := attach.Unit{}, false
 			if r.Booted && !attach.IsPattern(rec.Unit) {
@@ -167,6 +180,7 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string)
 	case attach.FateUnread:
 		r.Tell("%s stays: %s", left.Path, why)
 	}
+	return changed
 }
 
 // keep has the records say which text a drop-in has now; "" that it is gone.

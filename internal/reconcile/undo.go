@@ -16,7 +16,7 @@ import (
 // confinement that was there before:
 //
 //  1. the drop-ins are as they were before the pass
-//  2. one daemon-reload
+//  2. one daemon-reload; the rules for socket options are as they were
 //  3. a unit that ran under the profile before gets back the policy it had
 //  4. a unit that ran before is started again, also after systemd gave up on
 //     it; one that was confined before and does not come up so stays down
@@ -72,6 +72,9 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 		if err := l.systemd.Reload(ctx); err != nil {
 			l.log.Error("systemd did not read its files again during an undo", "err", err)
 		}
+	}
+	for _, j := range back {
+		l.putBackSockets(j)
 	}
 	eachAll(back, func(j *job) { l.putBackUnit(ctx, j, back, saved) })
 	if ctx.Err() != nil {

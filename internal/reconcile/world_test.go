@@ -75,6 +75,12 @@ type world struct {
 	// deaf: systemd does not reload.
 	deaf     bool
 	evidence Evidence
+	// triggers: service -> .socket units that start it. rules are kept for the start
+	// helper, attached is what the kernel has; kernelless: it does not support it.
+	triggers        map[string][]string
+	rules, attached map[string]attach.SocketOptions
+	kernelless      bool
+	mayNot          bool // no profile lets BPF be used
 }
 
 // journalText is what the daemon logged.
@@ -130,6 +136,7 @@ func newWorld() *world {
 		files: map[string]string{}, bad: map[string]bool{}, kernel: map[string]string{}, att: map[string]attach.Attachment{},
 		broken: map[string]bool{}, records: map[string]attach.Record{}, kept: map[string]attach.Compiled{}, calls: map[string]int{},
 		events: make(chan attach.UnitEvent, 1000), changed: make(chan struct{}, 1),
+		triggers: map[string][]string{}, rules: map[string]attach.SocketOptions{}, attached: map[string]attach.SocketOptions{},
 	}
 }
 
@@ -299,6 +306,8 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		s.AssertAppArmor = true
 		s.Assignments = append(s.Assignments, at...)
 	}
+	u.ControlGroup, u.Sockets = "/system.slice/"+name, w.triggers[name]
+	s.Exec = w.helperOf(name)
 	return u, nil
 }
 
@@ -382,7 +391,10 @@ func (w *world) begin(u *unit) error {
 		u.label = p + " (enforce)"
 	}
 	u.tmp = seen.Settings.PrivateTmp != attach.PrivateTmpNo
+	delete(w.attached, u.name) // its control group is a new one
 	switch {
+	case !w.help(u.name):
+		u.failed = true
 	case p != "" && !loaded, u.breaks[p]:
 		u.failed = true
 	case p != "" && u.crashLoop:
@@ -923,6 +935,9 @@ func (p policies) Retain(ids map[string]bool) error {
 
 // Query is the gate's.
 func (w *world) Query(_ context.Context, profile string, c attach.Compiled, q attach.Assertion) attach.QueryResult {
+	if w.mayNot {
+		return attach.QueryResult{Profile: profile, File: c.File, May: attach.MayNo}
+	}
 	return attach.QueryResult{Profile: profile, File: c.File, May: attach.MayYes, Text: "may " + q.Text}
 }
 
@@ -946,7 +961,7 @@ func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compil
 func (w *world) loop() *Loop { return New(w.options()) }
 
 func (w *world) options() Options {
-	return Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Evidence: w.evidence, Rest: w.resting, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
+	return Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Evidence: w.evidence, SocketOptions: sockets{w}, Rest: w.resting, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
 }
 
 // run runs the daemon in a bubble of fake time until body returns.

@@ -15,7 +15,7 @@
 //
 // systemd's own BPFProgram= is not used: on systemd 252 a restart loses the
 // program, on 257 a daemon-reload does. A link that is pinned by a start helper
-// (Helper, cmd/aaunit-sockopts) on the line that StartLine gives stays through
+// (Helper, cmd/aaunit-sockopts) on the line attach.SocketStartLine gives stays through
 // restart, daemon-reload and daemon-reexec, and each start gets a new one for its
 // new control group. The helper runs after the vendor's ExecStartPre= lines; what
 // those do before in the first start is neither recorded nor refused.
@@ -66,8 +66,8 @@
 // The daemon is the only one who writes rules, the helper only reads them:
 //
 //  1. Attach: Store.Save(unit, template or prefix, rules), before the drop-in with
-//     StartLine is written and loaded. A running unit gets Attach at once, with the
-//     ControlGroup that systemd tells, and needs no restart.
+//     attach.SocketStartLine is written and loaded. A running unit gets Attach at
+//     once, with the ControlGroup that systemd tells, and needs no restart.
 //  2. A change of rules: Store.Save, then SetRules for each unit that Units lists
 //     and whose rules these are; ErrNothing means that it does not run, and its
 //     next start takes the stored ones. Mode off, and on again, go through Attach.
@@ -80,7 +80,7 @@
 //     whether an option was used since a point in time, such as the first start of
 //     a new executable. Forget begins anew.
 //  5. A .socket unit that triggers the service has a control group and tables of
-//     its own. Its drop-in takes the same StartLine, in [Socket], and its rules are
+//     its own. Its drop-in takes the same line, in [Socket], and its rules are
 //     those of the service; sockets that are accepted belong to it, too.
 //  6. Detach: the drop-in goes first, then Store.Delete and Remove. Removal of the
 //     package: drop-ins, then RemoveAll.

@@ -8,22 +8,9 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
-
-// HelperPath is where the start helper is installed.
-const HelperPath = "/usr/lib/aaunit/aaunit-sockopts"
-
-// StartLine is the line of a drop-in that has the helper run before each start of
-// a unit. It has systemd's specifier for the unit's name, so it is the same for
-// all units, templates and prefixes. The + runs it without the unit's sandbox and
-// user, which it could not work in. Without required, a start goes on when the
-// helper fails.
-func StartLine(required bool) string {
-	if required {
-		return "ExecStartPre=+" + HelperPath + " %n"
-	}
-	return "ExecStartPre=+" + HelperPath + " -required=no %n"
-}
 
 // Helper is what the start helper's main function needs. Its zero value is that of
 // a host.
@@ -80,7 +67,7 @@ func (h Helper) Run(args []string) int {
 		err = fmt.Errorf("it takes the name of one unit")
 	}
 	if err != nil {
-		tell(3, "%v: it is meant for ExecStartPre=+ lines that aaunitd writes, as in: %s", err, StartLine(true))
+		tell(3, "%v: it is meant for ExecStartPre=+ lines that aaunitd writes, as in: %s", err, attach.SocketStartLine(true))
 		return helperUsage
 	}
 	unit := flags.Arg(0)

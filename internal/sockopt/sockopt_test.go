@@ -15,6 +15,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
 
 var rules = Rules{Mode: Enforce, Allow: []Option{{6, 1}, {1, 9}, {6, 1}}, HoldGet: true, AllowGet: []Option{{1, 3}}}
@@ -212,8 +214,8 @@ func TestHelperExits(t *testing.T) {
 			t.Errorf("%q: %d, %q", c.args, status, told.String())
 		}
 	}
-	if StartLine(true) == StartLine(false) || !strings.HasPrefix(StartLine(true), "ExecStartPre=+"+HelperPath) {
-		t.Error(StartLine(true), StartLine(false))
+	if attach.SocketStartLine(true) == attach.SocketStartLine(false) || !strings.HasPrefix(attach.SocketStartLine(true), "ExecStartPre=+"+attach.SocketHelper) {
+		t.Error(attach.SocketStartLine(true), attach.SocketStartLine(false))
 	}
 }
 

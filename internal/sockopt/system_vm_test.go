@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
 
 // service is a unit of systemd's with the start helper of the package.
@@ -53,7 +55,7 @@ func newService(t *testing.T, unit string, list []attempt, settings ...string) *
 	}
 	s.write(s.dir+"/args", string(args))
 	text := "[Service]\nEnvironment=" + roleVar + "=service " + argsVar + "=@" + s.dir + "/args AAUNIT_TEST_RESULT=" + s.dir + "/result\n" +
-		"ExecStart=" + testProgram + "\nTimeoutStartSec=120\n" + strings.Join(append(settings, StartLine(true)), "\n") + "\n"
+		"ExecStart=" + testProgram + "\nTimeoutStartSec=120\n" + strings.Join(append(settings, attach.SocketStartLine(true)), "\n") + "\n"
 	s.write("/run/systemd/system/"+unit, text)
 	t.Cleanup(func() {
 		_ = exec.Command("systemctl", "stop", unit).Run()
@@ -286,7 +288,7 @@ func TestVMRequired(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.write(file, strings.Replace(string(text), StartLine(true), StartLine(false), 1))
+	s.write(file, strings.Replace(string(text), attach.SocketStartLine(true), attach.SocketStartLine(false), 1))
 	s.run("systemctl", "daemon-reload")
 	if got := s.start("start"); got[0].Errno != 0 {
 		t.Errorf("%+v", got)
@@ -319,7 +321,7 @@ func TestVMInstance(t *testing.T) {
 func TestVMSocketUnit(t *testing.T) {
 	s := newService(t, "vm-sockopt-act.service", []attempt{{Kind: "3", Level: unix.SOL_TCP, Option: unix.TCP_NODELAY}, nodelay})
 	socket := "vm-sockopt-act.socket"
-	s.write("/run/systemd/system/"+socket, "[Socket]\nListenStream=127.0.0.1:4711\nKeepAlive=yes\nNoDelay=yes\n"+StartLine(true)+"\n")
+	s.write("/run/systemd/system/"+socket, "[Socket]\nListenStream=127.0.0.1:4711\nKeepAlive=yes\nNoDelay=yes\n"+attach.SocketStartLine(true)+"\n")
 	t.Cleanup(func() {
 		_ = exec.Command("systemctl", "stop", socket).Run()
 		_ = os.Remove("/run/systemd/system/" + socket)
@@ -364,7 +366,7 @@ func TestVMHelperCost(t *testing.T) {
 	}
 	defer os.Remove(dir)
 	for _, what := range []string{"first start", "next start", "next start", "next start"} {
-		cmd := exec.Command("/bin/sh", "-c", fmt.Sprintf("echo $$ > %s/cgroup.procs; exec %s %s", dir, HelperPath, s.unit))
+		cmd := exec.Command("/bin/sh", "-c", fmt.Sprintf("echo $$ > %s/cgroup.procs; exec %s %s", dir, attach.SocketHelper, s.unit))
 		start := time.Now()
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
@@ -373,7 +375,7 @@ func TestVMHelperCost(t *testing.T) {
 		t.Logf("%s: %v, of which on a CPU %v, %d KiB", what, time.Since(start).Round(time.Millisecond),
 			(cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Round(time.Millisecond), usage.Maxrss)
 	}
-	nothing := exec.Command("/bin/sh", "-c", "exec "+HelperPath+" -version")
+	nothing := exec.Command("/bin/sh", "-c", "exec "+attach.SocketHelper+" -version")
 	start := time.Now()
 	if out, err := nothing.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

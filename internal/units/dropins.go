@@ -168,7 +168,7 @@ func (s *Systemd) place(path string) (string, error) {
 	parent, last := filepath.Split(strings.TrimSuffix(dir, "/"))
 	unit, ok := strings.CutSuffix(last, ".d")
 	if !ok || name != attach.DropInName || (parent != "/etc/systemd/system/" && parent != "/run/systemd/system/") ||
-		!strings.HasSuffix(unit, ".service") || fullName(unit) != nil {
+		!strings.HasSuffix(unit, ".service") && !strings.HasSuffix(unit, ".socket") || fullName(unit) != nil {
 		return "", fmt.Errorf("cannot use %q as a drop-in: aaunit's are /etc/systemd/system/UNIT.d/%s and the same below /run", path, attach.DropInName)
 	}
 	if len(last) > unix.NAME_MAX {

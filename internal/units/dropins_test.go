@@ -101,7 +101,7 @@ func TestDropInPlaces(t *testing.T) {
 		"", "/", "90-aaunit.conf", "/etc/passwd",
 		"/etc/systemd/system/a.service.d/zz.conf",
 		"/etc/systemd/system/a.service/90-aaunit.conf",
-		"/etc/systemd/system/a.socket.d/90-aaunit.conf",
+		"/etc/systemd/system/a.timer.d/90-aaunit.conf",
 		"/etc/systemd/system/service.d/90-aaunit.conf",
 		"/etc/systemd/system/../system/a.service.d/90-aaunit.conf",
 		"/etc/systemd/system//a.service.d/90-aaunit.conf",
@@ -279,7 +279,7 @@ func TestDropInsAreFound(t *testing.T) {
 	s, root := dropInRoot(t)
 	for _, f := range []string{
 		ourDropIn, "/run/systemd/system/x@.service.d/90-aaunit.conf",
-		"/etc/systemd/system/a.socket.d/90-aaunit.conf", "/etc/systemd/system/a.service.d/override.conf", "/etc/systemd/system/b.service/90-aaunit.conf",
+		"/etc/systemd/system/a.socket.d/90-aaunit.conf", "/etc/systemd/system/a.timer.d/90-aaunit.conf", "/etc/systemd/system/a.service.d/override.conf", "/etc/systemd/system/b.service/90-aaunit.conf",
 	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, f)), 0o755); err != nil {
 			t.Fatal(err)
@@ -288,7 +288,7 @@ func TestDropInsAreFound(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, err := s.DropIns(); err != nil || !slices.Equal(got, []string{ourDropIn, "/run/systemd/system/x@.service.d/90-aaunit.conf"}) {
+	if got, err := s.DropIns(); err != nil || !slices.Equal(got, []string{"/etc/systemd/system/a.socket.d/90-aaunit.conf", ourDropIn, "/run/systemd/system/x@.service.d/90-aaunit.conf"}) {
 		t.Errorf("%q, %v", got, err)
 	}
 }

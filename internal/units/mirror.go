@@ -366,7 +366,7 @@ func (k *kept) compact() {
 		one(p)
 	}
 	set.PrivateTmp = unique.Make(set.PrivateTmp).Value()
-	for _, list := range [][]string{u.Names, u.DropIns, u.RestartsWith, set.After, set.JoinsNamespaceOf, k.deps} {
+	for _, list := range [][]string{u.Names, u.DropIns, u.RestartsWith, u.Sockets, set.After, set.JoinsNamespaceOf, set.Architectures, k.deps} {
 		all(list)
 	}
 	if set.AddressFamilies != nil {

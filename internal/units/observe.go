@@ -55,6 +55,20 @@ func (s *Systemd) GlanceTogether(ctx context.Context, units []string) map[string
 	return out
 }
 
+// StartingSockets reads .socket units. It asks systemd once for each, and keeps nothing.
+func (s *Systemd) StartingSockets(ctx context.Context, names []string) ([]attach.StartingSocket, error) {
+	var out []attach.StartingSocket
+	for _, name := range names {
+		k, err := s.read(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("cannot observe %s: %w", shown(name), err)
+		}
+		out = append(out, attach.StartingSocket{ID: k.u.ID, Active: k.u.Active(), ControlGroup: k.u.ControlGroup,
+			NeedReload: k.u.NeedReload, Exec: k.u.Settings.Exec})
+	}
+	return out, nil
+}
+
 func (s *Systemd) observe(ctx context.Context, unit string, plan bool) (attach.Unit, error) {
 	if err := fullName(unit); err != nil {
 		return attach.Unit{}, err
@@ -226,7 +240,8 @@ var propertyNames = func() map[string]bool {
 		InactiveExitTimestampMonotonic Job
 		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
 		RootDirectory RootImage After
-		DynamicUser JoinsNamespaceOf RestrictAddressFamilies`) {
+		DynamicUser JoinsNamespaceOf RestrictAddressFamilies
+		TriggeredBy CapabilityBoundingSet AmbientCapabilities SystemCallArchitectures`) {
 		names[name] = true
 	}
 	for _, name := range namespaced {
@@ -361,6 +376,12 @@ func decodeUnit(p *props) (u attach.Unit, deps []string, err error) {
 		ExecMainCode:   int(read[int32](p, "ExecMainCode")),
 		ExecMainStatus: int(read[int32](p, "ExecMainStatus")),
 	}
+	for _, name := range read[[]string](p, "TriggeredBy") {
+		if strings.HasSuffix(name, ".socket") && fullName(name) == nil {
+			u.Sockets = append(u.Sockets, name)
+		}
+	}
+	slices.Sort(u.Sockets)
 	if r := p.row("LoadError", "", ""); r != nil {
 		u.LoadError = r[1].(string)
 	}
@@ -402,6 +423,8 @@ var namespaced = []string{"ProtectSystem", "ProtectHome", "PrivateDevices", "Pri
 func policySettings(p *props, s *attach.Settings) {
 	s.DynamicUser = read[bool](p, "DynamicUser")
 	s.JoinsNamespaceOf = read[[]string](p, "JoinsNamespaceOf")
+	s.Bounding, s.Ambient = read[uint64](p, "CapabilityBoundingSet"), read[uint64](p, "AmbientCapabilities")
+	s.Architectures = read[[]string](p, "SystemCallArchitectures")
 	s.MountNamespace = s.RootDirectory != ""
 	for _, name := range namespaced {
 		v, ok := p.get(name)

@@ -22,7 +22,7 @@ const maxUnitFile = 1 << 20
 // watchedKeys are the settings of which it matters who set them, by section.
 var watchedKeys = map[string][]string{
 	"Unit":    {"AssertSecurity"},
-	"Service": {"AppArmorProfile", "PrivateTmp", "PermissionsStartOnly"},
+	"Service": {"AppArmorProfile", "PrivateTmp", "PermissionsStartOnly", "ExecStartPre"},
 }
 
 // assignments reads who set what: the unit file first, then its drop-ins in

@@ -1,0 +1,190 @@
+package attach
+
+import (
+	"fmt"
+	"slices"
+)
+
+// StartsSockets reports whether a command line is that of the start helper, as the
+// drop-in has it: what runs there without the profile is aaunit's own.
+func (c ExecCommand) StartsSockets() bool {
+	return c.Property == "ExecStartPre" && c.Path == SocketHelper && len(c.Argv) > 1 && c.Argv[0] == SocketHelper
+}
+
+// startsSockets reports whether the helper is run before each start of a unit, so
+// that a start fails with it where it must. systemd does not tell of the "+" of a
+// .socket unit's lines.
+func (s Settings) startsSockets(unit string, tellsPlus bool) bool {
+	return slices.ContainsFunc(s.Exec, func(c ExecCommand) bool {
+		return c.StartsSockets() && (c.Privileged || !tellsPlus) && slices.Equal(c.Argv[1:], []string{unit}) && !c.IgnoreFailure
+	})
+}
+
+// socketDropIn is where the drop-in of a .socket unit belongs.
+func (d Desired) socketDropIn(unit string) string { return DropInPath(unit, d.Attachment.Runtime) }
+
+// RulesName is the name under which the start helper finds the unit's rules: the one
+// whose drop-in directory the line is in.
+func (d Desired) RulesName() string { return d.Attachment.Placement(d.Unit) }
+
+// diffSocketDropIns plans the drop-ins of the .socket units that start a service, and
+// lists the paths that are to stay.
+func diffSocketDropIns(p *Plan, d Desired, o Observed) (wanted []string) {
+	if d.Attachment.SocketsWanted() == nil {
+		return nil
+	}
+	text := SocketDropIn(*d.Attachment)
+	for _, s := range o.SocketUnits {
+		file := d.socketDropIn(s.ID)
+		wanted = append(wanted, file)
+		switch {
+		case !s.DropIn.Exists:
+			p.add(WriteDropIn, file, because(DropInMissing, "%s does not exist", file))
+		case s.DropIn.Content != text:
+			p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the attachment asks for", file))
+		}
+	}
+	if o.SocketsProblem != "" { // what is there stays
+		for file := range d.Record.DropIns {
+			if file != d.DropInPath() {
+				wanted = append(wanted, file)
+			}
+		}
+	}
+	return wanted
+}
+
+// diffSockets plans what makes the rules hold for what runs now. A start takes them
+// by itself.
+func diffSockets(p *Plan, d Desired, o Observed) {
+	want := d.Attachment.SocketsWanted()
+	if want == nil {
+		if len(d.Record.SocketUnits) > 0 {
+			p.add(ReleaseSockets, d.Unit, because(SocketsReleased, "%s asks for no rules for socket options", d.Attachment.Source))
+		}
+		return
+	}
+	if d.Record.Sockets == nil || !d.Record.Sockets.same(*want) {
+		p.add(HoldSockets, d.Unit, because(SocketsChanged, "%s says what socket options %s may set", d.Attachment.Source, d.Unit))
+		return
+	}
+	for _, seen := range o.Sockets {
+		if seen.Attached == No || seen.Rules == No {
+			p.add(HoldSockets, d.Unit, because(SocketsNotHeld, "%s: %s", seen.Unit, seen.Why))
+			return
+		}
+	}
+	for _, s := range o.SocketUnits {
+		if !slices.Contains(d.Record.SocketUnits, s.ID) {
+			p.add(HoldSockets, d.Unit, because(SocketsChanged, "%s starts %s, and its sockets are held to the same rules", s.ID, d.Unit))
+			return
+		}
+	}
+}
+
+// same reports whether two sections mean the same, whatever their reasons and lines.
+func (s SocketOptions) same(t SocketOptions) bool {
+	names := func(list []AllowedOption) (out []string) {
+		for _, o := range list {
+			out = append(out, o.Option)
+		}
+		slices.Sort(out)
+		return out
+	}
+	return s.Mode == t.Mode && s.Requires() == t.Requires() && slices.Equal(names(s.Allow), names(t.Allow)) && slices.Equal(names(s.AllowGet), names(t.AllowGet))
+}
+
+// socketObstacles looks at what the rules for socket options would not reach.
+func socketObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
+	want := d.Attachment.SocketsWanted()
+	if want == nil {
+		return nil, nil
+	}
+	for _, s := range o.SocketUnits {
+		file := d.socketDropIn(s.ID)
+		switch {
+		case s.DropIn.Problem != "":
+			refusals = append(refusals, because(DropInUnreadable, "%s", s.DropIn.Problem).at(file))
+		case s.DropIn.Exists && !s.DropIn.Ours && s.DropIn.Content != SocketDropIn(*d.Attachment):
+			refusals = append(refusals, because(DropInForeign, "%s exists and aaunit did not write it", file).at(file).next("remove or rename it"))
+		}
+	}
+	if o.SocketsProblem != "" {
+		warnings = append(warnings, because(SocketsUnknown, "the .socket units of %s could not be looked at: %s", d.Unit, o.SocketsProblem))
+	}
+	s := o.Unit.Settings
+	if !slices.Equal(s.Architectures, []string{"native"}) {
+		w := because(SocketsForeignCalls, "%s may make system calls of another architecture, whose socket options are neither recorded nor refused", d.Unit).at(o.Unit.FragmentPath)
+		if s.NoNewPrivileges || s.User == "" || s.User == "root" {
+			w = w.next("SystemCallArchitectures=native in the unit closes it")
+		}
+		warnings = append(warnings, w)
+	}
+	if s.PAMName != "" {
+		warnings = append(warnings, because(SocketsForeignCalls, "PAMName=%s may take the program of %s to a session, where its socket options are neither recorded nor refused", s.PAMName, d.Unit).at(o.Unit.FragmentPath))
+	}
+	return refusals, warnings
+}
+
+// The capabilities by which a program can change what holds it, see
+// capabilities(7).
+const (
+	capSysAdmin = 1 << 21
+	capBPF      = 1 << 39
+)
+
+// HoldsBPF reports whether the unit's program is started with a capability that lets
+// it change the kernel's BPF tables, unless its profile forbids that.
+func (s Settings) HoldsBPF() bool {
+	const either = capSysAdmin | capBPF
+	if s.User == "" && !s.DynamicUser || s.User == "root" || s.User == "0" {
+		return s.Bounding&either != 0
+	}
+	return s.Ambient&either != 0
+}
+
+// judgeSockets says of the socket options what the kernel said. Where they are not
+// required, all of it is a note.
+func judgeSockets(d Desired, o Observed) (out []Reason) {
+	want := d.Attachment.SocketsWanted()
+	if want == nil {
+		return nil
+	}
+	say := func(c Code, format string, args ...any) Reason {
+		if !want.Requires() {
+			c = SocketsNote
+		}
+		return because(c, format, args...)
+	}
+	if o.SocketsProblem != "" {
+		out = append(out, say(SocketsUnknown, "the .socket units of %s could not be looked at: %s", d.Unit, o.SocketsProblem))
+	}
+	for _, s := range o.SocketUnits {
+		if !(Settings{Exec: s.Exec}).startsSockets(s.ID, false) && want.Requires() {
+			out = append(out, because(SocketsOverridden, "%s does not run the start helper of its socket options", s.ID).at(d.socketDropIn(s.ID)))
+		}
+	}
+	running := o.Scan != nil && len(o.Scan.Tasks) > 0
+	asked := false
+	for _, seen := range o.Sockets {
+		asked = asked || seen.Unit == d.Unit
+		switch {
+		case seen.Attached == No, seen.Rules == No:
+			out = append(out, say(SocketsNotHeld, "the socket options of %s are not as declared: %s", seen.Unit, orUnsaid(seen.Why)))
+		case seen.Attached != Yes, seen.Rules != Yes:
+			out = append(out, say(SocketsUnknown, "whether the socket options of %s are as declared could not be told: %s", seen.Unit, orUnsaid(seen.Why)).next(seen.Next))
+		}
+	}
+	if running && !asked {
+		out = append(out, say(SocketsUnknown, "whether the socket options of %s are as declared could not be told: systemd gives it no control group", d.Unit))
+	}
+	if running && o.Unit.Settings.HoldsBPF() && o.MayBPF != No {
+		what := "its profile allows it"
+		if o.MayBPF == CouldNotTell {
+			what = "whether its profile allows it could not be told"
+		}
+		out = append(out, say(SocketsOpen, "%s runs with CAP_BPF or CAP_SYS_ADMIN, and %s: it can change the rules for its socket options", d.Unit, what).
+			next(fmt.Sprintf("CapabilityBoundingSet=~CAP_BPF CAP_SYS_ADMIN in %s, or take the capability out of the profile", d.Unit)))
+	}
+	return out
+}

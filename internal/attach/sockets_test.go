@@ -1,0 +1,206 @@
+package attach
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestSetSocketOption(t *testing.T) {
+	names := func(call SocketCall, name string) (string, error) {
+		if name == "bad" {
+			return "", errors.New("there is no such name")
+		}
+		return string(call) + ":" + name, nil
+	}
+	var a Attachment
+	set := func(key, value string) error { return a.SetSocketOption(key, value, 7, names) }
+	if err := set("Allow", "x  the  reason"); err != nil || a.SocketOptions.Mode != SocketsRecord || a.SocketOptions.Requires() {
+		t.Fatalf("%v %+v", err, a.SocketOptions)
+	}
+	shared := a // a copy of an attachment shares what it points to
+	for key, value := range map[string]string{"Mode": "enforce", "Allow": "y why", "AllowGet": "z because\x1b[2J"} {
+		if err := set(key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := a.SocketOptions
+	if shared.SocketOptions.Mode != SocketsRecord || len(shared.SocketOptions.Allow) != 1 {
+		t.Errorf("a copy changed with it: %+v", shared.SocketOptions)
+	}
+	if !s.Requires() || !s.HoldsGet() || len(s.Allow) != 2 || s.Allow[0].Option != "setsockopt:x" || s.Allow[0].Reason != "the  reason" ||
+		s.AllowGet[0].Option != "getsockopt:z" || strings.Contains(s.AllowGet[0].Reason, "\x1b") {
+		t.Errorf("%+v", s)
+	}
+	if err := set("Required", "no"); err != nil || a.SocketOptions.Requires() {
+		t.Errorf("%v %+v", err, a.SocketOptions)
+	}
+	for _, kv := range [][2]string{{"Required", ""}, {"Allow", ""}, {"AllowGet", ""}} {
+		if err := set(kv[0], kv[1]); err != nil {
+			t.Error(err)
+		}
+	}
+	if s := a.SocketOptions; !s.Requires() || s.HoldsGet() || len(s.Allow) > 0 {
+		t.Errorf("an empty value resets: %+v", s)
+	}
+	for kv, want := range map[[2]string]string{
+		{"Allow", "x"}: "a reason is missing", {"Allow", "bad why"}: "no such name", {"Mode", "complain"}: "use one of",
+		{"Required", "maybe"}: "yes or no", {"Deny", "x y"}: "unknown key",
+	} {
+		if err := set(kv[0], kv[1]); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want %q", kv, err, want)
+		}
+	}
+}
+
+// held is an attachment that holds socket options, and a running unit that is so.
+func held(required Tri) (Desired, Observed) {
+	a := NewAttachment()
+	a.Source, a.Units, a.Profile = "/etc/aaunit/attachments.d/a.conf", []string{"a.service"}, "a"
+	a.SocketOptions = &SocketOptions{Mode: SocketsEnforce, Required: required}
+	d := Desired{Unit: "a.service", Attachment: &a, Profile: "a"}
+	d.Record.Sockets = a.SocketOptions
+	d.Record.SocketUnits = []string{"a.service", "a.socket"}
+	line := func(unit string, plus bool) []ExecCommand {
+		return []ExecCommand{{Property: "ExecStartPre", Path: SocketHelper, Argv: []string{SocketHelper, unit}, Privileged: plus}}
+	}
+	o := Observed{
+		Unit:        Unit{ID: "a.service", ActiveState: "active", Settings: Settings{Exec: line("a.service", true), Bounding: 1<<41 - 1}},
+		Scan:        &Scan{Tasks: []Task{{PID: 1, TID: 1}}},
+		SocketUnits: []StartingSocket{{ID: "a.socket", Active: true, Exec: line("a.socket", false), DropIn: DropInState{Exists: true, Ours: true, Content: SocketDropIn(a)}}},
+		Sockets:     []SocketsSeen{{Unit: "a.service", Attached: Yes, Rules: Yes}, {Unit: "a.socket", Attached: Yes, Rules: Yes}},
+		MayBPF:      No,
+	}
+	return d, o
+}
+
+func TestJudgeSockets(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(d *Desired, o *Observed)
+		want   Code // where it is required; a note where it is not
+		plan   bool // it is put back
+	}{
+		{"as declared", func(*Desired, *Observed) {}, "", false},
+		{"not attached", func(_ *Desired, o *Observed) { o.Sockets[0] = SocketsSeen{Unit: "a.service", Attached: No} }, SocketsNotHeld, true},
+		{"other rules, at the socket", func(_ *Desired, o *Observed) { o.Sockets[1].Rules = No }, SocketsNotHeld, true},
+		{"could not be told", func(_ *Desired, o *Observed) { o.Sockets[0] = SocketsSeen{Unit: "a.service", Why: "no memory"} }, SocketsUnknown, false},
+		{"a forgotten field", func(_ *Desired, o *Observed) { o.Sockets[0].Rules = CouldNotTell }, SocketsUnknown, false},
+		{"not asked", func(_ *Desired, o *Observed) { o.Sockets = nil }, SocketsUnknown, false},
+		{"sockets unread", func(_ *Desired, o *Observed) { o.SocketsProblem = "no answer" }, SocketsUnknown, false},
+		{"the profile allows BPF", func(_ *Desired, o *Observed) { o.MayBPF = Yes }, SocketsOpen, false},
+		{"whether it does is not known", func(_ *Desired, o *Observed) { o.MayBPF = CouldNotTell }, SocketsOpen, false},
+		{"no capability to allow", func(_ *Desired, o *Observed) { o.MayBPF, o.Unit.Settings.Bounding = Yes, 1 }, "", false},
+		{"a user without capabilities", func(_ *Desired, o *Observed) { o.MayBPF, o.Unit.Settings.User = Yes, "www-data" }, "", false},
+		{"a user with one", func(_ *Desired, o *Observed) {
+			o.MayBPF, o.Unit.Settings.User, o.Unit.Settings.Ambient = Yes, "www-data", capBPF
+		}, SocketsOpen, false},
+		{"switched off", func(d *Desired, o *Observed) {
+			d.Attachment.SocketOptions = &SocketOptions{Mode: SocketsOff}
+			o.Sockets = nil
+		}, "", true},
+	} {
+		for _, required := range []Tri{Yes, No} {
+			t.Run(c.name+", required "+required.String(), func(t *testing.T) {
+				d, o := held(required)
+				c.change(&d, &o)
+				want := c.want
+				if want != "" && required == No {
+					want = SocketsNote
+				}
+				var got []Code
+				for _, r := range judgeSockets(d, o) {
+					got = append(got, r.Code)
+				}
+				if want == "" && len(got) > 0 || want != "" && !slices.Equal(got, []Code{want}) {
+					t.Errorf("%q, want %q", got, want)
+				}
+				var p Plan
+				diffSockets(&p, d, o)
+				if planned := len(p.Actions) > 0; planned != c.plan {
+					t.Errorf("planned: %+v", p.Actions)
+				}
+			})
+		}
+	}
+}
+
+// Our own + line is no way around the profile; whatever looks like it is.
+func TestOnlyTheStartHelperMayBePrivileged(t *testing.T) {
+	ours := ExecCommand{Property: "ExecStartPre", Path: SocketHelper, Argv: []string{SocketHelper, "-required=no", "a.service"}, Privileged: true, PID: 7}
+	with := func(change func(*ExecCommand)) ExecCommand { c := ours; change(&c); return c }
+	for _, c := range []struct {
+		name string
+		line ExecCommand
+		ours bool
+	}{
+		{"the helper", ours, true},
+		{"another program", with(func(c *ExecCommand) { c.Path = "/usr/bin/true" }), false},
+		{"another line", with(func(c *ExecCommand) { c.Property = "ExecStartPost" }), false},
+		{"as the program itself", with(func(c *ExecCommand) { c.Property = "ExecStart" }), false},
+		{"under another name", with(func(c *ExecCommand) { c.Argv = []string{"sh", "a.service"} }), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			u := Unit{ID: "a.service", ControlPID: 9, Settings: Settings{Exec: []ExecCommand{c.line}}}
+			refusals, warnings := commandObstacles(u)
+			if quiet := len(refusals)+len(warnings) == 0; quiet != c.ours {
+				t.Errorf("refusals %v, warnings %v", refusals, warnings)
+			}
+			if free := freeCommand(u); free == c.ours && c.line.Property != "ExecStart" {
+				t.Errorf("while another command is at work, it excuses a task: %v", free)
+			}
+			u.ControlPID = c.line.PID
+			if c.ours && !freeCommand(u) {
+				t.Error("while it runs itself it is no escape")
+			}
+		})
+	}
+}
+
+func TestSocketObstacles(t *testing.T) {
+	d, o := held(Yes)
+	_, warnings := socketObstacles(d, o)
+	if len(warnings) != 1 || warnings[0].Code != SocketsForeignCalls || !strings.Contains(warnings[0].Next, "SystemCallArchitectures=native") {
+		t.Errorf("%+v", warnings)
+	}
+	o.Unit.Settings.User = "www-data" // it would imply NoNewPrivileges=
+	if _, warnings := socketObstacles(d, o); len(warnings) != 1 || warnings[0].Next != "" {
+		t.Errorf("%+v", warnings)
+	}
+	o.Unit.Settings.Architectures = []string{"native"}
+	if refusals, warnings := socketObstacles(d, o); len(refusals)+len(warnings) != 0 {
+		t.Errorf("%+v %+v", refusals, warnings)
+	}
+	o.SocketUnits[0].DropIn = DropInState{Exists: true, Content: "[Socket]\n"}
+	if refusals, _ := socketObstacles(d, o); len(refusals) != 1 || refusals[0].Code != DropInForeign {
+		t.Errorf("%+v", refusals)
+	}
+}
+
+func TestRemovalTakesTheStartLineAlong(t *testing.T) {
+	d, _ := held(Yes)
+	text := DropIn(*d.Attachment, "a")
+	if !Starts(text) || Starts(TextWithoutAaunit(text)) {
+		t.Errorf("%q\n%q", text, TextWithoutAaunit(text))
+	}
+	file := DropInPath("a.socket", false)
+	left := LeftDropIn{Path: file, Exists: true, Sum: "x", Records: []Record{{Profile: "a", DropIns: map[string]string{file: "x"}}}}
+	if fate, why := left.Fate(); fate != FateTaken || why == "" {
+		t.Errorf("the drop-in of a .socket unit: %v %q", fate, why)
+	}
+}
+
+// The start helper has no rules in an image: what requires them is not prepared.
+func TestAnImageWithSocketOptions(t *testing.T) {
+	for required, refused := range map[Tri]bool{Yes: true, CouldNotTell: true, No: false} {
+		d, o := held(required)
+		p := DiffImage(d, o)
+		if got := slices.ContainsFunc(p.Refusals, func(r Reason) bool { return r.Code == SocketsUnknown }); got != refused {
+			t.Errorf("Required=%v: refusals %v", required, p.Refusals)
+		}
+		if text := DropIn(*d.Attachment, "a"); !WroteDropIn(text) || WroteDropIn(text+"ExecStartPre=+/bin/sh\n") {
+			t.Errorf("Required=%v: what aaunit wrote is not known again\n%s", required, text)
+		}
+	}
+}

@@ -1,0 +1,309 @@
+package reconcile
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/journal"
+)
+
+// Socket options are beside the profile: a program of the kernel on the unit's
+// control group, which a start helper puts there, and for a unit that runs this
+// daemon. So nothing here needs a restart.
+
+// observeSockets looks at what is attached for the socket options of a unit, and at
+// the .socket units that start it, where its attachment wants any.
+func (l *Loop) observeSockets(ctx context.Context, d attach.Desired, how depth, o *attach.Observed) {
+	want := d.Attachment.SocketsWanted()
+	if want == nil || attach.IsPattern(d.Unit) {
+		return
+	}
+	if len(o.Unit.Sockets) > 0 {
+		found, err := l.systemd.StartingSockets(ctx, o.Unit.Sockets)
+		if err != nil {
+			o.SocketsProblem = err.Error()
+		}
+		for _, s := range found {
+			if how == full {
+				s.DropIn = l.readDropInAt(d, attach.DropInPath(s.ID, d.Attachment.Runtime))
+			}
+			o.SocketUnits = append(o.SocketUnits, s)
+		}
+	}
+	for _, r := range runningGroups(*o) {
+		o.Sockets = append(o.Sockets, l.sockets.Attached(r.group, r.unit, *want))
+	}
+	if o.Unit.Settings.HoldsBPF() {
+		o.MayBPF = l.mayBPF(ctx, d)
+	}
+}
+
+// running is a unit with a control group.
+type running struct{ unit, group string }
+
+// runningGroups are the service and its .socket units as far as they run.
+func runningGroups(o attach.Observed) (out []running) {
+	if o.Unit.Active() && o.Unit.ControlGroup != "" {
+		out = append(out, running{o.Unit.ID, o.Unit.ControlGroup})
+	}
+	for _, s := range o.SocketUnits {
+		if s.Active && s.ControlGroup != "" {
+			out = append(out, running{s.ID, s.ControlGroup})
+		}
+	}
+	return out
+}
+
+// maxBPF bounds the policies of which mayBPF is remembered.
+const maxBPF = 4096
+
+// mayBPF says whether an accepted policy of the unit lets one of its profiles use a
+// capability that can change BPF tables. A policy is asked once.
+func (l *Loop) mayBPF(ctx context.Context, d attach.Desired) attach.Tri {
+	if len(d.Record.Policies) == 0 {
+		return attach.CouldNotTell
+	}
+	answer := attach.No
+	for _, id := range d.Record.Policies {
+		key := id + "\x00" + strings.Join(profilesOf(d), "\x00")
+		l.mu.Lock()
+		may, known := l.bpf[key]
+		l.mu.Unlock()
+		if !known {
+			if may = l.askBPF(ctx, d, id); may != attach.CouldNotTell {
+				l.mu.Lock()
+				if len(l.bpf) >= maxBPF {
+					clear(l.bpf)
+				}
+				l.bpf[key] = may
+				l.mu.Unlock()
+			}
+		}
+		switch {
+		case may == attach.Yes:
+			return attach.Yes
+		case may == attach.CouldNotTell:
+			answer = attach.CouldNotTell
+		}
+	}
+	return answer
+}
+
+func (l *Loop) askBPF(ctx context.Context, d attach.Desired, id string) attach.Tri {
+	c, kept := l.policies.Lookup(id)
+	if !kept || l.gate == nil {
+		return attach.CouldNotTell
+	}
+	answer := attach.No
+	for _, p := range c.Profiles {
+		if !slices.ContainsFunc(profilesOf(d), func(n string) bool { return p.Name == n || strings.HasPrefix(p.Name, n+"//") }) {
+			continue
+		}
+		for _, name := range []string{"bpf", "sys_admin"} {
+			switch l.gate.Query(ctx, p.Name, c, attach.Assertion{Class: attach.AssertCapability, Object: name}).May {
+			case attach.MayNo:
+			case attach.MayYes, attach.MayNotMediated:
+				return attach.Yes
+			default:
+				answer = attach.CouldNotTell
+			}
+		}
+	}
+	return answer
+}
+
+// saveSockets keeps the rules of units for the start helper, before the drop-in that
+// runs it is written. The record comes first: what is there is known to be taken
+// back. Rules that somebody removed are written again.
+func (l *Loop) saveSockets(jobs []*job) {
+	eachAlive(jobs, func(j *job) {
+		want := j.d.Attachment.SocketsWanted()
+		if want == nil || j.held() {
+			return
+		}
+		names := []string{j.d.RulesName()}
+		for _, s := range j.o.SocketUnits {
+			names = append(names, s.ID)
+		}
+		if err := l.ownSockets(j, append(names, j.d.Unit)); err != nil {
+			j.fail(attach.StepSockets, attach.Because(attach.RecordBad, "%v", err).WithNext(wayOut(err)))
+			return
+		}
+		for _, name := range names {
+			changed, err := l.sockets.Save(name, *want)
+			j.out.Changed = j.out.Changed || changed
+			if err != nil {
+				j.fail(attach.StepSockets, attach.Because(attach.RecordBad, "%v", err).WithNext(wayOut(err)))
+				return
+			}
+		}
+	})
+}
+
+// ownSockets puts names on the unit's record for which there will be rules or
+// programs.
+func (l *Loop) ownSockets(j *job, names []string) error {
+	was := j.d.Record.Clone()
+	r := &j.d.Record
+	for _, name := range names {
+		if !slices.Contains(r.SocketUnits, name) {
+			r.SocketUnits = append(r.SocketUnits, name)
+		}
+	}
+	if len(r.SocketUnits) == len(was.SocketUnits) {
+		return nil
+	}
+	r.Unit, r.Attachment = j.d.Unit, j.d.Attachment.Source
+	if err := l.keep(*r); err != nil {
+		*r = was
+		return err
+	}
+	return nil
+}
+
+// applySockets has the rules hold for what runs, or takes them off. What could not be
+// done is told; whether it matters is the verdict's to say.
+func (l *Loop) applySockets(jobs []*job) {
+	eachAlive(jobs, func(j *job) {
+		if !j.plan.Has(attach.HoldSockets) || j.held() {
+			return
+		}
+		l.holdSockets(j, runningGroups(j.o))
+	})
+	// One after the other, as the last one who shares rules takes them along.
+	for _, j := range jobs {
+		if j.alive() && j.plan.Has(attach.ReleaseSockets) {
+			l.releaseSockets(j, nil)
+		}
+	}
+}
+
+func (l *Loop) holdSockets(j *job, groups []running) {
+	want := j.d.Attachment.SocketsWanted()
+	var why attach.Reason
+	for _, a := range j.plan.Actions {
+		if a.Kind == attach.HoldSockets {
+			why = a.Reason
+		}
+	}
+	ok := true
+	for _, r := range groups {
+		changed, err := l.sockets.Attach(r.group, r.unit, *want)
+		if err != nil {
+			ok = false
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.SocketsNote, "%v", err).WithNext(wayOut(err)))
+			j.event(attach.StepSockets, attach.Warned, "%v", err)
+			continue
+		}
+		j.out.Changed = j.out.Changed || changed
+		if changed && why.Code == attach.SocketsNotHeld {
+			l.log.Warn("put back the socket options of "+r.unit+": "+why.String(), journal.FieldMessageID, string(journal.MsgSocketsHealed),
+				journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
+		}
+	}
+	j.d.Record.Sockets = want
+	if ok {
+		j.event(attach.StepSockets, attach.Done, "%s", socketsText(*want))
+	}
+}
+
+// socketsText puts rules into one line.
+func socketsText(s attach.SocketOptions) string {
+	text := "mode " + string(s.Mode)
+	if s.Mode == attach.SocketsEnforce {
+		text += ", " + count(len(s.Allow), "option", "options") + " may be set"
+		if s.HoldsGet() {
+			text += ", " + count(len(s.AllowGet), "option", "options") + " may be read"
+		}
+	}
+	return text
+}
+
+// releaseSockets takes off what is attached for the names on the unit's record that
+// nobody else has on his, but for those to keep. In mode off what was recorded stays
+// readable.
+func (l *Loop) releaseSockets(j *job, keep []string) {
+	var left []string
+	for _, name := range j.d.Record.SocketUnits {
+		if slices.Contains(keep, name) {
+			left = append(left, name)
+			continue
+		}
+		if l.sharedSockets(j.d.Unit, name) {
+			continue
+		}
+		if err := l.releaseName(j, name); err != nil {
+			left = append(left, name)
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.SocketsNote, "%v", err).WithNext(wayOut(err)))
+			j.event(attach.StepSockets, attach.Warned, "%v", err)
+		}
+	}
+	j.d.Record.SocketUnits = left
+	if len(keep) == 0 {
+		j.d.Record.Sockets = nil
+	}
+	l.mu.Lock()
+	if r, ok := l.records[j.d.Unit]; ok {
+		r = r.Clone()
+		r.SocketUnits = left
+		l.records[j.d.Unit] = r
+	}
+	l.mu.Unlock()
+	if len(left) == len(keep) {
+		j.event(attach.StepSockets, attach.Done, "released")
+	}
+}
+
+func (l *Loop) releaseName(j *job, name string) error {
+	changed, err := l.sockets.Delete(name)
+	j.out.Changed = j.out.Changed || changed
+	if err != nil || attach.IsPattern(name) {
+		return err
+	}
+	if a := j.d.Attachment; a != nil && a.SocketOptions != nil {
+		changed, err = l.sockets.Off(name)
+	} else {
+		changed, err = l.sockets.Remove(name)
+	}
+	j.out.Changed = j.out.Changed || changed
+	return err
+}
+
+// sharedSockets reports whether another unit has a name on its record: units of one
+// pattern share its rules, and those of one .socket unit that.
+func (l *Loop) sharedSockets(unit, name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for other, r := range l.records {
+		if other != unit && slices.Contains(r.SocketUnits, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// putBackSockets goes back to the rules from before the pass, when an attach is
+// undone.
+func (l *Loop) putBackSockets(j *job) {
+	if j.before.Sockets == nil || j.fresh {
+		if len(j.d.Record.SocketUnits) > 0 && !j.stuck {
+			l.releaseSockets(j, nil)
+		}
+		return
+	}
+	l.releaseSockets(j, j.before.SocketUnits)
+	for _, name := range j.before.SocketUnits {
+		if name != j.d.Unit || j.d.RulesName() == name {
+			if _, err := l.sockets.Save(name, *j.before.Sockets); err != nil {
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.SocketsNote, "%v", err).WithNext(wayOut(err)))
+			}
+		}
+	}
+	for _, r := range runningGroups(j.o) {
+		if _, err := l.sockets.Attach(r.group, r.unit, *j.before.Sockets); err != nil {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.SocketsNote, "%v", err).WithNext(wayOut(err)))
+		}
+	}
+}

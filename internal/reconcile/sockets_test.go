@@ -1,0 +1,273 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// sockets is the world's socket options: stored rules, and what the kernel has.
+type sockets struct{ *world }
+
+var errNoBPF = errors.New("the kernel does not support it")
+
+func (s sockets) Save(name string, o attach.SocketOptions) (bool, error) {
+	defer s.lock()()
+	if old, ok := s.rules[name]; ok && reflect.DeepEqual(old, o) {
+		return false, nil
+	}
+	if err := s.call("keep rules of %s", name); err != nil {
+		return false, err
+	}
+	s.rules[name] = o
+	return true, nil
+}
+
+func (s sockets) Delete(name string) (bool, error) {
+	defer s.lock()()
+	if _, ok := s.rules[name]; !ok {
+		return false, nil
+	}
+	if err := s.call("delete rules of %s", name); err != nil {
+		return false, err
+	}
+	delete(s.rules, name)
+	return true, nil
+}
+
+func (s sockets) Attach(_, unit string, o attach.SocketOptions) (bool, error) {
+	defer s.lock()()
+	if s.kernelless {
+		return false, errNoBPF
+	}
+	if old, ok := s.attached[unit]; ok && reflect.DeepEqual(old, o) {
+		return false, nil
+	}
+	if err := s.call("attach rules to %s", unit); err != nil {
+		return false, err
+	}
+	s.attached[unit] = o
+	return true, nil
+}
+
+func (s sockets) Attached(_, unit string, o attach.SocketOptions) attach.SocketsSeen {
+	defer s.lock()()
+	seen := attach.SocketsSeen{Unit: unit}
+	have, ok := s.attached[unit]
+	switch {
+	case s.kernelless:
+		seen.Why = errNoBPF.Error()
+	case !ok:
+		seen.Attached, seen.Why = attach.No, "no program of aaunit is attached"
+	default:
+		seen.Attached, seen.Rules = attach.Yes, attach.TriOf(reflect.DeepEqual(have, o))
+		seen.Why = "other rules"
+	}
+	return seen
+}
+
+func (s sockets) Read(unit string) (attach.SocketRecording, bool, error) {
+	return attach.SocketRecording{Unit: unit}, false, nil
+}
+
+func (s sockets) Forget(string) error { return nil }
+
+func (s sockets) Off(unit string) (bool, error) { return s.Remove(unit) }
+
+func (s sockets) Remove(unit string) (bool, error) {
+	defer s.lock()()
+	if _, ok := s.attached[unit]; !ok {
+		return false, nil
+	}
+	if err := s.call("detach rules from %s", unit); err != nil {
+		return false, err
+	}
+	delete(s.attached, unit)
+	return true, nil
+}
+
+// helperOf gives the start helper's command line of a unit, as systemd has read it.
+func (w *world) helperOf(unit string) []attach.ExecCommand {
+	v, at := w.setting(unit, "ExecStartPre")
+	if len(at) == 0 {
+		return nil
+	}
+	argv := strings.Fields(strings.ReplaceAll(strings.TrimPrefix(v, "+"), "%n", unit))
+	return []attach.ExecCommand{{Property: "ExecStartPre", Path: argv[0], Argv: argv, Privileged: true}}
+}
+
+// help is the start helper; false fails the start.
+func (w *world) help(unit string) bool {
+	for _, c := range w.helperOf(unit) {
+		rules, ok := w.rules[unit]
+		if !ok && strings.Contains(unit, "@") {
+			rules, ok = w.rules[attach.TemplateOf(unit)]
+		}
+		if !ok || w.kernelless {
+			return slices.Contains(c.Argv, "-required=no")
+		}
+		w.attached[unit] = rules
+	}
+	return true
+}
+
+func (w *world) StartingSockets(_ context.Context, names []string) (out []attach.StartingSocket, err error) {
+	defer w.lock()()
+	for _, n := range names {
+		out = append(out, attach.StartingSocket{ID: n, Active: true, ControlGroup: "/system.slice/" + n, Exec: w.helperOf(n)})
+	}
+	return out, nil
+}
+
+var nodelay = []attach.AllowedOption{{Option: "SOL_TCP:TCP_NODELAY", Reason: "small answers"}}
+
+func options(mode attach.SocketMode, allow ...attach.AllowedOption) func(*attach.Attachment) {
+	return func(a *attach.Attachment) { a.SocketOptions = &attach.SocketOptions{Mode: mode, Allow: allow} }
+}
+
+const socketDropIn = "/etc/systemd/system/a.socket.d/90-aaunit.conf"
+
+func TestSocketOptionsHoldWithoutARestart(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.triggers["a.service"] = []string{"a.socket"}
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsRecord))
+		rest()
+		if got := answer(l, "a.service"); got != "confined" {
+			t.Fatalf("attached: %s, calls %q", got, w.trace)
+		}
+		start := w.units["a.service"].start
+		if line := attach.SocketStartLine(false); !strings.Contains(w.read[dropIn], line) || !strings.Contains(w.read[socketDropIn], "[Socket]\n"+line) {
+			t.Errorf("drop-ins: %q", w.read)
+		}
+		for _, u := range []string{"a.service", "a.socket"} {
+			if w.rules[u].Mode != attach.SocketsRecord || w.attached[u].Mode != attach.SocketsRecord {
+				t.Errorf("%s: kept %+v, in the kernel %+v", u, w.rules[u], w.attached[u])
+			}
+		}
+
+		// Another mode and list: at once, and in the drop-ins a start fails with.
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsEnforce, nodelay...))
+		rest()
+		if got := answer(l, "a.service"); got != "confined" || w.units["a.service"].start != start {
+			t.Errorf("enforce: %s, start %d and then %d", got, start, w.units["a.service"].start)
+		}
+		for _, u := range []string{"a.service", "a.socket"} {
+			if !reflect.DeepEqual(w.attached[u].Allow, nodelay) || w.attached[u].Mode != attach.SocketsEnforce {
+				t.Errorf("%s: in the kernel %+v", u, w.attached[u])
+			}
+		}
+		if !strings.Contains(w.read[dropIn], attach.SocketStartLine(true)) || !strings.Contains(w.read[socketDropIn], attach.SocketStartLine(true)) {
+			t.Errorf("drop-ins: %q", w.read)
+		}
+
+		// Taken off by hand: told, and put back by the next pass.
+		delete(w.attached, "a.socket")
+		w.attached["a.service"] = attach.SocketOptions{Mode: attach.SocketsRecord}
+		time.Sleep(DefaultRecheck)
+		rest()
+		if !reflect.DeepEqual(w.attached["a.service"].Allow, nodelay) || w.attached["a.socket"].Mode != attach.SocketsEnforce {
+			t.Errorf("not put back: %+v", w.attached)
+		}
+		if answer(l, "a.service") != "confined" || w.log.count("put back the socket options of a.service") != 1 || w.log.count("a.service is not-confined") != 1 {
+			t.Errorf("not told: %s", w.log.String())
+		}
+
+		// Mode off, and the end.
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsOff))
+		rest()
+		if len(w.rules)+len(w.attached) > 0 || strings.Contains(w.read[dropIn], "ExecStartPre") || w.read[socketDropIn] != "" {
+			t.Errorf("off: %+v %+v %q", w.rules, w.attached, w.read)
+		}
+		if got := answer(l, "a.service"); got != "confined" || w.units["a.service"].start != start {
+			t.Errorf("off: %s, start %d and then %d", got, start, w.units["a.service"].start)
+		}
+	})
+}
+
+func TestADetachTakesTheSocketOptionsAlong(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.triggers["a.service"] = []string{"a.socket"}
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsEnforce, nodelay...))
+	w.run(t, func(*Loop) {
+		if len(w.rules) != 2 || len(w.attached) != 2 {
+			t.Fatalf("%+v %+v", w.rules, w.attached)
+		}
+		w.undeclare("/etc/aaunit/attachments.d/a.conf")
+		rest()
+		if len(w.rules)+len(w.attached)+len(w.disk)+len(w.records) > 0 {
+			t.Errorf("left: rules %+v, kernel %+v, drop-ins %q, records %+v", w.rules, w.attached, w.disk, w.records)
+		}
+		removed := slices.Index(w.trace, "remove "+socketDropIn)
+		deleted := slices.Index(w.trace, "delete rules of a.socket")
+		if removed < 0 || deleted < removed {
+			t.Errorf("the line goes before what it needs: %q", w.trace)
+		}
+	})
+}
+
+// Where the kernel cannot do it, what is required is unknown and keeps the start
+// from coming up, and what is not is a note.
+func TestSocketOptionsThatTheKernelCannotHold(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		mode     attach.SocketMode
+		required attach.Tri
+		want     string
+		undone   bool
+	}{
+		{"record", attach.SocketsRecord, attach.CouldNotTell, "confined", false},
+		{"enforce", attach.SocketsEnforce, attach.CouldNotTell, "not-confined", true},
+		{"enforce, not required", attach.SocketsEnforce, attach.No, "confined", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			w.addUnit("a.service")
+			w.kernelless = true
+			w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) {
+				a.SocketOptions = &attach.SocketOptions{Mode: c.mode, Required: c.required, Allow: nodelay}
+			})
+			w.run(t, func(l *Loop) {
+				if got := answer(l, "a.service"); got != c.want {
+					t.Errorf("%s, want %s: %s", got, c.want, w.log.String())
+				}
+				if held := w.records["a.service"].Hold != nil; held != c.undone || !w.units["a.service"].running {
+					t.Errorf("held %v, unit %+v", held, w.units["a.service"])
+				}
+				if c.undone && (len(w.rules) > 0 || strings.Contains(w.disk[dropIn], "ExecStartPre")) {
+					t.Errorf("left after the undo: %+v %q", w.rules, w.disk)
+				}
+			})
+		})
+	}
+}
+
+func TestUnitsOfATemplateShareTheRules(t *testing.T) {
+	w := newWorld()
+	for _, u := range []string{"a@1.service", "a@2.service"} {
+		w.addUnit(u)
+	}
+	w.files["a"] = "1"
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a@.service", func(a *attach.Attachment) {
+		a.Profile = "a"
+		options(attach.SocketsEnforce, nodelay...)(a)
+	})
+	w.run(t, func(l *Loop) {
+		if _, own := w.rules["a@1.service"]; own || w.rules["a@.service"].Mode != attach.SocketsEnforce || len(w.attached) != 2 {
+			t.Fatalf("rules %+v, kernel %+v, %s", w.rules, w.attached, w.log.String())
+		}
+		w.undeclare("/etc/aaunit/attachments.d/a.conf")
+		rest()
+		if len(w.rules)+len(w.attached) > 0 {
+			t.Errorf("left: rules %+v, kernel %+v", w.rules, w.attached)
+		}
+	})
+}
