@@ -64,6 +64,7 @@ RestrictAddressFamilies=~AF_INET6
 		Directories:     []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/c"}},
 		AddressFamilies: &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET", "AF_UNIX"}},
 		Assignments: []attach.Assignment{
+			{Key: "ExecStartPre", Value: `!-/usr/bin/mkdir -p "/run/a b" ; +/usr/bin/true`, Path: "/usr/lib/systemd/system/a@.service", Line: 6},
 			{Key: "PrivateTmp", Value: "true", Path: "/etc/systemd/system/a@one.service.d/20-x.conf", Line: 2},
 			{Key: "AppArmorProfile", Value: "-a-%i", Path: "/etc/systemd/system/a@one.service.d/20-x.conf", Line: 3},
 		},
