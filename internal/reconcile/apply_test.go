@@ -168,6 +168,9 @@ func TestAProposedProfileIsAskedForItsUnits(t *testing.T) {
 		if out := propose(t, l, "/etc/apparmor.d/other", "1"); len(out) != 1 || out[0].Exit != attach.ExitOK {
 			t.Errorf("a profile of nobody: %+v", out)
 		}
+		if w.calls["load"] != loads {
+			t.Errorf("a proposal was loaded: %q", w.trace)
+		}
 		w.mu.Lock()
 		w.files["a"] = "2"
 		w.mu.Unlock()
