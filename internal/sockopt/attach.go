@@ -499,6 +499,8 @@ func (s *System) Attached(path, unit string) (a Attachment, err error) {
 		case a.Why != "":
 		case part.Program == 0:
 			a.Why = "no program of aaunit is attached for " + h.call.String()
+		case part.Tag == "":
+			a.Why = "the program that is attached for " + h.call.String() + " is none of those that are pinned"
 		case part.Tag != part.Want:
 			a.Why = "the program that is attached for " + h.call.String() + " is another version than this one"
 		case tables != nil && !slices.Equal(tables, maps):
@@ -565,18 +567,14 @@ func (s *System) part(cg cgroup, h hook, dir string) (p Part, maps []uint32, err
 		return p, nil, err
 	}
 	for _, attached := range result.Programs {
-		tag, used, err := programTag(attached.ID)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it was detached in the meantime
-		}
-		if err != nil {
-			return p, nil, err
-		}
 		if attached.ID != mine {
 			p.Others = append(p.Others, uint32(attached.ID))
 			continue
 		}
-		p.Program, p.Tag, p.Link, maps = uint32(mine), tag, uint32(linkID), used
+		p.Program, p.Link = uint32(mine), uint32(linkID)
+		if p.Tag, maps, err = pinnedTag(dir, h, mine); err != nil {
+			return p, nil, err
+		}
 	}
 	return p, maps, nil
 }
@@ -585,20 +583,40 @@ func (s *System) part(cg cgroup, h hook, dir string) (p Part, maps []uint32, err
 // (BPF_F_QUERY_EFFECTIVE, bpf(2)).
 const queryEffective = 1
 
-func programTag(id ebpf.ProgramID) (tag string, maps []uint32, err error) {
-	p, err := ebpf.NewProgramFromID(id)
-	if err != nil {
+// pinnedTag finds the program with an id among those that are pinned for the unit,
+// of whatever version; tag is "" where it is none of them. To open it by its id would
+// take CAP_SYS_ADMIN (bpf_prog_get_fd_by_id in the kernel's kernel/bpf/syscall.c),
+// which the daemon does not have.
+func pinnedTag(dir string, h hook, id ebpf.ProgramID) (tag string, maps []uint32, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", nil, err
 	}
-	defer p.Close()
-	info, err := p.Info()
-	if err != nil {
-		return "", nil, err
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), h.program+"_") {
+			continue
+		}
+		p, err := ebpf.LoadPinnedProgram(filepath.Join(dir, e.Name()), nil)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was unpinned in the meantime
+		}
+		if err != nil {
+			return "", nil, err
+		}
+		info, err := p.Info()
+		p.Close()
+		if err != nil {
+			return "", nil, err
+		}
+		if found, ok := info.ID(); !ok || found != id {
+			continue
+		}
+		ids, _ := info.MapIDs()
+		for _, m := range ids {
+			maps = append(maps, uint32(m))
+		}
+		slices.Sort(maps)
+		return info.Tag, maps, nil
 	}
-	ids, _ := info.MapIDs()
-	for _, id := range ids {
-		maps = append(maps, uint32(id))
-	}
-	slices.Sort(maps)
-	return info.Tag, maps, nil
+	return "", nil, nil
 }
