@@ -185,6 +185,7 @@ func (e *Explanation) attached(s Status, c Case) {
 		e.add(false, because(Paused, "%s is paused %s", e.Unit, s.Paused).next("aaunitctl resume "+e.Unit))
 	}
 	e.add(false, s.Notes...)
+	e.add(false, c.Sockets...)
 	e.Headline = e.headline(s, v)
 	if e.Answer == Confined && !e.Pattern && len(s.Refused) == 0 && !held {
 		e.rests(v)
@@ -559,7 +560,7 @@ func commandIn(next string) (Command, bool) {
 }
 
 // blanks stand for what a person has to fill in.
-var blanks = map[string]bool{"NAME": true, "PROFILE": true, "UNIT": true, "FILE": true, "CODE": true}
+var blanks = map[string]bool{"NAME": true, "PROFILE": true, "UNIT": true, "FILE": true, "CODE": true, "WHY": true}
 
 func plainShell(w string) bool {
 	return w != "" && !strings.ContainsFunc(w, func(r rune) bool {

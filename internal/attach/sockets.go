@@ -212,7 +212,9 @@ type SocketUse struct {
 	Call SocketCall `json:"call"`
 	// Option is its name on that kind of socket, which OptionNames takes back.
 	Option string `json:"option"`
-	Socket string `json:"socket"` // such as "TCP over IPv6"
+	// ListName is its canonical name, where that is another one.
+	ListName string `json:"listName,omitempty"`
+	Socket   string `json:"socket"` // such as "TCP over IPv6"
 	// BySystemd: systemd's own process did it, before the unit's program. It is never
 	// refused, and needs no place on a list.
 	BySystemd bool `json:"bySystemd,omitempty"`
