@@ -73,7 +73,7 @@ func (s SocketOptions) HoldsGet() bool { return len(s.AllowGet) > 0 }
 // SocketsWanted is the attachment's [SocketOptions], nil where it has none or has
 // them switched off.
 func (a *Attachment) SocketsWanted() *SocketOptions {
-	if a == nil || a.SocketOptions == nil || a.SocketOptions.Mode == SocketsOff {
+	if a == nil || a.SocketOptions.Off() {
 		return nil
 	}
 	return a.SocketOptions

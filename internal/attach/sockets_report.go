@@ -89,6 +89,55 @@ func (u SocketUse) Canonical() string {
 	return u.Option
 }
 
+// WithStale fills in what follows from the history.
+func (s SocketStatus) WithStale() SocketStatus {
+	s.Stale, s.StaleWhy = s.History.Stale()
+	if d, ok := s.History.Difference(); ok {
+		s.Difference = &d
+	}
+	return s
+}
+
+// Bound leaves out all but so many kinds of call of each recording and executable,
+// and gives how many there are then. The counts of the kernel's table, which are for
+// the one who keeps them, go.
+func (s *SocketStatus) Bound(most int) (kept int) {
+	cut := func(list []SocketUse) []SocketUse {
+		s.LeftOut += max(0, len(list)-most)
+		list = list[:min(len(list), most)]
+		kept += len(list)
+		return list
+	}
+	s.Recorded = slices.Clone(s.Recorded)
+	for i := range s.Recorded {
+		s.Recorded[i].Seen = cut(s.Recorded[i].Seen)
+	}
+	s.History.Counted = nil
+	s.History.Builds = slices.Clone(s.History.Builds)
+	for i := range s.History.Builds {
+		s.History.Builds[i].Uses = cut(s.History.Builds[i].Uses)
+	}
+	if d := s.Difference; d != nil {
+		// The executables are in the history.
+		own := SocketDifference{Old: d.Old, New: d.New, More: cut(d.More), Less: cut(d.Less)}
+		own.Old.Uses, own.New.Uses = []SocketUse{}, []SocketUse{}
+		s.Difference = &own
+	}
+	return kept
+}
+
+// Off reports whether there is no section, or one that is switched off.
+func (s *SocketOptions) Off() bool { return s == nil || s.Mode == SocketsOff }
+
+// Summary says in few words what a section says.
+func (s SocketOptions) Summary() string {
+	text := fmt.Sprintf("mode %s, %d to set", s.Mode, len(s.Allow))
+	if s.HoldsGet() {
+		return text + fmt.Sprintf(" and %d to read", len(s.AllowGet))
+	}
+	return text
+}
+
 // Reasons puts into words what of it somebody should know: what was refused, what is
 // not known, and that the list is stale.
 func (s SocketStatus) Reasons() (out []Reason) {
