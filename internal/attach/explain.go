@@ -402,6 +402,9 @@ var steps = map[Code]Command{
 	GlobalComplain:     {"sh -c 'echo enforce >/sys/module/apparmor/parameters/mode'", true},
 	BootServiceMissing: {"systemctl enable apparmor.service", true},
 
+	SocketRefused: {"aaunitctl sockopts {unit}", true},
+	SocketsStale:  {"aaunitctl sockopts diff {unit}", true},
+
 	UnitNotFound:     {"systemctl list-unit-files --type=service", false},
 	UnitMasked:       {"systemctl unmask {unit}", true},
 	UnitBad:          {"systemd-analyze verify {unit}", false},
