@@ -126,9 +126,10 @@ func (h SocketHistory) Found(s SocketOptions, p EvidenceProgram, at time.Time) S
 	return h.Review(s, p, by, at)
 }
 
-// Merge adds what the kernel's table says during a start. What was last used before
-// the start is not of its executable.
-func (h SocketHistory) Merge(r SocketRecording, run SocketRun) SocketHistory {
+// Merge adds what the kernel's tables say during a start: that of the unit, and those
+// of the .socket units that start it. What was last used before the start is not of
+// its executable.
+func (h SocketHistory) Merge(tables []SocketRecording, run SocketRun) SocketHistory {
 	before := h.Counted
 	if h.Boot != run.Boot || run.Boot == "" {
 		before = nil // the table is another one
@@ -143,32 +144,34 @@ func (h SocketHistory) Merge(r SocketRecording, run SocketRun) SocketHistory {
 		old = slices.IndexFunc(h.Builds, func(b SocketBuild) bool { return b.is(last.Program) })
 	}
 	h.Boot, h.Counted = run.Boot, map[string]SocketCount{}
-	for _, u := range r.Seen {
-		k := u.key()
-		was := before[k]
-		if len(h.Counted) < maxCounted {
-			h.Counted[k] = SocketCount{u.Allowed, u.Refused}
+	for _, r := range tables {
+		for _, u := range r.Seen {
+			k := r.Unit + " " + u.key()
+			was := before[k]
+			if len(h.Counted) < maxCounted {
+				h.Counted[k] = SocketCount{u.Allowed, u.Refused}
+			}
+			if u.Allowed < was.Allowed || u.Refused < was.Refused {
+				was = SocketCount{} // it was forgotten, and is counted anew
+			}
+			fresh := u
+			fresh.Allowed, fresh.Refused = u.Allowed-was.Allowed, u.Refused-was.Refused
+			if fresh.Allowed+fresh.Refused == 0 {
+				continue
+			}
+			to := now
+			switch {
+			case !u.Last.Time.Before(run.Started):
+			case before == nil || old < 0:
+				continue // of nobody who is known
+			default:
+				to = old
+			}
+			if to == now && u.First.Time.Before(run.Started) {
+				fresh.First = fresh.Last // the first of this start is not known
+			}
+			h.Builds[to].use(fresh)
 		}
-		if u.Allowed < was.Allowed || u.Refused < was.Refused {
-			was = SocketCount{} // it was forgotten, and is counted anew
-		}
-		fresh := u
-		fresh.Allowed, fresh.Refused = u.Allowed-was.Allowed, u.Refused-was.Refused
-		if fresh.Allowed+fresh.Refused == 0 {
-			continue
-		}
-		to := now
-		switch {
-		case !u.Last.Time.Before(run.Started):
-		case before == nil || old < 0:
-			continue // of nobody who is known
-		default:
-			to = old
-		}
-		if to == now && u.First.Time.Before(run.Started) {
-			fresh.First = fresh.Last // the first of this start is not known
-		}
-		h.Builds[to].use(fresh)
 	}
 	return h
 }

@@ -32,7 +32,9 @@ func usesOf(b SocketBuild) string {
 	return strings.Join(out, " ")
 }
 
-func table(uses ...SocketUse) SocketRecording { return SocketRecording{Unit: "a.service", Seen: uses} }
+func table(uses ...SocketUse) []SocketRecording {
+	return []SocketRecording{{Unit: "a.service", Seen: uses}}
+}
 
 func TestHistoryDividesByExecutable(t *testing.T) {
 	h := SocketHistory{Unit: "a.service"}
@@ -59,6 +61,11 @@ func TestHistoryDividesByExecutable(t *testing.T) {
 	h3 := h2.Merge(table(used("x", 1, 21, 21), used("z", 9, 18, 19)), startOf("a", "b2", "i3", 20))
 	if got := usesOf(h3.Builds[0]) + "; " + usesOf(h3.Builds[1]); got != "x=2 z=2; x=4 y=1" || h3.Builds[1].Starts != 2 {
 		t.Errorf("builds after the reboot: %s", got)
+	}
+	// Each table counts for itself.
+	both := h3.Merge(append(table(used("x", 1, 21, 21), used("z", 9, 18, 19)), SocketRecording{Unit: "a.socket", Seen: []SocketUse{used("x", 2, 22, 22)}}), startOf("a", "b2", "i3", 20))
+	if got := usesOf(both.Builds[1]); got != "x=6 y=1" {
+		t.Errorf("with the table of a .socket unit: %s", got)
 	}
 	// What was forgotten is counted anew.
 	h4 := h3.Merge(table(used("x", 1, 25, 25)), startOf("a", "b2", "i3", 20))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -157,12 +158,12 @@ func (l *Loop) keepSocketsOf(unit string, run attach.SocketRun, wanted *attach.S
 	if err != nil {
 		l.log.Warn(err.Error(), journal.FieldUnit, unit)
 	}
-	r, _, err := l.sockets.Read(unit)
+	tables, err := l.socketTables(unit)
 	if err != nil {
 		l.log.Warn(err.Error(), journal.FieldUnit, unit) // the verdict says it, too
 		return
 	}
-	h = h.Merge(r, run)
+	h = h.Merge(tables, run)
 	if wanted != nil {
 		h = h.Found(*wanted, run.Program, run.At)
 	}
@@ -170,6 +171,23 @@ func (l *Loop) keepSocketsOf(unit string, run attach.SocketRun, wanted *attach.S
 		l.log.Error(err.Error(), journal.FieldUnit, unit)
 	}
 	l.noteStale(unit, h, wanted)
+}
+
+// socketTables reads what was recorded of a unit, and of the .socket units that start
+// it. With an error there is what could be read.
+func (l *Loop) socketTables(unit string) (tables []attach.SocketRecording, err error) {
+	l.mu.Lock()
+	others := slices.Clone(l.records[unit].SocketUnits)
+	l.mu.Unlock()
+	others = slices.DeleteFunc(others, func(name string) bool { return !strings.HasSuffix(name, ".socket") })
+	for _, name := range append([]string{unit}, others...) {
+		r, found, e := l.sockets.Read(name)
+		if found && e == nil {
+			tables = append(tables, r)
+		}
+		err = errors.Join(err, e)
+	}
+	return tables, err
 }
 
 // noteStale has status say that a list is of another executable.
@@ -249,16 +267,14 @@ func (l *Loop) socketStatus(unit string) attach.SocketStatus {
 	if s.History, err = l.histories.Load(unit); err != nil {
 		l.log.Warn(err.Error(), journal.FieldUnit, unit)
 	}
-	r, found, err := l.sockets.Read(unit)
-	switch {
-	case err != nil:
+	tables, err := l.socketTables(unit)
+	if err != nil {
 		s.Problem, s.Next = err.Error(), wayOut(err)
-	case found:
-		s.Recorded = append(s.Recorded, r)
-		if runs {
-			run.At = time.Now()
-			s.History = s.History.Merge(r, run)
-		}
+	}
+	s.Recorded = append(s.Recorded, tables...)
+	if len(tables) > 0 && runs {
+		run.At = time.Now()
+		s.History = s.History.Merge(tables, run)
 	}
 	return s.WithStale()
 }
