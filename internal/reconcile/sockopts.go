@@ -308,7 +308,7 @@ func (l *Loop) ChangeSockets(ctx context.Context, r attach.Request, progress fun
 			if p.refused() {
 				continue
 			}
-			l.reviewSockets(p, r)
+			out[i].Notes = append(out[i].Notes, l.reviewSockets(p, r)...)
 			if !p.write {
 				out[i].Exit = attach.ExitOK
 			}
@@ -358,9 +358,9 @@ func (l *Loop) changeSockets(p *prepared, r attach.Request) {
 }
 
 // reviewSockets puts on record that somebody has looked at a unit's list.
-func (l *Loop) reviewSockets(p *prepared, r attach.Request) {
+func (l *Loop) reviewSockets(p *prepared, r attach.Request) (notes []attach.Reason) {
 	if l.histories == nil || p.d.Attachment.SocketOptions == nil {
-		return
+		return nil
 	}
 	w := &l.socketWatch
 	w.mu.Lock()
@@ -374,10 +374,11 @@ func (l *Loop) reviewSockets(p *prepared, r attach.Request) {
 	}
 	h = h.Review(*p.d.Attachment.SocketOptions, run.Program, r.By, time.Now())
 	if err := l.histories.Save(h); err != nil {
-		p.out.Notes = append(p.out.Notes, attach.Because(attach.RecordBad, "%v", err))
+		notes = append(notes, attach.Because(attach.RecordBad, "%v", err))
 		l.log.Error(err.Error(), journal.FieldUnit, p.unit)
 	}
 	l.noteStale(p.unit, h, p.d.Attachment.SocketOptions)
+	return notes
 }
 
 // socketReasons is what an explanation says of a unit's socket options.
