@@ -236,7 +236,7 @@ func (p *printer) denialTable(list []attach.SeenDenial) {
 	for _, d := range list {
 		cells = append(cells, p.cells(d))
 	}
-	p.indented([]string{"LAST", "COUNT", "OPERATION", "PERM", "WHAT", "PROGRAM", "PROFILE", "RESULT"}, cells)
+	p.shifted([]string{"LAST", "COUNT", "OPERATION", "PERM", "WHAT", "PROGRAM", "PROFILE", "RESULT"}, cells, nil)
 }
 
 // denialLines prints each denial by itself: what comes later is not known, so

@@ -218,14 +218,14 @@ func (p *printer) sockets(s attach.SocketStatus) {
 	}
 	if len(cells) > 0 {
 		p.line("")
-		p.indented([]string{"CALL", "OPTION", "SOCKET", "ALLOWED", "REFUSED", "SINCE", "LAST", "PROGRAM", "LIST"}, cells)
+		p.shifted([]string{"CALL", "OPTION", "SOCKET", "ALLOWED", "REFUSED", "SINCE", "LAST", "PROGRAM", "LIST"}, cells, nil)
 	} else if s.Problem == "" {
 		p.line("  Nothing was seen since the boot, or since recording began.")
 	}
 	if len(own) > 0 {
 		p.line("")
 		p.line("  By systemd itself, before the program (never refused, and needs no place on the list):")
-		p.indented([]string{"CALL", "OPTION", "SOCKET", "COUNT", "SINCE", "LAST"}, own)
+		p.shifted([]string{"CALL", "OPTION", "SOCKET", "COUNT", "SINCE", "LAST"}, own, nil)
 	}
 	if lost > 0 {
 		p.line("  %s %s for options that found no place in the table, %d of them refused: more was used than is shown", p.mark(markWarn), calls(lost), refused)
@@ -309,12 +309,12 @@ func (p *printer) buildRow(m mark, label string, b attach.SocketBuild) row {
 	return r
 }
 
-// indented is a table below a unit's head.
-func (p *printer) indented(titles []string, cells [][]string) {
+// shifted is a table below a unit's head, a little to the right.
+func (p *printer) shifted(titles []string, cells [][]string, colors []string) {
 	var b strings.Builder
 	q := *p
 	q.w = &b
-	q.table(titles, cells, nil)
+	q.table(titles, cells, colors)
 	for l := range strings.Lines(b.String()) {
 		p.line("  %s", strings.TrimSuffix(l, "\n"))
 	}
@@ -347,7 +347,7 @@ func (p *printer) socketsDiffOf(s attach.SocketStatus) {
 				missing = append(missing, u.Canonical())
 			}
 		}
-		p.indented([]string{"CALL", "OPTION", "ALLOWED", "REFUSED", "LAST", "PROGRAM", "LIST"}, cells)
+		p.shifted([]string{"CALL", "OPTION", "ALLOWED", "REFUSED", "LAST", "PROGRAM", "LIST"}, cells, nil)
 		if len(missing) > 0 {
 			p.line("      %s aaunitctl sockopts approve %s %s --reason WHY", p.mark(markNext), p.text(s.Unit), p.text(strings.Join(missing, " ")))
 		}

@@ -87,6 +87,9 @@ func (u *uses) Program(_ context.Context, p attach.EvidenceProgram) attach.Evide
 
 func (u *uses) Has(string, attach.EvidenceKey) bool { return true }
 func (u *uses) Record(attach.Evidence)              {}
+
+// History is of evidence.
+func (u *uses) History(string) attach.EvidenceHistory { return attach.EvidenceHistory{} }
 func (u *uses) Check(context.Context, string, *attach.Evidence, map[string]string) attach.EvidenceStatus {
 	return attach.EvidenceStatus{}
 }
