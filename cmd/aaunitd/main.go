@@ -90,6 +90,7 @@ func main() {
 	keeper := evidence.New(evidence.Options{Dir: filepath.Join(*stateDir, "evidence"), Policy: policies.Get, Log: log})
 	asks.Facts = keeper.Facts
 	o.Evidence, o.Processes = keeper, &procs.Looker{}
+	o.Histories, o.OptionNames, o.Kernel = state.Histories(filepath.Join(*stateDir, "sockopts-seen")), sockopt.OptionName, state.Kernel()
 	if err := run(log, o, keeper); err != nil {
 		log.Error("cannot go on: " + err.Error())
 		os.Exit(1)

@@ -439,6 +439,14 @@ func (m *fakeManager) HostReport(context.Context) (attach.HostReport, error) {
 	return attach.HostReport{Machine: attach.Machine{Name: "host"}}, nil
 }
 
+func (m *fakeManager) SocketOptions(units []string) attach.SocketReport {
+	return attach.SocketReport{Units: []attach.SocketStatus{{Unit: strings.Join(units, " "), Recorded: []attach.SocketRecording{}}}}
+}
+
+func (m *fakeManager) ChangeSockets(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+	return m.Pause(ctx, r, progress)
+}
+
 func (m *fakeManager) Subscribe(ctx context.Context, f func(attach.Status)) {
 	m.mu.Lock()
 	m.publish = f

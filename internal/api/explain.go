@@ -52,7 +52,7 @@ func publicCases(r attach.CaseReport, hidden string) attach.CaseReport {
 		}
 		c.Plan = nil
 		if hidden != "" {
-			c.Denials, c.LeftOut, c.Hidden = nil, 0, hidden
+			c.Denials, c.LeftOut, c.Sockets, c.Hidden = nil, 0, nil, hidden
 		}
 		cases[i] = c
 	}

@@ -65,6 +65,11 @@ type Manager interface {
 	Exposed(ctx context.Context) (attach.ExposureReport, error)
 	// HostReport is all that there is to report of the host.
 	HostReport(ctx context.Context) (attach.HostReport, error)
+	// SocketOptions says what is known of the socket options of attached units (names
+	// and globs; none: all that have a list or are recorded).
+	SocketOptions(units []string) attach.SocketReport
+	// ChangeSockets changes lists and modes, which takes effect without a restart.
+	ChangeSockets(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	// Subscribe has f told every published status until ctx ends; a removed
 	// unit comes with Status.Attachment == "". f returns at once. Subscribe may
 	// return when it has registered f, or when ctx ends.
@@ -92,6 +97,8 @@ var managerIface = iface{
 		{name: "ListProfiles", out: []param{{"profiles", "s"}}, large: true, call: callListProfiles},
 		{name: "Denials", in: []param{{"units", "as"}, {"since", "t"}}, out: []param{{"denials", "s"}}, large: true, call: callDenials},
 		{name: "WaitDenials", in: []param{{"units", "as"}, {"cursor", "s"}}, out: []param{{"denials", "s"}}, call: callWaitDenials},
+		{name: "SocketOptions", in: []param{{"units", "as"}}, out: []param{{"options", "s"}}, large: true, call: callSocketOptions},
+		{name: "ChangeSocketOptions", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callChangeSockets},
 		{name: "Explain", in: []param{{"units", "as"}}, out: []param{{"cases", "s"}}, large: true, call: callExplain},
 		{name: "Metrics", out: []param{{"metrics", "s"}}, large: true, call: callMetrics},
 		{name: "ListUnconfined", out: []param{{"services", "s"}}, call: callExposed},

@@ -21,12 +21,20 @@ const (
 	optDryRun    = "dry-run"    // b; Detach only
 	optFor       = "for"        // t, microseconds; Pause only
 	optSettle    = "settle"     // t, microseconds
+
+	// ChangeSocketOptions only.
+	optMode    = "mode"    // s
+	optApprove = "approve" // as
+	optRevoke  = "revoke"  // as
+	optCall    = "call"    // s
+	optReason  = "reason"  // s
 )
 
 var (
 	attachOptions = []string{optProfile, optRuntime, optComplain, optNoRestart, optSettle}
 	detachOptions = []string{optNoRestart, optDryRun}
 	pauseOptions  = []string{optFor}
+	socketOptions = []string{optMode, optApprove, optRevoke, optCall, optReason}
 )
 
 // decodeRequest reads the arguments of what changes or plans something.
@@ -77,6 +85,14 @@ func decodeRequest(units []string, options map[string]dbus.Variant, allowed []st
 			}
 			span := time.Duration(us) * time.Microsecond
 			r.Settle = &span
+		default:
+			if r.Sockets == nil {
+				r.Sockets = &attach.SocketChange{Call: attach.SetSockOpt}
+			}
+			var err *dbus.Error
+			if ok, err = decodeSocketOption(r.Sockets, key, v); err != nil {
+				return r, err
+			}
 		}
 		if !ok {
 			return r, invalidArgs("option %q has type %q", key, options[key].Signature().String())
@@ -99,10 +115,55 @@ func encodeOptions(r attach.Request) map[string]dbus.Variant {
 			out[key] = dbus.MakeVariant(true)
 		}
 	}
+	if c := r.Sockets; c != nil {
+		for key, text := range map[string]string{optMode: string(c.Mode), optCall: string(c.Call), optReason: c.Reason} {
+			if text != "" {
+				out[key] = dbus.MakeVariant(text)
+			}
+		}
+		for key, list := range map[string][]string{optApprove: c.Approve, optRevoke: c.Revoke} {
+			if len(list) > 0 {
+				out[key] = dbus.MakeVariant(list)
+			}
+		}
+	}
 	if r.Settle != nil {
 		out[optSettle] = dbus.MakeVariant(uint64(*r.Settle / time.Microsecond))
 	}
 	return out
+}
+
+// decodeSocketOption reads one option of ChangeSocketOptions; ok is false for one of
+// another type.
+func decodeSocketOption(c *attach.SocketChange, key string, value any) (ok bool, failed *dbus.Error) {
+	var text string
+	switch key {
+	case optApprove, optRevoke:
+		list, ok := value.([]string)
+		if key == optApprove {
+			c.Approve = list
+		} else {
+			c.Revoke = list
+		}
+		if ok && len(list) > attach.MaxSocketOptions {
+			return ok, invalidArgs("%d socket options were given, at most %d are taken", len(list), attach.MaxSocketOptions)
+		}
+		for _, name := range list {
+			if err := checkNames("socket option's", []string{name}); err != nil {
+				return ok, err
+			}
+		}
+		return ok, nil
+	case optMode:
+		text, ok = value.(string)
+		c.Mode = attach.SocketMode(text)
+	case optCall:
+		text, ok = value.(string)
+		c.Call = attach.SocketCall(text)
+	case optReason:
+		c.Reason, ok = value.(string)
+	}
+	return ok, nil
 }
 
 // checkNames bounds a list of names; what is wrong with a single name is for

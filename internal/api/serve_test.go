@@ -208,6 +208,7 @@ func TestAuthorization(t *testing.T) {
 		{"Pause", "org.aaunit1.manage", []any{[]string{"a"}, none}},
 		{"Resume", "org.aaunit1.manage", []any{[]string{"a"}, none}},
 		{"Apply", "org.aaunit1.manage", []any{[]string{"a"}, none}},
+		{"ChangeSocketOptions", "org.aaunit1.manage", []any{[]string{"a"}, variants(map[string]any{"mode": "record"})}},
 		{"Plan", "org.aaunit1.inspect", []any{[]string{"a"}, none}},
 		{"Verify", "org.aaunit1.inspect", []any{[]string{"a"}}},
 		{"VerifyEvidence", "org.aaunit1.inspect", []any{[]string{"a"}}},

@@ -21,6 +21,9 @@ type Case struct {
 	Denials []SeenDenial `json:"denials,omitempty"`
 	LeftOut int          `json:"leftOut,omitempty"`
 	Hidden  string       `json:"hidden,omitempty"`
+	// Sockets is what there is to say of its socket options. It is hidden with the
+	// denials.
+	Sockets []Reason `json:"sockets,omitempty"`
 }
 
 // CaseReport is what is known of units, as of a time.

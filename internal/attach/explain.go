@@ -185,6 +185,7 @@ func (e *Explanation) attached(s Status, c Case) {
 		e.add(false, because(Paused, "%s is paused %s", e.Unit, s.Paused).next("aaunitctl resume "+e.Unit))
 	}
 	e.add(false, s.Notes...)
+	e.add(false, c.Sockets...)
 	e.Headline = e.headline(s, v)
 	if e.Answer == Confined && !e.Pattern && len(s.Refused) == 0 && !held {
 		e.rests(v)
@@ -401,6 +402,9 @@ var steps = map[Code]Command{
 	GlobalComplain:     {"sh -c 'echo enforce >/sys/module/apparmor/parameters/mode'", true},
 	BootServiceMissing: {"systemctl enable apparmor.service", true},
 
+	SocketRefused: {"aaunitctl sockopts {unit}", true},
+	SocketsStale:  {"aaunitctl sockopts diff {unit}", true},
+
 	UnitNotFound:     {"systemctl list-unit-files --type=service", false},
 	UnitMasked:       {"systemctl unmask {unit}", true},
 	UnitBad:          {"systemd-analyze verify {unit}", false},
@@ -559,7 +563,7 @@ func commandIn(next string) (Command, bool) {
 }
 
 // blanks stand for what a person has to fill in.
-var blanks = map[string]bool{"NAME": true, "PROFILE": true, "UNIT": true, "FILE": true, "CODE": true}
+var blanks = map[string]bool{"NAME": true, "PROFILE": true, "UNIT": true, "FILE": true, "CODE": true, "WHY": true}
 
 func plainShell(w string) bool {
 	return w != "" && !strings.ContainsFunc(w, func(r rune) bool {

@@ -95,6 +95,8 @@ type Unit struct {
 	ExecMainStatus int `json:"execMainStatus,omitempty"`
 	// Runs are the last runs of the unit's commands, of the main one first.
 	Runs []Run `json:"runs,omitempty"`
+	// Left is when the unit was last inactive: what runs in it began after that.
+	Left time.Time `json:"left,omitzero"`
 	// HandoffTold: this systemd tells when it handed over to the main program (256
 	// and later), and Handoff is that time; zero where it never came to that.
 	HandoffTold bool      `json:"handoffTold,omitempty"`

@@ -234,6 +234,12 @@ const (
 	StartSkipped   Code = "start-skipped"
 )
 
+// What became of socket options.
+const (
+	SocketRefused Code = "socket-option-refused"
+	SocketsStale  Code = "socket-list-stale"
+)
+
 var entries = []Entry{
 	{AppArmorOff, "AppArmor is off",
 		"The kernel runs without AppArmor, so no profile confines anything, and systemd skips AppArmorProfile= without a word. Start the kernel with apparmor=1 security=apparmor (or lsm=…,apparmor) and reboot.", NotConfined},
@@ -361,6 +367,9 @@ var entries = []Entry{
 	{StartNoProfile, "systemd could not put the profile on", "Before systemd executes the program it switches to the profile of AppArmorProfile=, and where that fails it executes nothing: status 231/APPARMOR. Most often no profile of that name is loaded. So the unit is down, and nothing of it runs without the profile.", Unknown},
 	{StartUnclear, "Status 231 can mean two things", "systemd gives the status 231/APPARMOR to a process that could not switch to the profile, and a program may end with 231 by itself. Which of the two it was could not be told this time. If the profile is not loaded, it was the first one.", Unknown},
 	{StartSkipped, "systemd skipped the start", "A unit file can name conditions for a start. Where one does not hold, systemd starts nothing, and says so in the unit's status.", Unknown},
+
+	{SocketRefused, "A socket option was refused", "A task of the unit set, or read, a socket option that is not on the unit's list, and got EPERM. Most programs do not look whether that failed, so what shows is what the option was for. If the unit needs it: aaunitctl sockopts approve UNIT OPTION --reason WHY. It takes effect at once.", Confined},
+	{SocketsStale, "The list of socket options is of another build", "The list was made, or last confirmed, while another executable ran: a package was upgraded, or the program was built anew. It goes on being enforced. aaunitctl sockopts diff UNIT shows what the new build uses that the old one did not; approve what it needs, or confirm the list as it is with aaunitctl sockopts enforce UNIT (or record UNIT).", Confined},
 }
 
 var catalogue = func() map[Code]Entry {

@@ -73,7 +73,7 @@ func (s SocketOptions) HoldsGet() bool { return len(s.AllowGet) > 0 }
 // SocketsWanted is the attachment's [SocketOptions], nil where it has none or has
 // them switched off.
 func (a *Attachment) SocketsWanted() *SocketOptions {
-	if a == nil || a.SocketOptions == nil || a.SocketOptions.Mode == SocketsOff {
+	if a == nil || a.SocketOptions.Off() {
 		return nil
 	}
 	return a.SocketOptions
@@ -212,7 +212,9 @@ type SocketUse struct {
 	Call SocketCall `json:"call"`
 	// Option is its name on that kind of socket, which OptionNames takes back.
 	Option string `json:"option"`
-	Socket string `json:"socket"` // such as "TCP over IPv6"
+	// ListName is its canonical name, where that is another one.
+	ListName string `json:"listName,omitempty"`
+	Socket   string `json:"socket"` // such as "TCP over IPv6"
 	// BySystemd: systemd's own process did it, before the unit's program. It is never
 	// refused, and needs no place on a list.
 	BySystemd bool `json:"bySystemd,omitempty"`

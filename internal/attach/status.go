@@ -17,6 +17,8 @@ type Request struct {
 	DryRun bool           `json:"dryRun,omitempty"`
 	// For is how long Pause shall pause.
 	For time.Duration `json:"for,omitempty"`
+	// Sockets is what ChangeSockets shall change.
+	Sockets *SocketChange `json:"sockets,omitempty"`
 	// By is who asks, in words. Set by the D-Bus service from the caller's
 	// credentials, never by the caller.
 	By string `json:"-"`

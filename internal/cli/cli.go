@@ -42,6 +42,8 @@ type Daemon interface {
 	Exposed(ctx context.Context) (attach.ExposureReport, error)
 	Metrics(ctx context.Context) (attach.Metrics, error)
 	HostReport(ctx context.Context) (attach.HostReport, error)
+	SocketOptions(ctx context.Context, units []string) (attach.SocketReport, error)
+	ChangeSockets(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Close() error
 }
 
@@ -50,11 +52,15 @@ type World struct {
 	Stdin                io.Reader
 	Stdout, Stderr       io.Writer
 	StdoutTTY, StderrTTY bool
+	// StdinTTY: a person can answer.
+	StdinTTY bool
 	// Columns is the terminal's width.
 	Columns func() int
 	Getenv  func(string) string
 	Root    bool
 	Now     func() time.Time
+	// Sleep waits; an error says that ctx ended first.
+	Sleep func(ctx context.Context, d time.Duration) error
 	// Dial reaches the daemon. interactive lets polkit ask for a password;
 	// without start, a daemon that does not run is not started.
 	Dial func(ctx context.Context, interactive, start bool) (Daemon, error)
@@ -85,6 +91,7 @@ func Main(version string, local func(LocalOptions) (Local, func()), image func(d
 	w := World{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		StdoutTTY: term.IsTerminal(int(os.Stdout.Fd())), StderrTTY: term.IsTerminal(int(os.Stderr.Fd())),
+		StdinTTY: term.IsTerminal(int(os.Stdin.Fd())),
 		Columns: func() int {
 			for _, f := range []*os.File{os.Stdout, os.Stderr} {
 				if n, _, err := term.GetSize(int(f.Fd())); err == nil && n > 0 {
@@ -96,6 +103,14 @@ func Main(version string, local func(LocalOptions) (Local, func()), image func(d
 		Getenv: os.Getenv,
 		Root:   os.Geteuid() == 0,
 		Now:    time.Now,
+		Sleep: func(ctx context.Context, d time.Duration) error {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-time.After(d):
+				return nil
+			}
+		},
 		Dial: func(ctx context.Context, interactive, start bool) (Daemon, error) {
 			// A nil *api.Client must not become a Daemon that is not nil.
 			c, err := api.Dial(ctx, api.DialOptions{Interactive: interactive, NoStart: !start})
@@ -198,18 +213,20 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.imageRoot, "root", "", "prepare the system below `DIR`, which does not run (attach, detach, plan, status, list)")
 	root.AddCommand(
 		a.attachCommand(), a.detachCommand(), a.pauseCommand(), a.resumeCommand(), a.applyCommand(), a.proposeCommand(), a.statusCommand(), a.listCommand(), a.verifyCommand(),
-		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.metricsCommand(), a.reportCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
+		a.planCommand(), a.explainCommand(), a.denialsCommand(), a.sockoptsCommand(), a.metricsCommand(), a.reportCommand(), a.checkCommand(), a.queryCommand(), a.completionCommand(), a.versionCommand(),
 	)
 	if err := root.MarkPersistentFlagDirname("root"); err != nil {
 		panic(err) // the flag is not there: a mistake in this file
 	}
 	a.ofImages(root.Commands())
 	for _, cmd := range root.Commands() {
-		// Whatever fails before this is a mistake in the command line.
-		run := cmd.RunE
-		cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			a.began = true
-			return run(cmd, args)
+		for _, cmd := range append(cmd.Commands(), cmd) {
+			// Whatever fails before this is a mistake in the command line.
+			run := cmd.RunE
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				a.began = true
+				return run(cmd, args)
+			}
 		}
 	}
 	return root
@@ -325,6 +342,7 @@ var errNothing = errors.New("no unit matches")
 
 func (a *app) complain(err error) {
 	p := problem{Message: err.Error(), Kind: "failed", Exit: attach.ExitFailed}
+	var missing missingError
 	switch {
 	case !a.began:
 		p.Kind, p.Exit = "usage", attach.ExitUsage
@@ -332,6 +350,8 @@ func (a *app) complain(err error) {
 		p.Kind, p.Exit = "usage", attach.ExitUsage
 	case errors.Is(err, errNothing):
 		p.Kind, p.Exit = "no-unit", attach.ExitNoUnit
+	case errors.As(err, &missing):
+		p.Kind, p.Exit = string(missing.Reason.Code), missingExit(missing.Missing)
 	case errors.Is(err, api.ErrNoBus):
 		p.Kind = "no-bus"
 	case errors.Is(err, api.ErrNoDaemon):

@@ -42,6 +42,10 @@ type fakeDaemon struct {
 	exposed attach.ExposureReport
 	metrics attach.Metrics
 	host    attach.HostReport
+	// sockets are the answers to SocketOptions, one after the other; the last one stays.
+	sockets []attach.SocketReport
+	changes []attach.SocketChange
+	sleeps  int // after which a follower is interrupted
 
 	denials   attach.DenialReport
 	news      []attach.DenialReport
@@ -190,6 +194,23 @@ func (d *fakeDaemon) HostReport(context.Context) (attach.HostReport, error) {
 	return d.host, d.err
 }
 
+func (d *fakeDaemon) SocketOptions(_ context.Context, units []string) (attach.SocketReport, error) {
+	d.did, d.names = "sockopts", units
+	if len(d.sockets) == 0 {
+		return attach.SocketReport{}, d.err
+	}
+	r := d.sockets[0]
+	if len(d.sockets) > 1 {
+		d.sockets = d.sockets[1:]
+	}
+	return r, d.err
+}
+
+func (d *fakeDaemon) ChangeSockets(_ context.Context, r attach.Request, _ func(attach.Event)) ([]attach.Outcome, error) {
+	d.did, d.request, d.changes = "change sockets", r, append(d.changes, *r.Sockets)
+	return d.outcomes, d.err
+}
+
 func (d *fakeDaemon) Close() error { return nil }
 
 // scene is a machine with a terminal.
@@ -214,6 +235,14 @@ func newScene() *scene {
 		Getenv:  func(k string) string { return s.env[k] },
 		Root:    true,
 		Now:     func() time.Time { return now },
+		Stdin:   strings.NewReader(""),
+		Sleep: func(context.Context, time.Duration) error {
+			if s.daemon.sleeps--; s.daemon.sleeps > 0 {
+				return nil
+			}
+			s.daemon.interrupt()
+			return context.Canceled
+		},
 		Dial: func(_ context.Context, interactive, start bool) (Daemon, error) {
 			s.dialed = fmt.Sprintf("interactive=%v start=%v", interactive, start)
 			return s.daemon, nil

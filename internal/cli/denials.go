@@ -90,11 +90,7 @@ func denialsExit(r attach.DenialReport) attach.Exit {
 		codes = append(codes, attach.ExitUnknown)
 	}
 	for _, m := range r.Missing {
-		if m.Reason.Code == attach.UnitNotFound {
-			codes = append(codes, attach.ExitNoUnit)
-		} else {
-			codes = append(codes, attach.ExitNotConfined)
-		}
+		codes = append(codes, missingExit(m))
 	}
 	return exits(codes...)
 }
@@ -240,13 +236,7 @@ func (p *printer) denialTable(list []attach.SeenDenial) {
 	for _, d := range list {
 		cells = append(cells, p.cells(d))
 	}
-	var b bytes.Buffer
-	q := *p
-	q.w = &b
-	q.table([]string{"LAST", "COUNT", "OPERATION", "PERM", "WHAT", "PROGRAM", "PROFILE", "RESULT"}, cells, nil)
-	for l := range strings.Lines(b.String()) {
-		p.line("  %s", strings.TrimSuffix(l, "\n"))
-	}
+	p.shifted([]string{"LAST", "COUNT", "OPERATION", "PERM", "WHAT", "PROGRAM", "PROFILE", "RESULT"}, cells, nil)
 }
 
 // denialLines prints each denial by itself: what comes later is not known, so

@@ -314,16 +314,10 @@ func (p *printer) reportAllowed(d report.Document, fleet bool) {
 	}
 }
 
-// indented prints a table with the first lines of it, a little to the right.
+// indented is shifted with the first lines of a table only.
 func (p *printer) indented(titles []string, cells [][]string) {
 	more := max(0, len(cells)-maxLines)
-	var b bytes.Buffer
-	q := *p
-	q.w = &b
-	q.table(titles, cells[:len(cells)-more], []string{"", "", "answer"})
-	for l := range strings.Lines(b.String()) {
-		p.line("  %s", strings.TrimSuffix(l, "\n"))
-	}
+	p.shifted(titles, cells[:len(cells)-more], []string{"", "", "answer"})
 	if more > 0 {
 		p.line("  %d more; --json has them all", more)
 	}

@@ -182,17 +182,7 @@ func Format(a attach.Attachment) string {
 		line("Waive", string(w.Code)+" "+w.Reason, "")
 	}
 	if s := a.SocketOptions; s != nil {
-		b.WriteString("\n[SocketOptions]\n")
-		line("Mode", string(s.Mode), "")
-		if s.Required != attach.CouldNotTell {
-			line("Required", s.Required.String(), "")
-		}
-		for _, o := range s.Allow {
-			line("Allow", o.Option+" "+o.Reason, "")
-		}
-		for _, o := range s.AllowGet {
-			line("AllowGet", o.Option+" "+o.Reason, "")
-		}
+		b.WriteString("\n" + s.Section())
 	}
 	return b.String()
 }

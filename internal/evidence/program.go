@@ -165,6 +165,14 @@ func (k *Keeper) within(ctx context.Context, p *process, look func(ctx context.C
 	}
 }
 
+// Program looks at what a process runs, of which PID, At and Path are given: path,
+// checksum, build-id and package. What could not be told is in its Problem.
+func (k *Keeper) Program(ctx context.Context, seen attach.EvidenceProgram) attach.EvidenceProgram {
+	p := k.hold(seen.PID)
+	defer p.close()
+	return k.running(ctx, p, seen)
+}
+
 // running looks at what a process runs. seen is what is known of it already. Should it have executed another program since, it is that one: the
 // record's tasks have what they ran when their labels were read.
 func (k *Keeper) running(ctx context.Context, p *process, seen attach.EvidenceProgram) attach.EvidenceProgram {

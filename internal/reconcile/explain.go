@@ -86,6 +86,7 @@ func (l *Loop) fillCase(ctx context.Context, c *attach.Case, room int) {
 		c.Denials = append(c.Denials, seen)
 	}
 	slices.Reverse(c.Denials)
+	c.Sockets = l.socketReasons(c.Unit)
 }
 
 // changes lists the changes of profile that were refused, of whatever unit, since

@@ -62,7 +62,13 @@ type Options struct {
 	Evidence Evidence
 	// Processes may be nil: then nobody can ask for reports.
 	Processes Processes
-	Log       *slog.Logger
+	// Histories may be nil: then what was seen of socket options is not kept.
+	// OptionNames knows their names.
+	Histories   SocketHistories
+	OptionNames attach.OptionNames
+	// Kernel is the release of the kernel.
+	Kernel string
+	Log    *slog.Logger
 	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
 	Recheck time.Duration
 	Version string
@@ -91,8 +97,13 @@ type Loop struct {
 	boot        string
 	rest        func() func()
 
-	queue   *queue
-	denials denialLog
+	histories   SocketHistories
+	optionNames attach.OptionNames
+	kernel      string
+
+	queue       *queue
+	denials     denialLog
+	socketWatch socketWatch
 	// asked hands operations that people ask for to the one goroutine that
 	// changes things.
 	asked chan func(context.Context)
@@ -141,6 +152,7 @@ func New(o Options) *Loop {
 	}
 	return &Loop{
 		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, sockets: o.SocketOptions, processes: o.Processes,
+		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest,
 		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
@@ -181,6 +193,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	defer wg.Wait()
 	wg.Go(func() { l.change(ctx) })
 	wg.Go(func() { l.hear(ctx, denials) })
+	wg.Go(func() { l.keepSockets(ctx) })
 	tick := time.NewTicker(l.recheck)
 	defer tick.Stop()
 	slots := make(chan struct{}, parallel)

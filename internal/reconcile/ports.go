@@ -174,6 +174,9 @@ type Evidence interface {
 	Check(ctx context.Context, unit string, now *attach.Evidence, sources map[string]string) attach.EvidenceStatus
 	// History gives the newest record, and since when they say the same.
 	History(unit string) attach.EvidenceHistory
+	// Program looks at what a process runs, of which PID, At and Path are given.
+	// What could not be told is in its Problem. It waits, for a bounded time.
+	Program(ctx context.Context, seen attach.EvidenceProgram) attach.EvidenceProgram
 }
 
 // Processes looks at what services are made of, for reports. No verdict comes of it.
@@ -239,4 +242,14 @@ type SocketOptions interface {
 	Off(unit string) (changed bool, err error)
 	// Remove detaches what is attached for a unit, and throws away what was recorded.
 	Remove(unit string) (changed bool, err error)
+}
+
+// SocketHistories keeps what was seen of socket options, by executable, over boots.
+type SocketHistories interface {
+	// Load gives the zero value, and no error, where nothing is kept. What cannot be
+	// read is set aside, and is an error once.
+	Load(unit string) (attach.SocketHistory, error)
+	// Save writes one so that a crash leaves the old or the new one. It keeps those
+	// of a bounded number of units, the last that were written.
+	Save(attach.SocketHistory) error
 }

@@ -35,6 +35,7 @@ func (l *Loop) conclude(d attach.Desired, o attach.Observed, v attach.Verdict) {
 	if ended := v.Tasks == 0 && old != nil && old.Answer != attach.Unknown && old.InvocationID == v.InvocationID; !gone && !ended {
 		l.keepEvidence(d, o, v)
 	}
+	l.noteSockets(d, o, v)
 }
 
 // keepVerdict puts a verdict on the unit's record. It gives back the one before,
@@ -214,6 +215,7 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 	for unit, s := range l.statuses {
 		if l.selected(unit, units, used) {
 			s.Busy, s.Paused = l.queue.isBusy(unit), l.pauseOf(unit, r.At)
+			s.Notes = slices.Concat(s.Notes, l.socketNote(unit))
 			if attach.IsPattern(unit) {
 				r.Patterns = append(r.Patterns, s)
 			} else {

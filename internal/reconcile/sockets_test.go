@@ -73,7 +73,10 @@ func (s sockets) Attached(_, unit string, o attach.SocketOptions) attach.Sockets
 }
 
 func (s sockets) Read(unit string) (attach.SocketRecording, bool, error) {
-	return attach.SocketRecording{Unit: unit}, false, nil
+	if s.uses == nil {
+		return attach.SocketRecording{Unit: unit}, false, nil
+	}
+	return s.uses.read(unit)
 }
 
 func (s sockets) Forget(string) error { return nil }

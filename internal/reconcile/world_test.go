@@ -79,6 +79,7 @@ type world struct {
 	// helper, attached is what the kernel has; kernelless: it does not support it.
 	triggers        map[string][]string
 	rules, attached map[string]attach.SocketOptions
+	uses            *uses // what was seen of socket options; nil is nothing
 	kernelless      bool
 	mayNot          bool // no profile lets BPF be used
 }
@@ -119,7 +120,8 @@ type unit struct {
 	running   bool
 	failed    bool
 	oneshot   bool
-	start     int    // counts starts
+	start     int // counts starts
+	since     time.Time
 	label     string // of its task
 	tmp       bool   // private
 	own       string // its own AppArmorProfile=
@@ -282,7 +284,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		}
 	}
 	if f.start > 0 {
-		u.InvocationID = fmt.Sprintf("%s-%d", name, f.start)
+		u.InvocationID, u.Left = fmt.Sprintf("%s-%d", name, f.start), f.since
 	}
 	switch {
 	case f.running:
@@ -376,6 +378,7 @@ func (w *world) Reload(context.Context) error {
 // begin starts a unit as systemd would, with the settings it has read.
 func (w *world) begin(u *unit) error {
 	u.start++
+	u.since = time.Now()
 	u.restarts = 0
 	u.failed, u.running = false, false
 	seen, _ := w.observe(u.name)
@@ -961,7 +964,11 @@ func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compil
 func (w *world) loop() *Loop { return New(w.options()) }
 
 func (w *world) options() Options {
-	return Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Evidence: w.evidence, SocketOptions: sockets{w}, Rest: w.resting, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
+	o := Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Evidence: w.evidence, SocketOptions: sockets{w}, Rest: w.resting, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
+	if w.uses != nil {
+		o.Evidence, o.Histories, o.OptionNames, o.Kernel = w.uses, w.uses, w.uses.name, "6.1"
+	}
+	return o
 }
 
 // run runs the daemon in a bubble of fake time until body returns.

@@ -112,6 +112,9 @@ func (h Host) Read(unit string) (out attach.SocketRecording, found bool, err err
 			Call: attach.SocketCall(s.Call.String()), Option: s.Option.Format(s.Call, s.Socket), Socket: s.Socket.String(), BySystemd: s.BySystemd,
 			Allowed: s.Allowed, Refused: s.Refused, First: user(s.First), Last: user(s.Last), LastRefused: user(s.LastRefused),
 		}
+		if name := s.Option.Format(s.Call, Socket{}); name != use.Option {
+			use.ListName = name
+		}
 		if s.Call == Set {
 			use.Hurts = Words(s.Option)
 		}

@@ -31,6 +31,12 @@ func Boot() string {
 	return strings.TrimSpace(string(id))
 }
 
+// Kernel is the release of the kernel (uname(2)); "" where that cannot be read.
+func Kernel() string {
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return strings.TrimSpace(string(release))
+}
+
 // maxRecord bounds one record.
 const maxRecord = 4 << 20
 

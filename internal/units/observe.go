@@ -237,7 +237,7 @@ var propertyNames = func() map[string]bool {
 		RefuseManualStop RefuseManualStart Type MainPID ControlPID ControlGroup NRestarts ExecMainCode ExecMainStatus InvocationID
 		ExecMainPID ExecMainStartTimestamp ExecMainExitTimestamp ExecMainHandoffTimestamp
 		ConditionResult ConditionTimestamp AssertResult AssertTimestamp
-		InactiveExitTimestampMonotonic Job
+		InactiveExitTimestamp InactiveExitTimestampMonotonic Job
 		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
 		RootDirectory RootImage After
 		DynamicUser JoinsNamespaceOf RestrictAddressFamilies
@@ -392,6 +392,7 @@ func decodeUnit(p *props) (u attach.Unit, deps []string, err error) {
 	}
 	u.Settings = decodeSettings(p)
 	u.Runs = decodeRuns(p)
+	u.Left = at(read[uint64](p, "InactiveExitTimestamp"))
 	if _, u.HandoffTold = p.get("ExecMainHandoffTimestamp"); u.HandoffTold {
 		u.Handoff = at(read[uint64](p, "ExecMainHandoffTimestamp"))
 	}

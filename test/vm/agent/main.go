@@ -59,6 +59,9 @@ func run() error {
 	tmp := flag.String("tmp", "", "write this `file`, in /tmp say, and again each second")
 	listen := flag.String("listen", "", "answer requests on this TCP `address`")
 	connect := flag.String("connect", "", "make a TCP connection to this `address`")
+	web := flag.String("web", "", "answer HTTPS on this `address`")
+	get := flag.String("get", "", "read this `URL` by HTTP/2, on new connections, and end")
+	getTimes := flag.Int("get-times", 1, "read it so many `times`")
 	helper := flag.Bool("helper", false, "fork a helper, which is this program again")
 	threads := flag.Int("threads", 0, "start so many `threads` that wait")
 	program := flag.String("exec", "", "start this `program` and let it run")
@@ -86,6 +89,8 @@ func run() error {
 		{*tmp != "", func() error { return keepWriting(*tmp) }},
 		{*listen != "", func() error { return serve(*listen) }},
 		{*connect != "", func() error { return dial(*connect) }},
+		{*web != "", func() error { return serveWeb(*web) }},
+		{*get != "", func() error { return getWeb(*get, *getTimes) }},
 		{*helper, func() error { _, err := startHelper(); return err }},
 		{*threads > 0, func() error { startThreads(*threads); return nil }},
 		{*program != "", func() error { _, err := spawn(*program); return err }},
@@ -101,6 +106,9 @@ func run() error {
 		}
 	}
 
+	if *get != "" {
+		return nil
+	}
 	time.Sleep(*sleepTime)
 	if err := notify("READY=1"); err != nil {
 		return err

@@ -46,12 +46,15 @@ func packages() []string {
 		// Services with profiles that nobody here wrote: squid forks much, i2pd
 		// and chrony have User=, tor has AppArmorProfile=-system_tor.
 		"squid", "i2pd", "chrony", "tor",
+
+		// Programs whose socket options are compared with what strace sees.
+		"strace", "curl", "nginx-light",
 	}
 }
 
 // services are what those packages would start at boot.
 func services() []string {
-	return []string{"squid", "i2pd", "chrony", "tor"}
+	return []string{"squid", "i2pd", "chrony", "tor", "nginx"}
 }
 
 // corpus are packages of profiles, which are unpacked into [CorpusDir] and not
