@@ -64,7 +64,7 @@ func TestExplainCases(t *testing.T) {
 				t.Errorf("exit status %d, want %d; %s", exit, tc.exit, s.err.String())
 			}
 			out := s.out.String()
-			if strings.ContainsAny(out, "\a\u202e\x9b") || !s.StdoutTTY && strings.Contains(out, "\x1b") {
+			if strings.ContainsAny(out, "\a\u202e\u009b") || !s.StdoutTTY && strings.Contains(out, "\x1b") {
 				t.Errorf("what a terminal obeys was printed: %q", out)
 			}
 			if len(tc.args) > 0 && !json.Valid([]byte(out)) {
