@@ -469,7 +469,7 @@ func TestVMAttached(t *testing.T) {
 		t.Fatal(err)
 	}
 	pinned.Close()
-	if a := ask(); a.Ours || !strings.Contains(a.Why, "another version") {
+	if a := ask(); a.Ours || !strings.Contains(a.Why, "none of those that are pinned") {
 		t.Errorf("%+v", a)
 	}
 	// An older version of ours looks just so: it is replaced, and no moment is

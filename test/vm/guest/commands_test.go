@@ -302,6 +302,9 @@ func TestPolkitLetsAnotherUserManage(t *testing.T) {
 	answers := map[string]string{} // by command
 	for _, file := range []string{secret, "/root/secret-broken", "/root/not-there", "/etc/apparmor.d/../../root/secret-profile", "/etc/shadow"} {
 		for _, args := range [][]string{{"attach", "k-unit", "--profile", file}, {"attach", "k-unit", "--dry-run", "--profile", file}, {"plan", "k-unit", "--profile", file}, {"check", file}, {"query", file, "write /etc/**"}} {
+			if (args[0] == "check" || args[0] == "query") && strings.Contains(file, "..") {
+				continue // answered in the user's own process, which could read it by any name
+			}
 			r := as(append(args, "--json")...)
 			text := r.stdout + r.stderr
 			switch {
