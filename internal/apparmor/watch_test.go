@@ -49,7 +49,7 @@ func (h *host) tells(told <-chan struct{}, what string) {
 	h.t.Helper()
 	select {
 	case <-told:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		h.t.Fatalf("%s was not told", what)
 	}
 	h.drain(told)

@@ -63,7 +63,7 @@ func testDropInsAreWatched(t *testing.T, full bool) {
 			select {
 			case <-events:
 				continue
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(500 * time.Millisecond):
 			}
 			return
 		}
