@@ -261,6 +261,7 @@ func TestCheckWithoutADaemon(t *testing.T) {
 	if r := ctl(t, "pause", "y-unit"); r.exit != 0 {
 		t.Fatalf("pause: exit %d\n%s%s", r.exit, r.stdout, r.stderr)
 	}
+	t.Cleanup(func() { try0("aaunitctl", "resume", "y-unit") }) // a paused unit stays attached
 	other := filepath.Join("/srv/vm-check", "other")
 	if err := os.WriteFile(other, []byte(profileText("y-unit", "/etc/cron.d/* w,")), 0o644); err != nil {
 		t.Fatal(err)
