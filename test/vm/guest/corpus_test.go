@@ -4,7 +4,6 @@ package guest
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -53,7 +52,7 @@ func TestCorporaAreChecked(t *testing.T) {
 	t.Logf("%d files with %d profiles in %v, %d of them do not compile; the kernel was asked %d questions, about %d policies all of them",
 		len(files), profiles, time.Since(begun).Round(time.Second), broken, asked, wholly)
 	for _, code := range slices.Sorted(maps.Keys(counts)) {
-		t.Log(fmt.Sprintf("%6d %s", counts[code], code))
+		t.Logf("%6d %s", counts[code], code)
 	}
 	if len(files) < 100 || asked == 0 {
 		t.Errorf("%d files and %d questions are no corpus", len(files), asked)
