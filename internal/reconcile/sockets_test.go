@@ -172,8 +172,10 @@ func TestSocketOptionsHoldWithoutARestart(t *testing.T) {
 		}
 
 		// Taken off by hand: told, and put back by the next pass.
+		unlock := w.lock()
 		delete(w.attached, "a.socket")
 		w.attached["a.service"] = attach.SocketOptions{Mode: attach.SocketsRecord}
+		unlock()
 		time.Sleep(DefaultRecheck)
 		rest()
 		if !reflect.DeepEqual(w.attached["a.service"].Allow, nodelay) || w.attached["a.socket"].Mode != attach.SocketsEnforce {
