@@ -9,8 +9,8 @@
 // Documentation/bpf/prog_cgroup_sockopt.rst). They count each kind of call by
 // level, option, and family, type and protocol of the socket, with who did it
 // first and last, and refuse with EPERM in mode enforce. The tables and the links
-// are pinned below /sys/fs/bpf/aaunit/UNIT, where only root may go, so they need
-// no process to live. Nobody is asked per call: there is no ptrace and no stream
+// are pinned below /sys/fs/bpf/aaunit/UNIT (with _2e for a dot, see dir), where only
+// root may go, so they need no process to live. Nobody is asked per call: there is no ptrace and no stream
 // of events, and what a program does often costs what it does once.
 //
 // systemd's own BPFProgram= is not used: on systemd 252 a restart loses the

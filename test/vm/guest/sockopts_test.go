@@ -13,7 +13,11 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-const pins = "/sys/fs/bpf/aaunit"
+// pins is where a unit's BPF objects are pinned. The kernel lets no name there have a
+// dot.
+func pins(unit string) string {
+	return "/sys/fs/bpf/aaunit/" + strings.NewReplacer("-", "_2d", ".", "_2e").Replace(unit)
+}
 
 // socketsFile is an attachment with the lines of a [SocketOptions] section; the agent
 // listens, for which Go's library sets two options.
@@ -82,8 +86,12 @@ func TestSocketOptions(t *testing.T) {
 	}
 
 	// Taken off by hand: told, and put back.
-	// os.RemoveAll would open what is pinned, which a BPF file system does not let it.
-	run(t, "rm", "-r", filepath.Join(pins, unit))
+	if _, err := os.Stat(pins(unit)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(pins(unit)); err != nil {
+		t.Fatal(err)
+	}
 	if got := set("1 9"); !strings.HasPrefix(got, "ok") {
 		t.Fatalf("without its pins it is still refused: %s", got)
 	}
@@ -133,7 +141,7 @@ func TestSocketOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.waitDetached()
-	for _, path := range []string{dropIn, rules, filepath.Join(pins, unit)} {
+	for _, path := range []string{dropIn, rules, pins(unit)} {
 		if _, err := os.Lstat(path); !os.IsNotExist(err) {
 			t.Errorf("a detach leaves %s (%v)", path, err)
 		}
