@@ -122,6 +122,10 @@ type Loop struct {
 	// before mu.
 	keeping unitLocks
 
+	// disk bounds how many goroutines wait for files at once. It is held for no more
+	// than that: never while another is wanted.
+	disk chan struct{}
+
 	mu          sync.Mutex
 	declared    attach.Declared
 	selector    attach.Selector              // of what is declared
@@ -154,7 +158,7 @@ func New(o Options) *Loop {
 		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, sockets: o.SocketOptions, processes: o.Processes,
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest,
-		queue: newQueue(), asked: make(chan func(context.Context)), pings: make(chan struct{}),
+		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
 	}

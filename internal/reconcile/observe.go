@@ -17,6 +17,17 @@ import (
 // together.
 const parallel = 64
 
+// parallelFiles bounds how many wait for files and /proc at once, as each takes a
+// thread, and Go gives none back: its stacks alone are 48 KiB for as long as the
+// daemon lives (runtime.malg in Go's runtime/proc.go). Files gain nothing from more.
+const parallelFiles = 12
+
+// onDisk waits for its turn with files. done ends it.
+func (l *Loop) onDisk() (done func()) {
+	l.disk <- struct{}{}
+	return func() { <-l.disk }
+}
+
 // depth says how much of a unit is looked at.
 type depth int
 
@@ -52,7 +63,9 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 	o := attach.Observed{Unit: u, At: at}
 	l.observePolicy(ctx, d, how, m, &o)
 	if u.Active() {
+		done := l.onDisk()
 		s := l.scan(ctx, u)
+		done()
 		o.Scan = &s
 	}
 	l.observeSockets(ctx, d, how, &o)
@@ -232,7 +245,9 @@ func (l *Loop) readDropIn(d attach.Desired) attach.DropInState {
 }
 
 func (l *Loop) readDropInAt(d attach.Desired, path string) attach.DropInState {
+	done := l.onDisk()
 	text, exists, err := l.systemd.ReadDropIn(path)
+	done()
 	if err != nil {
 		return attach.DropInState{Exists: true, Problem: err.Error()}
 	}

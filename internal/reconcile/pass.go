@@ -475,7 +475,9 @@ func (l *Loop) writeDropIn(j *job) {
 		case attach.WriteDropIn:
 			// A file that is not on record would not be known as ours.
 			if err = l.recordDropIn(j); err == nil {
+				done := l.onDisk()
 				changed, err = l.systemd.WriteDropIn(a.Target, j.dropIns()[a.Target])
+				done()
 			}
 			if err == nil && changed && healed {
 				l.log.Warn("put back the drop-in of "+j.d.Unit+": "+a.Reason.String(), journal.FieldMessageID, string(journal.MsgDropInHealed),
@@ -520,7 +522,10 @@ func (l *Loop) readFormer(j *job) {
 			continue
 		}
 		j.files[a.Target] = nil
-		if text, exists, err := l.systemd.ReadDropIn(a.Target); err == nil && exists {
+		done := l.onDisk()
+		text, exists, err := l.systemd.ReadDropIn(a.Target)
+		done()
+		if err == nil && exists {
 			j.files[a.Target] = &text
 		}
 	}
@@ -1019,7 +1024,9 @@ func (l *Loop) save(r attach.Record, anyhow bool) error {
 		r.Verdict = old.Verdict
 	}
 	l.mu.Unlock()
+	done := l.onDisk()
 	err := l.store.Save(r)
+	done()
 	if err == nil || anyhow {
 		l.mu.Lock()
 		l.records[r.Unit] = r.Clone()

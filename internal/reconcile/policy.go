@@ -140,7 +140,9 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 // not be put back, so nothing is loaded.
 func (l *Loop) keepPolicies(j *job) {
 	for _, c := range j.o.Policy.Compiled {
+		done := l.onDisk()
 		err := l.policies.Keep(c)
+		done()
 		if err == nil {
 			continue
 		}

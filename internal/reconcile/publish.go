@@ -68,7 +68,10 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 	l.mu.Unlock()
 	// What was seen before and is seen again is not written to disk each time.
 	if remembered && !(kept.Proved == r.Proved && sameVerdict(kept.Verdict, r.Verdict)) {
-		if err := l.store.Save(r); err != nil {
+		done := l.onDisk()
+		err := l.store.Save(r)
+		done()
+		if err != nil {
 			l.log.Error("cannot keep the record of a unit", journal.FieldUnit, d.Unit, "err", err)
 		}
 	}
