@@ -49,6 +49,7 @@ func BenchmarkAaunit(b *testing.B) {
 	b.Run("gate", func(b *testing.B) { s.gate(b, r) })
 	b.Run("check", func(b *testing.B) { s.check(b, r) })
 	b.Run("proof", func(b *testing.B) { s.proof(b, r) })
+	b.Run("sockopts", func(b *testing.B) { s.sockopts(b, r) })
 	var few map[string]work
 	b.Run("many", func(b *testing.B) { few = s.few(b) })
 	s.attachRunning(b)
@@ -84,7 +85,15 @@ type row struct {
 // add takes a row, and prints it at once: the whole takes long.
 func (r *results) add(x row) {
 	r.Rows = append(r.Rows, x)
-	fmt.Printf("%s: %.4g %s by %.4g, ratio %.2f, %s %v\n", x.What, x.Product, x.Unit, x.Baseline, x.Ratio, x.Target, x.Samples)
+	fmt.Printf("%s: %s %s by %s, ratio %.2f, %s %v\n", x.What, number(x.Product), x.Unit, number(x.Baseline), x.Ratio, x.Target, x.Samples)
+}
+
+// number has four digits, or all before the point.
+func number(v float64) string {
+	if v >= 1000 {
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 4, 64)
 }
 
 func (r *results) print(b *testing.B) {
@@ -100,17 +109,17 @@ func (r *results) print(b *testing.B) {
 		if x.Met != nil {
 			met = map[bool]string{true: "yes", false: "NO"}[*x.Met]
 		}
-		number := func(v float64) string {
+		cell := func(v float64) string {
 			if v == 0 && x.Unit == "s" {
 				return ""
 			}
-			return strconv.FormatFloat(v, 'g', 4, 64) + " " + x.Unit
+			return number(v) + " " + x.Unit
 		}
 		ratio := ""
 		if x.Ratio != 0 {
 			ratio = fmt.Sprintf("%.2f", x.Ratio)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", x.What, number(x.Baseline), number(x.Product), ratio, x.Target, met)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", x.What, cell(x.Baseline), cell(x.Product), ratio, x.Target, met)
 	}
 	w.Flush()
 	fmt.Println(text.String())
@@ -677,7 +686,8 @@ func (s *benchScene) few(b *testing.B) map[string]work {
 }
 
 // many looks at a daemon that has many units attached, most of which do not run:
-// its memory, how often it wakes up, and what it does when one unit changes.
+// its memory, how often it wakes up, what a scrape of its numbers costs, and what it
+// does when one unit changes.
 func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 	s.idle(manyUnits - verifyUnits)
 	waitAttached(b, manyUnits)
@@ -706,6 +716,16 @@ func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 				Unit: "times", Baseline: float64(x.was), Product: float64(x.is), Target: "the same", Met: atMost(float64(x.is), float64(x.was)*1.1+2)})
 		}
 	}
+}
+
+// peakAnew has the kernel forget how much memory a process had at most, and says how
+// much it has, in MiB; proc(5).
+func peakAnew(b *testing.B, pid string) float64 {
+	b.Helper()
+	if err := os.WriteFile("/proc/"+pid+"/clear_refs", []byte("5"), 0); err != nil {
+		b.Fatal(err)
+	}
+	return field(b, "/proc/"+pid+"/status", "VmHWM") / 1024
 }
 
 // field is a number in a file of /proc, like "Pss: 123 kB".
