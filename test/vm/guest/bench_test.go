@@ -37,6 +37,7 @@ const (
 	fewUnits      = 10
 	manyUnits     = 1000
 	idleSeconds   = 60
+	scrapeRounds  = 7
 )
 
 // BenchmarkAaunit measures the product as people use it, over the bus, beside a
@@ -703,6 +704,7 @@ func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 	woken := float64(switches(b, pid) - before)
 	r.add(row{Name: "idle", What: fmt.Sprintf("voluntary context switches in %d idle seconds", idleSeconds), Unit: "", Product: woken,
 		Target: "at most 10", Met: atMost(woken, 10)})
+	scrapes(b, r)
 
 	countParser(b)
 	works := s.works(b)
@@ -716,6 +718,37 @@ func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 				Unit: "times", Baseline: float64(x.was), Product: float64(x.is), Target: "the same", Met: atMost(float64(x.is), float64(x.was)*1.1+2)})
 		}
 	}
+}
+
+// scrapes measures how long all numbers of many units take, how much text they are,
+// and the memory that the daemon takes for them at most.
+func scrapes(b *testing.B, r *results) {
+	rest(b)
+	pid := show(b, "aaunitd.service", "MainPID")
+	before := peakAnew(b, pid)
+	var took []float64
+	text := ""
+	for range scrapeRounds {
+		took = append(took, stopwatch(func() { text = run(b, "aaunitctl", "metrics") }))
+	}
+	peak := field(b, "/proc/"+pid+"/status", "VmHWM") / 1024
+	units := 0.0
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "aaunit_units{") {
+			n, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndex(line, " ")+1:]), 64)
+			if err != nil {
+				b.Fatalf("%q: %v", line, err)
+			}
+			units += n
+		}
+	}
+	if units != manyUnits {
+		b.Fatalf("the metrics are of %v units, not of %d", units, manyUnits)
+	}
+	r.add(row{Name: "metrics", What: fmt.Sprintf("aaunitctl metrics with %d attachments, median of %d", manyUnits, scrapeRounds), Unit: "s",
+		Product: median(took), Samples: map[string][]float64{"took": took}})
+	r.add(row{Name: "metrics-size", What: "the size of the text", Unit: "KiB", Product: float64(len(text)+1) / 1024})
+	r.add(row{Name: "metrics-memory", What: "the memory of aaunitd at most meanwhile, by that before", Unit: "MiB", Baseline: before, Product: peak})
 }
 
 // peakAnew has the kernel forget how much memory a process had at most, and says how
