@@ -224,7 +224,8 @@ vm-crash: ## kill aaunitd, and cut the machine's power, at every single step (SU
 	@AAUNIT_CRASH=all $(MAKE) --no-print-directory vm LONG=yes PKG='./test/vm/guest ./test/vm/host' RUN='TestKilledAtAnyStep|TestPowerCutAtAnyStep'
 
 # Times mean nothing on an emulated machine; the ratios are measured in one run.
-# BENCH chooses parts: attach, gate, check, proof, verify, start, policy, many.
+# BENCH chooses parts: attach, gate, check, proof, sockopts, verify, start, policy, many.
+# It is a pattern, so that BENCH='verify|start' chooses two.
 BENCH ?= .
 .PHONY: bench
 bench: need-go setup-vm deb build/agent build/aaunitd-crash build/vmexec ## measure in a guest, against a baseline in the same run, into build/bench (SUITE=)

@@ -19,6 +19,9 @@
 //	socket FAMILY TYPE          makes a socket (numbers) and closes it
 //	setsockopt LEVEL NAME VALUE on a new TCP socket (numbers)
 //	getsockopt LEVEL NAME       of a new TCP socket: ok VALUE
+//	httpload REQUESTS           makes HTTP requests to itself, each on a new
+//	                            connection: ok and how many nanoseconds it took
+//	sockloop CALLS              of setsockopt on one socket: the same
 //	exit STATUS                 ends
 //
 // With -try it is no service: it does the operations that it reads from standard
@@ -291,6 +294,8 @@ func answer(verb string, args []string) (string, error) {
 			})
 			return strconv.Itoa(value), err
 		}},
+		"httpload": {1, func() (string, error) { return timeOf(httpLoad, args) }},
+		"sockloop": {1, func() (string, error) { return timeOf(sockLoop, args) }},
 		"exit": {1, func() (string, error) {
 			n, err := numbers(args)
 			if err != nil {
@@ -320,6 +325,16 @@ func numbers(args []string) ([]int, error) {
 		n = append(n, i)
 	}
 	return n, nil
+}
+
+// timeOf says how long something took that is done as often as is asked for.
+func timeOf(do func(times int) (time.Duration, error), args []string) (string, error) {
+	n, err := numbers(args)
+	if err != nil {
+		return "", err
+	}
+	took, err := do(n[0])
+	return strconv.FormatInt(took.Nanoseconds(), 10), err
 }
 
 func withSocket(family, typ int, use func(fd int) error) error {

@@ -101,10 +101,7 @@ func (s *benchScene) proof(b *testing.B, r *results) {
 		first := timedAnyway(b, "aaunitctl", append(c.args, "link /srv/first/[^a]**")...)
 		rest(b)
 		pid := show(b, "aaunitd.service", "MainPID")
-		if err := os.WriteFile("/proc/"+pid+"/clear_refs", []byte("5"), 0); err != nil { // the peak begins anew
-			b.Fatal(err)
-		}
-		before := field(b, "/proc/"+pid+"/status", "VmHWM") / 1024
+		before := peakAnew(b, pid)
 		var took []float64
 		for n := range c.rounds {
 			took = append(took, timedAnyway(b, "aaunitctl", append(c.args, fmt.Sprintf("link /srv/%d/[^a]**", n))...))

@@ -37,6 +37,7 @@ const (
 	fewUnits      = 10
 	manyUnits     = 1000
 	idleSeconds   = 60
+	scrapeRounds  = 7
 )
 
 // BenchmarkAaunit measures the product as people use it, over the bus, beside a
@@ -49,6 +50,7 @@ func BenchmarkAaunit(b *testing.B) {
 	b.Run("gate", func(b *testing.B) { s.gate(b, r) })
 	b.Run("check", func(b *testing.B) { s.check(b, r) })
 	b.Run("proof", func(b *testing.B) { s.proof(b, r) })
+	b.Run("sockopts", func(b *testing.B) { s.sockopts(b, r) })
 	var few map[string]work
 	b.Run("many", func(b *testing.B) { few = s.few(b) })
 	s.attachRunning(b)
@@ -84,7 +86,15 @@ type row struct {
 // add takes a row, and prints it at once: the whole takes long.
 func (r *results) add(x row) {
 	r.Rows = append(r.Rows, x)
-	fmt.Printf("%s: %.4g %s by %.4g, ratio %.2f, %s %v\n", x.What, x.Product, x.Unit, x.Baseline, x.Ratio, x.Target, x.Samples)
+	fmt.Printf("%s: %s %s by %s, ratio %.2f, %s %v\n", x.What, number(x.Product), x.Unit, number(x.Baseline), x.Ratio, x.Target, x.Samples)
+}
+
+// number has four digits, or all before the point.
+func number(v float64) string {
+	if v >= 1000 {
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 4, 64)
 }
 
 func (r *results) print(b *testing.B) {
@@ -100,17 +110,17 @@ func (r *results) print(b *testing.B) {
 		if x.Met != nil {
 			met = map[bool]string{true: "yes", false: "NO"}[*x.Met]
 		}
-		number := func(v float64) string {
+		cell := func(v float64) string {
 			if v == 0 && x.Unit == "s" {
 				return ""
 			}
-			return strconv.FormatFloat(v, 'g', 4, 64) + " " + x.Unit
+			return number(v) + " " + x.Unit
 		}
 		ratio := ""
 		if x.Ratio != 0 {
 			ratio = fmt.Sprintf("%.2f", x.Ratio)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", x.What, number(x.Baseline), number(x.Product), ratio, x.Target, met)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", x.What, cell(x.Baseline), cell(x.Product), ratio, x.Target, met)
 	}
 	w.Flush()
 	fmt.Println(text.String())
@@ -677,7 +687,8 @@ func (s *benchScene) few(b *testing.B) map[string]work {
 }
 
 // many looks at a daemon that has many units attached, most of which do not run:
-// its memory, how often it wakes up, and what it does when one unit changes.
+// its memory, how often it wakes up, what a scrape of its numbers costs, and what it
+// does when one unit changes.
 func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 	s.idle(manyUnits - verifyUnits)
 	waitAttached(b, manyUnits)
@@ -693,6 +704,7 @@ func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 	woken := float64(switches(b, pid) - before)
 	r.add(row{Name: "idle", What: fmt.Sprintf("voluntary context switches in %d idle seconds", idleSeconds), Unit: "", Product: woken,
 		Target: "at most 10", Met: atMost(woken, 10)})
+	scrapes(b, r)
 
 	countParser(b)
 	works := s.works(b)
@@ -706,6 +718,47 @@ func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 				Unit: "times", Baseline: float64(x.was), Product: float64(x.is), Target: "the same", Met: atMost(float64(x.is), float64(x.was)*1.1+2)})
 		}
 	}
+}
+
+// scrapes measures how long all numbers of many units take, how much text they are,
+// and the memory that the daemon takes for them at most.
+func scrapes(b *testing.B, r *results) {
+	rest(b)
+	pid := show(b, "aaunitd.service", "MainPID")
+	before := peakAnew(b, pid)
+	var took []float64
+	text := ""
+	for range scrapeRounds {
+		took = append(took, stopwatch(func() { text = run(b, "aaunitctl", "metrics") }))
+	}
+	peak := field(b, "/proc/"+pid+"/status", "VmHWM") / 1024
+	units := 0.0
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "aaunit_units{") {
+			n, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndex(line, " ")+1:]), 64)
+			if err != nil {
+				b.Fatalf("%q: %v", line, err)
+			}
+			units += n
+		}
+	}
+	if units != manyUnits {
+		b.Fatalf("the metrics are of %v units, not of %d", units, manyUnits)
+	}
+	r.add(row{Name: "metrics", What: fmt.Sprintf("aaunitctl metrics with %d attachments, median of %d", manyUnits, scrapeRounds), Unit: "s",
+		Product: median(took), Samples: map[string][]float64{"took": took}})
+	r.add(row{Name: "metrics-size", What: "the size of the text", Unit: "KiB", Product: float64(len(text)+1) / 1024})
+	r.add(row{Name: "metrics-memory", What: "the memory of aaunitd at most meanwhile, by that before", Unit: "MiB", Baseline: before, Product: peak})
+}
+
+// peakAnew has the kernel forget how much memory a process had at most, and says how
+// much it has, in MiB; proc(5).
+func peakAnew(b *testing.B, pid string) float64 {
+	b.Helper()
+	if err := os.WriteFile("/proc/"+pid+"/clear_refs", []byte("5"), 0); err != nil {
+		b.Fatal(err)
+	}
+	return field(b, "/proc/"+pid+"/status", "VmHWM") / 1024
 }
 
 // field is a number in a file of /proc, like "Pss: 123 kB".

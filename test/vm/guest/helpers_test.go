@@ -363,3 +363,9 @@ func ask(t testing.TB, address, request string) string {
 	}
 	return strings.TrimSuffix(answer, "\n")
 }
+
+// pins is where a unit's BPF objects are pinned. The kernel lets no name there have a
+// dot.
+func pins(unit string) string {
+	return "/sys/fs/bpf/aaunit/" + strings.NewReplacer("-", "_2d", ".", "_2e").Replace(unit)
+}

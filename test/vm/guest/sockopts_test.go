@@ -13,12 +13,6 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// pins is where a unit's BPF objects are pinned. The kernel lets no name there have a
-// dot.
-func pins(unit string) string {
-	return "/sys/fs/bpf/aaunit/" + strings.NewReplacer("-", "_2d", ".", "_2e").Replace(unit)
-}
-
 // socketsFile is an attachment with the lines of a [SocketOptions] section; the agent
 // listens, for which Go's library sets two options.
 func socketsFile(unit, profile string, lines ...string) string {
