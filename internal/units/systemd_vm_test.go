@@ -5,6 +5,7 @@ package units_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -179,7 +180,7 @@ func TestVMObserve(t *testing.T) {
 
 	u = look("vm-odd.service")
 	want := attach.Settings{Profile: "my odd/profile", IgnoreMissing: true, PrivateTmp: "no", DefaultDependencies: true, NoNewPrivileges: true,
-		Delegate: true, User: "nobody", PAMName: "login", RootDirectory: "/srv", MountNamespace: true,
+		Delegate: true, User: "nobody", PAMName: "login", RootDirectory: "/srv", MountNamespace: true, Bounding: math.MaxUint64,
 		Exec: []attach.ExecCommand{
 			{Property: "ExecCondition", Path: "/bin/true", Argv: []string{"/bin/true"}},
 			{Property: "ExecStartPre", Path: "/bin/pre", Argv: []string{"/bin/pre", "1"}, Privileged: true, IgnoreFailure: true},

@@ -313,6 +313,7 @@ func TestMetrics(t *testing.T) {
 	a.Unit("met-one.service", a.agentUnit())
 	one := port(a.port)
 	a.Own("aaunit-metrics.socket")
+	a.Own("aaunit-metrics.service")
 	a.Dropin("aaunit-metrics.socket", "port.conf", "[Socket]\nListenStream=9786\n")
 	a.Reload()
 	t.Cleanup(func() { _ = exec.Command("systemctl", "start", "aaunitd").Run() })
