@@ -195,6 +195,9 @@ func TestPackage(t *testing.T) {
 		if got := output(t, m, "find / /run -xdev \\( -path /proc -o -path /sys -o -path /root -o -path /var/log -o -path /var/cache \\) -prune -o -name '*aaunit*' ! -name '*aaunit-vm*' -print; true"); got != "" {
 			t.Errorf("after the purge there is left\n%s", got)
 		}
+		if got := output(t, m, "getent passwd _aaunit; true"); got != "" {
+			t.Errorf("after the purge there is still the user %s", got)
+		}
 		if got := output(t, m, "ls -d /etc/systemd/system/*.service.d 2>/dev/null; true"); got != "" {
 			t.Errorf("after the purge there is left\n%s", got)
 		}
