@@ -624,6 +624,10 @@ func (l *Loop) verify(ctx context.Context, unit string, m *moment) (*attach.Verd
 			l.stopViolator(ctx, d, d.Record, &o, v)
 		}
 		l.conclude(d, o, v)
+		if !busy && slices.ContainsFunc(v.Reasons, func(r attach.Reason) bool { return r.Code == attach.SocketsNotHeld }) {
+			// Nothing tells of it: who looks is the first to see it.
+			l.queue.add(inputChanged, unit)
+		}
 		return &v, seen{d, o}
 	}
 }

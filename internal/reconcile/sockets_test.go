@@ -185,6 +185,19 @@ func TestSocketOptionsHoldWithoutARestart(t *testing.T) {
 			t.Errorf("not told: %s", w.log.String())
 		}
 
+		// Who looks before that sees it, and has it put back.
+		unlock = w.lock()
+		delete(w.attached, "a.service")
+		unlock()
+		r, err := l.Verify(context.Background(), []string{"a.service"})
+		if err != nil || len(r.Units) != 1 || r.Units[0].Verdict.Answer != attach.NotConfined {
+			t.Errorf("verify: %+v, %v", r, err)
+		}
+		rest()
+		if !reflect.DeepEqual(w.attached["a.service"].Allow, nodelay) || answer(l, "a.service") != "confined" {
+			t.Errorf("not put back after a look: %+v", w.attached)
+		}
+
 		// Mode off, and the end.
 		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsOff))
 		rest()

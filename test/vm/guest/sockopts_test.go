@@ -93,7 +93,6 @@ func TestSocketOptions(t *testing.T) {
 	if r.exit != 3 || len(rep.Units) != 1 || !slices.Contains(codesOf(rep.Units[0].Verdict.Reasons), attach.SocketsNotHeld) {
 		t.Errorf("verify: exit %d\n%s", r.exit, r.stdout)
 	}
-	a.attachmentFile("sockopts-vm.conf", socketsFile(unit, "sockoptsvm", "# once more", "Mode=enforce", "Allow=IPPROTO_TCP:TCP_NODELAY small answers"))
 	held("after it was put back")
 
 	// A helper that fails: the start too, unless it is not required.
