@@ -66,6 +66,7 @@ func main() {
 	asks := gate.New(policies.Get)
 	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log})
 	host.SweepStaging()
+	footprint := &memory{percent: 100}
 	o := reconcile.Options{
 		AppArmor: host,
 		Store:    state.Dir(filepath.Join(*stateDir, "units")),
@@ -73,8 +74,9 @@ func main() {
 		Gate:     asks,
 		Rest: func() (resume func()) {
 			asks.LetGo()
-			return giveBack()
+			return footprint.rest()
 		},
+		Sized:   footprint.sized,
 		Log:     log,
 		Recheck: *recheck,
 		Version: version,
@@ -131,23 +133,55 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 	return nil
 }
 
-// giveBack gives back memory, as a pass over many units needs far more than what
-// it leaves behind, and stops the collector until resume: it would run every two
-// minutes for nothing (forcegcperiod in Go's runtime/proc.go). A limit just above
+// memory keeps the daemon small. What a pass leaves behind is spread over all that
+// the heap had grown to: of pages that hold one small thing each none can be given
+// back. So where many units are attached the collector lets less pile up, which
+// costs it more work.
+type memory struct {
+	mu      sync.Mutex
+	percent int // as in debug.SetGCPercent
+	resting bool
+}
+
+// many is a number of units from which on memory counts for more than time.
+const many = 200
+
+// sized is told how many units are attached.
+func (m *memory) sized(units int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	percent := 100
+	if units > many {
+		percent = 40
+	}
+	if percent != m.percent && !m.resting {
+		debug.SetGCPercent(percent)
+	}
+	m.percent = percent
+}
+
+// rest gives back memory, and stops the collector until resume: it would run every
+// two minutes for nothing (forcegcperiod in Go's runtime/proc.go). A limit just above
 // what there is takes its place.
-func giveBack() (resume func()) {
+func (m *memory) rest() (resume func()) {
 	for range 4 { // each halves the stacks that have become too large
 		runtime.GC()
 	}
 	debug.FreeOSMemory()
 	var now runtime.MemStats
 	runtime.ReadMemStats(&now)
-	const room = 8 << 20
+	const room = 3 << 20
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.resting = true
 	limit := debug.SetMemoryLimit(-1)
 	debug.SetMemoryLimit(min(limit, int64(now.Sys-now.HeapReleased)+room))
-	percent := debug.SetGCPercent(-1)
+	debug.SetGCPercent(-1)
 	return func() {
-		debug.SetGCPercent(percent)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.resting = false
+		debug.SetGCPercent(m.percent)
 		debug.SetMemoryLimit(limit)
 	}
 }

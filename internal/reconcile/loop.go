@@ -75,6 +75,9 @@ type Options struct {
 	// Rest is called when there has been nothing to do for some seconds, and what
 	// it gives before there is something to do again; nil is nothing.
 	Rest func() (resume func())
+	// Sized is told how many units are attached, each time that is worked out; nil is
+	// nothing. It must not wait.
+	Sized func(units int)
 	// Boot identifies this boot of the machine; "" where that could not be read,
 	// and then nothing is taken for loaded by an earlier life of the daemon.
 	Boot string
@@ -96,6 +99,7 @@ type Loop struct {
 	version     string
 	boot        string
 	rest        func() func()
+	sized       func(int)
 
 	histories   SocketHistories
 	optionNames attach.OptionNames
@@ -157,7 +161,7 @@ func New(o Options) *Loop {
 	return &Loop{
 		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, sockets: o.SocketOptions, processes: o.Processes,
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
-		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest,
+		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
@@ -493,6 +497,9 @@ func (l *Loop) declare(ctx context.Context) {
 		}
 	}
 	l.declared, l.selector, l.targets, l.rivals = d, selector, targets, rivals
+	if l.sized != nil {
+		l.sized(len(targets))
+	}
 	l.queue.add(inputChanged, changed...)
 }
 
