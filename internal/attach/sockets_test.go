@@ -191,15 +191,49 @@ func TestRemovalTakesTheStartLineAlong(t *testing.T) {
 	}
 }
 
-// The start helper has no rules in an image: what requires them is not prepared.
+// What the start helper reads at the first boot is prepared; without the helper, or
+// with .socket units that are not known, nothing is.
 func TestAnImageWithSocketOptions(t *testing.T) {
-	for required, refused := range map[Tri]bool{Yes: true, CouldNotTell: true, No: false} {
+	kinds := func(p Plan) (out []string) {
+		for _, a := range p.Actions {
+			out = append(out, string(a.Kind)+" "+a.Target)
+		}
+		return out
+	}
+	for _, required := range []Tri{Yes, CouldNotTell, No} {
 		d, o := held(required)
+		o.Unit.LoadState, o.Unit.Settings.DefaultDependencies = "loaded", true
+		o.Policy = Policy{Candidates: map[string][]Profile{"a": {{Name: "a", File: "/etc/apparmor.d/a", Line: 1}}}, Compiled: []Compiled{{File: "/etc/apparmor.d/a", Profiles: []Profile{{Name: "a"}}}}}
+		o.DropIn, o.SocketUnits = DropInState{}, []StartingSocket{{ID: "a.socket"}}
 		p := DiffImage(d, o)
-		if got := slices.ContainsFunc(p.Refusals, func(r Reason) bool { return r.Code == SocketsUnknown }); got != refused {
-			t.Errorf("Required=%v: refusals %v", required, p.Refusals)
+		want := []string{"hold-socket-options a.service", "write-drop-in /etc/systemd/system/a.socket.d/90-aaunit.conf", "write-drop-in /etc/systemd/system/a.service.d/90-aaunit.conf"}
+		if len(p.Refusals) != 0 || !slices.Equal(kinds(p), want) {
+			t.Errorf("Required=%v: %v %q", required, p.Refusals, kinds(p))
+		}
+		o.Rules = ImageRules{Exist: true, Same: true}
+		o.DropIn = DropInState{Exists: true, Ours: true, Content: d.DropInText(o.Unit)}
+		o.SocketUnits[0].DropIn = DropInState{Exists: true, Ours: true, Content: SocketDropIn(*d.Attachment)}
+		if p := DiffImage(d, o); len(p.Refusals)+len(p.Actions) != 0 {
+			t.Errorf("Required=%v, in place: %v %q", required, p.Refusals, kinds(p))
+		}
+		off := *d.Attachment
+		off.SocketOptions = nil
+		if p := DiffImage(Desired{Unit: d.Unit, Profile: d.Profile, Attachment: &off}, o); !slices.Equal(kinds(p), []string{"remove-drop-in /etc/systemd/system/a.socket.d/90-aaunit.conf",
+			"release-socket-options a.service", "write-drop-in /etc/systemd/system/a.service.d/90-aaunit.conf"}) {
+			t.Errorf("Required=%v, no section any more: %v %q", required, p.Refusals, kinds(p))
+		}
+		o.Rules.HelperProblem = "there is no helper"
+		if p := DiffImage(d, o); !slices.ContainsFunc(p.Refusals, func(r Reason) bool { return r.Code == SocketsUnknown && strings.Contains(r.Next, "install") }) {
+			t.Errorf("Required=%v, no helper: %v", required, p.Refusals)
+		}
+		o.Rules.HelperProblem, o.SocketsProblem = "", "a file is broken"
+		if refused := len(DiffImage(d, o).Refusals) > 0; refused != (required != No) {
+			t.Errorf("Required=%v, .socket units that are not known: refused is %v", required, refused)
 		}
 		if text := DropIn(*d.Attachment, "a"); !WroteDropIn(text) || WroteDropIn(text+"ExecStartPre=+/bin/sh\n") {
+			t.Errorf("Required=%v: what aaunit wrote is not known again\n%s", required, text)
+		}
+		if text := SocketDropIn(*d.Attachment); !WroteSocketDropIn(text) || WroteSocketDropIn(text+"ExecStartPre=+/bin/sh\n") {
 			t.Errorf("Required=%v: what aaunit wrote is not known again\n%s", required, text)
 		}
 	}
