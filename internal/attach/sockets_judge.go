@@ -3,6 +3,7 @@ package attach
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // StartsSockets reports whether a command line is that of the start helper, as the
@@ -84,14 +85,21 @@ func diffSockets(p *Plan, d Desired, o Observed) {
 
 // same reports whether two sections mean the same, whatever their reasons and lines.
 func (s SocketOptions) same(t SocketOptions) bool {
-	names := func(list []AllowedOption) (out []string) {
+	return s.Mode == t.Mode && s.Requires() == t.Requires() && s.lists() == t.lists()
+}
+
+// lists puts both lists into one text, whatever their reasons, order and places in the
+// file.
+func (s SocketOptions) lists() string {
+	names := func(list []AllowedOption) string {
+		var out []string
 		for _, o := range list {
 			out = append(out, o.Option)
 		}
 		slices.Sort(out)
-		return out
+		return strings.Join(out, ",")
 	}
-	return s.Mode == t.Mode && s.Requires() == t.Requires() && slices.Equal(names(s.Allow), names(t.Allow)) && slices.Equal(names(s.AllowGet), names(t.AllowGet))
+	return "allow " + names(s.Allow) + "; get " + names(s.AllowGet)
 }
 
 // socketObstacles looks at what the rules for socket options would not reach.
