@@ -92,7 +92,9 @@ func TestJudgeSockets(t *testing.T) {
 		{"the profile allows BPF", func(_ *Desired, o *Observed) { o.MayBPF = Yes }, SocketsOpen, false},
 		{"whether it does is not known", func(_ *Desired, o *Observed) { o.MayBPF = CouldNotTell }, SocketsOpen, false},
 		{"no capability to allow", func(_ *Desired, o *Observed) { o.MayBPF, o.Unit.Settings.Bounding = Yes, 1 }, "", false},
-		{"a user without capabilities", func(_ *Desired, o *Observed) { o.MayBPF, o.Unit.Settings.User = Yes, "www-data" }, "", false},
+		{"a user without capabilities", func(_ *Desired, o *Observed) {
+			o.MayBPF, o.Unit.Settings.User, o.Unit.Settings.NoNewPrivileges = Yes, "www-data", true
+		}, "", false},
 		{"a user with one", func(_ *Desired, o *Observed) {
 			o.MayBPF, o.Unit.Settings.User, o.Unit.Settings.Ambient = Yes, "www-data", capBPF
 		}, SocketsOpen, false},
@@ -123,6 +125,43 @@ func TestJudgeSockets(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A set-uid program could open the list only where the bounding set, the profile and
+// no_new_privs let it gain what it takes. That is advice, and no verdict.
+func TestWhatASetUIDProgramCouldGain(t *testing.T) {
+	for name, c := range map[string]struct {
+		change         func(d *Desired, s *Settings)
+		may            Tri
+		judged, warned bool
+	}{
+		"a user":                         {func(*Desired, *Settings) {}, Yes, true, true},
+		"the profile does not allow it":  {func(*Desired, *Settings) {}, No, false, false},
+		"whether it does is not known":   {func(*Desired, *Settings) {}, CouldNotTell, false, true},
+		"no new privileges":              {func(_ *Desired, s *Settings) { s.NoNewPrivileges = true }, Yes, false, false},
+		"a bounding set without both":    {func(_ *Desired, s *Settings) { s.Bounding &^= changesBPF }, Yes, false, false},
+		"a bounding set with one":        {func(_ *Desired, s *Settings) { s.Bounding &^= capSysAdmin }, Yes, true, true},
+		"a dynamic user":                 {func(_ *Desired, s *Settings) { s.User, s.DynamicUser = "", true }, Yes, true, true},
+		"it has one already, and worse":  {func(_ *Desired, s *Settings) { s.Ambient = capBPF }, Yes, false, false},
+		"root has it":                    {func(_ *Desired, s *Settings) { s.User = "root" }, Yes, false, false},
+		"only recorded, nothing to open": {func(d *Desired, _ *Settings) { d.Attachment.SocketOptions.Mode = SocketsRecord }, Yes, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, o := held(Yes)
+			o.MayBPF, o.Unit.Settings.User = c.may, "www-data"
+			c.change(&d, &o.Unit.Settings)
+			is := func(r Reason) bool { return r.Code == SocketsGain && strings.Contains(r.Next, "NoNewPrivileges=yes") }
+			if got := slices.ContainsFunc(judgeSockets(d, o), is); got != c.judged {
+				t.Errorf("judged: %v", judgeSockets(d, o))
+			}
+			if _, warnings := socketObstacles(d, o); slices.ContainsFunc(warnings, is) != c.warned {
+				t.Errorf("warnings: %v", warnings)
+			}
+		})
+	}
+	if SocketsGain.Bearing() != Confined {
+		t.Error("it counts against the unit")
 	}
 }
 
