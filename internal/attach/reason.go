@@ -53,6 +53,12 @@ func (c Code) Title() string { return c.entry().Title }
 // Explanation is for someone who meets the reason for the first time.
 func (c Code) Explanation() string { return c.entry().Explanation }
 
+// Advice reports whether a reason tells of something that stays as it is until a person
+// changes it: nothing of it is left to be done.
+func (c Code) Advice() bool {
+	return c == SocketsStale || c == SocketsGain || c == SocketsForeignCalls
+}
+
 // Bearing says what the reason, when it is part of a verdict, makes of it.
 func (c Code) Bearing() Answer { return c.entry().Bearing }
 
