@@ -12,6 +12,7 @@ import (
 	"github.com/aaunit/aaunit/internal/config"
 	"github.com/aaunit/aaunit/internal/gate"
 	"github.com/aaunit/aaunit/internal/image"
+	"github.com/aaunit/aaunit/internal/sockopt"
 	"github.com/aaunit/aaunit/internal/units"
 	"golang.org/x/sys/unix"
 )
@@ -38,7 +39,7 @@ func openImage(dir string) (cli.Image, error) {
 	features, _ := apparmor.FeaturesHere()
 	host := apparmor.New(apparmor.Options{Root: root, Owner: os.Geteuid(), Features: features, Scratch: os.TempDir()})
 	return &image.Image{
-		Root: root, Units: units.NewImage(root), AppArmor: host, Attachments: config.NewImage(root),
+		Root: root, Units: units.NewImage(root), AppArmor: host, Attachments: config.NewImage(root, sockopt.OptionName), Rules: sockopt.Image(root),
 		Gate: gate.New(func(string) (attach.Compiled, error) { return attach.Compiled{}, errors.New("no policy is kept here") }),
 	}, nil
 }

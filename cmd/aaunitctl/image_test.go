@@ -10,6 +10,7 @@ import (
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/cli"
+	"github.com/aaunit/aaunit/internal/sockopt"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -170,6 +171,97 @@ func TestAnImageIsPreparedAsAaunitdWould(t *testing.T) {
 	}
 	if o := f.detach("myagent"); o.Exit != attach.ExitOK || o.Changed || !slices.Contains(codesOf(o.Notes), attach.NotAttached) {
 		t.Errorf("detach again: %+v", o)
+	}
+}
+
+// The start helper of the first boot finds its rules, those of .socket units too, and
+// nothing of them outlasts the section or the attachment.
+func TestAnImageWithSocketOptions(t *testing.T) {
+	f := newTree(t)
+	f.write("/usr/lib/systemd/system/myagent.socket", "[Socket]\nListenStream=7\n")
+	f.write("/usr/lib/systemd/system/second.socket", "[Socket]\nListenStream=8\nService=%p.service\n")
+	f.write("/etc/systemd/system/second.socket.d/x.conf", "[Socket]\nService=myagent.service\n")
+	f.write("/usr/lib/systemd/system/third.socket", "[Socket]\nListenStream=9\nService=other.service\n")
+	f.write("/usr/lib/systemd/system/aaunit-none.socket", "")
+	before := f.files()
+	declared := "[Attachment]\nUnit=myagent.service\nProfile=myagent\n"
+	section := "[SocketOptions]\nMode=enforce\nAllow=TCP_NODELAY small answers\n"
+	file := "/etc/aaunit/attachments.d/mine.conf"
+	f.write(file, declared+section)
+	if o := f.attach(attach.Request{}); o.Exit == attach.ExitOK || !slices.Contains(codesOf(o.Reasons), attach.SocketsUnknown) || !strings.Contains(o.Reasons[0].Next, "install the package") {
+		t.Errorf("an image without the helper: %+v", o)
+	}
+	f.write(attach.SocketHelper, "#!")
+	if err := os.Chmod(f.root+attach.SocketHelper, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if o := f.attach(attach.Request{DryRun: true}); o.Exit != attach.ExitOK || !o.Plan.Has(attach.HoldSockets) || f.read("/var/lib/aaunit/sockopts/myagent.service.json") != "" {
+		t.Errorf("a dry run: %+v", o)
+	}
+	if o := f.attach(attach.Request{}); o.Exit != attach.ExitOK || !o.Changed {
+		t.Fatalf("%+v", o)
+	}
+	if !strings.Contains(f.read(theDropIn), attach.SocketStartLine(true)+"\n") {
+		t.Errorf("the drop-in:\n%s", f.read(theDropIn))
+	}
+	// As the helper reads them.
+	store := sockopt.Store(f.root + string(sockopt.DefaultStore))
+	for _, name := range []string{"myagent.service", "myagent.socket", "second.socket"} {
+		rules, from, err := store.Find(name)
+		if err != nil || from != name || rules.Mode != sockopt.Enforce || len(rules.Allow) != 1 {
+			t.Errorf("rules of %s: %+v %s %v", name, rules, from, err)
+		}
+		if strings.HasSuffix(name, ".socket") && !strings.Contains(f.read(attach.DropInPath(name, false)), "[Socket]\n"+attach.SocketStartLine(true)) {
+			t.Errorf("the drop-in of %s: %q", name, f.read(attach.DropInPath(name, false)))
+		}
+	}
+	if f.read(attach.DropInPath("third.socket", false)) != "" {
+		t.Error("a .socket unit of another service has a drop-in")
+	}
+	for dir, mode := range map[string]fs.FileMode{"/var/lib": 0o755, "/var/lib/aaunit": 0o700, "/var/lib/aaunit/sockopts": 0o700} {
+		if st, err := os.Stat(f.root + dir); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%s: %v %v", dir, st, err)
+		}
+	}
+	if o := f.attach(attach.Request{}); o.Exit != attach.ExitOK || o.Changed {
+		t.Errorf("again: %+v", o)
+	}
+	if u := f.prepared("myagent.service"); u.Prepared != attach.Yes {
+		t.Errorf("%+v", u)
+	}
+	f.write(file, declared+strings.Replace(section, "TCP_NODELAY", "TCP_CORK", 1))
+	if u := f.prepared("myagent.service"); u.Prepared != attach.No || !slices.Contains(codesOf(u.Reasons), attach.SocketsChanged) {
+		t.Errorf("another list: %+v", u)
+	}
+	// Without the section all of it goes.
+	f.write(file, declared)
+	if o := f.attach(attach.Request{}); o.Exit != attach.ExitOK || !o.Changed {
+		t.Errorf("%+v", o)
+	}
+	f.write(file, declared+section)
+	f.attach(attach.Request{})
+	f.write(file, declared)
+	f.attach(attach.Request{})
+	os.Remove(f.root + file)
+	if o := f.detach("myagent"); o.Exit != attach.ExitOK {
+		t.Errorf("%+v", o)
+	}
+	os.Remove(f.root + attach.SocketHelper)
+	if d := cmp.Diff(before, f.files()); d != "" {
+		t.Errorf("something is left (-before +after):\n%s", d)
+	}
+	// A detach takes the rules along.
+	f.write(attach.SocketHelper, "#!")
+	os.Chmod(f.root+attach.SocketHelper, 0o755)
+	f.write(file, declared+section)
+	f.attach(attach.Request{})
+	os.Remove(f.root + file)
+	if o := f.detach("myagent"); o.Exit != attach.ExitOK || !o.Changed {
+		t.Errorf("%+v", o)
+	}
+	os.Remove(f.root + attach.SocketHelper)
+	if d := cmp.Diff(before, f.files()); d != "" {
+		t.Errorf("detach leaves something (-before +after):\n%s", d)
 	}
 }
 

@@ -114,7 +114,7 @@ type EvidenceProgram struct {
 	// Deleted: the file that runs is not on disk any more.
 	Deleted bool   `json:"deleted,omitempty"`
 	BuildID string `json:"buildID,omitempty"` // GNU build-id; "" it has none
-	// Package and Version are Debian's for the path; "" dpkg does not know it.
+	// Package and Version are dpkg's for the path, or else rpm's; "" neither knows it.
 	Package        string `json:"package,omitempty"`
 	Version        string `json:"version,omitempty"`
 	PackageProblem string `json:"packageProblem,omitempty"`

@@ -62,15 +62,38 @@ type UnitReport struct {
 	EvidenceProblem string           `json:"evidenceProblem,omitempty"`
 	Allowed         []Allowance      `json:"allowed,omitempty"`
 	Denials         DenialCount      `json:"denials"`
+	// Sockets is nil where the attachment has no [SocketOptions].
+	Sockets *SocketSummary `json:"sockets,omitempty"`
 	// Seen are its processes and sockets, for the picture; no verdict is made of it.
 	Seen *Sighting `json:"seen,omitempty"`
 }
 
+// SocketSummary is what a report says of a unit's socket options; the options of its
+// list are among Allowed.
+type SocketSummary struct {
+	Mode     SocketMode `json:"mode"`
+	Required bool       `json:"required,omitempty"`
+	Options  int        `json:"options"` // on both lists
+	// Stale says whether the list is of another executable than the one that runs;
+	// CouldNotTell also where the list is empty.
+	Stale    Tri    `json:"stale"`
+	StaleWhy string `json:"staleWhy,omitempty"`
+	// Refused are calls since the unit's first start after the boot; Unlisted options
+	// were seen and are not on the list.
+	Refused  uint64 `json:"refused,omitempty"`
+	Unlisted int    `json:"unlisted,omitempty"`
+	// Problem says why it could not be read what was used.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Enforces reports whether what is not on the list is refused.
+func (s *SocketSummary) Enforces() bool { return s != nil && s.Mode == SocketsEnforce }
+
 // Allowance is something that an attachment takes back or adds, with the reason that
 // it gives for it.
 type Allowance struct {
-	Kind string `json:"kind"` // "waiver" or "profile"
-	What string `json:"what"` // the assertion's code, or the profile
+	Kind string `json:"kind"`
+	What string `json:"what"` // the assertion's code, the profile or the socket option
 	// Reason is "" where none is given.
 	Reason string `json:"reason,omitempty"`
 	Where  string `json:"where,omitempty"`
@@ -78,8 +101,10 @@ type Allowance struct {
 
 // The kinds of allowances.
 const (
-	AllowWaiver  = "waiver"
-	AllowProfile = "profile"
+	AllowWaiver    = "waiver"
+	AllowProfile   = "profile"
+	AllowSetOption = "setsockopt"
+	AllowGetOption = "getsockopt"
 )
 
 // Allowances are those of an attachment.
@@ -90,7 +115,23 @@ func Allowances(a Attachment) (out []Allowance) {
 	for _, p := range a.AllowProfiles {
 		out = append(out, Allowance{Kind: AllowProfile, What: p, Where: a.Source})
 	}
+	if s := a.SocketsWanted(); s != nil {
+		for _, o := range s.Allow {
+			out = append(out, Allowance{Kind: AllowSetOption, What: o.Option, Reason: o.Reason, Where: lineOf(a.Source, o.Line)})
+		}
+		for _, o := range s.AllowGet {
+			out = append(out, Allowance{Kind: AllowGetOption, What: o.Option, Reason: o.Reason, Where: lineOf(a.Source, o.Line)})
+		}
+	}
 	return out
+}
+
+// lineOf is a place in a file. What was just added to one has no line yet.
+func lineOf(file string, line int) string {
+	if line == 0 {
+		return file
+	}
+	return fmt.Sprintf("%s:%d", file, line)
 }
 
 // DenialCount counts what was denied to a unit since the daemon began.

@@ -18,15 +18,11 @@ func DiffImage(d Desired, o Observed) Plan {
 	} else {
 		p.Refusals, p.Warnings = Obstacles(d, o)
 	}
-	if s := d.Attachment.SocketsWanted(); s != nil && s.Requires() {
-		// The start helper has no rules before aaunitd has run once, and a start that
-		// requires them fails.
-		p.Refusals = append(p.Refusals, because(SocketsUnknown, "%s requires socket options to be held, which an image cannot be prepared for", d.Unit).
-			at(d.Attachment.Source).next("say Required=no under [SocketOptions], or attach it on the running system"))
-	}
+	p.Refusals = append(p.Refusals, imageSocketObstacles(d, o)...)
 	if len(p.Refusals) > 0 {
 		return p
 	}
+	diffImageSockets(&p, d, o)
 	switch file := d.DropInPath(); {
 	case !o.DropIn.Exists:
 		p.add(WriteDropIn, file, because(DropInMissing, "%s does not exist", file))
@@ -34,6 +30,72 @@ func DiffImage(d Desired, o Observed) Plan {
 		p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the attachment asks for", file))
 	}
 	return p
+}
+
+// ImageRules are the rules for socket options that an image has for a unit.
+type ImageRules struct {
+	// Exist, and Same: they are what the attachment says, for the unit and for each of
+	// SocketUnits.
+	Exist, Same bool
+	// HelperProblem says why the start helper cannot run; "" where it can.
+	HelperProblem string
+}
+
+// imageSocketObstacles is what keeps an image from holding socket options at its first
+// boot. Nobody is there then to mend it.
+func imageSocketObstacles(d Desired, o Observed) (out []Reason) {
+	want := d.Attachment.SocketsWanted()
+	if want == nil {
+		return nil
+	}
+	if o.Rules.HelperProblem != "" {
+		// systemd fails a start whose ExecStartPre= is not there, required or not.
+		out = append(out, because(SocketsUnknown, "%s asks for socket options, and %s", d.Unit, o.Rules.HelperProblem).
+			at(d.Attachment.Source).next("install the package aaunit in the image first"))
+	}
+	if o.SocketsProblem != "" && want.Requires() {
+		out = append(out, because(SocketsUnknown, "%s requires socket options to be held, and its .socket units could not be looked at: %s", d.Unit, o.SocketsProblem).
+			at(d.Attachment.Source).next("mend that, or say Required=no under [SocketOptions]"))
+	}
+	return out
+}
+
+// diffImageSockets plans the rules that the start helper reads at the first boot, and
+// the drop-ins of .socket units that run it. What an attachment without rules leaves
+// goes: a helper without rules fails a start.
+func diffImageSockets(p *Plan, d Desired, o Observed) {
+	if d.Attachment.SocketsWanted() != nil {
+		if !o.Rules.Same {
+			p.add(HoldSockets, d.RulesName(), because(SocketsChanged, "%s says what socket options %s may set", d.Attachment.Source, d.Unit))
+		}
+		diffSocketDropIns(p, d, o)
+		return
+	}
+	for _, s := range o.SocketUnits {
+		if s.DropIn.Ours {
+			p.add(RemoveDropIn, d.socketDropIn(s.ID), because(SocketsReleased, "%s asks for no rules for socket options", d.Attachment.Source))
+		}
+	}
+	if o.Rules.Exist {
+		p.add(ReleaseSockets, d.RulesName(), because(SocketsReleased, "%s asks for no rules for socket options", d.Attachment.Source))
+	}
+}
+
+// WroteSocketDropIn is WroteDropIn for the drop-in of a .socket unit.
+func WroteSocketDropIn(text string) bool {
+	a := Attachment{}
+	for line := range strings.SplitSeq(text, "\n") {
+		if v, ok := strings.CutPrefix(line, "# Attachment: "); ok {
+			a.Source = v
+		}
+	}
+	for _, required := range []bool{true, false} {
+		a.SocketOptions = &SocketOptions{Mode: SocketsRecord, Required: TriOf(required)}
+		if text == SocketDropIn(a) {
+			return true
+		}
+	}
+	return false
 }
 
 // WroteDropIn reports whether a drop-in is one that aaunit writes, to the letter.

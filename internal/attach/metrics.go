@@ -40,6 +40,16 @@ type UnitMetrics struct {
 	Pending bool        `json:"pending,omitempty"`
 	Paused  bool        `json:"paused,omitempty"`
 	Denials DenialCount `json:"denials"`
+	// Sockets is nil where the unit has no [SocketOptions], or was not seen to run yet.
+	Sockets *SocketMetrics `json:"sockets,omitempty"`
+}
+
+// SocketMetrics are those of a unit's socket options, as of the last look.
+type SocketMetrics struct {
+	// Stale is CouldNotTell also where there is no list.
+	Stale Tri `json:"stale"`
+	// Refused are calls since the unit's first start after the boot.
+	Refused uint64 `json:"refused"`
 }
 
 // durationBounds are the buckets of Durations, in seconds. A pass over one unit takes

@@ -388,6 +388,8 @@ type Observed struct {
 	Sockets     []SocketsSeen
 	// SocketsProblem says why the .socket units could not be looked at.
 	SocketsProblem string
+	// Rules are what an image has for the start helper.
+	Rules ImageRules
 	// MayBPF: a profile of the unit lets a task change the kernel's BPF tables, given
 	// that the task has the capability. CouldNotTell counts as yes.
 	MayBPF Tri

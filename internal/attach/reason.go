@@ -53,6 +53,12 @@ func (c Code) Title() string { return c.entry().Title }
 // Explanation is for someone who meets the reason for the first time.
 func (c Code) Explanation() string { return c.entry().Explanation }
 
+// Advice reports whether a reason tells of something that stays as it is until a person
+// changes it: nothing of it is left to be done.
+func (c Code) Advice() bool {
+	return c == SocketsStale || c == SocketsGain || c == SocketsForeignCalls
+}
+
 // Bearing says what the reason, when it is part of a verdict, makes of it.
 func (c Code) Bearing() Answer { return c.entry().Bearing }
 
@@ -178,6 +184,7 @@ const (
 	SocketsNotHeld      Code = "socket-options-not-held"
 	SocketsUnknown      Code = "socket-options-unknown"
 	SocketsOpen         Code = "socket-options-open"
+	SocketsGain         Code = "socket-options-gain"
 	SocketsOverridden   Code = "socket-options-overridden"
 	SocketsForeignCalls Code = "socket-options-unseen"
 	SocketsNote         Code = "socket-options-note"
@@ -322,6 +329,7 @@ var entries = []Entry{
 	{SocketsNotHeld, "Socket options are not held to the list", "The kernel does not have aaunit's own programs attached to the unit's control group, or they have another list or mode than the attachment declares. aaunitd attaches them again without a restart; a start does it by the line in the unit's drop-in.", NotConfined},
 	{SocketsUnknown, "Socket options could not be looked at", "Whether the unit's socket options are held to the list could not be told: the kernel does not support it, no BPF file system is mounted, there was no memory for the tables, or aaunitd may not ask. With Required=no it is a note.", Unknown},
 	{SocketsOpen, "The unit can change its own list", "A program with CAP_BPF or CAP_SYS_ADMIN can change the kernel's tables by their ids, the list of its own socket options too. Take both out of its capabilities, or out of the profile.", Unknown},
+	{SocketsGain, "A set-uid program could take the list off", "The unit's program has no capability to change the list of its own socket options, but its bounding set and its profile leave room for one: a program with the set-uid bit or with file capabilities could gain it, and change the list for all of the unit. It does not count against the unit. NoNewPrivileges=yes closes it, and costs nothing where the unit runs no such program.", Confined},
 	{SocketsOverridden, "Another file takes the start helper away", "Before each start of the unit a helper attaches the programs for its socket options, from an ExecStartPre= line in aaunit's drop-in. A later drop-in resets ExecStartPre=, or systemd has not read the line yet, so the next start would be without them.", NotConfined},
 	{SocketsForeignCalls, "Some socket options go unseen", "The programs see the system calls of the machine's own architecture, of tasks in the unit's control group. System calls of another architecture and programs that a PAM session takes elsewhere are neither recorded nor refused. SystemCallArchitectures=native closes the former; for a unit with User= it implies NoNewPrivileges=yes.", Confined},
 	{SocketsNote, "Socket options are not as declared", "They are neither recorded nor held as the attachment says, or that could not be told. The attachment does not require it (Required=no, which is the default in mode record), so it does not count against the unit.", Confined},

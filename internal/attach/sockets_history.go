@@ -38,7 +38,7 @@ type SocketHistory struct {
 
 // SocketReview is a list as somebody left it, or as it was first found.
 type SocketReview struct {
-	// List is what the lists and the mode said, see SocketOptions.digest.
+	// List is what the lists said, see SocketOptions.lists; the mode is no part of it.
 	List string    `json:"list"`
 	At   time.Time `json:"at"`
 	By   string    `json:"by,omitempty"` // "" it was found in a file
@@ -94,33 +94,20 @@ func (p EvidenceProgram) Same(q EvidenceProgram) Tri {
 	return TriOf(p.SHA256 == q.SHA256)
 }
 
-// digest is what a section says, whatever its reasons, order and places in the file.
-func (s SocketOptions) digest() string {
-	names := func(list []AllowedOption) string {
-		var out []string
-		for _, o := range list {
-			out = append(out, o.Option)
-		}
-		slices.Sort(out)
-		return strings.Join(out, ",")
-	}
-	return "allow " + names(s.Allow) + "; get " + names(s.AllowGet)
-}
-
 // Review puts on record that the list, as it is, is meant for the program.
 func (h SocketHistory) Review(s SocketOptions, p EvidenceProgram, by string, at time.Time) SocketHistory {
-	h.Reviewed = &SocketReview{List: s.digest(), At: at, By: by, Program: p}
+	h.Reviewed = &SocketReview{List: s.lists(), At: at, By: by, Program: p}
 	return h
 }
 
 // Found notes a list that somebody wrote into a file: it is taken to be meant for
 // what runs when it is first seen.
 func (h SocketHistory) Found(s SocketOptions, p EvidenceProgram, at time.Time) SocketHistory {
-	if r := h.Reviewed; r != nil && r.List == s.digest() && (r.Program.SHA256 != "" || p.SHA256 == "") {
+	if r := h.Reviewed; r != nil && r.List == s.lists() && (r.Program.SHA256 != "" || p.SHA256 == "") {
 		return h
 	}
 	by := ""
-	if r := h.Reviewed; r != nil && r.List == s.digest() {
+	if r := h.Reviewed; r != nil && r.List == s.lists() {
 		by = r.By // it was reviewed before anything ran
 	}
 	return h.Review(s, p, by, at)

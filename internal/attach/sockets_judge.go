@@ -3,6 +3,7 @@ package attach
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // StartsSockets reports whether a command line is that of the start helper, as the
@@ -84,14 +85,21 @@ func diffSockets(p *Plan, d Desired, o Observed) {
 
 // same reports whether two sections mean the same, whatever their reasons and lines.
 func (s SocketOptions) same(t SocketOptions) bool {
-	names := func(list []AllowedOption) (out []string) {
+	return s.Mode == t.Mode && s.Requires() == t.Requires() && s.lists() == t.lists()
+}
+
+// lists puts both lists into one text, whatever their reasons, order and places in the
+// file.
+func (s SocketOptions) lists() string {
+	names := func(list []AllowedOption) string {
+		var out []string
 		for _, o := range list {
 			out = append(out, o.Option)
 		}
 		slices.Sort(out)
-		return out
+		return strings.Join(out, ",")
 	}
-	return s.Mode == t.Mode && s.Requires() == t.Requires() && slices.Equal(names(s.Allow), names(t.Allow)) && slices.Equal(names(s.AllowGet), names(t.AllowGet))
+	return "allow " + names(s.Allow) + "; get " + names(s.AllowGet)
 }
 
 // socketObstacles looks at what the rules for socket options would not reach.
@@ -123,7 +131,21 @@ func socketObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	if s.PAMName != "" {
 		warnings = append(warnings, because(SocketsForeignCalls, "PAMName=%s may take the program of %s to a session, where its socket options are neither recorded nor refused", s.PAMName, d.Unit).at(o.Unit.FragmentPath))
 	}
+	if want.Mode == SocketsEnforce && s.GainsBPF() && o.MayBPF != No {
+		warnings = append(warnings, gain(d, o))
+	}
 	return refusals, warnings
+}
+
+// gain is what there is to say of a unit that could gain what would open its list.
+// Nearly every service could by its settings, so it is advice and no doubt.
+func gain(d Desired, o Observed) Reason {
+	what := "its profile allows CAP_BPF or CAP_SYS_ADMIN"
+	if o.MayBPF != Yes {
+		what = "whether its profile allows CAP_BPF or CAP_SYS_ADMIN could not be told"
+	}
+	return because(SocketsGain, "a set-uid program that %s runs could take the list of its socket options off: %s, and NoNewPrivileges= is not set", d.Unit, what).
+		next("NoNewPrivileges=yes in " + d.Unit + " costs nothing where it runs no such program")
 }
 
 // The capabilities by which a program can change what holds it, see
@@ -131,16 +153,25 @@ func socketObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 const (
 	capSysAdmin = 1 << 21
 	capBPF      = 1 << 39
+	changesBPF  = capSysAdmin | capBPF
 )
 
 // HoldsBPF reports whether the unit's program is started with a capability that lets
 // it change the kernel's BPF tables, unless its profile forbids that.
 func (s Settings) HoldsBPF() bool {
-	const either = capSysAdmin | capBPF
 	if s.User == "" && !s.DynamicUser || s.User == "root" || s.User == "0" {
-		return s.Bounding&either != 0
+		return s.Bounding&changesBPF != 0
 	}
-	return s.Ambient&either != 0
+	return s.Ambient&changesBPF != 0
+}
+
+// GainsBPF reports whether what the program executes could gain such a capability,
+// from a set-uid bit or file capabilities: both give nothing that is not in the
+// bounding set, and nothing at all with no_new_privs (capabilities(7), "Transformation
+// of capabilities during execve()"). Settings that imply NoNewPrivileges= are not
+// looked at.
+func (s Settings) GainsBPF() bool {
+	return !s.HoldsBPF() && !s.NoNewPrivileges && s.Bounding&changesBPF != 0
 }
 
 // judgeSockets says of the socket options what the kernel said. Where they are not
@@ -185,6 +216,11 @@ func judgeSockets(d Desired, o Observed) (out []Reason) {
 		}
 		out = append(out, say(SocketsOpen, "%s runs with CAP_BPF or CAP_SYS_ADMIN, and %s: it can change the rules for its socket options", d.Unit, what).
 			next(fmt.Sprintf("CapabilityBoundingSet=~CAP_BPF CAP_SYS_ADMIN in %s, or take the capability out of the profile", d.Unit)))
+	}
+	// What the profile does not allow is no gain, and what is not known is not told at
+	// every look.
+	if running && want.Mode == SocketsEnforce && o.Unit.Settings.GainsBPF() && o.MayBPF == Yes {
+		out = append(out, gain(d, o))
 	}
 	return out
 }

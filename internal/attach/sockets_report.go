@@ -89,6 +89,43 @@ func (u SocketUse) Canonical() string {
 	return u.Option
 }
 
+// Refusals are all calls that were refused.
+func (s SocketStatus) Refusals() (n uint64) {
+	for _, r := range s.Recorded {
+		n += r.LostRefused
+		for _, u := range r.Seen {
+			n += u.Refused
+		}
+	}
+	return n
+}
+
+// listStale is Stale of a list that has something on it: an empty one is of no build.
+func (s SocketStatus) listStale() Tri {
+	if s.Declared.Off() || len(s.Declared.Allow)+len(s.Declared.AllowGet) == 0 {
+		return CouldNotTell
+	}
+	return s.Stale
+}
+
+// Metrics are the numbers of it; nil where nothing is declared.
+func (s SocketStatus) Metrics() *SocketMetrics {
+	if s.Declared.Off() {
+		return nil
+	}
+	return &SocketMetrics{Stale: s.listStale(), Refused: s.Refusals()}
+}
+
+// ForReport is what a report says of it; nil where nothing is declared.
+func (s SocketStatus) ForReport() *SocketSummary {
+	if s.Declared.Off() {
+		return nil
+	}
+	d := s.Declared
+	return &SocketSummary{Mode: d.Mode, Required: d.Requires(), Options: len(d.Allow) + len(d.AllowGet), Stale: s.listStale(), StaleWhy: s.StaleWhy,
+		Refused: s.Refusals(), Unlisted: len(s.NotAllowed()), Problem: s.Problem}
+}
+
 // WithStale fills in what follows from the history.
 func (s SocketStatus) WithStale() SocketStatus {
 	s.Stale, s.StaleWhy = s.History.Stale()
@@ -198,7 +235,7 @@ func (s SocketStatus) Reasons() (out []Reason) {
 	if lost > 0 {
 		out = append(out, because(SocketRefused, "calls for options that found no place in the table were refused %s", timesOf(lost)).next("aaunitctl sockopts "+s.Unit))
 	}
-	if s.Stale == Yes && len(s.Declared.Allow)+len(s.Declared.AllowGet) > 0 {
+	if s.listStale() == Yes {
 		out = append(out, because(SocketsStale, "%s", s.StaleWhy).next("aaunitctl sockopts diff "+s.Unit))
 	}
 	return out

@@ -92,7 +92,9 @@ func TestJudgeSockets(t *testing.T) {
 		{"the profile allows BPF", func(_ *Desired, o *Observed) { o.MayBPF = Yes }, SocketsOpen, false},
 		{"whether it does is not known", func(_ *Desired, o *Observed) { o.MayBPF = CouldNotTell }, SocketsOpen, false},
 		{"no capability to allow", func(_ *Desired, o *Observed) { o.MayBPF, o.Unit.Settings.Bounding = Yes, 1 }, "", false},
-		{"a user without capabilities", func(_ *Desired, o *Observed) { o.MayBPF, o.Unit.Settings.User = Yes, "www-data" }, "", false},
+		{"a user without capabilities", func(_ *Desired, o *Observed) {
+			o.MayBPF, o.Unit.Settings.User, o.Unit.Settings.NoNewPrivileges = Yes, "www-data", true
+		}, "", false},
 		{"a user with one", func(_ *Desired, o *Observed) {
 			o.MayBPF, o.Unit.Settings.User, o.Unit.Settings.Ambient = Yes, "www-data", capBPF
 		}, SocketsOpen, false},
@@ -123,6 +125,43 @@ func TestJudgeSockets(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A set-uid program could open the list only where the bounding set, the profile and
+// no_new_privs let it gain what it takes. That is advice, and no verdict.
+func TestWhatASetUIDProgramCouldGain(t *testing.T) {
+	for name, c := range map[string]struct {
+		change         func(d *Desired, s *Settings)
+		may            Tri
+		judged, warned bool
+	}{
+		"a user":                         {func(*Desired, *Settings) {}, Yes, true, true},
+		"the profile does not allow it":  {func(*Desired, *Settings) {}, No, false, false},
+		"whether it does is not known":   {func(*Desired, *Settings) {}, CouldNotTell, false, true},
+		"no new privileges":              {func(_ *Desired, s *Settings) { s.NoNewPrivileges = true }, Yes, false, false},
+		"a bounding set without both":    {func(_ *Desired, s *Settings) { s.Bounding &^= changesBPF }, Yes, false, false},
+		"a bounding set with one":        {func(_ *Desired, s *Settings) { s.Bounding &^= capSysAdmin }, Yes, true, true},
+		"a dynamic user":                 {func(_ *Desired, s *Settings) { s.User, s.DynamicUser = "", true }, Yes, true, true},
+		"it has one already, and worse":  {func(_ *Desired, s *Settings) { s.Ambient = capBPF }, Yes, false, false},
+		"root has it":                    {func(_ *Desired, s *Settings) { s.User = "root" }, Yes, false, false},
+		"only recorded, nothing to open": {func(d *Desired, _ *Settings) { d.Attachment.SocketOptions.Mode = SocketsRecord }, Yes, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, o := held(Yes)
+			o.MayBPF, o.Unit.Settings.User = c.may, "www-data"
+			c.change(&d, &o.Unit.Settings)
+			is := func(r Reason) bool { return r.Code == SocketsGain && strings.Contains(r.Next, "NoNewPrivileges=yes") }
+			if got := slices.ContainsFunc(judgeSockets(d, o), is); got != c.judged {
+				t.Errorf("judged: %v", judgeSockets(d, o))
+			}
+			if _, warnings := socketObstacles(d, o); slices.ContainsFunc(warnings, is) != c.warned {
+				t.Errorf("warnings: %v", warnings)
+			}
+		})
+	}
+	if SocketsGain.Bearing() != Confined {
+		t.Error("it counts against the unit")
 	}
 }
 
@@ -191,15 +230,49 @@ func TestRemovalTakesTheStartLineAlong(t *testing.T) {
 	}
 }
 
-// The start helper has no rules in an image: what requires them is not prepared.
+// What the start helper reads at the first boot is prepared; without the helper, or
+// with .socket units that are not known, nothing is.
 func TestAnImageWithSocketOptions(t *testing.T) {
-	for required, refused := range map[Tri]bool{Yes: true, CouldNotTell: true, No: false} {
+	kinds := func(p Plan) (out []string) {
+		for _, a := range p.Actions {
+			out = append(out, string(a.Kind)+" "+a.Target)
+		}
+		return out
+	}
+	for _, required := range []Tri{Yes, CouldNotTell, No} {
 		d, o := held(required)
+		o.Unit.LoadState, o.Unit.Settings.DefaultDependencies = "loaded", true
+		o.Policy = Policy{Candidates: map[string][]Profile{"a": {{Name: "a", File: "/etc/apparmor.d/a", Line: 1}}}, Compiled: []Compiled{{File: "/etc/apparmor.d/a", Profiles: []Profile{{Name: "a"}}}}}
+		o.DropIn, o.SocketUnits = DropInState{}, []StartingSocket{{ID: "a.socket"}}
 		p := DiffImage(d, o)
-		if got := slices.ContainsFunc(p.Refusals, func(r Reason) bool { return r.Code == SocketsUnknown }); got != refused {
-			t.Errorf("Required=%v: refusals %v", required, p.Refusals)
+		want := []string{"hold-socket-options a.service", "write-drop-in /etc/systemd/system/a.socket.d/90-aaunit.conf", "write-drop-in /etc/systemd/system/a.service.d/90-aaunit.conf"}
+		if len(p.Refusals) != 0 || !slices.Equal(kinds(p), want) {
+			t.Errorf("Required=%v: %v %q", required, p.Refusals, kinds(p))
+		}
+		o.Rules = ImageRules{Exist: true, Same: true}
+		o.DropIn = DropInState{Exists: true, Ours: true, Content: d.DropInText(o.Unit)}
+		o.SocketUnits[0].DropIn = DropInState{Exists: true, Ours: true, Content: SocketDropIn(*d.Attachment)}
+		if p := DiffImage(d, o); len(p.Refusals)+len(p.Actions) != 0 {
+			t.Errorf("Required=%v, in place: %v %q", required, p.Refusals, kinds(p))
+		}
+		off := *d.Attachment
+		off.SocketOptions = nil
+		if p := DiffImage(Desired{Unit: d.Unit, Profile: d.Profile, Attachment: &off}, o); !slices.Equal(kinds(p), []string{"remove-drop-in /etc/systemd/system/a.socket.d/90-aaunit.conf",
+			"release-socket-options a.service", "write-drop-in /etc/systemd/system/a.service.d/90-aaunit.conf"}) {
+			t.Errorf("Required=%v, no section any more: %v %q", required, p.Refusals, kinds(p))
+		}
+		o.Rules.HelperProblem = "there is no helper"
+		if p := DiffImage(d, o); !slices.ContainsFunc(p.Refusals, func(r Reason) bool { return r.Code == SocketsUnknown && strings.Contains(r.Next, "install") }) {
+			t.Errorf("Required=%v, no helper: %v", required, p.Refusals)
+		}
+		o.Rules.HelperProblem, o.SocketsProblem = "", "a file is broken"
+		if refused := len(DiffImage(d, o).Refusals) > 0; refused != (required != No) {
+			t.Errorf("Required=%v, .socket units that are not known: refused is %v", required, refused)
 		}
 		if text := DropIn(*d.Attachment, "a"); !WroteDropIn(text) || WroteDropIn(text+"ExecStartPre=+/bin/sh\n") {
+			t.Errorf("Required=%v: what aaunit wrote is not known again\n%s", required, text)
+		}
+		if text := SocketDropIn(*d.Attachment); !WroteSocketDropIn(text) || WroteSocketDropIn(text+"ExecStartPre=+/bin/sh\n") {
 			t.Errorf("Required=%v: what aaunit wrote is not known again\n%s", required, text)
 		}
 	}

@@ -57,7 +57,7 @@ func TestReport(t *testing.T) {
 		Controls []map[string]any
 		Drift    []map[string]string
 	}
-	if err := json.Unmarshal(s.out.Bytes(), &doc); err != nil || len(doc.Findings) != 9 || len(doc.Controls) != 5 || len(doc.Drift) != 7 || doc.Findings[0]["level"] != "bad" {
+	if err := json.Unmarshal(s.out.Bytes(), &doc); err != nil || len(doc.Findings) != 11 || len(doc.Controls) != 5 || len(doc.Drift) != 10 || doc.Findings[0]["level"] != "bad" {
 		t.Errorf("%v: %+v", err, doc)
 	}
 	for flag, want := range map[string]string{"--html": "<!DOCTYPE html>", "--csv": "host,host_id,"} {

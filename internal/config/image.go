@@ -16,9 +16,9 @@ type Image struct {
 }
 
 // NewImage gives the attachment files below root, which must not lead through a
-// symbolic link. They have to belong to the user who asks.
-func NewImage(root string) *Image {
-	i := &Image{root: root, files: &Files{Owner: uint32(os.Geteuid())}}
+// symbolic link. They have to belong to the user who asks. options is that of Files.
+func NewImage(root string, options attach.OptionNames) *Image {
+	i := &Image{root: root, files: &Files{Owner: uint32(os.Geteuid()), Options: options}}
 	for _, dir := range DefaultDirs {
 		i.files.Dirs = append(i.files.Dirs, filepath.Join(root, dir))
 	}

@@ -17,6 +17,6 @@
 // take long, and holds up neither a verdict nor a pass.
 //
 // Read keeper.go first, then store.go and chain.go (the files), encode.go (their
-// form), program.go, buildid.go, mounts.go and dpkg.go (executables), and
+// form), program.go, buildid.go, mounts.go, dpkg.go and rpm.go (executables), and
 // check.go (the records against the system as it is).
 package evidence

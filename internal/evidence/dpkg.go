@@ -32,46 +32,61 @@ const (
 	maxPackages = 512       // that are remembered
 )
 
-// packages remembers which package a path belongs to, until dpkg's state changes:
-// to find out, all of dpkg's lists are read.
+// packages remembers which package a path belongs to, until the state of dpkg or rpm
+// changes: to find out, all of dpkg's lists are read, or rpm is run.
 type packages struct {
-	mu     sync.Mutex
-	status fileID
-	done   map[string]owned
+	mu    sync.Mutex
+	state packageState
+	done  map[string]owned
 }
+
+// packageState is the files by which dpkg and rpm know what is installed; the zero
+// value of one is that it is not there.
+type packageState struct{ dpkg, rpm fileID }
 
 type owned struct{ name, version string }
 
-// owner adds the Debian package that a path belongs to. That it does says where the
-// file is from, not that it is as the package has it.
+// owner adds the package that a path belongs to: dpkg is asked first, and then rpm.
+// That it belongs to one says where the file is from, not that it is as the package
+// has it.
 func (k *Keeper) owner(ctx context.Context, p *process, name string, e *attach.EvidenceProgram) {
+	var id packageState
 	var st unix.Stat_t
+	dpkg, rpm := false, false
 	switch err := unix.Stat(k.real(dpkgStatus), &st); {
-	case errors.Is(err, unix.ENOENT):
-		return // no Debian system
-	case err != nil:
+	case err == nil:
+		id.dpkg, dpkg = idOf(&st), true
+	case !errors.Is(err, unix.ENOENT):
 		e.PackageProblem = err.Error()
 		return
 	}
+	if id.rpm, rpm = k.rpmState(); !dpkg && !rpm {
+		return // packages of another kind
+	}
 	if !k.sameRoot(p) {
-		e.PackageProblem = "the process has a root directory of its own, of which dpkg knows nothing"
+		e.PackageProblem = "the process has a root directory of its own, of which dpkg and rpm know nothing"
 		return
 	}
-	id := idOf(&st)
 	k.packages.mu.Lock()
-	if k.packages.status != id || len(k.packages.done) >= maxPackages {
-		k.packages.status, k.packages.done = id, map[string]owned{}
+	if k.packages.state != id || len(k.packages.done) >= maxPackages {
+		k.packages.state, k.packages.done = id, map[string]owned{}
 	}
 	o, known := k.packages.done[name]
 	k.packages.mu.Unlock()
 	if !known {
 		var err error
-		if o, err = k.findOwner(ctx, name); err != nil {
+		if dpkg {
+			o, err = k.findOwner(ctx, name)
+		}
+		if err == nil && o.name == "" && rpm {
+			o, err = k.askRPM(ctx, name)
+		}
+		if err != nil {
 			e.PackageProblem = text(err.Error())
 			return
 		}
 		k.packages.mu.Lock()
-		if k.packages.status == id {
+		if k.packages.state == id {
 			k.packages.done[name] = o
 		}
 		k.packages.mu.Unlock()

@@ -41,7 +41,7 @@ type Options struct {
 	Queue int
 	// Policy gives an accepted policy with its bytes and texts.
 	Policy func(id string) (attach.Compiled, error)
-	// Root is put before the paths of profiles, of /proc and of dpkg's files; "" is
+	// Root is put before the paths of profiles, of /proc and of dpkg's and rpm's files; "" is
 	// the host itself.
 	Root string
 	// Log gets a message for each record, and what could not be kept; nil discards it.

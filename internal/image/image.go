@@ -26,6 +26,8 @@ type Units interface {
 	Observe(ctx context.Context, unit string) (attach.Unit, error)
 	Expand(ctx context.Context, glob string) ([]string, error)
 	StartedAtBoot(unit string) attach.Tri
+	// StartingSockets are the .socket units that start a service.
+	StartingSockets(ctx context.Context, u attach.Unit) ([]attach.StartingSocket, error)
 	ReadDropIn(path string) (text string, exists bool, err error)
 	WriteDropIn(path, text string) (changed bool, err error)
 	RemoveDropIn(path string) (changed bool, err error)
@@ -45,6 +47,15 @@ type Attachments interface {
 	Remove(file string) error
 }
 
+// Rules is what the image has for the start helper of socket options.
+type Rules interface {
+	// Helper says why the helper itself cannot run.
+	Helper() error
+	Kept(name string, s attach.SocketOptions) (exists, same bool, err error)
+	Save(name string, s attach.SocketOptions) (changed bool, err error)
+	Delete(name string) (changed bool, err error)
+}
+
 // Gate is asked about compiled policy.
 type Gate interface {
 	Check(ctx context.Context, d attach.Desired, u attach.Unit, compiled []attach.Compiled) []attach.Finding
@@ -56,6 +67,7 @@ type Image struct {
 	Units       Units
 	AppArmor    AppArmor
 	Attachments Attachments
+	Rules       Rules
 	Gate        Gate
 }
 
@@ -264,6 +276,7 @@ func (i *Image) plan(ctx context.Context, u *unit) {
 	if err != nil {
 		u.o.DropIn = attach.DropInState{Exists: true, Problem: err.Error()}
 	}
+	i.sockets(ctx, u)
 	plan := attach.DiffImage(u.d, u.o)
 	u.out.Plan, u.out.Changed = &plan, len(plan.Refusals) == 0 && (len(plan.Actions) > 0 || u.differs)
 	for _, w := range plan.Warnings {
@@ -276,6 +289,101 @@ func (i *Image) plan(ctx context.Context, u *unit) {
 	if len(plan.Refusals) > 0 {
 		u.refuse(plan.Refusals...)
 	}
+}
+
+// sockets looks at what there is for the unit's socket options.
+func (i *Image) sockets(ctx context.Context, u *unit) {
+	want := u.d.Attachment.SocketsWanted()
+	u.o.SocketUnits = i.socketUnits(ctx, u)
+	names := []string{u.d.RulesName()}
+	if want == nil {
+		exists, _, _ := i.Rules.Kept(names[0], attach.SocketOptions{Mode: attach.SocketsRecord})
+		u.o.Rules.Exist = exists
+		return
+	}
+	if err := i.Rules.Helper(); err != nil {
+		u.o.Rules.HelperProblem = err.Error()
+	}
+	u.o.Rules.Exist, u.o.Rules.Same = true, true
+	for _, s := range u.o.SocketUnits {
+		names = append(names, s.ID)
+	}
+	for _, name := range names {
+		exists, same, err := i.Rules.Kept(name, *want)
+		u.o.Rules.Exist, u.o.Rules.Same = u.o.Rules.Exist && exists, u.o.Rules.Same && same && err == nil
+	}
+}
+
+// socketUnits finds the .socket units of a service, with what lies at the place of
+// aaunit's drop-in for each. Units of a pattern that are yet to come have none that is
+// known.
+func (i *Image) socketUnits(ctx context.Context, u *unit) []attach.StartingSocket {
+	if attach.IsPattern(u.name) {
+		return nil
+	}
+	list, err := i.Units.StartingSockets(ctx, u.o.Unit)
+	if err != nil {
+		u.o.SocketsProblem = err.Error()
+	}
+	for k, s := range list {
+		text, exists, err := i.Units.ReadDropIn(attach.DropInPath(s.ID, false))
+		list[k].DropIn = attach.DropInState{Exists: exists, Content: text, Ours: exists && attach.WroteSocketDropIn(text)}
+		if err != nil {
+			list[k].DropIn = attach.DropInState{Exists: true, Problem: err.Error()}
+		}
+	}
+	return list
+}
+
+// writeSockets keeps the rules, and then has the .socket units run the helper that
+// reads them.
+func (i *Image) writeSockets(u *unit) (changed bool, err error) {
+	want := u.d.Attachment.SocketsWanted()
+	names := []string{u.d.RulesName()}
+	for _, s := range u.o.SocketUnits {
+		names = append(names, s.ID)
+	}
+	for _, name := range names {
+		did, err := i.Rules.Save(name, *want)
+		if changed = changed || did; err != nil {
+			return changed, err
+		}
+	}
+	for _, s := range u.o.SocketUnits {
+		did, err := i.Units.WriteDropIn(attach.DropInPath(s.ID, false), attach.SocketDropIn(*u.d.Attachment))
+		if changed = changed || did; err != nil {
+			return changed, err
+		}
+	}
+	if changed {
+		u.event(attach.StepSockets, attach.Done, "%s", want.Summary())
+	}
+	return changed, nil
+}
+
+// releaseSockets takes away what runs the helper, and then its rules: without them it
+// would fail a start.
+func (i *Image) releaseSockets(u *unit) (changed bool, err error) {
+	names := []string{u.d.RulesName()}
+	for _, s := range u.o.SocketUnits {
+		if !s.DropIn.Ours {
+			continue
+		}
+		if _, err := i.Units.RemoveDropIn(attach.DropInPath(s.ID, false)); err != nil {
+			return changed, err
+		}
+		names, changed = append(names, s.ID), true
+	}
+	for _, name := range names {
+		did, err := i.Rules.Delete(name)
+		if changed = changed || did; err != nil {
+			return changed, err
+		}
+	}
+	if changed {
+		u.event(attach.StepSockets, attach.Done, "released")
+	}
+	return changed, nil
 }
 
 // policy finds the files that define the unit's profiles, compiles them, and asks
@@ -353,15 +461,33 @@ func (i *Image) write(u *unit) {
 		u.d.Attachment.Source, restore = file, back
 	}
 	path := u.d.DropInPath()
-	changed, err := i.Units.WriteDropIn(path, u.d.DropInText(u.o.Unit))
-	if err != nil {
-		u.refuse(attach.Because(attach.DropInUnreadable, "%v", err).At(path))
+	failed := func(why attach.Reason) {
+		u.refuse(why)
 		if err := restore(); err != nil {
 			u.refuse(attach.Because(attach.AttachmentBad, "the attachment could not be withdrawn: %v", err).At(u.d.Attachment.Source))
 		}
+	}
+	// Rules come before the line that needs them, and go after it.
+	sockets, wanted := false, u.d.Attachment.SocketsWanted() != nil
+	var err error
+	if wanted {
+		if sockets, err = i.writeSockets(u); err != nil {
+			failed(attach.Because(attach.RecordBad, "%v", err))
+			return
+		}
+	}
+	changed, err := i.Units.WriteDropIn(path, u.d.DropInText(u.o.Unit))
+	if err != nil {
+		failed(attach.Because(attach.DropInUnreadable, "%v", err).At(path))
 		return
 	}
-	u.out.Changed = changed || u.differs
+	if !wanted {
+		if sockets, err = i.releaseSockets(u); err != nil {
+			u.refuse(attach.Because(attach.RecordBad, "%v", err))
+			return
+		}
+	}
+	u.out.Changed = changed || sockets || u.differs
 	u.event(attach.StepAttachment, attach.Done, "%s", u.d.Attachment.Source)
 	u.event(attach.StepDropIn, attach.Done, "%s", path)
 	u.out.Plan = nil
@@ -385,9 +511,11 @@ func (i *Image) Detach(ctx context.Context, r attach.Request) ([]attach.Outcome,
 }
 
 func (i *Image) detach(ctx context.Context, u *unit, dry bool, declared attach.Declared) {
-	if observed, err := i.Units.Observe(ctx, u.name); err == nil && observed.ID != u.name {
-		u.out.Notes = append(u.out.Notes, attach.Because(attach.UnitAlias, "%s is an alias of %s", u.name, observed.ID))
-		u.name, u.out.Unit = observed.ID, observed.ID
+	if observed, err := i.Units.Observe(ctx, u.name); err == nil {
+		if u.o.Unit = observed; observed.ID != u.name {
+			u.out.Notes = append(u.out.Notes, attach.Because(attach.UnitAlias, "%s is an alias of %s", u.name, observed.ID))
+			u.name, u.out.Unit = observed.ID, observed.ID
+		}
 	}
 	chosen, rivals := attach.Select(declared.Attachments, u.name)
 	if chosen == nil && len(rivals) > 0 {
@@ -430,6 +558,15 @@ func (i *Image) detach(ctx context.Context, u *unit, dry bool, declared attach.D
 		}
 		u.out.Changed = true
 		u.event(attach.StepDropIn, attach.Done, "%s is removed", path)
+	}
+	u.d.Attachment = &attach.Attachment{Units: []string{u.name}}
+	u.d.Unit = u.name
+	u.o.SocketUnits = i.socketUnits(ctx, u)
+	if changed, err := i.releaseSockets(u); err != nil {
+		u.refuse(attach.Because(attach.RecordBad, "%v", err))
+		return
+	} else if changed {
+		u.out.Changed = true
 	}
 	if chosen != nil {
 		if err := i.Attachments.Remove(chosen.Source); err != nil {

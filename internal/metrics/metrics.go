@@ -57,6 +57,8 @@ var (
 	unitPending = Family{"aaunit_unit_pending", "gauge", "1 where something that is declared is refused or not done yet; else absent."}
 	unitPaused  = Family{"aaunit_unit_paused", "gauge", "1 where the unit is paused; else absent."}
 	denials     = Family{"aaunit_unit_denials_total", "counter", "What AppArmor denied to the unit, let pass in complain mode, or ended it for."}
+	staleList   = Family{"aaunit_unit_socket_list_stale", "gauge", "Whether the unit's list of socket options is of another executable than the one that runs; absent where there is no list, or that could not be told."}
+	optRefused  = Family{"aaunit_unit_socket_options_refused_total", "counter", "Calls for socket options that were refused to the unit, as of the last look; absent where none are recorded."}
 	others      = Family{"aaunit_other_denials_total", "counter", "The same of units that are not attached, or where that is not known."}
 	lost        = Family{"aaunit_denial_records_lost_total", "counter", "Records of the kernel's that were not heard, at least."}
 	heard       = Family{"aaunit_denials_heard", "gauge", "Whether what is denied is heard at present."}
@@ -67,7 +69,7 @@ var (
 // Families lists all of them.
 func Families() []Family {
 	return []Family{up, timestamp, build, start, recheck, apparmor, units, patterns, held, pausedUnits, problems, dropped, expected, state, verdict, reason,
-		looked, unitHeld, unitPending, unitPaused, denials, others, lost, heard, looks, passes}
+		looked, unitHeld, unitPending, unitPaused, denials, staleList, optRefused, others, lost, heard, looks, passes}
 }
 
 // WriteDown writes that the daemon could not be asked. That is all there is to say:
@@ -201,6 +203,16 @@ func (o *writer) units(list []attach.UnitMetrics) {
 	flag(unitPending, func(u attach.UnitMetrics) bool { return u.Pending })
 	flag(unitPaused, func(u attach.UnitMetrics) bool { return u.Paused })
 	each(denials, func(u attach.UnitMetrics, name string) { o.denied(name, u.Denials, false, "unit", u.Unit) })
+	each(staleList, func(u attach.UnitMetrics, name string) {
+		if u.Sockets != nil && u.Sockets.Stale != attach.CouldNotTell {
+			o.sample(name, number(u.Sockets.Stale == attach.Yes), "unit", u.Unit)
+		}
+	})
+	each(optRefused, func(u attach.UnitMetrics, name string) {
+		if u.Sockets != nil {
+			o.sample(name, float64(u.Sockets.Refused), "unit", u.Unit)
+		}
+	})
 }
 
 // denied writes a count of denials; the two that are rare only where there are any.

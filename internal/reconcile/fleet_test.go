@@ -125,6 +125,37 @@ func TestHostReport(t *testing.T) {
 	})
 }
 
+// A report has the options on a unit's list with their reasons, and what of those that
+// it uses is not.
+func TestHostReportOfSocketOptions(t *testing.T) {
+	w := newWorld()
+	w.addUnit("mine.service")
+	w.declareUnit("/etc/aaunit/attachments.d/mine.conf", "mine.service", func(a *attach.Attachment) {
+		a.SocketOptions = &attach.SocketOptions{Mode: attach.SocketsEnforce, Allow: []attach.AllowedOption{{Option: "SOL_TCP:TCP_NODELAY", Reason: "small frames", Line: 12}},
+			AllowGet: []attach.AllowedOption{{Option: "SOL_SOCKET:SO_ERROR", Reason: "connect"}}}
+	})
+	w.uses = newUses()
+	w.run(t, func(l *Loop) {
+		l.processes = eyes{}
+		w.uses.refuse("mine.service", "SOL_TCP:TCP_CORK")
+		r, err := l.HostReport(t.Context())
+		if err != nil || len(r.Units) != 1 {
+			t.Fatalf("%+v %v", r, err)
+		}
+		u := r.Units[0]
+		want := []attach.Allowance{
+			{Kind: "setsockopt", What: "SOL_TCP:TCP_NODELAY", Reason: "small frames", Where: "/etc/aaunit/attachments.d/mine.conf:12"},
+			{Kind: "getsockopt", What: "SOL_SOCKET:SO_ERROR", Reason: "connect", Where: "/etc/aaunit/attachments.d/mine.conf"},
+		}
+		if d := cmp.Diff(want, u.Allowed); d != "" {
+			t.Error(d)
+		}
+		if s := u.Sockets; s == nil || s.Mode != attach.SocketsEnforce || !s.Required || s.Options != 2 || s.Stale != attach.No || s.Refused != 1 || s.Unlisted != 1 {
+			t.Errorf("socket options %+v", s)
+		}
+	})
+}
+
 // Of very many processes those stay that speak against a unit.
 func TestReportFitsIntoAMessage(t *testing.T) {
 	units := make([]attach.UnitReport, maxReportProcesses)

@@ -103,6 +103,9 @@ func (l *Loop) unitReport(s attach.Status) attach.UnitReport {
 	}
 	if a := l.target(s.Unit); a != nil {
 		u.Mode, u.Allowed = a.Mode, attach.Allowances(*a)
+		if a.SocketsWanted() != nil {
+			u.Sockets = l.socketStatus(s.Unit).ForReport()
+		}
 	}
 	return u
 }

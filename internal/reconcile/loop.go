@@ -624,7 +624,7 @@ func (l *Loop) touched() []string {
 // known. The lock is held.
 func (l *Loop) inOrder(unit string) bool {
 	r, s := l.records[unit], l.statuses[unit]
-	return settled(r) && r.Hold == nil && len(s.Refused) == 0 && len(s.Notes) == 0 &&
+	return settled(r) && r.Hold == nil && len(s.Refused) == 0 && !unfinished(s.Notes) &&
 		(s.Verdict == nil || s.Verdict.Answer != attach.NotConfined)
 }
 

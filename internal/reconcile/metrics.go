@@ -24,7 +24,7 @@ func (l *Loop) Metrics() attach.Metrics {
 	m.OtherDenials = l.denials.all()
 	for _, s := range known.Units {
 		u := attach.UnitMetrics{Unit: s.Unit, Profile: s.Profile, Mode: modes[s.Unit], State: s.ActiveState, Answer: attach.Unknown,
-			Held: s.Held != nil && !s.Held.OnlyText(), Pending: len(s.Refused)+len(s.Notes) > 0 || s.Held.OnlyText(), Paused: s.Paused != nil, Denials: l.denials.counted(s.Unit)}
+			Held: s.Held != nil && !s.Held.OnlyText(), Pending: len(s.Refused) > 0 || unfinished(s.Notes) || s.Held.OnlyText(), Paused: s.Paused != nil, Denials: l.denials.counted(s.Unit), Sockets: l.socketNumbers(s.Unit)}
 		m.OtherDenials.Denied -= u.Denials.Denied
 		m.OtherDenials.Allowed -= u.Denials.Allowed
 		m.OtherDenials.Killed -= u.Denials.Killed
@@ -40,6 +40,11 @@ func (l *Loop) Metrics() attach.Metrics {
 		m.Units = append(m.Units, u)
 	}
 	return m
+}
+
+// unfinished reports whether notes tell of more than advice.
+func unfinished(notes []attach.Reason) bool {
+	return slices.ContainsFunc(notes, func(r attach.Reason) bool { return !r.Code.Advice() })
 }
 
 // addCode adds the code of a reason that is no note.

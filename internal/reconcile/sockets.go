@@ -35,7 +35,7 @@ func (l *Loop) observeSockets(ctx context.Context, d attach.Desired, how depth, 
 	for _, r := range runningGroups(*o) {
 		o.Sockets = append(o.Sockets, l.sockets.Attached(r.group, r.unit, *want))
 	}
-	if o.Unit.Settings.HoldsBPF() {
+	if s := o.Unit.Settings; s.HoldsBPF() || s.GainsBPF() {
 		o.MayBPF = l.mayBPF(ctx, d)
 	}
 }

@@ -30,6 +30,8 @@ type socketWatch struct {
 	runs map[string]attach.SocketRun
 	// notes are what status says of a unit.
 	notes map[string]attach.Reason
+	// numbers are what metrics say of a unit.
+	numbers map[string]attach.SocketMetrics
 
 	// disk is held from the read of a history to its write.
 	disk sync.Mutex
@@ -56,6 +58,7 @@ func (l *Loop) noteSockets(d attach.Desired, o attach.Observed, v attach.Verdict
 		delete(w.due, d.Unit)
 		delete(w.runs, d.Unit)
 		delete(w.notes, d.Unit)
+		delete(w.numbers, d.Unit)
 		w.mu.Unlock()
 		return
 	}
@@ -170,7 +173,9 @@ func (l *Loop) keepSocketsOf(unit string, run attach.SocketRun, wanted *attach.S
 	if err := l.histories.Save(h); err != nil {
 		l.log.Error(err.Error(), journal.FieldUnit, unit)
 	}
-	l.noteStale(unit, h, wanted)
+	if wanted != nil {
+		l.noteStatus(attach.SocketStatus{Unit: unit, Declared: wanted, History: h, Recorded: tables})
+	}
 }
 
 // socketTables reads what was recorded of a unit, and of the .socket units that start
@@ -190,23 +195,37 @@ func (l *Loop) socketTables(unit string) (tables []attach.SocketRecording, err e
 	return tables, err
 }
 
-// noteStale has status say that a list is of another executable.
-func (l *Loop) noteStale(unit string, h attach.SocketHistory, wanted *attach.SocketOptions) {
-	if wanted == nil {
-		return
-	}
+// noteStatus has status say that a list is of another executable, and metrics too.
+func (l *Loop) noteStatus(s attach.SocketStatus) {
+	s = s.WithStale()
 	w := &l.socketWatch
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.notes == nil {
-		w.notes = map[string]attach.Reason{}
+		w.notes, w.numbers = map[string]attach.Reason{}, map[string]attach.SocketMetrics{}
 	}
-	delete(w.notes, unit)
-	for _, r := range (attach.SocketStatus{Unit: unit, Declared: wanted, History: h}).WithStale().Reasons() {
+	delete(w.notes, s.Unit)
+	for _, r := range s.Reasons() {
 		if r.Code == attach.SocketsStale {
-			w.notes[unit] = r
+			w.notes[s.Unit] = r
 		}
 	}
+	delete(w.numbers, s.Unit)
+	if m := s.Metrics(); m != nil {
+		w.numbers[s.Unit] = *m
+	}
+}
+
+// socketNumbers is what metrics say of a unit's socket options, as of the last look,
+// or nil.
+func (l *Loop) socketNumbers(unit string) *attach.SocketMetrics {
+	w := &l.socketWatch
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if m, ok := w.numbers[unit]; ok {
+		return &m
+	}
+	return nil
 }
 
 // socketNote is what status says of a unit's socket options, or nil.
@@ -377,7 +396,8 @@ func (l *Loop) reviewSockets(p *prepared, r attach.Request) (notes []attach.Reas
 		notes = append(notes, attach.Because(attach.RecordBad, "%v", err))
 		l.log.Error(err.Error(), journal.FieldUnit, p.unit)
 	}
-	l.noteStale(p.unit, h, p.d.Attachment.SocketOptions)
+	tables, _ := l.socketTables(p.unit) // the verdict says why it could not be read
+	l.noteStatus(attach.SocketStatus{Unit: p.unit, Declared: p.d.Attachment.SocketOptions, History: h, Recorded: tables})
 	return notes
 }
 

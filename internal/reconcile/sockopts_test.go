@@ -198,6 +198,9 @@ func TestSocketOptionsOfABuild(t *testing.T) {
 		if n := l.Status(nil).Units[0].Notes; !slices.ContainsFunc(n, stale) {
 			t.Errorf("status notes %+v", n)
 		}
+		if m := l.Metrics().Units[0]; m.Sockets == nil || m.Sockets.Stale != attach.Yes || m.Sockets.Refused != 1 || m.Pending {
+			t.Errorf("metrics say %+v %+v", m, m.Sockets)
+		}
 		c := l.Explain(context.Background(), nil, false).Cases[0].Sockets
 		if len(c) != 2 || c[0].Code != attach.SocketRefused || !strings.Contains(c[0].Detail, "TCP_CORK was refused once: small writes wait") {
 			t.Errorf("explained: %+v", c)
@@ -211,6 +214,9 @@ func TestSocketOptionsOfABuild(t *testing.T) {
 		}
 		if n := l.Status(nil).Units[0].Notes; slices.ContainsFunc(n, stale) {
 			t.Errorf("status notes %+v", n)
+		}
+		if m := l.Metrics().Units[0].Sockets; m == nil || m.Stale != attach.No || m.Refused != 1 {
+			t.Errorf("metrics say %+v", m)
 		}
 		w.uses.do("myagent.service", "SOL_TCP:TCP_KEEPIDLE")
 	})

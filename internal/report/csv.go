@@ -12,7 +12,8 @@ import (
 
 // columns are those of the table; they are added to and never renamed.
 var columns = []string{"host", "host_id", "reported", "unit", "attached", "profile", "mode", "standing", "since", "looked", "reason", "evidence_number", "evidence_sha256",
-	"policy_sha256", "executable", "executable_sha256", "package", "allowed", "allowed_without_reason", "exposed_to", "listens", "denied"}
+	"policy_sha256", "executable", "executable_sha256", "package", "allowed", "allowed_without_reason", "exposed_to", "listens", "denied",
+	"socket_options", "socket_list_stale", "socket_options_refused"}
 
 // CSV writes one row for each attached unit and each service without a profile. A cell
 // that a spreadsheet would take for a formula begins with an apostrophe.
@@ -49,6 +50,12 @@ func CSV(w io.Writer, d Document) error {
 			row[17], row[18] = strconv.Itoa(len(u.Allowed)), strconv.Itoa(without)
 			if u.Seen != nil {
 				row[20] = everySocket(u.Seen.Listening)
+			}
+			if s := u.Sockets; s != nil {
+				row[22], row[24] = string(s.Mode), strconv.FormatUint(s.Refused, 10)
+				if s.Options > 0 {
+					row[23] = s.Stale.String()
+				}
 			}
 			row[21] = strconv.Itoa(u.Denials.Denied + u.Denials.Killed)
 			if err := write(c, row); err != nil {

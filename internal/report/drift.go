@@ -119,13 +119,16 @@ func (d *differ) units(was, is attach.UnitReport) {
 		d.say(is.Unit, "compiled policy", policyWords(*was.Evidence), policyWords(*is.Evidence), attach.CouldNotTell)
 		d.say(is.Unit, "executable", programWords(was.Evidence.Executable), programWords(is.Evidence.Executable), attach.CouldNotTell)
 	}
+	d.say(is.Unit, "socket options", socketWords(was.Sockets), socketWords(is.Sockets), attach.TriOf(was.Sockets.Enforces() && !is.Sockets.Enforces()))
+	// A list that holds nobody allows nothing that was not allowed before.
+	lists := was.Sockets.Enforces() && is.Sockets.Enforces()
 	had := map[string]bool{}
 	for _, x := range was.Allowed {
 		had[allowed(x)] = true
 	}
 	for _, x := range is.Allowed {
 		if !had[allowed(x)] {
-			d.say(is.Unit, "allowed", "", allowed(x), attach.Yes)
+			d.say(is.Unit, "allowed", "", allowed(x), attach.TriOf(lists || !ofList(x)))
 		}
 		delete(had, allowed(x))
 	}
@@ -135,6 +138,22 @@ func (d *differ) units(was, is attach.UnitReport) {
 			d.say(is.Unit, "allowed", allowed(x), "not any more", attach.No)
 		}
 	}
+}
+
+func ofList(a attach.Allowance) bool {
+	return a.Kind == attach.AllowSetOption || a.Kind == attach.AllowGetOption
+}
+
+func socketWords(s *attach.SocketSummary) string {
+	switch {
+	case s == nil:
+		return "free"
+	case s.Enforces():
+		return "held to a list"
+	case s.Mode == attach.SocketsRecord:
+		return "recorded"
+	}
+	return "unknown"
 }
 
 func policyWords(e attach.EvidenceSummary) string {

@@ -3,6 +3,7 @@ package report
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -63,6 +64,9 @@ const (
 	NotLooked        Code = "not-looked-at"
 	DenialsNotHeard  Code = "denials-not-heard"
 	Denied           Code = "denied"
+	ListStale        Code = "socket-list-stale"
+	ListUnknown      Code = "socket-list-unknown"
+	OptionRefused    Code = "socket-option-refused"
 )
 
 // Finding is one thing that somebody should know.
@@ -329,6 +333,7 @@ func (f *finder) ofUnit(h attach.HostReport, u attach.UnitReport) {
 			f.say(Warn, ProgramReplaced, u.Unit, "systemctl restart "+attach.Shell(u.Unit), "it runs %s as it was before an upgrade: that file is not on disk any more", e.Executable.Path)
 		}
 	}
+	f.ofSockets(u, s == standsConfined)
 	for _, a := range u.Allowed {
 		if strings.TrimSpace(a.Reason) == "" {
 			f.say(Warn, NoReason, u.Unit, "", "%s has no reason on record (%s)", allowed(a), cmp.Or(a.Where, "place not known"))
@@ -348,10 +353,36 @@ func (f *finder) ofUnit(h attach.HostReport, u attach.UnitReport) {
 	}
 }
 
+// ofSockets: whether the options are held to the list is for the verdict to say.
+func (f *finder) ofSockets(u attach.UnitReport, runs bool) {
+	s := u.Sockets
+	if s == nil {
+		return
+	}
+	shell := attach.Shell(u.Unit)
+	switch {
+	case s.Stale == attach.Yes:
+		f.say(Warn, ListStale, u.Unit, "aaunitctl sockopts diff "+shell, "its list of socket options is of another build: %s", cmp.Or(s.StaleWhy, "no reason was told"))
+	case s.Stale != attach.No && runs && s.Options > 0:
+		f.say(Note, ListUnknown, u.Unit, "aaunitctl sockopts "+shell, "whether its list of socket options is of what runs could not be told: %s", cmp.Or(s.StaleWhy, "no reason was told"))
+	}
+	if s.Problem != "" {
+		f.say(Note, ListUnknown, u.Unit, "aaunitctl sockopts "+shell, "which socket options it uses could not be read: %s", s.Problem)
+	}
+	if s.Refused > 0 {
+		f.say(Note, OptionRefused, u.Unit, "aaunitctl sockopts "+shell, "socket options were refused since its first start after the boot: %s", plural(int(min(s.Refused, math.MaxInt32)), "call", "calls"))
+	}
+}
+
 // allowed is an allowance in words.
 func allowed(a attach.Allowance) string {
-	if a.Kind == attach.AllowProfile {
+	switch a.Kind {
+	case attach.AllowProfile:
 		return "that tasks may run under profile " + a.What + " too"
+	case attach.AllowSetOption:
+		return "that socket option " + a.What + " may be set"
+	case attach.AllowGetOption:
+		return "that socket option " + a.What + " may be read"
 	}
 	return "that " + a.What + " is waived"
 }

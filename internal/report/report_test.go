@@ -258,8 +258,8 @@ func TestFindings(t *testing.T) {
 	want := []string{
 		"bad not-confined gateway.service", "bad service-without-profile ssh.service",
 		"unknown verdict-unknown indexer.service",
-		"warning allowance-without-reason myagent.service", "warning program-replaced mailer.service", "warning service-without-profile systemd-logind.service", "warning service-without-profile legacy.service",
-		"note denied myagent.service", "note not-running night.service",
+		"warning allowance-without-reason myagent.service", "warning program-replaced mailer.service", "warning socket-list-stale mailer.service", "warning service-without-profile systemd-logind.service", "warning service-without-profile legacy.service",
+		"note denied myagent.service", "note socket-option-refused mailer.service", "note not-running night.service",
 	}
 	if diff := cmp.Diff(want, codesOf(Findings(d.Hosts[0], d.Made))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -289,6 +289,9 @@ func TestFindings(t *testing.T) {
 		"unknown exposure":      {func(h *attach.HostReport) { h.Unattached.Services[0].Class = "x" }, "unknown service-without-profile ssh.service"},
 		"an empty reason":       {func(h *attach.HostReport) { h.Units[0].Allowed[0].Reason = " \t" }, "warning allowance-without-reason myagent.service"},
 		"a pattern not in use":  {func(h *attach.HostReport) { h.Units[0].Pattern, h.Units[0].Refused = true, []attach.Reason{{}} }, "bad not-confined myagent.service"},
+		"a list, not known":     {func(h *attach.HostReport) { h.Units[0].Sockets.Stale = attach.CouldNotTell }, "note socket-list-unknown myagent.service"},
+		"a table, not read":     {func(h *attach.HostReport) { h.Units[0].Sockets.Problem = "no BPF file system" }, "note socket-list-unknown myagent.service"},
+		"an option, no reason":  {func(h *attach.HostReport) { h.Units[1].Allowed = []attach.Allowance{{Kind: attach.AllowSetOption}} }, "warning allowance-without-reason gateway.service"},
 		"nothing said about it": {func(h *attach.HostReport) { h.Units[0].Verdict = nil }, "unknown verdict-unknown myagent.service"},
 	} {
 		h := sampleHost()
@@ -369,6 +372,9 @@ func TestDrift(t *testing.T) {
 		"unknown: : kernel: 6.1.0-40-amd64 > 6.1.0-41-amd64",
 		"unknown: myagent.service: compiled policy: /etc/apparmor.d/myagent sha256 111111111111… > /etc/apparmor.d/myagent sha256 bbbbbbbbbbbb…",
 		"no: mailer.service: attached:  > mailer",
+		"no: myagent.service: socket options: recorded > held to a list",
+		"no: myagent.service: allowed:  > that socket option SOL_TCP:TCP_NODELAY may be set",
+		"no: myagent.service: allowed:  > that socket option SOL_SOCKET:SO_ERROR may be read",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -380,6 +386,14 @@ func TestDrift(t *testing.T) {
 	other.Hosts[0].Machine = attach.Machine{Name: "another", ID: "4"}
 	if both := Drift(sampleDocument(), other); len(both) != 2 || both[0].Worse != attach.CouldNotTell || both[1].Worse != attach.No {
 		t.Errorf("%+v", both)
+	}
+	more := sampleDocument()
+	more.Hosts[0].Units[0].Allowed = append(more.Hosts[0].Units[0].Allowed, attach.Allowance{Kind: attach.AllowSetOption, What: "SOL_TCP:TCP_CORK"})
+	if list := Drift(sampleDocument(), more); len(list) != 1 || list[0].Worse != attach.Yes {
+		t.Errorf("a longer list: %+v", list)
+	}
+	if list := Drift(more, sampleEarlier()); !slices.ContainsFunc(list, func(c Change) bool { return c.What == "socket options" && c.Worse == attach.Yes && c.New == "recorded" }) {
+		t.Errorf("no list any more: %+v", list)
 	}
 	off := sampleDocument()
 	off.Hosts[0].Host.Enabled = attach.No

@@ -32,7 +32,10 @@ func sampleHost() attach.HostReport {
 				Since:   at.Add(-31 * 24 * time.Hour), Evidence: evidence(14, "myagent", "/usr/local/bin/myagent", "", ""),
 				Allowed: []attach.Allowance{
 					{Kind: attach.AllowWaiver, What: "policy-may-leave-profile", Reason: "operators log in through it (OPS-1182)", Where: "/etc/aaunit/attachments.d/agents.conf:14"},
-					{Kind: attach.AllowProfile, What: "agent-fetch", Where: "/etc/aaunit/attachments.d/agents.conf"}},
+					{Kind: attach.AllowProfile, What: "agent-fetch", Where: "/etc/aaunit/attachments.d/agents.conf"},
+					{Kind: attach.AllowSetOption, What: "SOL_TCP:TCP_NODELAY", Reason: "small frames", Where: "/etc/aaunit/attachments.d/agents.conf:20"},
+					{Kind: attach.AllowGetOption, What: "SOL_SOCKET:SO_ERROR", Reason: "connect without waiting", Where: "/etc/aaunit/attachments.d/agents.conf:21"}},
+				Sockets: &attach.SocketSummary{Mode: attach.SocketsEnforce, Required: true, Options: 2, Stale: attach.No},
 				Denials: attach.DenialCount{Denied: 12},
 				Seen: &attach.Sighting{Unit: "myagent.service", At: at, Processes: []attach.Process{
 					confined(812, 1, "myagent", "/usr/local/bin/myagent", 990, 13, "myagent (enforce)"),
@@ -59,7 +62,8 @@ func sampleHost() attach.HostReport {
 					e.Executable.Deleted = true
 					return e
 				}(),
-				Seen: &attach.Sighting{Unit: "mailer.service", At: at, Processes: []attach.Process{confined(700, 1, "mailer", "/usr/sbin/mailer (deleted)", 0, 1, "mailer (enforce)")}, Listening: []attach.Listening{}}},
+				Sockets: &attach.SocketSummary{Mode: attach.SocketsRecord, Options: 1, Stale: attach.Yes, StaleWhy: "the list is of /usr/sbin/mailer (mailer 1.8), and what runs now is /usr/sbin/mailer (mailer 1.9)", Refused: 2, Unlisted: 1},
+				Seen:    &attach.Sighting{Unit: "mailer.service", At: at, Processes: []attach.Process{confined(700, 1, "mailer", "/usr/sbin/mailer (deleted)", 0, 1, "mailer (enforce)")}, Listening: []attach.Listening{}}},
 			{Unit: "night.service", Profile: "night", Mode: attach.WishEnforce, Attachment: "/etc/aaunit/attachments.d/night.conf", ActiveState: "inactive",
 				Verdict: &attach.Verdict{Unit: "night.service", Profile: "night", Answer: attach.Unknown, At: at, Reasons: []attach.Reason{attach.Because(attach.NotRunning, "night.service is not running")}}},
 		},
@@ -86,7 +90,7 @@ func sampleEarlier() Document {
 		h.Units[i].Verdict.At = h.At
 	}
 	h.Units[1].Verdict.Answer, h.Units[1].Verdict.Reasons = attach.Confined, nil
-	h.Units[0].Allowed = h.Units[0].Allowed[:1]
+	h.Units[0].Allowed, h.Units[0].Sockets = h.Units[0].Allowed[:1], &attach.SocketSummary{Mode: attach.SocketsRecord}
 	h.Units[0].Evidence.Policies[0].Compiled = sum("1")
 	h.Units = append(h.Units[:3:3], h.Units[4])
 	h.Units = append(h.Units, attach.UnitReport{Unit: "gone.service", Profile: "gone", Attachment: "/etc/aaunit/attachments.d/gone.conf"})

@@ -229,7 +229,7 @@ func (i *Image) dropIns(u attach.Unit) ([]string, error) {
 	first := map[string]string{} // by file name, the one that is read
 	for _, dir := range imageDirs {
 		for _, unit := range u.Names {
-			for _, name := range append(dropInNames(unit), "service") {
+			for _, name := range append(dropInNames(unit), strings.TrimPrefix(path.Ext(unit), ".")) {
 				place := path.Join(dir, name+".d")
 				files, err := i.list(place)
 				if err != nil {
@@ -275,6 +275,68 @@ func (i *Image) Expand(_ context.Context, glob string) ([]string, error) {
 	}
 	slices.Sort(out)
 	return slices.Compact(out), nil
+}
+
+// socketKeys are the settings that are read of a .socket unit.
+var socketKeys = map[string][]string{"Socket": {"Service"}}
+
+// StartingSockets finds the .socket units that start a service: those that its own
+// Sockets= names, those whose Service= names it, and the one of its name where that
+// says nothing else (systemd.socket(5)). Masked ones start nothing.
+func (i *Image) StartingSockets(_ context.Context, u attach.Unit) (out []attach.StartingSocket, err error) {
+	named := map[string]bool{}
+	for _, name := range u.Sockets {
+		named[name] = true
+	}
+	for _, dir := range imageDirs {
+		all, err := i.list(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range all {
+			if !strings.HasSuffix(name, ".socket") || fullName(name) != nil || attach.IsTemplate(name) {
+				continue
+			}
+			f, err := i.find(name, 0)
+			if err != nil {
+				return nil, err
+			}
+			if f.path == "" || f.masked || slices.ContainsFunc(out, func(s attach.StartingSocket) bool { return s.ID == f.name }) {
+				continue
+			}
+			service, err := i.startedBy(f)
+			if err != nil {
+				return nil, err
+			}
+			if named[name] || named[f.name] || slices.Contains(u.Names, service) {
+				out = append(out, attach.StartingSocket{ID: f.name})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b attach.StartingSocket) int { return strings.Compare(a.ID, b.ID) })
+	return out, nil
+}
+
+// startedBy names the service that a .socket unit starts.
+func (i *Image) startedBy(f found) (service string, err error) {
+	u := attach.Unit{ID: f.name, FragmentPath: f.path}
+	if u.Names, err = i.names(f); err != nil {
+		return "", err
+	}
+	if u.DropIns, err = i.dropIns(u); err != nil {
+		return "", err
+	}
+	err = i.lines(u, socketKeys, func(l attach.Assignment) error {
+		service = l.Value
+		return nil
+	})
+	if full, e := attach.ExpandSpecifiers(service, u.ID); e == nil {
+		service = full
+	}
+	if service == "" {
+		service = strings.TrimSuffix(f.name, ".socket") + ".service"
+	}
+	return service, err
 }
 
 // StartedAtBoot reports whether the image starts a unit with the boot, as far as

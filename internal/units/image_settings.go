@@ -16,7 +16,7 @@ import (
 var imageKeys = func() map[string][]string {
 	keys := map[string][]string{
 		"Unit":    {"AssertSecurity", "DefaultDependencies", "After", "JoinsNamespaceOf", "RefuseManualStart", "RefuseManualStop"},
-		"Service": {"AppArmorProfile", "PrivateTmp", "PermissionsStartOnly", "Type", "NoNewPrivileges", "Delegate", "User", "PAMName", "RootDirectory", "RootImage", "DynamicUser", "RestrictAddressFamilies"},
+		"Service": {"AppArmorProfile", "PrivateTmp", "PermissionsStartOnly", "Type", "NoNewPrivileges", "Delegate", "User", "PAMName", "RootDirectory", "RootImage", "DynamicUser", "RestrictAddressFamilies", "SystemCallArchitectures", "Sockets"},
 	}
 	keys["Service"] = append(append(keys["Service"], execLines...), namespaced...)
 	for _, d := range directories {
@@ -30,6 +30,19 @@ func (i *Image) settings(u *attach.Unit) error {
 	s := attach.Settings{DefaultDependencies: true, PrivateTmp: attach.PrivateTmpNo}
 	u.Type = "simple"
 	r := imageReader{unit: u, settings: &s, named: map[string]bool{}}
+	if err := i.lines(*u, imageKeys, r.line); err != nil {
+		return err
+	}
+	for _, on := range r.named {
+		s.MountNamespace = s.MountNamespace || on
+	}
+	s.MountNamespace = s.MountNamespace || s.RootDirectory != ""
+	u.Settings = s
+	return nil
+}
+
+// lines reads the files of a unit for some settings, one line after the other.
+func (i *Image) lines(u attach.Unit, keys map[string][]string, line func(attach.Assignment) error) error {
 	for _, file := range append([]string{u.FragmentPath}, u.DropIns...) {
 		if target, err := i.readlink(file); err == nil && target == os.DevNull {
 			continue // a drop-in that is masked
@@ -44,23 +57,18 @@ func (i *Image) settings(u *attach.Unit) error {
 		}
 		var lines []attach.Assignment
 		if err == nil {
-			lines, err = parseUnit(f, file, imageKeys)
+			lines, err = parseUnit(f, file, keys)
 		}
 		f.Close()
 		if err != nil {
 			return fmt.Errorf("cannot read unit file %s: %w", file, err)
 		}
 		for _, l := range lines {
-			if err := r.line(l); err != nil {
+			if err := line(l); err != nil {
 				return fmt.Errorf("cannot read unit file %s: line %d: %w", file, l.Line, err)
 			}
 		}
 	}
-	for _, on := range r.named {
-		s.MountNamespace = s.MountNamespace || on
-	}
-	s.MountNamespace = s.MountNamespace || s.RootDirectory != ""
-	u.Settings = s
 	return nil
 }
 
@@ -123,6 +131,10 @@ func (r *imageReader) line(l attach.Assignment) error {
 		s.After = words(s.After, value)
 	case "JoinsNamespaceOf":
 		s.JoinsNamespaceOf = words(s.JoinsNamespaceOf, value)
+	case "SystemCallArchitectures":
+		s.Architectures = words(s.Architectures, value)
+	case "Sockets":
+		r.unit.Sockets = words(r.unit.Sockets, value)
 	case "RestrictAddressFamilies":
 		s.AddressFamilies = families(s.AddressFamilies, value)
 	}

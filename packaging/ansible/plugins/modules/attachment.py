@@ -117,6 +117,43 @@ options:
               - Why it does not count.
             type: str
             required: true
+  socket_options:
+    description:
+      - The section C([SocketOptions]), which socket options the units may set and read.
+      - An empty dictionary records which they use. A change takes effect without a restart.
+    type: dict
+    suboptions:
+      mode:
+        description:
+          - C(Mode=), whether options are only recorded, or those not on the list refused.
+        type: str
+        choices: [record, enforce, "off"]
+      required:
+        description:
+          - C(Required=), whether a unit counts as confined, and starts, only where its options can be held to the list.
+        type: bool
+      allow:
+        description:
+          - C(Allow=), options that may be set.
+        type: list
+        elements: dict
+        suboptions: &listed
+          option:
+            description:
+              - Name of the option, such as C(SOL_TCP:TCP_NODELAY) or C(SO_REUSEADDR), or two numbers (C(6:1)).
+            type: str
+            required: true
+          reason:
+            description:
+              - Why it is needed, in words that somebody understands in a year.
+            type: str
+            required: true
+      allow_get:
+        description:
+          - C(AllowGet=), options that may be read. Without any, all may.
+        type: list
+        elements: dict
+        suboptions: *listed
   verify:
     description:
       - Whether the task fails when a unit is not seen confined. A unit that does not run is not seen.
@@ -160,6 +197,27 @@ EXAMPLES = r'''
     profile: batch
     restart_unit: false
     verify: false
+
+- name: Record which socket options a service uses
+  aaunit.core.attachment:
+    name: gateway
+    unit: gateway.service
+    profile: gateway
+    socket_options:
+      mode: record
+
+- name: Refuse it all others
+  aaunit.core.attachment:
+    name: gateway
+    unit: gateway.service
+    profile: gateway
+    socket_options:
+      mode: enforce
+      allow:
+        - option: SOL_TCP:TCP_NODELAY
+          reason: small answers go out at once
+        - option: SO_REUSEADDR
+          reason: a restart can bind again
 
 - name: Let it go again
   aaunit.core.attachment:
@@ -251,6 +309,10 @@ def waiver(value):
     return '%s %s' % (value['code'], value['reason'])
 
 
+def option(value):
+    return '%s %s' % (value['option'], value['reason'])
+
+
 # The sections of an attachment file: parameter, key, how a value is written. The
 # first section is made of the module's own parameters, others of a dictionary.
 SECTIONS = [
@@ -271,6 +333,12 @@ SECTIONS = [
         ('deny', 'Deny', str),
         ('allow', 'Allow', str),
         ('waive', 'Waive', waiver),
+    ]),
+    ('socket_options', 'SocketOptions', [
+        ('mode', 'Mode', str),
+        ('required', 'Required', boolean),
+        ('allow', 'Allow', option),
+        ('allow_get', 'AllowGet', option),
     ]),
 ]
 
@@ -313,6 +381,10 @@ def acceptable(outcomes, verify):
 
 
 def main():
+    listed = dict(
+        option=dict(type='str', required=True),
+        reason=dict(type='str', required=True),
+    )
     module = AnsibleModule(
         argument_spec=dict(
             name=dict(type='str', required=True),
@@ -335,6 +407,12 @@ def main():
                     code=dict(type='str', required=True),
                     reason=dict(type='str', required=True),
                 )),
+            )),
+            socket_options=dict(type='dict', options=dict(
+                mode=dict(type='str', choices=['record', 'enforce', 'off']),
+                required=dict(type='bool'),
+                allow=dict(type='list', elements='dict', options=listed),
+                allow_get=dict(type='list', elements='dict', options=listed),
             )),
             verify=dict(type='bool', default=True),
         ),

@@ -51,12 +51,48 @@ def test_every_key_is_written(host):
         'attachment', name='all', unit=['a@.service', 'b-*.service'], profile='p-%i', profile_file='/srv/p', private_tmp='disconnected', mode='enforce',
         restart_unit=False, on_failed_attach='stop', on_violation='stop', on_profile_change='report', allow_profiles=['the helper', 'other'],
         settle_sec='2min',
-        assertions=dict(deny=['write /etc/**'], allow=['network inet stream'], waive=[dict(code='policy-may-leave-profile', reason='operators log in')]))
+        assertions=dict(deny=['write /etc/**'], allow=['network inet stream'], waive=[dict(code='policy-may-leave-profile', reason='operators log in')]),
+        socket_options=dict(
+            mode='enforce', required=False, allow=[dict(option='SOL_TCP:TCP_NODELAY', reason='small answers'), dict(option='6:99', reason='a new one')],
+            allow_get=[dict(option='SO_ERROR', reason='connect')]))
     assert not out.get('failed'), out
     assert file(host, 'all').read_text().split('\n')[1:] == [
         '[Attachment]', 'Unit=a@.service', 'Unit=b-*.service', 'Profile=p-%i', 'ProfileFile=/srv/p', 'PrivateTmp=disconnected', 'Mode=enforce',
         'RestartUnit=no', 'OnFailedAttach=stop', 'OnViolation=stop', 'OnProfileChange=report', 'AllowProfiles="the helper"', 'AllowProfiles="other"',
-        'SettleSec=2min', '', '[Assertions]', 'Deny=write /etc/**', 'Allow=network inet stream', 'Waive=policy-may-leave-profile operators log in', '']
+        'SettleSec=2min', '', '[Assertions]', 'Deny=write /etc/**', 'Allow=network inet stream', 'Waive=policy-may-leave-profile operators log in',
+        '', '[SocketOptions]', 'Mode=enforce', 'Required=no', 'Allow=SOL_TCP:TCP_NODELAY small answers', 'Allow=6:99 a new one',
+        'AllowGet=SO_ERROR connect', '']
+
+
+def test_a_section_that_says_nothing_records(host):
+    host.outcomes('propose', planned('a.service', WRITE))
+    out = host.run('attachment', check=True, socket_options={}, **ARGS)
+    assert out['changed'] and out['diff'][0]['after'] == TEXT + '\n[SocketOptions]\n'
+    assert host.calls()[0][1] == out['diff'][0]['after'] and not file(host).exists()
+
+
+def test_a_change_of_the_list_is_predicted_and_made(host):
+    options = dict(mode='record')
+    host.outcomes('propose', planned('a.service', WRITE))
+    host.outcomes('apply', seen('a.service', changed=True))
+    assert host.run('attachment', socket_options=options, **ARGS)['changed']
+    before = file(host).read_text()
+    options = dict(mode='enforce', allow=[dict(option='TCP_NODELAY', reason='small answers')])
+    host.outcomes('propose', planned('a.service', 'hold-socket-options a.service'))
+    out = host.run('attachment', check=True, socket_options=options, **ARGS)
+    assert out['changed'] and file(host).read_text() == before
+    assert out['units'][0]['actions'] == ['hold-socket-options a.service']
+    assert out['diff'][0]['before'] == before and 'Allow=TCP_NODELAY small answers\n' in out['diff'][0]['after']
+    out = host.run('attachment', socket_options=options, **ARGS)
+    assert out['changed'] and out['verified'] and not out['units'][0]['restarted']
+    assert file(host).read_text().endswith('[SocketOptions]\nMode=enforce\nAllow=TCP_NODELAY small answers\n')
+
+
+def test_an_option_without_a_reason_is_refused(host):
+    for allow in (dict(option='TCP_NODELAY'), dict(option='TCP_NODELAY', reason=''), dict(option='', reason='x'), dict(option='A', reason='x\nMode=off')):
+        out = host.run('attachment', socket_options=dict(allow=[allow]), **ARGS)
+        assert out.get('failed'), out
+    assert host.calls() == [] and os.listdir(str(host.files)) == []
 
 
 def test_the_module_knows_the_keys_of_the_manual():
@@ -65,7 +101,7 @@ def test_the_module_knows_the_keys_of_the_manual():
         manual = f.read()
     with open(os.path.join(COLLECTION, 'plugins', 'modules', 'attachment.py')) as f:
         module = f.read()
-    for section, title in (('Attachment', 'OPTIONS'), ('Assertions', 'ASSERTIONS')):
+    for section, title in (('Attachment', 'OPTIONS'), ('Assertions', 'ASSERTIONS'), ('SocketOptions', 'SOCKET OPTIONS')):
         documented = re.findall(r'^\.It Ic ([A-Za-z]+)=', manual.split('\n.Sh %s\n' % title)[1].split('\n.Sh ')[0], re.M)
         known = re.findall(r"^        \('[a-z_]+', '([A-Za-z]+)',", module.split("'%s', [" % section)[1].split('    ]),')[0], re.M)
         assert documented and sorted(known) == sorted(documented)
