@@ -33,8 +33,8 @@ RUN ?=
 # LONG=yes adds the tests of a package's life, of storms, crashes and hostile
 # input, which take an hour and more (the tag long).
 LONG ?=
-# SHARE=yes runs each test but the adapters' on one of the suites, which takes
-# half the time.
+# SHARE=yes runs each test on one of the suites, but for those that say "On every
+# suite.", which takes little more than half the time.
 SHARE ?=
 VM_TIMEOUT ?= $(if $(LONG),240m,60m)
 vm_tags = vm$(if $(LONG),$(comma)long)
@@ -202,20 +202,20 @@ adapters = $(filter ./internal/%,$(filter $(GUEST_PACKAGES),$(PKG)))
 inside = $(filter ./test/%,$(filter $(GUEST_PACKAGES),$(PKG)))
 part_bookworm = 0
 part_trixie = 1
-# $(call chosen,suite,directory)
-chosen = $(if $(SHARE),"$$(tools/share $(part_$1) $2/*_test.go)",'$(RUN)')
+# $(call chosen,suite,prefix,directories,otherwise)
+chosen = $(if $(SHARE),"$$(tools/share $(part_$1) $2 $(addsuffix /*_test.go,$3))",'$4')
 .PHONY: $(SUITES:%=vm-%)
 $(SUITES:%=vm-%): export AAUNIT_VM_PAYLOAD = $(CURDIR)/$(DEB):$(CURDIR)/build/agent:$(CURDIR)/build/aaunitd-crash
 $(SUITES:%=vm-%): vm-%:
 ifneq ($(adapters),)
-	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) '$(or $(RUN),VM)' -exec $(CURDIR)/build/vmexec $(adapters)
+	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) $(call chosen,$*,TestVM,$(adapters),$(or $(RUN),VM)) -exec $(CURDIR)/build/vmexec $(adapters)
 endif
 ifneq ($(inside),)
-	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) $(call chosen,$*,test/vm/guest) -exec $(CURDIR)/build/vmexec $(inside)
+	AAUNIT_VM_SUITE=$* CGO_ENABLED=0 $(go-test-vm) $(call chosen,$*,Test,$(inside),$(RUN)) -exec $(CURDIR)/build/vmexec $(inside)
 endif
 ifneq ($(filter $(HOST_PACKAGES),$(PKG)),)
 	AAUNIT_VM_SUITE=$* $(if $(LONG),AAUNIT_VM_PAYLOAD=$$AAUNIT_VM_PAYLOAD:$(CURDIR)/build/newer-package) \
-		$(go-test-vm) $(call chosen,$*,test/vm/host) $(filter $(HOST_PACKAGES),$(PKG))
+		$(go-test-vm) $(call chosen,$*,Test,$(HOST_PACKAGES),$(RUN)) $(filter $(HOST_PACKAGES),$(PKG))
 endif
 
 # LONG=yes kills aaunitd, and cuts the power, once at each kind of step.

@@ -154,6 +154,7 @@ func noNamespace(t *testing.T, name string) {
 
 // TestVMKernelAgreesOnCorpora asks the kernel and the automaton the same about
 // every profile that there is, and demands the same answers, bit by bit.
+// On every suite.
 func TestVMKernelAgreesOnCorpora(t *testing.T) {
 	s := New(Options{})
 	policies := corpus(t)

@@ -196,6 +196,7 @@ func (v vm) revision() string {
 	return strings.TrimSpace(string(buf[:n]))
 }
 
+// On every suite.
 func TestVMStageLoadReadBackUnload(t *testing.T) {
 	v := newVM(t)
 	if h := v.Host(); h.Enabled != attach.Yes || h.GlobalMode != attach.ModeEnforce || h.Problem != "" {
@@ -425,6 +426,7 @@ func show(s attach.Scan) string {
 	return b.String()
 }
 
+// On every suite.
 func TestVMScan(t *testing.T) {
 	v := newVM(t)
 	f := v.profile("vm.scan", "profile vm-scan flags=(attach_disconnected) {\n  "+anything+"}\n")

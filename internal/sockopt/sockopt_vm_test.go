@@ -208,6 +208,7 @@ func TestVMRecord(t *testing.T) {
 
 // Exactly the list passes: every option 0…255 of several levels, on each kind of
 // socket, and every call is counted.
+// On every suite.
 func TestVMEnforceExactly(t *testing.T) {
 	b := newBench(t)
 	levels := []int{unix.SOL_IP, unix.SOL_SOCKET, unix.SOL_TCP, unix.SOL_UDP, unix.SOL_IPV6, unix.SOL_RAW, unix.SOL_PACKET, unix.SOL_NETLINK, 284, 99999}
@@ -549,6 +550,7 @@ func TestVMErrors(t *testing.T) {
 
 // What the hooks do not see. The manual lists it: a test that fails here means
 // that it can be taken off the list.
+// On every suite.
 func TestVMWhatIsNotSeen(t *testing.T) {
 	b := newBench(t)
 	b.attach(Rules{Mode: Enforce, HoldGet: true})
@@ -729,6 +731,7 @@ func TestVMServersAreNotHeld(t *testing.T) {
 
 // io_uring's commands for sockets, where the kernel has them (6.7): they come to
 // the hooks like the system calls.
+// On every suite.
 func TestVMIOUring(t *testing.T) {
 	b := newBench(t)
 	b.attach(Rules{Mode: Enforce, Allow: []Option{opt("SO_REUSEADDR")}, HoldGet: true})

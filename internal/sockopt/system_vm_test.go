@@ -153,6 +153,7 @@ var (
 
 // The link holds through restart, stop and start, daemon-reload and daemon-reexec,
 // the counts go on, and a change needs no restart.
+// On every suite.
 func TestVMServiceLife(t *testing.T) {
 	s := newService(t, "vm-sockopt.service", []attempt{nodelay, cork})
 	rules := Rules{Mode: Enforce, Allow: []Option{opt("TCP_NODELAY")}}
@@ -193,6 +194,7 @@ func TestVMServiceLife(t *testing.T) {
 // What systemd itself does in the unit's control group is never refused, in the
 // settings that make it do much; and what the program does is told from it, root
 // or not.
+// On every suite.
 func TestVMSystemdIsNotRefused(t *testing.T) {
 	const pam = "/etc/pam.d/vm-sockopt"
 	(&service{t: t}).write(pam, "auth required pam_permit.so\naccount required pam_permit.so\nsession required pam_permit.so\n")

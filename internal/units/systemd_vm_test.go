@@ -68,6 +68,7 @@ func await(t *testing.T, what string, ok func() bool) {
 const sleeper = "[Service]\nExecStart=/bin/sleep infinity\n"
 
 // TestVMObserve looks at one unit of every odd kind.
+// On every suite.
 func TestVMObserve(t *testing.T) {
 	s := units.New(units.Options{})
 	defer s.Close()
@@ -356,6 +357,7 @@ func count(events []attach.UnitEvent, kind attach.UnitEventKind, unit string) (n
 
 // TestVMFollow follows units through everything that happens to them, and
 // systemd and the bus through theirs.
+// On every suite.
 func TestVMFollow(t *testing.T) {
 	const S, E = attach.UnitStarted, attach.UnitEnded
 	s := units.New(units.Options{})
