@@ -85,7 +85,7 @@
 //  6. Detach: the drop-in goes first, then Store.Delete and Remove. Removal of the
 //     package: drop-ins, then RemoveAll.
 //
-// The daemon's sandbox needs for this: ReadWritePaths=-/sys/fs/bpf, CAP_BPF,
+// The daemon's sandbox needs for this: ReadWritePaths=-/sys/fs/bpf/aaunit, CAP_BPF,
 // CAP_PERFMON and CAP_NET_ADMIN, and bpf in SystemCallFilter=.
 //
 // # What the hooks do not see

@@ -88,6 +88,7 @@ func because(what string, is, cause error, wayOut string) error {
 const (
 	noMemoryOut  = "see free and the kernel's log, and start the unit again"
 	permittedOut = "run it as root, with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, on a kernel that is not locked down to confidentiality"
+	sandboxOut   = "systemd-tmpfiles --create aaunit.conf && systemctl restart aaunitd.service"
 	typesOut     = "boot a kernel with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_DEBUG_INFO_BTF, as Debian's are"
 )
 
@@ -107,6 +108,8 @@ func judge(what string, err error) error {
 		return because(what, ErrUnsupported, err, typesOut)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !errors.As(err, &verifier):
 		return because(what, ErrNotPermitted, err, permittedOut)
+	case errors.Is(err, unix.EROFS):
+		return because(what, nil, err, sandboxOut)
 	case errors.As(err, &verifier):
 		// Not the caller's fault: a kernel on which the program was never tried.
 		return because(what, ErrUnsupported, err, "please report this, with the kernel's version")

@@ -195,5 +195,5 @@ func readEach(m *ebpf.Map) (int, error) {
 		}
 		keys, values = append(keys, key), append(values, value)
 	}
-	return len(keys), it.Err()
+	return min(len(keys), len(values)), it.Err()
 }
