@@ -60,9 +60,8 @@ func TestAnImageComesUpConfined(t *testing.T) {
 	t.Cleanup(func() { os.Remove(attachment) })
 	a.Unit(unit, unitText)
 	a.Profile(profile, text) // apparmor.service does, at a boot
-	a.File(dropIn, read(t, root+dropIn), 0o644)
-	a.File(attachment, read(t, root+attachment), 0o644)
-	run(t, "cp", "-r", root+"/var/lib/aaunit/units", "/var/lib/aaunit") // says that the drop-in is aaunit's
+	a.File(dropIn, read(t, root+dropIn)+"\n", 0o644) // byte by byte: else it is somebody's own
+	a.File(attachment, read(t, root+attachment)+"\n", 0o644)
 	a.Reload()
 	run(t, "systemctl", "start", unit)
 	for _, task := range unitTasks(t, unit) {
