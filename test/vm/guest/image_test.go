@@ -59,7 +59,7 @@ func TestAnImageComesUpConfined(t *testing.T) {
 	run(t, "systemctl", "stop", "aaunitd.service")
 	t.Cleanup(func() { os.Remove(attachment) })
 	a.Unit(unit, unitText)
-	a.Profile(profile, text) // apparmor.service does, at a boot
+	a.Profile(profile, text)                         // apparmor.service does, at a boot
 	a.File(dropIn, read(t, root+dropIn)+"\n", 0o644) // byte by byte: else it is somebody's own
 	a.File(attachment, read(t, root+attachment)+"\n", 0o644)
 	a.Reload()
