@@ -85,7 +85,7 @@ func TestAnImageComesUpConfined(t *testing.T) {
 
 // TestApplyAndPropose does what a configuration tool does: it asks what would come
 // of a file, writes it, has it acted on, and sees the verdict; so with a profile
-// that changes. On every suite.
+// that changes.
 func TestApplyAndPropose(t *testing.T) {
 	a := newAgents(t)
 	const unit, profile, name = "g-apply.service", "g-apply", "g-apply.service"
