@@ -156,7 +156,7 @@ func TestCommands(t *testing.T) {
 
 	// journalctl -x explains our messages: the package's catalogue is in use.
 	waitFor(t, "the explanation of the attach", func() (bool, string) {
-		text := run(t, "journalctl", "-x", "-b", "--no-pager", "-u", "c-one.service")
+		text := journalctl(t, "-x", "-u", "c-one.service")
 		return strings.Contains(text, "The profile c-one was loaded, systemd was told to start c-one.service"), text
 	})
 

@@ -126,7 +126,7 @@ func TestEvidence(t *testing.T) {
 		t.Errorf("executable of a package: %+v", x)
 	}
 	waitFor(t, "the checksum in the journal", func() (bool, string) {
-		text := run(t, "journalctl", "-b", "-u", unit, "MESSAGE_ID="+string(journal.MsgEvidence), "AAUNIT_EVIDENCE="+s.Newest.SHA256, "-o", "cat", "--no-pager")
+		text := journalctl(t, "-u", unit, "MESSAGE_ID="+string(journal.MsgEvidence), "AAUNIT_EVIDENCE="+s.Newest.SHA256, "-o", "cat")
 		return strings.Contains(text, s.Newest.SHA256), text
 	})
 	if r := try(t, "runuser", "-u", "nobody", "--", "aaunitctl", "verify", "--evidence", unit); r.exit != 1 || !strings.Contains(r.stdout+r.stderr, "org.aaunit1.inspect") {

@@ -89,7 +89,7 @@ PrivateTmp=yes
 		t.Errorf("reading what the profile does not allow: %s", got)
 	}
 	waitFor(t, "the denial in the journal", func() (bool, string) {
-		text := run(t, "journalctl", "-b", "-k", "--no-pager", "-o", "cat", "-n", "50")
+		text := journalctl(t, "-k", "-o", "cat", "-n", "50")
 		return strings.Contains(text, `profile="vm-agent" name="/etc/shadow"`), text
 	})
 }

@@ -58,6 +58,20 @@ func try(t testing.TB, name string, args ...string) result {
 	}
 }
 
+// journalctl is what the journal has since the machine was started. While journald
+// begins a new file, journalctl may leave out all of the old one, and says so; it
+// is asked again then (https://github.com/systemd/systemd/issues/40053).
+func journalctl(t testing.TB, args ...string) string {
+	t.Helper()
+	var text string
+	waitFor(t, "journalctl to read all of the journal", func() (bool, string) {
+		r := try(t, "journalctl", append([]string{"-b", "--no-pager"}, args...)...)
+		text = r.stdout
+		return r.exit == 0 && !strings.Contains(r.stderr, "ignoring file"), r.stderr
+	})
+	return text
+}
+
 // read returns a file's text, without the last newline.
 func read(t testing.TB, path string) string {
 	t.Helper()

@@ -65,7 +65,7 @@ func inDaemon(t testing.TB, args ...string) {
 // daemonSaid reads the daemon's journal since it was last started.
 func daemonSaid(t testing.TB) string {
 	t.Helper()
-	return run(t, "journalctl", "-b", "-o", "cat", "--no-pager", "_SYSTEMD_INVOCATION_ID="+show(t, "aaunitd.service", "InvocationID"))
+	return journalctl(t, "-o", "cat", "_SYSTEMD_INVOCATION_ID="+show(t, "aaunitd.service", "InvocationID"))
 }
 
 // long is a name of n bytes, with its ending.

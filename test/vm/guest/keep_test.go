@@ -24,7 +24,11 @@ func mark(t testing.TB, unit string) int {
 // line after it.
 func saidAbout(t testing.TB, unit string, since int) string {
 	t.Helper()
-	return journalOf(t, unit)[since:]
+	text := journalOf(t, unit)
+	if len(text) < since {
+		t.Fatalf("the journal of %s had %d bytes and has %d", unit, since, len(text))
+	}
+	return text[since:]
 }
 
 // loadText has the kernel take a text under a profile's name without touching

@@ -47,7 +47,7 @@ func starts(t testing.TB, unit string) int {
 // journalOf is what the journal has on a unit, and what aaunitd says of it.
 func journalOf(t testing.TB, unit string) string {
 	t.Helper()
-	return run(t, "journalctl", "-b", "--no-pager", "-o", "cat", "-u", unit)
+	return journalctl(t, "-o", "cat", "-u", unit)
 }
 
 // exists reports whether something is at a path.

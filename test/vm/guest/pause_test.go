@@ -152,7 +152,7 @@ func TestPause(t *testing.T) {
 	for unit, ids := range map[string][]journal.MessageID{"pause-a.service": {journal.MsgPaused, journal.MsgResumed}, "pause-b.service": {journal.MsgPaused, journal.MsgPauseOver}} {
 		for _, id := range ids {
 			waitFor(t, "the journal of "+unit, func() (bool, string) {
-				text := run(t, "journalctl", "-b", "-u", unit, "MESSAGE_ID="+string(id), "AAUNIT_BY=root", "-o", "cat", "--no-pager")
+				text := journalctl(t, "-u", unit, "MESSAGE_ID="+string(id), "AAUNIT_BY=root", "-o", "cat")
 				return strings.Contains(text, unit), string(id) + ": " + text
 			})
 		}

@@ -432,7 +432,7 @@ func TestOnViolationStop(t *testing.T) {
 		t.Errorf("exit %d\n%s", r.exit, r.stdout)
 	}
 	waitFor(t, "the journal of the unit to say why it was stopped", func() (bool, string) {
-		text := run(t, "journalctl", "-b", "-u", "stopme.service", "-o", "cat", "--no-pager")
+		text := journalctl(t, "-u", "stopme.service", "-o", "cat")
 		return strings.Contains(text, "not confined"), text
 	})
 }

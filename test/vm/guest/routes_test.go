@@ -225,7 +225,7 @@ func TestWaysAroundThatOpenLater(t *testing.T) {
 	accepted := checksum(t, "w-mode")
 	load(profileText("w-mode", "/** rw,"), "--replace")
 	waitFor(t, "the accepted policy", func() (bool, string) {
-		log := run(t, "journalctl", "-b", "-u", "w-mode.service", "-o", "cat", "--no-pager")
+		log := journalctl(t, "-u", "w-mode.service", "-o", "cat")
 		return checksum(t, "w-mode") == accepted && strings.Contains(log, "w-mode.service is not-confined: the kernel runs w-mode with checksum") &&
 			strings.Contains(log, "put back the policy of w-mode.service"), log
 	})

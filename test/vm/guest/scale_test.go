@@ -53,7 +53,7 @@ func countParsers(t testing.TB) (runs func() int) {
 // later ones "Reloading...".
 func reloads(t testing.TB) int {
 	t.Helper()
-	log := run(t, "journalctl", "-b", "--no-pager", "-o", "cat", "_PID=1")
+	log := journalctl(t, "-o", "cat", "_PID=1")
 	return len(regexp.MustCompile(`(?m)^Reloading\.+$`).FindAllString(log, -1))
 }
 

@@ -29,7 +29,7 @@ func peak(t testing.TB) int {
 // files again.
 func rounds(t testing.TB) int {
 	t.Helper()
-	return strings.Count(run(t, "journalctl", "-b", "-o", "cat", "--no-pager", "_PID=1"), "Reloading")
+	return strings.Count(journalctl(t, "-o", "cat", "_PID=1"), "Reloading")
 }
 
 // TestAStormOfTriggers: ten thousand triggers cost a few passes.

@@ -107,7 +107,7 @@ func TestTornRecords(t *testing.T) {
 	unharmed("after the records were lost")
 	rep, _ := report(t, "status")
 	plain := ctl(t, "status").stdout
-	said := run(t, "journalctl", "-b", "-u", "aaunitd.service", "-o", "cat", "--no-pager")
+	said := journalctl(t, "-u", "aaunitd.service", "-o", "cat")
 	policyBad := "cannot read accepted policy " + kept[0] + ": "
 	if !strings.Contains(plain, policyBad) || !strings.Contains(said, policyBad) || !exists(kept[0]) || !exists(kept[0]+".bad") {
 		t.Errorf("that %s is bad is not said, or it was not set aside and made anew", kept[0])
