@@ -3,34 +3,83 @@
 package host
 
 import (
+	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/test/vm/machine"
 )
 
-// TestSocketOptionsAcrossBoots: after a reboot a unit is held to its list from its
-// first start on, also where aaunitd does not run.
+// TestSocketOptionsAcrossBoots is what somebody does who wants to know which socket
+// options an agent needs, and to hold it to them: record, approve with reasons,
+// enforce without a restart, boot again, also where aaunitd does not run, and look at
+// what a new build does.
 func TestSocketOptionsAcrossBoots(t *testing.T) {
 	eachSuite(t, []string{"aaunitd.service", "agent.service"}, func(t *testing.T, m *machine.Machine) {
 		install(t, m, "agent", 7001)
-		text := "[Attachment]\nUnit=agent.service\nProfile=agentprofile\nSettleSec=1\n[SocketOptions]\nMode=enforce\n" +
-			"Allow=SOL_SOCKET:SO_REUSEADDR a restart binds again\nAllow=SO_BROADCAST the library sets it\nAllow=TCP_NODELAY small answers\n"
-		if err := m.PutBytes(t.Context(), []byte(text), "/root/agent.conf", 0o644); err != nil {
-			t.Fatal(err)
+		output(t, m, "systemctl daemon-reload && systemctl enable --now agent && aaunitctl attach agent --profile agentprofile --settle 1s")
+		output(t, m, "aaunitctl sockopts record agent")
+		const invocation = "systemctl show --value --property=InvocationID agent"
+		started := output(t, m, invocation)
+
+		// The agent answers a line with a line.
+		set := func(option, want string) {
+			t.Helper()
+			command := `bash -c 'exec 3<>/dev/tcp/127.0.0.1/7001; echo "setsockopt ` + option + ` 1" >&3; head -n1 <&3'`
+			wait(t, m, command, func(r machine.Result) bool { return r.Exit == 0 && strings.Contains(r.Stdout, want) })
 		}
-		output(t, m, "systemctl daemon-reload && systemctl enable --now agent && cp /root/agent.conf /etc/aaunit/attachments.d/agent.conf")
-		waitStatus(t, m, "agent", 0)
+		const used, unused, nodelay, refused = "6 1", "1 10", "SOL_TCP:TCP_NODELAY", "operation not permitted"
 		held := func() {
 			t.Helper()
-			// The agent answers a line with a line.
-			const ask = `exec 3<>/dev/tcp/127.0.0.1/7001; echo "setsockopt %s 1" >&3; head -n1 <&3`
-			for option, want := range map[string]string{"1 9": "operation not permitted", "6 1": "ok"} {
-				command := "bash -c '" + strings.Replace(ask, "%s", option, 1) + "'"
-				wait(t, m, command, func(r machine.Result) bool { return r.Exit == 0 && strings.Contains(r.Stdout, want) })
+			set(used, "ok")
+			set(unused, refused)
+		}
+		decode := func(text string) (s attach.SocketStatus, ok bool) {
+			var r attach.SocketReport
+			if err := json.Unmarshal([]byte(text), &r); err != nil || len(r.Units) != 1 {
+				return s, false
+			}
+			return r.Units[0], r.Units[0].Problem == ""
+		}
+		seen := func() attach.SocketStatus {
+			t.Helper()
+			text := output(t, m, "aaunitctl sockopts agent --json")
+			s, ok := decode(text)
+			if !ok {
+				t.Fatalf("sockopts says\n%s", text)
+			}
+			return s
+		}
+		// stale waits until it is known of which executable the list is.
+		stale := func(want attach.Tri) {
+			t.Helper()
+			wait(t, m, "aaunitctl sockopts agent --json", func(r machine.Result) bool {
+				s, ok := decode(r.Stdout)
+				return ok && s.Stale == want
+			})
+		}
+
+		set(used, "ok")
+		if s := seen(); !slices.ContainsFunc(s.NotAllowed(), func(u attach.SocketUse) bool { return u.Canonical() == nodelay }) {
+			t.Fatalf("TCP_NODELAY was not recorded: %+v", s)
+		}
+		output(t, m, "aaunitctl sockopts approve agent TCP_NODELAY --reason 'small answers at once'")
+		output(t, m, "aaunitctl sockopts approve agent --all-seen --yes --reason 'the library sets it'")
+		output(t, m, "aaunitctl sockopts enforce agent")
+		held()
+		if now := output(t, m, invocation); now != started {
+			t.Error("the switch to enforce restarted the agent")
+		}
+		for option, reason := range map[string]string{nodelay: "small answers at once", "SOL_SOCKET:SO_REUSEADDR": "the library sets it"} {
+			if list := seen().Declared.Allow; !slices.ContainsFunc(list, func(o attach.AllowedOption) bool { return o.Option == option && o.Reason == reason }) {
+				t.Errorf("the list is %+v, without %s %s", list, option, reason)
 			}
 		}
-		held()
+		waitStatus(t, m, "agent", 0)
+		stale(attach.No)
+
 		output(t, m, "systemctl disable aaunitd && sync")
 		if err := m.Reboot(t.Context()); err != nil {
 			t.Fatal(err)
@@ -39,5 +88,23 @@ func TestSocketOptionsAcrossBoots(t *testing.T) {
 		output(t, m, "systemctl enable --now aaunitd")
 		waitStatus(t, m, "agent", 0)
 		held()
+		stale(attach.No)
+
+		// A build that sets another option.
+		output(t, m, "cp /root/payload/agent /root/new && echo new >>/root/new && install -m 755 /root/new /usr/local/bin/agent && systemctl restart agent")
+		set(unused, refused)
+		stale(attach.Yes)
+		if text := waitStatus(t, m, "agent", 0); !strings.Contains(text, "sockopts diff agent") {
+			t.Errorf("status does not say that the list is stale:\n%s", text)
+		}
+		wait(t, m, "aaunitctl sockopts diff agent", func(r machine.Result) bool {
+			_, more, _ := strings.Cut(r.Stdout, "Used by the new one")
+			more, _, _ = strings.Cut(more, "Used by the old one")
+			return strings.Contains(more, "SO_OOBINLINE") && !strings.Contains(more, "TCP_NODELAY")
+		})
+		output(t, m, "aaunitctl sockopts approve agent SO_OOBINLINE --reason 'the new build uses it'")
+		set(unused, "ok")
+		output(t, m, "aaunitctl sockopts enforce agent")
+		stale(attach.No)
 	})
 }
