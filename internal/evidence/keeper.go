@@ -26,7 +26,7 @@ const (
 	// maxHeads bounds what is remembered of units; it is read from disk again.
 	maxHeads = 10000
 	// settling is how long a check waits for a record that is on its way.
-	settling = 15 * time.Second
+	settling = 40 * time.Second
 	// leaving is how long an end waits for the records that were not made yet.
 	leaving = 10 * time.Second
 )

@@ -26,7 +26,7 @@ import (
 // Bounds on reading an executable.
 const (
 	maxProgram  = 256 << 20
-	programTime = 5 * time.Second
+	programTime = 15 * time.Second
 	// maxLooks bounds the looks at the same time, and maxStuck those that did not
 	// come back: each has a thread of its own.
 	maxLooks = 4

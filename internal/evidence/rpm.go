@@ -28,7 +28,7 @@ var rpmDatabases = []string{
 
 // Bounds on rpm.
 const (
-	rpmTime   = 4 * time.Second
+	rpmTime   = 12 * time.Second
 	rpmOutput = 4096
 )
 

@@ -68,19 +68,29 @@ func TestEvidence(t *testing.T) {
 	if r := ctl(t, "attach", "evident", "packaged", "--settle", "1s"); r.exit != 0 {
 		t.Fatal(r.stdout, r.stderr)
 	}
+	// told waits for an answer: a machine at its limit may not come to it in time, and
+	// says that it cannot tell.
+	told := func(when string) (s attach.EvidenceStatus, r result) {
+		t.Helper()
+		waitFor(t, "whether the evidence holds, "+when, func() (bool, string) {
+			s, r = evidence(t, unit)
+			return s.Holds != attach.CouldNotTell, r.stdout
+		})
+		return s, r
+	}
 	holds := func(when string) attach.EvidenceStatus {
 		t.Helper()
-		s, r := evidence(t, unit)
+		s, r := told(when)
 		if s.Holds != attach.Yes || r.exit != 0 {
-			t.Fatalf("%s: exit %d\n%s", when, r.exit, ctl(t, "verify", "--evidence", unit).stdout)
+			t.Fatalf("%s: exit %d\n%s", when, r.exit, r.stdout)
 		}
 		return s
 	}
 	broken := func(when string, link attach.EvidenceCode, what string) attach.EvidenceLink {
 		t.Helper()
-		s, r := evidence(t, unit)
+		s, r := told(when)
 		if r.exit != 3 || s.First == nil || s.First.Link != link || !strings.Contains(s.First.What, what) {
-			t.Errorf("%s: exit %d, want %s %s\n%s", when, r.exit, link, what, ctl(t, "verify", "--evidence", unit).stdout)
+			t.Errorf("%s: exit %d, want %s %s\n%s", when, r.exit, link, what, r.stdout)
 			return attach.EvidenceLink{}
 		}
 		return *s.First
@@ -114,8 +124,9 @@ func TestEvidence(t *testing.T) {
 			t.Errorf("of %s the record has %q", path, texts[path])
 		}
 	}
-	if len(e.Labels) != 1 || e.Labels[0].Label != profile+" (enforce)" || e.Labels[0].Count != len(unitTasks(t, unit)) {
-		t.Errorf("labels %+v", e.Labels)
+	// The Go runtime may have begun another thread since, and ends none.
+	if tasks := len(unitTasks(t, unit)); len(e.Labels) != 1 || e.Labels[0].Label != profile+" (enforce)" || e.Labels[0].Count < 2 || e.Labels[0].Count > tasks {
+		t.Errorf("labels %+v of %d tasks", e.Labels, tasks)
 	}
 	info, err := os.Stat(files[0])
 	if err != nil || info.Mode().Perm() != 0o600 {
