@@ -198,6 +198,8 @@ type SocketProgram struct {
 // SocketRecording is what was recorded of a unit since its first start after the boot.
 type SocketRecording struct {
 	Unit string `json:"unit"`
+	// Since is when it began, in this boot; zero where that could not be told.
+	Since time.Time `json:"since,omitzero"`
 	// Mode is the one in force.
 	Mode SocketMode  `json:"mode"`
 	Seen []SocketUse `json:"seen"` // in the order of first appearance

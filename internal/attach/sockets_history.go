@@ -75,9 +75,10 @@ type SocketRun struct {
 	Kernel     string
 	Boot       string
 	Invocation string
-	// Started is when systemd began it.
-	Started time.Time
-	At      time.Time
+	// Started is when systemd began it, and Began when its main process was, before
+	// which the start helper ran; zero where there is none.
+	Started, Began time.Time
+	At             time.Time
 }
 
 // key tells kinds of call apart.

@@ -144,6 +144,29 @@ func TestListBeforeTheFirstStart(t *testing.T) {
 	}
 }
 
+// A start that began before the recording is known for it, until one was seen whole.
+func TestStartUnseen(t *testing.T) {
+	for _, c := range []struct {
+		what         string
+		starts       int
+		since, began time.Time
+		want         bool
+	}{
+		{"recorded from the start on", 1, minute(1), minute(2), false},
+		{"recorded later", 1, minute(2), minute(1), true},
+		{"recorded later, and started again since", 2, minute(2), minute(3), false},
+		{"starts before were seen", 3, minute(5), minute(4), false},
+		{"no main process", 1, minute(2), time.Time{}, false},
+		{"not known since when", 1, time.Time{}, minute(1), false},
+	} {
+		s := SocketStatus{Unit: "a.service", History: SocketHistory{Builds: []SocketBuild{{Starts: 9}, {Starts: c.starts}}},
+			Recorded: []SocketRecording{{Unit: "a.service", Since: c.since}, {Unit: "a.socket", Since: minute(9)}}}
+		if got := s.WithStart(SocketRun{Began: c.began}).StartUnseen; got != c.want {
+			t.Errorf("%s: %v", c.what, got)
+		}
+	}
+}
+
 func TestRefusedInWords(t *testing.T) {
 	s := SocketStatus{Unit: "a.service", Declared: &SocketOptions{Mode: SocketsEnforce}, Recorded: []SocketRecording{{Unit: "a.service", LostRefused: 1, Seen: []SocketUse{
 		{Call: SetSockOpt, Option: "SOL_TCP:TCP_NODELAY", Socket: "TCP over IPv4", Refused: 40, LastRefused: SocketUser{Time: minute(1), Comm: "agent"}, Hurts: "small writes wait"},

@@ -37,6 +37,9 @@ type SocketStatus struct {
 	// it into words.
 	Stale    Tri    `json:"stale"`
 	StaleWhy string `json:"staleWhy,omitempty"`
+	// StartUnseen: the recording began after the unit was started, so what it uses when
+	// it starts is not in it.
+	StartUnseen bool `json:"startUnseen,omitempty"`
 	// Difference is nil where there are no two executables to compare.
 	Difference *SocketDifference `json:"difference,omitempty"`
 }
@@ -124,6 +127,20 @@ func (s SocketStatus) ForReport() *SocketSummary {
 	d := s.Declared
 	return &SocketSummary{Mode: d.Mode, Required: d.Requires(), Options: len(d.Allow) + len(d.AllowGet), Stale: s.listStale(), StaleWhy: s.StaleWhy,
 		Refused: s.Refusals(), Unlisted: len(s.NotAllowed()), Problem: s.Problem}
+}
+
+// WithStart fills in whether a start was recorded from its beginning. All starts of an
+// executable but the first one that was seen were.
+func (s SocketStatus) WithStart(run SocketRun) SocketStatus {
+	if n := len(s.History.Builds); n > 0 && s.History.Builds[n-1].Starts > 1 {
+		return s
+	}
+	for _, r := range s.Recorded {
+		if r.Unit == s.Unit && !run.Began.IsZero() && run.Began.Before(r.Since) {
+			s.StartUnseen = true
+		}
+	}
+	return s
 }
 
 // WithStale fills in what follows from the history.

@@ -285,6 +285,10 @@ func (p *printer) socketHead(s attach.SocketStatus) {
 		}
 		rows = append(rows, r)
 	}
+	if s.StartUnseen {
+		rows = append(rows, row{mark: markWarn, label: "start", text: "not seen: it was started before the recording began, so what it uses when it starts is missing",
+			more: []string{p.mark(markNext) + " systemctl restart " + p.text(s.Unit)}})
+	}
 	if n := len(s.History.Builds); n > 0 {
 		rows = append(rows, p.buildRow(markOK, "executable", s.History.Builds[n-1]))
 	}
@@ -720,13 +724,18 @@ func (a *app) mayEnforce(ctx context.Context, d Daemon, unit string) error {
 	for _, r := range s.Recorded {
 		seen += len(r.Seen)
 	}
-	if s.Declared != nil && s.Declared.Mode == attach.SocketsEnforce || len(uses) == 0 && seen > 0 {
+	if s.Declared != nil && s.Declared.Mode == attach.SocketsEnforce || len(uses) == 0 && seen > 0 && !s.StartUnseen {
 		return nil
 	}
 	p := a.asking()
-	if seen == 0 {
+	switch {
+	case seen == 0:
 		p.line("%s nothing was recorded of %s yet, so it is not known what would be refused", p.mark(markWarn), p.text(s.Unit))
-	} else {
+	case s.StartUnseen:
+		p.line("%s %s was started before the recording began: what it uses when it starts is not known, and may be refused at its next start", p.mark(markWarn), p.text(s.Unit))
+		p.line("      %s systemctl restart %s", p.mark(markNext), p.text(s.Unit))
+	}
+	if len(uses) > 0 {
 		p.line("%s %s was seen to use what is not on its list, and would be refused:", p.mark(markWarn), p.text(s.Unit))
 	}
 	for _, u := range uses {
@@ -736,7 +745,7 @@ func (a *app) mayEnforce(ctx context.Context, d Daemon, unit string) error {
 		}
 	}
 	if !a.StdinTTY {
-		return usage("nobody can be asked here: approve what %s needs, or say --yes", unit)
+		return usage("nobody can be asked here: have %s restarted and approve what it needs, or say --yes", unit)
 	}
 	answer, err := a.answerTo(bufio.NewReader(a.Stdin), p, "Enforce the list all the same? [y/N] ")
 	if err == nil && !isYes(answer) {

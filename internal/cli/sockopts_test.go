@@ -46,6 +46,17 @@ func recorded() attach.SocketReport {
 	return r
 }
 
+// late is a unit that was recorded since after it was started; all that was seen is
+// on its list.
+func late() attach.SocketReport {
+	r := recorded()
+	s := &r.Units[0]
+	s.StartUnseen = true
+	s.Recorded = []attach.SocketRecording{{Unit: "myagent.service", Mode: attach.SocketsRecord, Seen: s.Recorded[0].Seen[1:2]}}
+	s.Declared.Allow = []attach.AllowedOption{{Option: "SOL_TCP:TCP_NODELAY", Reason: "gRPC sends small frames"}}
+	return r
+}
+
 func TestSockopts(t *testing.T) {
 	missing := attach.SocketReport{At: now, Missing: []attach.Missing{{Unit: "nope", Reason: attach.Because(attach.UnitNotFound, "systemd knows no unit nope.service")}}}
 	none := attach.SocketReport{At: now, Units: []attach.SocketStatus{{Unit: "web.service", Attachment: "/etc/aaunit/attachments.d/web.conf"}}}
@@ -59,6 +70,7 @@ func TestSockopts(t *testing.T) {
 		exit   attach.Exit
 	}{
 		{"sockopts", socketReport(), []string{"sockopts", "myagent"}, 0},
+		{"sockopts-late", late(), []string{"sockopts", "myagent"}, 0},
 		{"sockopts-record", recorded(), []string{"sockopts"}, 0},
 		{"sockopts-json", recorded(), []string{"sockopts", "--json"}, 0},
 		{"sockopts-nothing", attach.SocketReport{At: now}, []string{"sockopts"}, 0},
@@ -142,6 +154,8 @@ func TestChangeSockopts(t *testing.T) {
 		{args: []string{"enforce", "myagent"}, report: recorded(), answer: "\n", exit: 1, says: "nothing was changed"},
 		{args: []string{"enforce", "myagent"}, report: recorded(), answer: "y\n", want: []attach.SocketChange{{Mode: attach.SocketsEnforce}}, says: "SOL_TCP:TCP_NODELAY"},
 		{args: []string{"enforce", "web"}, report: attach.SocketReport{Units: []attach.SocketStatus{{Unit: "web.service"}}}, exit: 2, says: "nothing was recorded"},
+		{args: []string{"enforce", "myagent"}, report: late(), exit: 2, says: "systemctl restart myagent.service"},
+		{args: []string{"enforce", "myagent"}, report: late(), answer: "y\n", want: []attach.SocketChange{{Mode: attach.SocketsEnforce}}},
 		{args: []string{"enforce", "a", "b"}, exit: 2, says: "name one unit"},
 	} {
 		t.Run(strings.Join(c.args, " ")+fmt.Sprintf("%q", c.answer), func(t *testing.T) {

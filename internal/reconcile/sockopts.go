@@ -42,7 +42,6 @@ type socketLook struct {
 	unit   string
 	wanted attach.SocketOptions
 	run    attach.SocketRun // Program as seen from outside
-	began  time.Time        // of the main process
 }
 
 // noteSockets has what a unit uses put on record with the executable that runs. It
@@ -70,7 +69,7 @@ func (l *Loop) noteSockets(d attach.Desired, o attach.Observed, v attach.Verdict
 		Invocation: v.InvocationID, Started: o.Unit.Left, At: v.At,
 	}}
 	for _, r := range o.Unit.Runs[:min(1, len(o.Unit.Runs))] {
-		look.began = r.Began
+		look.run.Began = r.Began
 	}
 	w.mu.Lock()
 	if w.due == nil {
@@ -141,7 +140,7 @@ func (l *Loop) keepLook(ctx context.Context, look socketLook) {
 		look.run.Started = before.Started
 	case before.At.After(look.run.Started):
 		// A unit may start again without having been inactive (RestartMode=direct).
-		look.run.Started = look.began
+		look.run.Started = look.run.Began
 	}
 	w.mu.Lock()
 	if w.runs == nil {
@@ -294,6 +293,7 @@ func (l *Loop) socketStatus(unit string) attach.SocketStatus {
 	if len(tables) > 0 && runs {
 		run.At = time.Now()
 		s.History = s.History.Merge(tables, run)
+		s = s.WithStart(run)
 	}
 	return s.WithStale()
 }

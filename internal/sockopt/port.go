@@ -105,6 +105,7 @@ func (h Host) Read(unit string) (out attach.SocketRecording, found bool, err err
 	if err != nil {
 		return out, false, err
 	}
+	out.Since = r.Since
 	out.Mode = attach.SocketMode(r.Rules.Mode.String())
 	out.LostAllowed, out.LostRefused, out.LastLost = r.Lost.Allowed, r.Lost.Refused, r.Lost.Last
 	for _, s := range r.Seen {

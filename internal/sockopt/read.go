@@ -3,6 +3,7 @@ package sockopt
 import (
 	"bytes"
 	"errors"
+	"os"
 	"slices"
 	"time"
 
@@ -45,6 +46,8 @@ type Recording struct {
 	Lost Lost
 	// Rules are what holds.
 	Rules Rules
+	// Since is when the table was made.
+	Since time.Time
 }
 
 // MaxSeen is how many kinds of call are stored. What comes later is counted in
@@ -70,6 +73,10 @@ func (s *System) Read(unit string) (Recording, error) {
 	}
 	defer o.Close()
 	var r Recording
+	// The BPF file system stamps what is pinned, once (bpf_get_inode).
+	if pin, err := os.Lstat(d.pin("seen")); err == nil {
+		r.Since = pin.ModTime()
+	}
 	if r.Rules, err = o.rules(); err != nil {
 		return r, judge(what, err)
 	}

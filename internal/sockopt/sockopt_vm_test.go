@@ -146,6 +146,7 @@ func opt(text string) Option {
 // What every kind of socket does is recorded, and nothing is refused.
 func TestVMRecord(t *testing.T) {
 	b := newBench(t)
+	began := time.Now()
 	if c := b.attach(Rules{Mode: Record}); c != (Change{Loaded: true, Attached: true, Rules: true}) {
 		t.Errorf("%+v", c)
 	}
@@ -186,6 +187,9 @@ func TestVMRecord(t *testing.T) {
 	}
 	if len(r.Seen) != 2*len(kinds)+2 || r.Lost != (Lost{}) {
 		t.Errorf("%d seen, %+v lost", len(r.Seen), r.Lost)
+	}
+	if r.Since.Before(began.Add(-time.Second)) || r.Since.After(before) {
+		t.Errorf("recorded since %v, and it began between %v and %v", r.Since, began, before)
 	}
 	keys, values, err := func() ([]bpfSeenKey, []bpfSeenValue, error) {
 		o, err := (&unitDir{path: b.dir(b.unit)}).openMaps("seen")

@@ -21,6 +21,11 @@ func TestSocketOptionsAcrossBoots(t *testing.T) {
 		install(t, m, "agent", 7001)
 		output(t, m, "systemctl daemon-reload && systemctl enable --now agent && aaunitctl attach agent --profile agentprofile --settle 1s")
 		output(t, m, "aaunitctl sockopts record agent")
+		// Of a start before the recording nobody knows what it would be refused.
+		if r, err := m.Run(t.Context(), "aaunitctl sockopts enforce agent"); err != nil || r.Exit != 2 || !strings.Contains(r.Stderr, "systemctl restart agent.service") {
+			t.Errorf("enforce before a start was seen: %v %+v", err, r)
+		}
+		output(t, m, "systemctl restart agent")
 		const invocation = "systemctl show --value --property=InvocationID agent"
 		started := output(t, m, invocation)
 
