@@ -733,6 +733,8 @@ func (a *app) mayEnforce(ctx context.Context, d Daemon, unit string) error {
 		p.line("%s nothing was recorded of %s yet, so it is not known what would be refused", p.mark(markWarn), p.text(s.Unit))
 	case s.StartUnseen:
 		p.line("%s %s was started before the recording began: what it uses when it starts is not known, and may be refused at its next start", p.mark(markWarn), p.text(s.Unit))
+	}
+	if s.StartUnseen {
 		p.line("      %s systemctl restart %s", p.mark(markNext), p.text(s.Unit))
 	}
 	if len(uses) > 0 {
