@@ -35,7 +35,7 @@ func TestSocketOptionsAcrossBoots(t *testing.T) {
 			command := `bash -c 'exec 3<>/dev/tcp/127.0.0.1/7001; echo "setsockopt ` + option + ` 1" >&3; head -n1 <&3'`
 			wait(t, m, command, func(r machine.Result) bool { return r.Exit == 0 && strings.Contains(r.Stdout, want) })
 		}
-		const used, unused, nodelay, refused = "6 1", "1 10", "SOL_TCP:TCP_NODELAY", "operation not permitted"
+		const used, unused, fresh, nodelay, refused = "6 1", "1 10", "0 1", "SOL_TCP:TCP_NODELAY", "operation not permitted"
 		held := func() {
 			t.Helper()
 			set(used, "ok")
@@ -97,7 +97,7 @@ func TestSocketOptionsAcrossBoots(t *testing.T) {
 
 		// A build that sets another option.
 		output(t, m, "cp /root/payload/agent /root/new && echo new >>/root/new && install -m 755 /root/new /usr/local/bin/agent && systemctl restart agent")
-		set(unused, refused)
+		set(fresh, refused)
 		stale(attach.Yes)
 		if text := waitStatus(t, m, "agent", 0); !strings.Contains(text, "sockopts diff agent") {
 			t.Errorf("status does not say that the list is stale:\n%s", text)
@@ -105,10 +105,10 @@ func TestSocketOptionsAcrossBoots(t *testing.T) {
 		wait(t, m, "aaunitctl sockopts diff agent", func(r machine.Result) bool {
 			_, more, _ := strings.Cut(r.Stdout, "Used by the new one")
 			more, _, _ = strings.Cut(more, "Used by the old one")
-			return strings.Contains(more, "SO_OOBINLINE") && !strings.Contains(more, "TCP_NODELAY")
+			return strings.Contains(more, "IP_TOS") && !strings.Contains(more, "TCP_NODELAY")
 		})
-		output(t, m, "aaunitctl sockopts approve agent SO_OOBINLINE --reason 'the new build uses it'")
-		set(unused, "ok")
+		output(t, m, "aaunitctl sockopts approve agent IP_TOS --reason 'the new build uses it'")
+		set(fresh, "ok")
 		output(t, m, "aaunitctl sockopts enforce agent")
 		stale(attach.No)
 	})
