@@ -563,9 +563,9 @@ func (l *Loop) detachPlan(ctx context.Context, r attach.Request) []attach.Outcom
 // Verify looks again, now, at attached units: together at those that run and are
 // as they were, one by one at the others.
 func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error) {
-	r := l.Status(units)
+	known, _ := l.known(units)
 	var all []attach.Desired
-	for _, s := range r.Units {
+	for _, s := range known.Units {
 		if d, err := l.desired(s.Unit); err == nil && d.Attachment != nil {
 			all = append(all, d)
 		}
@@ -593,7 +593,7 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 		by[d.Unit] = seen[i]
 	}
 	// What this look has seen, whatever a pass may have mended since.
-	r = l.Status(units)
+	r := l.Status(units)
 	for i, s := range r.Units {
 		if v := by[s.Unit]; v != nil {
 			r.Units[i].Verdict = v
