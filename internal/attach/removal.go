@@ -28,7 +28,7 @@ const (
 	FateGone    Fate = iota // it is not there any more
 	FateKept                // systemd and AppArmor need nobody else for it: it stays, as FateText
 	FateTaken               // its units would not start: it goes
-	FateChanged             // somebody has changed it: it stays as it is
+	FateChanged             // somebody has changed it: it stays as it is, without the line of the start helper
 	FateUnread              // it could not be read: it stays
 )
 
@@ -38,7 +38,22 @@ func (l LeftDropIn) OfSocket() bool { return strings.HasSuffix(path.Dir(l.Path),
 
 // Starts reports whether a text has the line of the start helper, which fails a
 // start when the helper has gone.
-func Starts(text string) bool { return strings.Contains(text, "\nExecStartPre=+"+SocketHelper+" ") }
+func Starts(text string) bool { return TextWithoutStart(text) != text }
+
+// TextWithoutStart is a drop-in without the line of the start helper. With which
+// special characters it is run does not matter (systemd.service(5), "Command lines"):
+// somebody may have changed them.
+func TextWithoutStart(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		command, _, _ := strings.Cut(strings.TrimLeft(value, " \t@-:+!|"), " ")
+		if strings.TrimSpace(key) != "ExecStartPre" || command != SocketHelper {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
 
 // Fate decides it, and says why. Confinement that lasts without aaunit stays:
 // the profile lies where apparmor.service finds it at boot. A file that somebody

@@ -137,6 +137,16 @@ func socketObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	return refusals, warnings
 }
 
+// SocketBlindSpots is what no [SocketOptions] reaches, whatever the unit: for a check,
+// since attaching it makes none of it worse.
+func SocketBlindSpots(a Attachment) []Reason {
+	if a.SocketsWanted() == nil {
+		return nil
+	}
+	return []Reason{because(SocketsForeignCalls, "neither recorded nor refused are options that come as control messages beside data, "+
+		"and those of sockets that were made in another unit: passed on to this one, or by a client of its unix server").at(a.Source)}
+}
+
 // gain is what there is to say of a unit that could gain what would open its list.
 // Nearly every service could by its settings, so it is advice and no doubt.
 func gain(d Desired, o Observed) Reason {

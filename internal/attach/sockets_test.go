@@ -225,6 +225,13 @@ func TestRemovalTakesTheStartLineAlong(t *testing.T) {
 	}
 	file := DropInPath("a.socket", false)
 	left := LeftDropIn{Path: file, Exists: true, Sum: "x", Records: []Record{{Profile: "a", DropIns: map[string]string{file: "x"}}}}
+	mine := "# mine\n" + strings.ReplaceAll(text, "ExecStartPre=+", " ExecStartPre = -+")
+	if !Starts(mine) || Starts(TextWithoutStart(mine)) || !strings.Contains(TextWithoutStart(mine), "# mine\n") || len(mine)-len(TextWithoutStart(mine)) > 80 {
+		t.Errorf("%q\n%q", mine, TextWithoutStart(mine))
+	}
+	if other := "[Service]\nExecStartPre=+/bin/true\n"; TextWithoutStart(other) != other {
+		t.Errorf("%q", TextWithoutStart(other))
+	}
 	if fate, why := left.Fate(); fate != FateTaken || why == "" {
 		t.Errorf("the drop-in of a .socket unit: %v %q", fate, why)
 	}

@@ -77,6 +77,10 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 			if o.Exit == attach.ExitFailed && len(o.Reasons) > 0 {
 				o.Exit = attach.ExitNotConfined // nothing failed: it was found
 			}
+			l.mu.Lock()
+			a := l.targets[o.Unit]
+			l.mu.Unlock()
+			o.Notes = append(o.Notes, attach.SocketBlindSpots(a)...)
 			for _, r := range o.Reasons {
 				if file, _, _ := strings.Cut(r.Where, ":"); r.Code == attach.ProfileBroken && len(o.Findings) == 0 {
 					k.partly(ctx, o, file, []string{o.Profile})
@@ -269,6 +273,7 @@ func (k checker) attachment(ctx context.Context, file string, a attach.Attachmen
 			k.declared(ctx, &o, attach.Desired{Unit: unit, Profile: name, Attachment: &a}, attach.Unit{})
 		}
 	}
+	o.Notes = append(o.Notes, attach.SocketBlindSpots(a)...)
 	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
 	return o
 }

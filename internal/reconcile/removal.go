@@ -174,11 +174,19 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string)
 			r.Tell("%s %s: of its profile %s, %s", of(rec.Unit), attach.Afterwards(u, known), rec.Profile, why)
 		}
 	case attach.FateChanged:
+		if rest := attach.TextWithoutStart(text); rest != text {
+			if _, err := r.Systemd.WriteDropIn(left.Path, rest); err != nil {
+				r.Tell("%v; take the line of %s out of it, or its units may not start", err, attach.SocketHelper)
+			} else {
+				changed = true
+				why += ", but for the line that runs a program of aaunit's"
+			}
+		}
 		for _, rec := range left.Records {
 			r.Tell("%s starts as %s says, which is kept: %s", of(rec.Unit), left.Path, why)
 		}
 	case attach.FateUnread:
-		r.Tell("%s stays: %s", left.Path, why)
+		r.Tell("%s stays: %s; where it has a line of %s, its units may not start until that is taken out", left.Path, why, attach.SocketHelper)
 	}
 	return changed
 }

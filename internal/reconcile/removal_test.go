@@ -91,6 +91,21 @@ func TestRemovalKeepsWhatLasts(t *testing.T) {
 	}
 }
 
+// Of a drop-in that somebody changed goes what would keep its unit from starting:
+// the line that runs the start helper.
+func TestRemovalTakesTheStartHelperOutOfAChangedDropIn(t *testing.T) {
+	w, run := removal("changed.service")
+	path := attach.DropInPath("changed.service", false)
+	w.disk[path] += attach.SocketStartLine(true) + "\n# mine\n"
+	said := run(true)
+	if got := w.disk[path]; attach.Starts(got) || !strings.Contains(got, "# mine\n") || !strings.Contains(got, "AssertSecurity=") {
+		t.Errorf("it is\n%s", got)
+	}
+	if !strings.Contains(said, "which is kept: it is not as aaunit wrote it, but for the line") || w.calls["reload"] != 1 {
+		t.Errorf("%d reloads, and it says\n%s", w.calls["reload"], said)
+	}
+}
+
 // In a chroot there is nobody to ask, and what the kernel has loaded is not this
 // system's.
 func TestRemovalInAChroot(t *testing.T) {

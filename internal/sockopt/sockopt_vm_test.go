@@ -262,6 +262,37 @@ func TestVMEnforceExactly(t *testing.T) {
 	}
 }
 
+// The same of every level that has a name, as many at a time as the table has room for.
+// On every suite.
+func TestVMEnforceEveryLevel(t *testing.T) {
+	b := newBench(t)
+	b.attach(Rules{Mode: Enforce})
+	var all []int
+	for _, l := range levels {
+		all = append(all, int(l.number))
+	}
+	slices.Sort(all)
+	for some := range slices.Chunk(slices.Compact(all), MaxSeen/256-1) {
+		if err := b.Forget(b.unit); err != nil {
+			t.Fatal(err)
+		}
+		var errnos map[int][]int
+		b.play("sweep", map[string]any{"Kind": "tcp4", "Call": Set, "Levels": some}, &errnos)
+		seen := map[Option]Seen{}
+		for _, s := range b.read().Seen {
+			seen[s.Option] = s
+		}
+		for _, level := range some {
+			for name, errno := range errnos[level] {
+				s := seen[Option{int32(level), int32(name)}]
+				if unix.Errno(errno) != unix.EPERM || s.Refused != 1 || s.Allowed != 0 {
+					t.Errorf("level %d option %d: %v %+v", level, name, unix.Errno(errno), s)
+				}
+			}
+		}
+	}
+}
+
 // Without a list of its own getsockopt reads anything.
 func TestVMGetIsFree(t *testing.T) {
 	b := newBench(t)
@@ -332,7 +363,7 @@ func TestVMBounded(t *testing.T) {
 	b := newBench(t)
 	b.attach(Rules{Mode: Enforce, Allow: []Option{opt("TCP_NODELAY")}})
 	b.try(attempt{Kind: "tcp4", Level: unix.SOL_TCP, Option: unix.TCP_NODELAY, Times: 7})
-	const pairs = 20000
+	const pairs = 1_000_000
 	var count int
 	b.play("spread", pairs, &count)
 	b.try(attempt{Kind: "tcp4", Level: unix.SOL_TCP, Option: unix.TCP_NODELAY, Times: 2})

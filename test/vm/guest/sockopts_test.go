@@ -69,6 +69,27 @@ func TestSocketOptions(t *testing.T) {
 		t.Errorf("the drop-in reads\n%s", read(t, dropIn))
 	}
 
+	// What is refused and what is allowed is told in words.
+	for command, wants := range map[string][]string{
+		"explain": {"SO_KEEPALIVE was refused", "aaunitctl sockopts approve " + unit + " SOL_SOCKET:SO_KEEPALIVE"},
+		"check":   {"come as control messages beside data", "made in another unit"},
+	} {
+		r := ctl(t, command, unit)
+		for _, want := range wants {
+			if text := strings.Join(strings.Fields(r.stdout), " "); !strings.Contains(text, want) {
+				t.Errorf("%s does not say %q:\n%s%s", command, want, r.stdout, r.stderr)
+			}
+		}
+	}
+	waitFor(t, "the metrics", func() (bool, string) {
+		text := ctl(t, "metrics").stdout
+		return strings.Contains(text, `aaunit_unit_socket_list_stale{unit="`+unit+`"} 0`) && strings.Contains(text, `aaunit_unit_socket_options_refused_total{unit="`+unit+`"} `) &&
+			!strings.Contains(text, `aaunit_unit_socket_options_refused_total{unit="`+unit+`"} 0`), text
+	})
+	if r := ctl(t, "report", "--json"); !strings.Contains(r.stdout, "small answers at once") {
+		t.Errorf("the report has not the reason for TCP_NODELAY:\n%s", r.stdout)
+	}
+
 	// The next start, with nobody but the helper to see to it.
 	run(t, "systemctl", "stop", "aaunitd.service")
 	run(t, "systemctl", "restart", unit)
@@ -139,4 +160,127 @@ func TestSocketOptions(t *testing.T) {
 			t.Errorf("a detach leaves %s (%v)", path, err)
 		}
 	}
+}
+
+// TestSocketOptionsOfASocketUnit: the .socket unit that starts an attached unit is held
+// by aaunitd, by the start helper where aaunitd is away, and is free after the detach.
+func TestSocketOptionsOfASocketUnit(t *testing.T) {
+	a := newAgents(t)
+	const unit, socket = "sockopts-on.service", "sockopts-on.socket"
+	a.Profile("sockoptson", profileText("sockoptson"))
+	a.Unit(unit, a.agentUnit())
+	a.Unit(socket, "[Socket]\nListenStream=/run/sockopts-on.sock\n")
+	a.Reload()
+	t.Cleanup(func() { try0("systemctl", "stop", socket) })
+	run(t, "systemctl", "start", socket, unit)
+	a.attachmentFile("sockopts-on.conf", socketsFile(unit, "sockoptson", "Mode=enforce"))
+	dropIn := attach.DropInPath(socket, false)
+	held := func(when string) {
+		t.Helper()
+		waitFor(t, socket+" to be held "+when, func() (bool, string) {
+			rep, r := report(t, "verify", unit)
+			_, err := os.Stat(pins(socket) + "/seen")
+			return r.exit == 0 && len(rep.Units) == 1 && rep.Units[0].Verdict.Answer == attach.Confined && len(rep.Units[0].Verdict.Reasons) == 0 && err == nil, r.stdout
+		})
+	}
+	held("after the attach")
+	if text := read(t, dropIn); !strings.Contains(text, "[Socket]\n"+attach.SocketStartLine(true)) {
+		t.Errorf("%s reads\n%s", dropIn, text)
+	}
+	waitIdle(t)
+
+	run(t, "systemctl", "stop", "aaunitd.service")
+	if err := os.RemoveAll(pins(socket)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "systemctl", "stop", unit)
+	run(t, "systemctl", "restart", socket)
+	run(t, "systemctl", "start", unit)
+	if _, err := os.Stat(pins(socket) + "/seen"); err != nil {
+		t.Errorf("a start without aaunitd: %v", err)
+	}
+	run(t, "systemctl", "start", "aaunitd.service")
+	held("after a start without aaunitd")
+
+	// Taken off by hand: verify says so.
+	if err := os.RemoveAll(pins(socket)); err != nil {
+		t.Fatal(err)
+	}
+	if rep, r := report(t, "verify", unit); r.exit != 3 || !slices.Contains(codesOf(rep.Units[0].Verdict.Reasons), attach.SocketsNotHeld) {
+		t.Errorf("verify: exit %d\n%s", r.exit, r.stdout)
+	}
+	held("after it was put back")
+
+	if err := os.Remove(filepath.Join(attachmentDir, "sockopts-on.conf")); err != nil {
+		t.Fatal(err)
+	}
+	a.waitDetached()
+	for _, path := range []string{dropIn, pins(socket), pins(unit)} {
+		if _, err := os.Lstat(path); !os.IsNotExist(err) {
+			t.Errorf("a detach leaves %s (%v)", path, err)
+		}
+	}
+}
+
+// TestSocketOptionsThatCannotBeHeld: without a BPF file system a unit that requires its
+// socket options does not start, and one that does not is confined and says that it
+// could not be told. A unit that may change its own list is neither.
+func TestSocketOptionsThatCannotBeHeld(t *testing.T) {
+	a := newAgents(t)
+	const unit = "sockopts-no.service"
+	a.Profile("sockoptsno", profileText("sockoptsno"))
+	a.Unit(unit, a.agentUnit())
+	a.Reload()
+	run(t, "systemctl", "start", unit)
+	a.attachmentFile("sockopts-no.conf", socketsFile(unit, "sockoptsno", "Mode=enforce"))
+	verdict := func(want attach.Answer, code attach.Code) {
+		t.Helper()
+		waitFor(t, "the verdict", func() (bool, string) {
+			rep, r := report(t, "verify", unit)
+			if len(rep.Units) != 1 || rep.Units[0].Verdict == nil {
+				return false, r.stdout
+			}
+			v := rep.Units[0].Verdict
+			return v.Answer == want && (code == "" && len(v.Reasons) == 0 || slices.Contains(codesOf(v.Reasons), code)), r.stdout
+		})
+	}
+	verdict(attach.Confined, "")
+	waitIdle(t)
+
+	run(t, "mount", "-t", "tmpfs", "tmpfs", "/sys/fs/bpf")
+	mounted := true
+	unmount := func() {
+		if mounted {
+			mounted = false
+			run(t, "umount", "/sys/fs/bpf")
+		}
+	}
+	t.Cleanup(unmount)
+	verdict(attach.Unknown, attach.SocketsUnknown)
+	since := mark(t, unit)
+	if r := try(t, "systemctl", "restart", unit); r.exit == 0 {
+		t.Error("a unit that requires its socket options starts without a BPF file system")
+	}
+	waitSays(t, unit, since, "no BPF file system is mounted")
+	a.attachmentFile("sockopts-no.conf", socketsFile(unit, "sockoptsno", "Mode=enforce", "Required=no"))
+	waitFor(t, "the line that is not required", func() (bool, string) {
+		text := read(t, attach.DropInPath(unit, false))
+		return strings.Contains(text, attach.SocketStartLine(false)), text
+	})
+	waitIdle(t)
+	try(t, "systemctl", "reset-failed", unit)
+	run(t, "systemctl", "restart", unit)
+	verdict(attach.Confined, attach.SocketsNote)
+	unmount()
+
+	// One that could change its own list.
+	a.attachmentFile("sockopts-no.conf", socketsFile(unit, "sockoptsno", "Mode=enforce"))
+	verdict(attach.Confined, "")
+	a.ProfileFile("sockoptsno", strings.Replace(profileText("sockoptsno"), "}\n", "  capability sys_admin,\n}\n", 1))
+	verdict(attach.Unknown, attach.SocketsOpen)
+	if r := ctl(t, "verify", unit); r.exit != 5 {
+		t.Errorf("a unit that can change its own list: exit %d\n%s", r.exit, r.stdout)
+	}
+	a.ProfileFile("sockoptsno", profileText("sockoptsno"))
+	verdict(attach.Confined, "")
 }

@@ -360,6 +360,22 @@ func TestFleet(t *testing.T) {
 	if all[broken].failed == 0 || !strings.Contains(text, "fleet.service: not confined: [") {
 		t.Errorf("a check does not report %s: %+v\n%s", broken, all, text)
 	}
+	// The metrics of the host have it, and the report of the fleet.
+	if text := output(t, m, "aaunitctl metrics"); !strings.Contains(text, `aaunit_unit_verdict{unit="fleet.service",verdict="not-confined"} 1`) {
+		t.Errorf("the metrics of %s do not have it:\n%s", broken, text)
+	}
+	for _, host := range f.hosts {
+		r, err := f.machines[host].Run(t.Context(), "aaunitctl report --json")
+		if err != nil || (r.Exit == 3) != (host == broken) {
+			t.Errorf("report of %s: %v, exit %d\n%s", host, err, r.Exit, r.Stderr)
+		}
+		if err := m.PutBytes(t.Context(), []byte(r.Stdout), "/root/"+host+".json", 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r, err := m.Run(t.Context(), "aaunitctl report --merge --csv /root/host*.json"); err != nil || r.Exit != 3 || strings.Count(r.Stdout, ",fleet.service,yes,fleetprofile,enforce,confined,") != 2 || strings.Count(r.Stdout, ",fleet.service,yes,fleetprofile,enforce,not confined,") != 1 {
+		t.Errorf("the report of the fleet: %v, exit %d\n%s%s", err, r.Exit, r.Stdout, r.Stderr)
+	}
 	output(t, m, "systemctl start fleet.service; systemctl restart fleet.service")
 	waitStatus(t, m, "fleet", 0)
 	f.rolled(t)

@@ -102,6 +102,12 @@ func TestSocketOptionsAcrossBoots(t *testing.T) {
 		if text := waitStatus(t, m, "agent", 0); !strings.Contains(text, "sockopts diff agent") {
 			t.Errorf("status does not say that the list is stale:\n%s", text)
 		}
+		for command, want := range map[string]string{
+			"aaunitctl metrics":       `aaunit_unit_socket_list_stale{unit="agent.service"} 1`,
+			"aaunitctl report --json": `"stale": "yes"`,
+		} {
+			wait(t, m, command, func(r machine.Result) bool { return strings.Contains(r.Stdout, want) })
+		}
 		wait(t, m, "aaunitctl sockopts diff agent", func(r machine.Result) bool {
 			_, more, _ := strings.Cut(r.Stdout, "Used by the new one")
 			more, _, _ = strings.Cut(more, "Used by the old one")
