@@ -18,11 +18,13 @@ type Control struct {
 	Not  string `json:"not"`
 }
 
-// The numbers are those of CIS Debian Linux 12 Benchmark v1.1.0 and of DISA's STIGs
-// for Canonical Ubuntu 22.04 LTS and 24.04 LTS. Other editions have the same
+// The numbers are those of CIS Debian Linux 12 Benchmark v1.1.0, of CIS Ubuntu Linux
+// 24.04 LTS Benchmark v1.0.0, which has the same, and of DISA's STIGs for Canonical
+// Ubuntu 22.04 LTS and 24.04 LTS. Other editions have the same
 // recommendations under other numbers.
 const (
 	cis   = "CIS Debian 12 "
+	cisU  = "CIS Ubuntu 24.04 "
 	stig2 = "STIG UBTU-22-"
 	stig4 = "STIG UBTU-24-"
 )
@@ -47,35 +49,35 @@ func Controls(d Document) []Control {
 	n, c := len(d.Hosts), CountAll(d.Hosts)
 	return []Control{
 		{
-			Names: []string{cis + "1.3.1.1", stig2 + "431010", stig4 + "100500"},
+			Names: []string{cis + "1.3.1.1", cisU + "1.3.1.1", stig2 + "431010", stig4 + "100500"},
 			Asks:  "AppArmor is there.",
 			Holds: all(on+off, off, n),
 			Says:  fmt.Sprintf("The kernels of %d of %d hosts have AppArmor on and enforcing.", on, n),
 			Not:   "Whether packages of utilities are installed.",
 		},
 		{
-			Names: []string{cis + "1.3.1.2", stig2 + "431015", stig4 + "100510"},
+			Names: []string{cis + "1.3.1.2", cisU + "1.3.1.2", stig2 + "431015", stig4 + "100510"},
 			Asks:  "AppArmor is on from boot.",
 			Holds: both(all(on+off, off, n), all(boot+noBoot, noBoot, n)),
 			Says:  fmt.Sprintf("The kernel that runs was asked: on at %d of %d hosts; apparmor.service is enabled at %d.", on, n, boot),
 			Not:   "The boot loader's command line: what counts is what the kernel made of it.",
 		},
 		{
-			Names: []string{cis + "1.3.1.3"},
+			Names: []string{cis + "1.3.1.3", cisU + "1.3.1.3"},
 			Asks:  "No profile is disabled: services run under theirs.",
 			Holds: verdicts(c),
 			Says:  fmt.Sprintf("Of %d attached services %d carry their profile at every task, %d do not, of %d it could not be told, %d do not run.", c.Units(), c.Confined, c.NotConfined, c.Unknown, c.NotRunning),
 			Not:   "Profiles that no service is attached to: a profile that nothing runs under protects nothing.",
 		},
 		{
-			Names: []string{cis + "1.3.1.4"},
+			Names: []string{cis + "1.3.1.4", cisU + "1.3.1.4"},
 			Asks:  "Profiles enforce.",
 			Holds: verdicts(c),
 			Says:  fmt.Sprintf("%d services are confined: each task in a mode that enforces, by the very policy that was checked, by the kernel's own checksum.", c.Confined),
 			Not:   "Profiles in complain mode that no service is attached to.",
 		},
 		{
-			Names: []string{cis + "2.1.22"},
+			Names: []string{cis + "2.1.22", cisU + "2.1.22"},
 			Asks:  "Only services that were approved listen on the network.",
 			Holds: listening(c),
 			Says:  fmt.Sprintf("%d services without a profile listen on the network.", c.Network),
