@@ -120,6 +120,24 @@ func TestPage(t *testing.T) {
 		}
 		b.open(file, 1280, 900, false, false)
 		b.ordered(name)
+		// On paper it is light whatever the screen, and nothing is cut off: A4 without
+		// its margins.
+		const paper = 717
+		b.open(file, paper, 1000, true, false)
+		b.do("Emulation.setEmulatedMedia", map[string]any{"media": "print", "features": []map[string]string{{"name": "prefers-color-scheme", "value": "dark"}}}, nil)
+		if width, _ := b.size(); width > paper {
+			t.Errorf("%s: on paper it is %d wide, %d are there", name, width, paper)
+		}
+		var shot struct{ Data string }
+		b.do("Page.captureScreenshot", map[string]any{"format": "png"}, &shot)
+		picture, err := png.Decode(bytes.NewReader(save(t, filepath.Join(dir, name+"-print.png"), shot.Data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, g, bl, _ := picture.At(2, 2).RGBA(); r+g+bl != 3*0xffff {
+			t.Errorf("%s: the paper is %x %x %x", name, r>>8, g>>8, bl>>8)
+		}
+		b.legible(name + " on paper")
 		var pdf struct{ Data string }
 		b.do("Page.printToPDF", map[string]any{"printBackground": true, "paperWidth": 8.27, "paperHeight": 11.69}, &pdf)
 		if text := save(t, filepath.Join(dir, name+".pdf"), pdf.Data); !bytes.HasPrefix(text, []byte("%PDF-")) || !bytes.Contains(text, []byte("%%EOF")) {

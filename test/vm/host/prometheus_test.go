@@ -116,7 +116,8 @@ func forward(t *testing.T, m *machine.Machine, guest string) string {
 }
 
 // TestPrometheus has Debian's own Prometheus scrape a guest: what it keeps is what is
-// so, and the alerts that are shipped fire and end.
+// so, and of the alerts that are shipped the one that the daemon is away comes and ends.
+// That they fire in time is for promtool (packaging/prometheus/aaunit.rules.test.yml).
 func TestPrometheus(t *testing.T) {
 	eachSuite(t, []string{"aaunitd.service", "aaunit-metrics.service", "agent.service"}, func(t *testing.T, m *machine.Machine) {
 		install(t, m, "agent", 7001)
