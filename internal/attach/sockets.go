@@ -189,6 +189,13 @@ type SocketsSeen struct {
 	Get SocketProgram `json:"get,omitzero"`
 }
 
+// SocketsMadeElsewhere is what is seen of a .socket unit that listens and has no
+// control group: systemd made its sockets in its own, since nothing was to be run
+// before them (socket_address_listen_in_cgroup in its src/core/socket.c).
+func SocketsMadeElsewhere(unit string) SocketsSeen {
+	return SocketsSeen{Unit: unit, Why: unit + " was started before, and its sockets were not made in a control group of its own", Next: "systemctl restart " + unit}
+}
+
 // SocketProgram is a program in the kernel: its id, and the kernel's checksum of it.
 type SocketProgram struct {
 	ID  uint32 `json:"id,omitempty"`

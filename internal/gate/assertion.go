@@ -104,6 +104,9 @@ func (g *Gate) Query(_ context.Context, profile string, c attach.Compiled, quest
 		if r.May == "" {
 			r.May = attach.MayUnknown
 		}
+		if r.May == attach.MayNo && profiles[i].Mode == policydb.Complain {
+			r.May, r.Text = attach.MayNotMediated, "is in complain mode, which refuses nothing, so it may"
+		}
 		return r
 	}
 	r.Text = "is not in the policy that was compiled of " + c.File
@@ -263,7 +266,7 @@ func askNetwork(p *policydb.Profile, as attach.Assertion) Verdict {
 		what := "network " + f.name
 		switch {
 		case as.Type != "" && as.Deny:
-			got = p.Network(f.number, socktype, policydb.NetCreate)
+			got = p.SomeNetwork(f.number, socktype, policydb.AllNet)
 			what += " " + as.Type
 		case as.Type != "":
 			got = p.Network(f.number, socktype, policydb.AllNet)
@@ -328,7 +331,7 @@ func askChange(p *policydb.Profile, as attach.Assertion) Verdict {
 	if name == "" {
 		name = "**"
 	}
-	pattern, err := policydb.ParsePattern(name)
+	pattern, err := policydb.ParseName(name)
 	if err != nil {
 		return unanswered("%v", err)
 	}
@@ -343,12 +346,26 @@ func askChange(p *policydb.Profile, as attach.Assertion) Verdict {
 	return judge(as, r.Answer, r.Witness, may(r.Answer, "change to profile "+quoted(r.Witness)))
 }
 
+// signals are all numbers that policy can have: 0, which only asks whether there is such
+// a task, the standard ones, and the real-time ones, which AppArmor counts from
+// SIGRT_BASE (security/apparmor/include/sig_names.h).
+var signals = func() (out []byte) {
+	const realTime = 128
+	for n := range byte(65) {
+		out = append(out, n)
+	}
+	for n := range byte(33) {
+		out = append(out, realTime+n)
+	}
+	return out
+}()
+
 func askPeer(p *policydb.Profile, as attach.Assertion) Verdict {
 	peer := as.Object
 	if peer == "" {
 		peer = "**"
 	}
-	pattern, err := policydb.ParsePattern(peer)
+	pattern, err := policydb.ParseName(peer)
 	if err != nil {
 		return unanswered("%v", err)
 	}
@@ -372,7 +389,7 @@ func askPeer(p *policydb.Profile, as attach.Assertion) Verdict {
 		}
 		return judge(as, r.Answer, r.Witness, may(r.Answer, "do that with tasks under "+quoted(r.Witness)))
 	}
-	for n := range byte(65) {
+	for _, n := range signals {
 		r := p.FindSignal(n, policydb.Query{Pattern: pattern, Any: want})
 		switch r.Answer {
 		case policydb.Unknown:

@@ -20,7 +20,7 @@ func (g *Gate) look(q Question) attach.Facts {
 	}
 	var paths []string
 	for _, c := range q.Unit.Settings.Exec {
-		if c.Path != "" && !c.Privileged {
+		if c.Path != "" {
 			paths = append(paths, c.Path)
 		}
 	}

@@ -73,7 +73,7 @@ func TestWhatIsLookedAt(t *testing.T) {
 		return facts
 	}
 	g.Ask(q)
-	if want := []string{"/srv/key", "/usr/bin/agent"}; len(looked) != 1 || !slices.Equal(looked[0], want) {
+	if want := []string{"/srv/key", "/usr/bin/agent", "/usr/bin/install"}; len(looked) != 1 || !slices.Equal(looked[0], want) {
 		t.Fatalf("%q", looked)
 	}
 	// After the policy was let go of, no bytes are needed to know that nothing changed.

@@ -171,6 +171,9 @@ func TestBuiltIn(t *testing.T) {
 		{name: "a program with +", unit: func(u *attach.Unit) {
 			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop", Privileged: true})
 		}},
+		{name: "a program with + that it may write", rules: "/usr/bin/stop w,", unit: func(u *attach.Unit) {
+			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop", Privileged: true})
+		}, want: "error policy-may-write-own-executable", shows: "/usr/bin/stop"},
 		{name: "a program in /bin", rules: "/usr/bin/stop mr,", unit: func(u *attach.Unit) {
 			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/bin/stop"})
 		}},
@@ -264,6 +267,9 @@ owner /srv/** rw,
 /srv/public/** r,
 /bin/sh ix,
 signal send set=(term) peer=worker,
+signal send set=(rtmin+3) peer=waker,
+signal send set=(kill) peer=boss//hat,
+change_profile -> boss//hat,
 ptrace (read) peer=worker,
 change_profile -> worker,`
 	for _, tt := range []struct {
@@ -297,6 +303,11 @@ change_profile -> worker,`
 		{"Deny=capability flying", "there is no capability"},
 		{"Deny=signal send unconfined", ""},
 		{"Deny=signal send worker", "signal 15"},
+		{"Deny=signal send waker", "signal 131"},
+		{"Deny=signal send boss//hat", "signal 9"},
+		{"Deny=signal send boss/hat", ""},
+		{"Deny=change-profile boss//hat", "change to profile boss//hat"},
+		{"Deny=change-profile boss/hat", ""},
 		{"Deny=ptrace trace", ""},
 		{"Deny=ptrace read", "worker"},
 		{"Deny=change-profile unconfined", ""},

@@ -38,12 +38,17 @@ func (a *asking) unit() {
 func (a *asking) programs(p *policydb.Profile) {
 	seen := map[string]bool{}
 	for _, c := range a.Unit.Settings.Exec {
-		if c.Path == "" || c.Privileged || seen[c.Path] || a.Unit.Settings.PermissionsStartOnly && c.Property != "ExecStart" {
-			continue // or it runs without the profile
+		// Without the profile it runs all the more with what the profile lets others
+		// write into it.
+		free := c.Privileged || a.Unit.Settings.PermissionsStartOnly && c.Property != "ExecStart"
+		if c.Path == "" || seen[c.Path] || free && c.Path == attach.SocketHelper {
+			continue
 		}
-		seen[c.Path] = true
 		paths := a.reallyAt(c.Path)
-		a.runs(p, c, paths)
+		if !free {
+			seen[c.Path] = true
+			a.runs(p, c, paths)
+		}
 		for _, q := range a.asked {
 			for _, path := range paths {
 				if r, ok := a.mayWrite(q, path); ok && !a.whole[q] {

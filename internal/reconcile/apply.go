@@ -21,6 +21,7 @@ import (
 func (l *Loop) Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
 	return l.do(ctx, func(ctx context.Context) []attach.Outcome {
 		op := newOperation(progress)
+		op.unattended = true
 		l.declare(ctx)
 		var out []attach.Outcome
 		var units []string

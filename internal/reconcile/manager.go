@@ -18,6 +18,9 @@ type operation struct {
 	progress func(attach.Event) // from several goroutines; never nil
 	// withdraw takes back an attachment that the operation made, by unit.
 	withdraw map[string]func() error
+	// unattended: what changed in files is taken over. Nobody sits there who could decide
+	// about what is denied.
+	unattended bool
 }
 
 // newOperation makes progress safe to call from the goroutines of a pass.

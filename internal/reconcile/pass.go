@@ -29,6 +29,9 @@ type job struct {
 	files map[string]*string
 	out   *attach.Outcome
 	tell  func(attach.Event)
+	// unattended: what changed in files is taken over, and nobody decides about what
+	// is denied.
+	unattended bool
 	// fresh: the unit was not attached before this pass, so that a failure
 	// goes back to how it was.
 	fresh bool
@@ -158,7 +161,7 @@ func (l *Loop) plan(ctx context.Context, units []string, op *operation, m *momen
 func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *moment) *job {
 	j := &job{out: &attach.Outcome{Unit: unit}}
 	if op != nil {
-		j.tell = op.progress
+		j.tell, j.unattended = op.progress, op.unattended
 	}
 	var err error
 	j.d, err = l.desired(unit)

@@ -32,6 +32,11 @@ func (l *Loop) observeSockets(ctx context.Context, d attach.Desired, how depth, 
 			o.SocketUnits = append(o.SocketUnits, s)
 		}
 	}
+	for _, s := range o.SocketUnits {
+		if s.Active && s.ControlGroup == "" {
+			o.Sockets = append(o.Sockets, attach.SocketsMadeElsewhere(s.ID))
+		}
+	}
 	for _, r := range runningGroups(*o) {
 		o.Sockets = append(o.Sockets, l.sockets.Attached(r.group, r.unit, *want))
 	}

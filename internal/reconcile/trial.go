@@ -28,7 +28,7 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		if ended = spoiled.Load(); ended {
 			return "is not waited for any longer"
 		}
-		if j.d.Asked {
+		if j.d.Asked && !j.unattended {
 			return "" // for whoever asks to decide
 		}
 		if new := l.deniedSince(j.d.Unit, t.Since, l.denials.newSince); len(new) > 0 {

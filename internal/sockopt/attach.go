@@ -509,6 +509,10 @@ func (s *System) Attached(path, unit string) (a Attachment, err error) {
 		tables = maps
 	}
 	if a.Why != "" {
+		// Without the pins it cannot be told whose a program is.
+		if err := s.mounted(what); err != nil && len(a.Set.Others)+len(a.Get.Others) > 0 {
+			return a, err
+		}
 		return a, nil
 	}
 	// Only the pinned tables count: those are the ones that are read and changed.

@@ -272,15 +272,23 @@ func (d *unitDir) replace(name string, it interface{ Pin(string) error }) error 
 	return os.Rename(fresh, d.pin(name))
 }
 
+// mounted says why there can be no pins, or nil.
+func (s *System) mounted(what string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.bpf, &st); err != nil && !errors.Is(err, unix.ENOENT) {
+		return judge(what, fmt.Errorf("%s: %w", s.bpf, err))
+	} else if err != nil || uint32(st.Type) != unix.BPF_FS_MAGIC {
+		return because(what, ErrNoBPFFS, fmt.Errorf("%s is not one", s.bpf), "mount -t bpf bpf "+s.bpf)
+	}
+	return nil
+}
+
 // open opens and locks a unit's directory, and makes it if it is to be made.
 // Only root may go through it.
 func (s *System) open(unit string, create bool) (*unitDir, error) {
 	what := "cannot open the BPF pins of " + unit
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.bpf, &st); err != nil && !errors.Is(err, unix.ENOENT) {
-		return nil, judge(what, fmt.Errorf("%s: %w", s.bpf, err))
-	} else if err != nil || uint32(st.Type) != unix.BPF_FS_MAGIC {
-		return nil, because(what, ErrNoBPFFS, fmt.Errorf("%s is not one", s.bpf), "mount -t bpf bpf "+s.bpf)
+	if err := s.mounted(what); err != nil {
+		return nil, err
 	}
 	path := s.dir(unit)
 	for _, dir := range []string{s.root(), path} {

@@ -3,6 +3,8 @@ package sockopt
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -73,6 +75,9 @@ func (h Host) Attached(group, unit string, s attach.SocketOptions) attach.Socket
 	var a Attachment
 	if err == nil {
 		a, err = h.System.Attached(group, unit)
+	}
+	if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(unit, ".socket") {
+		return attach.SocketsMadeElsewhere(unit)
 	}
 	if err != nil {
 		seen.Why = err.Error()

@@ -107,6 +107,21 @@ func (p *Profile) Network(family, socktype uint16, want Perm) Answer {
 	return Unknown
 }
 
+// SomeNetwork says whether some of want is allowed on sockets of that family and type,
+// both by the kernel's number. No is a proof.
+func (p *Profile) SomeNetwork(family, socktype uint16, want Perm) Answer {
+	all, some, a := p.sockets(family, socktype)
+	switch {
+	case a != Yes:
+		return a
+	case want&all != 0:
+		return Yes
+	case want&some != 0:
+		return Unknown
+	}
+	return No
+}
+
 // sockets is what all sockets of a family and type are granted, and what some
 // may be.
 func (p *Profile) sockets(family, socktype uint16) (all, some Perm, a Answer) {

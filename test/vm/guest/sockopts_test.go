@@ -175,6 +175,19 @@ func TestSocketOptionsOfASocketUnit(t *testing.T) {
 	run(t, "systemctl", "start", socket, unit)
 	a.attachmentFile("sockopts-on.conf", socketsFile(unit, "sockoptson", "Mode=enforce"))
 	dropIn := attach.DropInPath(socket, false)
+	// systemd made this one's socket itself, before anything was to be run for it.
+	waitFor(t, "it to be said of the .socket unit", func() (bool, string) {
+		rep, r := report(t, "verify", unit)
+		if len(rep.Units) != 1 || rep.Units[0].Verdict == nil {
+			return false, r.stdout
+		}
+		v := rep.Units[0].Verdict
+		return r.exit == 5 && v.Answer == attach.Unknown && len(v.Reasons) == 1 && v.Reasons[0].Code == attach.SocketsUnknown && v.Reasons[0].Next == "systemctl restart "+socket, r.stdout
+	})
+	waitIdle(t)
+	run(t, "systemctl", "stop", unit)
+	run(t, "systemctl", "restart", socket)
+	run(t, "systemctl", "start", unit)
 	held := func(when string) {
 		t.Helper()
 		waitFor(t, socket+" to be held "+when, func() (bool, string) {
@@ -261,7 +274,7 @@ func TestSocketOptionsThatCannotBeHeld(t *testing.T) {
 	if r := try(t, "systemctl", "restart", unit); r.exit == 0 {
 		t.Error("a unit that requires its socket options starts without a BPF file system")
 	}
-	waitSays(t, unit, since, "no BPF file system is mounted")
+	waitSays(t, unit, since, "there is no BPF file system")
 	a.attachmentFile("sockopts-no.conf", socketsFile(unit, "sockoptsno", "Mode=enforce", "Required=no"))
 	waitFor(t, "the line that is not required", func() (bool, string) {
 		text := read(t, attach.DropInPath(unit, false))
