@@ -2,7 +2,9 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -186,6 +188,29 @@ func TestAProposedProfileIsAskedForItsUnits(t *testing.T) {
 		}
 		if w.calls["load"] != loads || w.files["a"] != "2" {
 			t.Errorf("something was loaded: %q", w.trace)
+		}
+	})
+}
+
+// A changed text under which a unit is denied something new is undone, whoever asked
+// for it: there is nobody who could look. A person who attaches decides.
+func TestApplyUndoesWhatIsDeniedSomethingNew(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.onCall = func(call string) {
+			if call == "load 1" {
+				w.denials <- denial("a.service", "/etc/needed")
+			}
+		}
+		w.mu.Lock()
+		w.files["a"] = "2"
+		w.mu.Unlock()
+		out := apply(t, l, "/etc/apparmor.d/a")
+		if len(out) != 1 || out[0].Exit != attach.ExitFailed || !strings.Contains(fmt.Sprint(out[0].Reasons), "/etc/needed") || w.kernel["a"] != "1" || answer(l, "a") != "confined" {
+			t.Errorf("%+v %q", out, w.kernel)
+		}
+		if out := attachUnits(t, l, attach.Request{Units: []string{"a"}}); out[0].Exit != attach.ExitOK || w.kernel["a"] != "2" {
+			t.Errorf("asked for by a person: %+v %q", out, w.kernel)
 		}
 	})
 }
