@@ -26,10 +26,11 @@ type place struct {
 // are where Debian, systemd and aaunit have them.
 var places = []place{
 	{attach.MayWriteTmp, "/dev/shm/**", policydb.Other, "/dev/shm, whoever owns the file"},
-	{attach.MayWritePolicy, "/etc/apparmor{,.d}/**", policydb.Either, "AppArmor's own files"},
-	{attach.MayWritePolicy, "/{etc,run,usr/lib,lib,usr/local/lib}/systemd/{system,user,system.control,transient,generator,generator.early,generator.late,system-generators,user-generators,system.attached}{,.conf}/**", policydb.Either, "systemd's unit files"},
-	{attach.MayWritePolicy, "/etc/systemd/*.conf{,.d/**}", policydb.Either, "systemd's configuration"},
-	{attach.MayWritePolicy, "/{etc/aaunit,usr/lib/aaunit,run/aaunit,var/lib/aaunit}/**", policydb.Either, "aaunit's files"},
+	{attach.MayWritePolicy, "/etc/apparmor{,.d}/{,**}", policydb.Either, "AppArmor's own files"},
+	{attach.MayWritePolicy, "/{run,usr/lib,lib,usr/local/lib}/systemd/{system,user,system.control,transient,generator,generator.early,generator.late,system-generators,user-generators,system.attached}{,.conf}/**", policydb.Either, "systemd's unit files"},
+	{attach.MayWritePolicy, "/etc/systemd/{,**}", policydb.Either, "systemd's configuration and unit files"},
+	{attach.MayWritePolicy, "/{etc/aaunit,usr/lib/aaunit,run/aaunit,var/lib/aaunit}/{,**}", policydb.Either, "aaunit's files"},
+	{attach.MayWritePolicy, "/usr/{sbin/aaunitd,bin/aaunitctl,share/dbus-1/system{.d,-services}/org.aaunit1.*,share/polkit-1/actions/org.aaunit1.policy}", policydb.Either, "aaunit's programs, and who may use them"},
 	{attach.MayWriteKeys, "/{root,home/*}/.ssh/**", policydb.Other, "ssh keys of other users"},
 	// Not "/proc/sys/**": change_profile rules bring "/proc/*/attr/exec w".
 	{attach.MayWriteSysctl, "/proc/sys/{abi,crypto,debug,dev,fs,kernel,net,sunrpc,user,vm,xen}/**", policydb.Either, "kernel settings"},
@@ -118,7 +119,7 @@ func (a *asking) sharedTmp(p *policydb.Profile) {
 	case a.Desired.WantsPrivateTmp(a.Unit) && len(joins) == 0:
 		return
 	case a.Desired.WantsPrivateTmp(a.Unit):
-		s, which = attach.Warning, "which the unit shares with "+strings.Join(joins, ", ")+" (JoinsNamespaceOf=)"
+		which = "which the unit shares with "+strings.Join(joins, ", ")+" (JoinsNamespaceOf=)"
 	}
 	for _, dir := range []string{"/tmp", "/var/tmp"} {
 		a.mustNotWrite(p, place{attach.MayWriteTmp, dir + "/**", policydb.Either, dir + ", " + which}, s)

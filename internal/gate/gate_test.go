@@ -130,11 +130,15 @@ func TestBuiltIn(t *testing.T) {
 			u.Settings.Assignments = []attach.Assignment{{Key: "PrivateTmp", Value: "yes", Path: "/etc/systemd/system/agent.service"}}
 		}},
 		{name: "a joined tmp", rules: "/tmp/** rw,", unit: func(u *attach.Unit) { u.Settings.JoinsNamespaceOf = []string{"b.service"} },
-			want: "warning policy-may-write-shared-tmp", shows: "b.service"},
+			want: "error policy-may-write-shared-tmp", shows: "b.service"},
 		{name: "shm of all", rules: "/dev/shm/** rw,", want: "error policy-may-write-shared-tmp", shows: "/dev/shm/"},
 		{name: "shm of its own", rules: "owner /dev/shm/** rw,"},
 		{name: "denied again", rules: "/etc/** rw,\ndeny /etc/{apparmor,systemd,aaunit,cron}** w,\ndeny /etc/{crontab,anacrontab} w,"},
-		{name: "its own executable", rules: "/usr/bin/* rw,", want: "error policy-may-write-own-executable", shows: "/usr/bin/agent"},
+		{name: "its own executable", rules: "/usr/bin/ag* rw,", want: "error policy-may-write-own-executable", shows: "/usr/bin/agent"},
+		{name: "aaunit's programs", rules: "/usr/bin/aaunitctl w,", want: "error policy-may-write-policy"},
+		{name: "systemd's network files", rules: "/etc/systemd/network/x w,", want: "error policy-may-write-policy"},
+		{name: "the directory of profiles", rules: "/etc/apparmor.d/ w,", want: "error policy-may-write-policy"},
+		{name: "an at job", rules: "/var/spool/at/x w,", want: "error policy-may-ask-others"},
 		{name: "its own reload program", rules: "/opt/reload rw,", unit: func(u *attach.Unit) {
 			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecReload", Path: "/opt/reload"})
 		}, want: "error policy-may-write-own-executable", shows: "ExecReload="},

@@ -38,11 +38,17 @@ func TestWhatPolicyMayNot(t *testing.T) {
 		{attach.MayWriteTmp, refused, "/dev/shm/** rw,", "owner /dev/shm/** rw,", "", ""},
 		{attach.MayWriteSelf, refused, "/usr/local/bin/* w,", "/usr/local/share/** w,", "", ""},
 		{attach.MayWritePolicy, refused, "/etc/apparmor.d/** w,", "/etc/apparmor.d/** r,", "", ""},
+		{attach.MayWritePolicy, refused, "/etc/systemd/system/* w,", "/etc/systemd/system/* r,", "", ""},
+		{attach.MayWritePolicy, refused, "/var/lib/aaunit/** w,", "/var/lib/aaunit/** r,", "", ""},
 		{attach.MayWriteKeys, refused, "/home/*/.ssh/* w,", "owner /home/*/.ssh/* w,", "", ""},
 		{attach.MayWriteSysctl, refused, "/proc/sys/net/** w,", "/proc/sys/net/** r,", "", ""},
 		{attach.MayLeave, refused, "/usr/bin/id Ux,", "/usr/bin/id ix,", "", ""},
 		{attach.MayEverything, refused, "file,", "/srv/** rw,", "", ""},
+		{attach.MayEverything, refused, "capability,", "capability net_bind_service,", "", ""},
+		{attach.MayEverything, refused, "network,", "network unix,", "", ""},
 		{attach.MayAskOthers, refused, "/etc/cron.d/* w,", "/etc/cron.d/* r,", "", ""},
+		{attach.MayAskOthers, refused, "/var/spool/cron/** w,", "/var/spool/cron/** r,", "", ""},
+		{attach.MayAskOthers, refused, "/run/docker.sock rw,", "/run/docker.pid rw,", "", ""},
 		{attach.MayNotNotify, told, "deny /run/systemd/notify w,", "/run/systemd/notify w,", "Type=notify", "Type=notify"},
 		{attach.MayNotTransition, told, "/usr/bin/id Px,", "/usr/bin/id ix,", "NoNewPrivileges=yes", "NoNewPrivileges=yes"},
 		{attach.MayNotUseOwn, told, "", "/var/lib/w-dir/** rw,", "StateDirectory=w-dir", "StateDirectory=w-dir"},
@@ -146,6 +152,31 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	isRefused("/{dev/shm,tmp}/** rw,", attach.MayWriteTmp, "/dev/shm/")
 	isRefused("/srv/www/** rw,", attach.AssertionFailed, "Deny=write /srv/**", "/srv/www/", "w-live.conf:7", `"/srv/www/** rw,"`)
 	isRefused("network netlink raw,", attach.AssertionFailed, "Deny=network netlink", "netlink raw")
+
+	// One with the /tmp of all: an edit that opens it.
+	const shared = "w-shared.service"
+	closed := strings.Replace(profileText("w-shared"), "  owner /tmp/** rw,\n", "", 1)
+	a.ProfileFile("w-shared", closed)
+	a.Unit(shared, strings.Replace(a.agentUnit(), " -tmp /tmp/vm-%n", "", 1))
+	a.Reload()
+	run(t, "systemctl", "start", shared)
+	a.attachmentFile("w-shared.conf", "[Attachment]\nUnit=w-shared.service\nProfile=w-shared\nPrivateTmp=no\nSettleSec=0\n")
+	waitConfined(t, shared, "w-shared")
+	before, was := checksum(t, "w-shared"), show(t, shared, "InvocationID")
+	a.ProfileFile("w-shared", strings.Replace(closed, "}\n", "  /tmp/** rw,\n}\n", 1))
+	waitFor(t, "the opened /tmp to be refused", func() (bool, string) {
+		rep, r := report(t, "status", shared)
+		return slices.ContainsFunc(rep.Units[0].Notes, func(n attach.Reason) bool {
+			return n.Code == attach.MayWriteTmp && strings.Contains(n.String(), "/tmp/") && strings.Contains(n.String(), "which all users share")
+		}), r.stdout
+	})
+	waitIdle(t)
+	if checksum(t, "w-shared") != before || show(t, shared, "InvocationID") != was {
+		t.Error("a policy that opens /tmp went live, or the unit was restarted")
+	}
+	if lie := truth(t, shared, "w-shared"); lie != "" {
+		t.Error(lie)
+	}
 	a.ProfileFile(profile, good)
 	waitFor(t, "the notes to go", func() (bool, string) {
 		rep, r := report(t, "status", unit)
