@@ -237,8 +237,9 @@ bench: need-go setup-vm deb build/agent build/aaunitd-crash build/vmexec ## meas
 
 # Time and memory for each host are to be the same, whatever their number.
 .PHONY: bench-report
-bench-report: need-go ## measure a merged report of 500 and of 5000 hosts
+bench-report: need-go ## measure a merged report of 500 and of 5000 hosts, and answers of a compiled policy
 	$(GO) test -run '^$$' -bench Merge -benchtime 3x ./internal/report
+	$(GO) test -run '^$$' -bench 'File|Network|Proof|Witness' ./internal/apparmor/policydb
 
 ##
 ## What is generated and committed: the BPF object, and the table of names of socket

@@ -119,7 +119,7 @@ func (a *asking) sharedTmp(p *policydb.Profile) {
 	case a.Desired.WantsPrivateTmp(a.Unit) && len(joins) == 0:
 		return
 	case a.Desired.WantsPrivateTmp(a.Unit):
-		which = "which the unit shares with "+strings.Join(joins, ", ")+" (JoinsNamespaceOf=)"
+		which = "which the unit shares with " + strings.Join(joins, ", ") + " (JoinsNamespaceOf=)"
 	}
 	for _, dir := range []string{"/tmp", "/var/tmp"} {
 		a.mustNotWrite(p, place{attach.MayWriteTmp, dir + "/**", policydb.Either, dir + ", " + which}, s)
@@ -181,9 +181,9 @@ const allCaps = 1<<41 - 1
 
 // wholesale finds rules that allow all of a kind. It reports whether that kind is
 // files.
-func (a *asking) wholesale(p *policydb.Profile) (files bool) {
-	say := func(what string) {
-		a.find(attach.Error, p, "", nil, attach.Because(attach.MayEverything, "profile %s allows %s", p.Name, what))
+func (a *asking) wholesale(p *policydb.Profile) (every bool) {
+	say := func(what string, q *rules.Question) {
+		a.find(attach.Error, p, "", q, attach.Because(attach.MayEverything, "profile %s allows %s", p.Name, what))
 	}
 	r := a.search(p, "covers all", func() policydb.Result {
 		all, err := policydb.ParsePattern("/**")
@@ -192,11 +192,11 @@ func (a *asking) wholesale(p *policydb.Profile) (files bool) {
 		}
 		return p.Covers(policydb.Query{Pattern: all, All: policydb.Read | policydb.Write, As: policydb.Other})
 	})
-	if files = r.Answer == policydb.Yes; files {
-		say("to read and write every file")
+	if every = r.Answer == policydb.Yes; every {
+		say("to read and write every file", files("/a", policydb.Read|policydb.Write, policydb.Other))
 	}
 	if p.Caps.Allow&allCaps == allCaps {
-		say("every capability")
+		say("every capability", &rules.Question{Class: rules.ClassCapability, Capability: "sys_admin"})
 	}
 	if families, a := p.NetworkGrants(); a != policydb.NotMediated {
 		of := map[uint16]bool{}
@@ -204,10 +204,12 @@ func (a *asking) wholesale(p *policydb.Profile) (files bool) {
 			of[g.Family] = true
 		}
 		if len(of) >= 40 {
-			say("sockets of every family")
+			// One that a rule of its own is hardly there for.
+			const llc = 26
+			say("sockets of every family", &rules.Question{Class: rules.ClassNetwork, Family: llc, Type: 1})
 		}
 	}
-	return files
+	return every
 }
 
 // system is about systemd, over the system's D-Bus.

@@ -460,6 +460,19 @@ func TestTheRuleIsNamed(t *testing.T) {
 	}
 }
 
+// A rule that grants all of a class is named like any other.
+func TestTheRuleForEverythingIsNamed(t *testing.T) {
+	text := profile("file,\ncapability,\nnetwork,")
+	q := question(t, text)
+	q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(text)}
+	found := fmt.Sprint(ask(t, q))
+	for _, rule := range []string{"file,", "capability,", "network,"} {
+		if !strings.Contains(found, fmt.Sprintf("by the rule %q", rule)) {
+			t.Errorf("%s is not named in %s", rule, found)
+		}
+	}
+}
+
 // What the readers of a profile in a discussion found, one by one.
 func TestTheProfileOfTheDiscussion(t *testing.T) {
 	q := question(t, profile("/tmp/** rw,\n/var/tmp/** rw,\n/proc/sys/net/core/somaxconn rw,\n/bin/sh Ux,"), "PrivateTmp=no", "Allow=network inet stream", "Deny=network unix")

@@ -399,25 +399,3 @@ func (t *Text) Denying(profile string, q Question) []Grant {
 	}
 	return out
 }
-
-// Wholesale gives the rules of a profile that grant a class without saying what
-// of it: "file,", "capability,", "network,", "all," and the like. File rules that
-// are about everything are not among them: the compiled policy tells of those.
-// flags are those that let through what no rule allows: default_allow, unconfined.
-func (t *Text) Wholesale(profile string) (rules []*Rule, flags []string) {
-	p := t.Profile(profile)
-	if p == nil {
-		return nil, nil
-	}
-	for _, r := range p.Rules {
-		if r.Whole && !r.Deny && !r.Dropped {
-			rules = append(rules, r)
-		}
-	}
-	for _, f := range p.Flags {
-		if f == "default_allow" || f == "unconfined" {
-			flags = append(flags, f)
-		}
-	}
-	return rules, flags
-}

@@ -60,7 +60,6 @@ func FuzzRead(f *testing.F) {
 				got.Granting(p.Name, q)
 				got.Denying(p.Name, q)
 			}
-			got.Wholesale(p.Name)
 		}
 	})
 }
