@@ -220,7 +220,7 @@ endif
 
 # LONG=yes kills aaunitd, and cuts the power, once at each kind of step.
 .PHONY: vm-crash
-vm-crash: ## kill aaunitd, and cut the machine's power, at every single step (SUITE=)
+vm-crash: ## kill aaunitd at every single step, and cut the machine's power at each kind of step (SUITE=)
 	@AAUNIT_CRASH=all $(MAKE) --no-print-directory vm LONG=yes PKG='./test/vm/guest ./test/vm/host' RUN='TestKilledAtAnyStep|TestPowerCutAtAnyStep'
 
 # Times mean nothing on an emulated machine; the ratios are measured in one run.
