@@ -61,3 +61,18 @@ func TestHostKeepsWhatIsDeclared(t *testing.T) {
 		t.Error("a mode that nobody knows was kept")
 	}
 }
+
+// A .socket unit without a control group had its sockets made elsewhere; a service
+// without one is between two starts.
+func TestASocketUnitWithoutAControlGroup(t *testing.T) {
+	h := Host{System: New(Options{BPF: t.TempDir(), Cgroups: t.TempDir()})}
+	rules := attach.SocketOptions{Mode: attach.SocketsEnforce}
+	seen := h.Attached("/system.slice/a.socket", "a.socket", rules)
+	if seen.Attached != attach.CouldNotTell || seen.Next != "systemctl restart a.socket" {
+		t.Errorf("%+v", seen)
+	}
+	seen = h.Attached("/system.slice/a.service", "a.service", rules)
+	if seen.Attached != attach.CouldNotTell || seen.Next != "it exists only while the unit runs" {
+		t.Errorf("%+v", seen)
+	}
+}
