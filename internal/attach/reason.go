@@ -148,6 +148,7 @@ const (
 	MayWriteKeys     Code = "policy-may-write-ssh-keys"
 	MayWriteSysctl   Code = "policy-may-write-proc-sys"
 	MayLeave         Code = "policy-may-leave-profile"
+	MayChange        Code = "policy-may-change-profile"
 	MayEverything    Code = "policy-may-everything"
 	MayAskOthers     Code = "policy-may-ask-others"
 	MayNotRun        Code = "policy-may-not-run-program"
@@ -303,6 +304,7 @@ var entries = []Entry{
 	{MayWriteKeys, "The policy may write other users' ssh keys", "A key written into somebody's ~/.ssh/authorized_keys is a login. Take the rule out, or put owner before it.", Confined},
 	{MayWriteSysctl, "The policy may write kernel settings", "Files below /proc/sys change the kernel for the whole machine; kernel.core_pattern alone runs a program as root. Allow the single file that is needed.", Confined},
 	{MayLeave, "The policy lets programs run without a profile", "A rule with ux, Ux, PUx or CUx, or a change to \"unconfined\", leads out of the profile for good. Use ix (stay inside), Cx (a child profile) or Px (another profile).", Confined},
+	{MayChange, "The policy leads to a profile that is not allowed", "A rule with Px, or change_profile, takes programs to a profile that is neither the unit's nor a child of it, and that AllowProfiles= does not name. It confines them by rules that were not asked about here, and while a task carries it the unit is not confined. Name the profile in AllowProfiles= if that is meant: then it belongs to the unit's policy. Else use ix (stay inside) or Cx (a child profile).", Confined},
 	{MayEverything, "The policy allows all of a kind", "A bare \"file,\", \"capability,\", \"network,\" or \"all,\", or flags=(default_allow), allows everything of that kind, and a profile that allows everything confines nothing. Name what the service needs.", Confined},
 	{MayAskOthers, "The policy lets others work for it", "systemd and container engines run as root what they are asked to, over their sockets or D-Bus, and cron and at run what lies in their directories. None of that is confined by this profile. Take the rule out.", Confined},
 	{MayNotRun, "The policy does not let the unit's program run", "A command line of the unit names a script that the profile does not let be read: its interpreter opens it under the profile, and fails when systemd comes to it, which may be weeks later (ExecReload=, ExecStop=). Where the script names env(1), the profile has to let the program be executed that env starts. A compiled program needs no rule, since the kernel opens it before the profile is on; it is a note where what the file is could not be told.", Confined},

@@ -59,6 +59,7 @@ func (a *asking) builtIn() {
 		}
 		a.sharedTmp(p)
 		a.leaves(p)
+		a.others(p)
 		a.userns(p)
 		a.system(p)
 	}
@@ -143,14 +144,14 @@ func (a *asking) leaves(p *policydb.Profile) {
 		r := a.execs(p, way.text, way.leads)
 		switch r.Answer {
 		case policydb.Yes:
-			a.find(way.severity, p, r.Witness, &rules.Question{Class: rules.ClassFile, Path: r.Witness, Perm: policydb.Exec, As: r.As, Exec: &r.Transition},
+			a.find(way.severity, p, r.Witness, execAs(r),
 				attach.Because(attach.MayLeave, way.text, p.Name, quoted(r.Witness), r.Transition))
 		case policydb.Unknown:
 			a.unknown(p, attach.MayLeave, why(r))
 		}
 	}
 	if p.MayChangeProfile(attach.Unconfined) == policydb.Yes {
-		a.find(attach.Error, p, attach.Unconfined, &rules.Question{Class: rules.ClassChangeProfile, Path: attach.Unconfined}, attach.Because(attach.MayLeave, "profile %s may take itself off (change_profile -> unconfined)", p.Name))
+		a.find(attach.Error, p, attach.Unconfined, changeTo(attach.Unconfined), attach.Because(attach.MayLeave, "profile %s may take itself off (change_profile -> unconfined)", p.Name))
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -217,39 +216,6 @@ type asking struct {
 	found []attach.Finding
 }
 
-// closure finds the profiles of the unit: its own, those that the attachment
-// allows, their children and hats, and whatever these name as the target of a
-// change, as far as it is in the files that were compiled. It reports whether the
-// unit's own is there.
-func (a *asking) closure() bool {
-	by := map[string]*policydb.Profile{}
-	for _, p := range a.all {
-		by[p.Name] = p
-	}
-	todo := append([]string{a.Desired.Profile}, a.Desired.Attachment.AllowProfiles...)
-	seen := map[string]bool{}
-	for len(todo) > 0 {
-		name := todo[0]
-		todo = todo[1:]
-		p := by[name]
-		if p == nil || seen[name] {
-			continue
-		}
-		seen[name] = true
-		a.asked = append(a.asked, p)
-		for _, child := range slices.Sorted(maps.Keys(by)) {
-			if strings.HasPrefix(child, name+"//") {
-				todo = append(todo, child)
-			}
-		}
-		for _, target := range p.Names {
-			target = strings.TrimPrefix(target, "&")
-			todo = append(todo, target, name+"//"+target)
-		}
-	}
-	return by[a.Desired.Profile] != nil
-}
-
 // search asks once for all units that share the policy.
 func (a *asking) search(p *policydb.Profile, question string, find func() policydb.Result) policydb.Result {
 	return a.gate.searches.get(a.about(p, question), find)
@@ -338,6 +304,16 @@ func withDetail(r attach.Reason, format string, args ...any) attach.Reason {
 // files asks for the rule that grants something on a path.
 func files(path string, perm policydb.Perm, as policydb.Who) *rules.Question {
 	return &rules.Question{Class: rules.ClassFile, Path: path, Perm: perm, As: as}
+}
+
+// execAs asks for the rule that grants an exec that was found.
+func execAs(r policydb.Result) *rules.Question {
+	return &rules.Question{Class: rules.ClassFile, Path: r.Witness, Perm: policydb.Exec, As: r.As, Exec: &r.Transition}
+}
+
+// changeTo asks for the rule that lets a task change to a profile by itself.
+func changeTo(name string) *rules.Question {
+	return &rules.Question{Class: rules.ClassChangeProfile, Path: name}
 }
 
 func (a *asking) findings() []attach.Finding {

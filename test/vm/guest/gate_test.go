@@ -51,6 +51,8 @@ func TestWhatPolicyMayNot(t *testing.T) {
 		{attach.MayAskOthers, refused, "/run/docker.sock rw,", "/run/docker.pid rw,", "", ""},
 		{attach.MayNotNotify, told, "deny /run/systemd/notify w,", "/run/systemd/notify w,", "Type=notify", "Type=notify"},
 		{attach.MayNotTransition, told, "/usr/bin/id Px,", "/usr/bin/id ix,", "NoNewPrivileges=yes", "NoNewPrivileges=yes"},
+		{attach.MayChange, noted, "/usr/bin/id Px,", "/usr/bin/id ix,", "", ""},
+		{attach.MayChange, noted, "change_profile -> w-other,", "change_profile -> w-good-*//child,", "", ""},
 		{attach.MayNotUseOwn, told, "", "/var/lib/w-dir/** rw,", "StateDirectory=w-dir", "StateDirectory=w-dir"},
 		{attach.MayOtherFamilies, told, "", "network netlink raw,", netlink, netlink},
 		{attach.MayNotRun, told, "", "/usr/local/bin/w-script r,", scripts, scripts},

@@ -1,0 +1,89 @@
+package gate
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// Every name but some is a pattern.
+func TestOtherNames(t *testing.T) {
+	names := []string{"agent", "agent//sub", "ab", "/usr/bin/a-b[^1]*{x,y}?", "unconfined", "\xff\x01 z\"\\"}
+	pattern, err := policydb.ParseName(otherNames(names))
+	if err != nil {
+		t.Fatal(err)
+	}
+	try := []string{"a", "agen", "agents", "agent/", "agent/x", "b", "aba", "ab/", "\xff", "\xff\x01 z\"\\/", "unconfine", "unconfinedly", "/usr/bin/a", "/usr/bin/a-b[^1]*{x,y}", "/", "&agent", ":ns:agent", "-", "]"}
+	for _, name := range names {
+		try = append(try, name, name+"//", name+"//child", name+"//a//b", name[1:], name[:len(name)-1], name+"x")
+	}
+	for _, s := range try {
+		of := slices.ContainsFunc(names, func(n string) bool { return s == n || strings.HasPrefix(s, n+"//") })
+		got, err := pattern.MatchString(s)
+		if err != nil || got == of {
+			t.Errorf("%q: match %v, %v", s, got, err)
+		}
+	}
+}
+
+// What the profile can change to, by whichever rule, is asked about, too.
+func TestWhatItLeadsToIsAsked(t *testing.T) {
+	const others = "profile helper /usr/bin/help* {\n/mnt/** rw,\n}\nprofile /opt/named {\n/srv/** rw,\n}\n"
+	for rule, want := range map[string]string{
+		"change_profile -> helper,":                   "helper",
+		"change_profile -> h*,":                       "helper",
+		"/usr/bin/* Px,":                              "helper",
+		"/usr/bin/help px -> helper,":                 "helper",
+		"/opt/* px,":                                  "/opt/named",
+		"/usr/bin/env Px,":                            "",
+		"/usr/bin/* ix,":                              "",
+		"/bin/* Cx -> x,\nprofile x {\n/opt/* Px,\n}": "/opt/named",
+	} {
+		text := profile(rule) + others
+		q := question(t, text, "Deny=write /mnt/**", "Deny=write /srv/**")
+		q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(text)}
+		found := besides(ask(t, q))
+		if (want == "") != (len(found) == 0) || want != "" && found[0].Profile != want {
+			t.Errorf("%s: %v", rule, found)
+		}
+	}
+}
+
+// A profile that the attachment does not allow is told, and one that it allows is
+// not.
+func TestAProfileThatIsNotAllowedIsTold(t *testing.T) {
+	const others = "profile helper /usr/bin/help {\n/mnt/** rw,\n}\n"
+	for _, c := range []struct {
+		rules string
+		set   []string
+		shows string // "" nothing is told
+	}{
+		{rules: "/usr/bin/help px,", shows: "runs /usr/bin/help under the profile that attaches to it (px)"},
+		{rules: "/usr/bin/help Px -> other,", shows: "runs /usr/bin/help under profile other"},
+		{rules: "/usr/bin/help Px -> helper,", set: []string{"AllowProfiles=other"}, shows: "runs /usr/bin/help under profile helper"},
+		{rules: "change_profile -> worker-*,", shows: "may change to profile worker-"},
+		{rules: "change_profile -> worker-*,", set: []string{"AllowProfiles=worker-1"}, shows: "may change to profile worker-"},
+		{rules: "/usr/bin/help px,", set: []string{"AllowProfiles=helper"}},
+		{rules: "/usr/bin/help Px -> helper,", set: []string{"AllowProfiles=helper"}},
+		{rules: "change_profile -> worker,", set: []string{"AllowProfiles=worker"}},
+		{rules: "change_profile -> agent//a,"},
+		{rules: "change_profile -> {agent,helper},", set: []string{"AllowProfiles=helper"}},
+		{rules: "/usr/bin/help Cx,\nprofile /usr/bin/help {\n}"},
+		{rules: "/usr/bin/help ix,"},
+		{rules: "/usr/bin/help Px,", set: []string{"Waive=policy-may-change-profile it is meant"}},
+	} {
+		text := profile(c.rules) + others
+		q := question(t, text, c.set...)
+		q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(text)}
+		found := slices.DeleteFunc(ask(t, q), func(f attach.Finding) bool { return f.Code != attach.MayChange })
+		switch {
+		case c.shows == "" && len(found) > 0:
+			t.Errorf("%s %q: %v", c.rules, c.set, found)
+		case c.shows != "" && (len(found) != 1 || !strings.Contains(found[0].Detail, c.shows) || !strings.Contains(found[0].Detail, "by the rule")):
+			t.Errorf("%s %q: %v", c.rules, c.set, found)
+		}
+	}
+}
