@@ -52,7 +52,7 @@ func TestWhatPolicyMayNot(t *testing.T) {
 		{attach.MayNotNotify, told, "deny /run/systemd/notify w,", "/run/systemd/notify w,", "Type=notify", "Type=notify"},
 		{attach.MayNotTransition, told, "/usr/bin/id Px,", "/usr/bin/id ix,", "NoNewPrivileges=yes", "NoNewPrivileges=yes"},
 		{attach.MayChange, noted, "/usr/bin/id Px,", "/usr/bin/id ix,", "", ""},
-		{attach.MayChange, noted, "change_profile -> w-other,", "change_profile -> w-good-*//child,", "", ""},
+		{attach.MayChange, noted, "change_profile -> w-other,", "signal send peer=w-other,", "", ""},
 		{attach.MayNotUseOwn, told, "", "/var/lib/w-dir/** rw,", "StateDirectory=w-dir", "StateDirectory=w-dir"},
 		{attach.MayOtherFamilies, told, "", "network netlink raw,", netlink, netlink},
 		{attach.MayNotRun, told, "", "/usr/local/bin/w-script r,", scripts, scripts},
