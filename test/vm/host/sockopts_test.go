@@ -117,5 +117,23 @@ func TestSocketOptionsAcrossBoots(t *testing.T) {
 		set(fresh, "ok")
 		output(t, m, "aaunitctl sockopts enforce agent")
 		stale(attach.No)
+
+		// The list is shortened, taken elsewhere, and watched.
+		output(t, m, "aaunitctl sockopts revoke agent TCP_NODELAY")
+		set(used, refused)
+		set(fresh, "ok")
+		text := output(t, m, "aaunitctl sockopts export agent")
+		if !strings.Contains(text, "\nAllow=IPPROTO_IP:IP_TOS the new build uses it\n") || strings.Contains(text, "\nAllow="+nodelay) || !strings.Contains(text, "\n#Allow="+nodelay+" ") {
+			t.Errorf("export after TCP_NODELAY was revoked:\n%s", text)
+		}
+		output(t, m, "systemd-run --quiet --unit=follow --property=StandardOutput=file:/run/followed aaunitctl sockopts agent --follow")
+		wait(t, m, "cat /run/followed", func(r machine.Result) bool { return strings.Contains(r.Stdout, "IP_TOS") })
+		const later = "SO_RCVLOWAT" // 1 18
+		if text := output(t, m, "cat /run/followed"); strings.Contains(text, later) {
+			t.Fatalf("%s was used before:\n%s", later, text)
+		}
+		set("1 18", refused)
+		wait(t, m, "cat /run/followed", func(r machine.Result) bool { return strings.Contains(r.Stdout, later) })
+		output(t, m, "systemctl stop follow")
 	})
 }
