@@ -37,7 +37,7 @@ const (
 	fewUnits      = 10
 	manyUnits     = 1000
 	idleSeconds   = 60
-	scrapeRounds  = 7
+	costRounds    = 7
 )
 
 // BenchmarkAaunit measures the product as people use it, over the bus, beside a
@@ -687,9 +687,10 @@ func (s *benchScene) few(b *testing.B) map[string]work {
 }
 
 // many looks at a daemon that has many units attached, most of which do not run:
-// its memory, how often it wakes up, what a scrape of its numbers costs, and what it
-// does when one unit changes.
+// its memory, how often it wakes up, what a scrape of its numbers and a report cost,
+// and what it does when one unit changes.
 func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
+	report := costOf(b, "report", "--json")
 	s.idle(manyUnits - verifyUnits)
 	waitAttached(b, manyUnits)
 	rest(b)
@@ -705,6 +706,7 @@ func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 	r.add(row{Name: "idle", What: fmt.Sprintf("voluntary context switches in %d idle seconds", idleSeconds), Unit: "", Product: woken,
 		Target: "at most 10", Met: atMost(woken, 10)})
 	scrapes(b, r)
+	reported(b, r, report)
 
 	countParser(b)
 	works := s.works(b)
@@ -720,20 +722,11 @@ func (s *benchScene) many(b *testing.B, r *results, few map[string]work) {
 	}
 }
 
-// scrapes measures how long all numbers of many units take, how much text they are,
-// and the memory that the daemon takes for them at most.
+// scrapes measures what all numbers of many units cost.
 func scrapes(b *testing.B, r *results) {
-	rest(b)
-	pid := show(b, "aaunitd.service", "MainPID")
-	before := peakAnew(b, pid)
-	var took []float64
-	text := ""
-	for range scrapeRounds {
-		took = append(took, stopwatch(func() { text = run(b, "aaunitctl", "metrics") }))
-	}
-	peak := field(b, "/proc/"+pid+"/status", "VmHWM") / 1024
+	c := costOf(b, "metrics")
 	units := 0.0
-	for line := range strings.Lines(text) {
+	for line := range strings.Lines(c.text) {
 		if strings.HasPrefix(line, "aaunit_units{") {
 			n, err := strconv.ParseFloat(strings.TrimSpace(line[strings.LastIndex(line, " ")+1:]), 64)
 			if err != nil {
@@ -745,10 +738,46 @@ func scrapes(b *testing.B, r *results) {
 	if units != manyUnits {
 		b.Fatalf("the metrics are of %v units, not of %d", units, manyUnits)
 	}
-	r.add(row{Name: "metrics", What: fmt.Sprintf("aaunitctl metrics with %d attachments, median of %d", manyUnits, scrapeRounds), Unit: "s",
-		Product: median(took), Samples: map[string][]float64{"took": took}})
-	r.add(row{Name: "metrics-size", What: "the size of the text", Unit: "KiB", Product: float64(len(text)+1) / 1024})
-	r.add(row{Name: "metrics-memory", What: "the memory of aaunitd at most meanwhile, by that before", Unit: "MiB", Baseline: before, Product: peak})
+	r.add(row{Name: "metrics", What: fmt.Sprintf("aaunitctl metrics with %d attachments, median of %d", manyUnits, costRounds), Unit: "s",
+		Product: median(c.took), Samples: map[string][]float64{"took": c.took}})
+	r.add(row{Name: "metrics-size", What: "the size of the text", Unit: "KiB", Product: float64(len(c.text)+1) / 1024})
+	r.add(row{Name: "metrics-memory", What: "the memory of aaunitd at most meanwhile, by that before", Unit: "MiB", Baseline: c.before, Product: c.peak})
+}
+
+// reported measures what a report costs, and compares it with one of fewer units.
+func reported(b *testing.B, r *results, few cost) {
+	many := costOf(b, "report", "--json")
+	const times = manyUnits / verifyUnits
+	was := median(few.took) * times
+	r.add(row{Name: "report", What: fmt.Sprintf("aaunitctl report --json with %d attachments, median of %d, by %d times that with %d", manyUnits, costRounds, times, verifyUnits), Unit: "s",
+		Baseline: was, Product: median(many.took), Ratio: median(many.took) / was, Target: "at most 1 (linear)", Met: atMost(median(many.took)/was, 1),
+		Samples: map[string][]float64{"few": few.took, "many": many.took}})
+	r.add(row{Name: "report-memory", What: "the memory of aaunitd at most meanwhile, by that before", Unit: "MiB", Baseline: many.before, Product: many.peak})
+}
+
+// cost is what a command takes: seconds, and the memory of the daemon at most
+// meanwhile, in MiB, beside that before.
+type cost struct {
+	took         []float64
+	text         string
+	before, peak float64
+}
+
+func costOf(b *testing.B, args ...string) (c cost) {
+	b.Helper()
+	rest(b)
+	pid := show(b, "aaunitd.service", "MainPID")
+	c.before = peakAnew(b, pid)
+	for range costRounds {
+		var r result
+		c.took = append(c.took, stopwatch(func() { r = try(b, "aaunitctl", args...) }))
+		// Units that do not run are what most of them are about.
+		if c.text = r.stdout; r.exit != 0 && r.exit != 3 && r.exit != 5 || c.text == "" {
+			b.Fatalf("aaunitctl %q: exit %d\n%s", args, r.exit, r.stderr)
+		}
+	}
+	c.peak = field(b, "/proc/"+pid+"/status", "VmHWM") / 1024
+	return c
 }
 
 // peakAnew has the kernel forget how much memory a process had at most, and says how
