@@ -3,12 +3,14 @@ package apparmor
 import (
 	"cmp"
 	"fmt"
-	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
+
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 )
 
 // found is a rule for one of the parser's messages. words are the groups of
@@ -18,43 +20,48 @@ type found func(d *diagnoser, m message, words []string) (Diagnosis, bool)
 // causes are the parser's messages, in the words of 3.0.8 and of 4.1.0
 // (parser/parser_yacc.y, parser_lex.l, parser_misc.c, parser_symtab.c,
 // profile.h, profilelist.cc, network.cc, signal.cc). What holds for any message
-// is asked first: see diagnoser.message.
-var causes = []struct {
+// is asked first: see diagnoser.message. Compiled they are large, and few programs
+// need them.
+var causes = sync.OnceValue(func() []cause {
+	return []cause{
+		{regexp.MustCompile(`^Could not open '(.*)'`), (*diagnoser).include},
+		{regexp.MustCompile(`Found reference to variable (\S+), but is never declared`), (*diagnoser).undefined},
+		{regexp.MustCompile(`references undefined variable @\{(.*)\}`), (*diagnoser).undefined},
+		{regexp.MustCompile(`^Variable @\{(.*)\} is referenced recursively`), (*diagnoser).recursive},
+		{regexp.MustCompile(`^variable @?\{?(.*?)\}? was previously declared`), (*diagnoser).declaredTwice},
+		{regexp.MustCompile(`^variable @?\{?(.*?)\}? was not previously declared`), (*diagnoser).addedTo},
+		{regexp.MustCompile(`Variable declarations do not accept trailing commas`), (*diagnoser).trailingComma},
+		{regexp.MustCompile(`^Unset boolean variable (\S+)`), (*diagnoser).unsetBoolean},
+		{regexp.MustCompile(`^Multiple definitions for (?:profile|hat) (.*?) (?:in profile \S+ )?exist`), (*diagnoser).twice},
+		{regexp.MustCompile(`has merged rule (?:(.*) )?with conflicting x modifiers`), (*diagnoser).conflict},
+		{regexp.MustCompile(`Unable to parse input line '(.*)'`), (*diagnoser).alternation},
+		{regexp.MustCompile(`^Invalid capability (.*?)\.?$`), (*diagnoser).capability},
+		{regexp.MustCompile(`^Invalid network entry`), (*diagnoser).network},
+		{regexp.MustCompile(`^Internal: unexpected net (?:mode|perms) character`), (*diagnoser).socketRule},
+		{regexp.MustCompile(`invalid socket type '(.*)'`), (*diagnoser).socketType},
+		{regexp.MustCompile(`^Invalid profile flag: (.*?)\.?$`), (*diagnoser).flag},
+		{regexp.MustCompile(`^Profile flag '(.*)' conflicts with '(.*)'`), (*diagnoser).flagConflict},
+		{regexp.MustCompile(`^Exec qualifier '.*' invalid, conflicting`), (*diagnoser).execTwice},
+		{regexp.MustCompile(`^Invalid (?:mode|perms), in deny rules 'x'`), (*diagnoser).execDenied},
+		{regexp.MustCompile(`^Invalid (?:mode|perms), 'x' must be preceded`), (*diagnoser).execBare},
+		{regexp.MustCompile(`^Conflict 'a' and 'w'`), (*diagnoser).appendWrite},
+		{regexp.MustCompile(`^unsafe rule missing exec permissions`), (*diagnoser).unsafe},
+		{regexp.MustCompile(`^(owner) (?:prefix|conditional) not allowed`), (*diagnoser).owner},
+		{regexp.MustCompile(`^Profile attachment must begin|^Profile names must begin`), (*diagnoser).attachment},
+		{regexp.MustCompile(`invalid (\S+)(?: rule)? conditional "?([^"]*)"?`), (*diagnoser).conditional},
+		{regexp.MustCompile(`^unknown signal "(.*)"`), (*diagnoser).signal},
+		{regexp.MustCompile(`^unsupported mount option`), (*diagnoser).mountOption},
+		{regexp.MustCompile(`(?i)^(?:INVALID|Unknown) RLIMIT '?([^']*)'?$`), (*diagnoser).limit},
+		{regexp.MustCompile(`^RLIMIT '(.*)' (?:invalid value|<|out of range)`), (*diagnoser).limitValue},
+		{regexp.MustCompile(`^missing an end of line character\?`), (*diagnoser).noEnd},
+		{regexp.MustCompile(`^Lexer found unexpected character`), (*diagnoser).character},
+		{syntaxError, (*diagnoser).syntax},
+	}
+})
+
+type cause struct {
 	pattern *regexp.Regexp
 	find    found
-}{
-	{regexp.MustCompile(`^Could not open '(.*)'`), (*diagnoser).include},
-	{regexp.MustCompile(`Found reference to variable (\S+), but is never declared`), (*diagnoser).undefined},
-	{regexp.MustCompile(`references undefined variable @\{(.*)\}`), (*diagnoser).undefined},
-	{regexp.MustCompile(`^Variable @\{(.*)\} is referenced recursively`), (*diagnoser).recursive},
-	{regexp.MustCompile(`^variable @?\{?(.*?)\}? was previously declared`), (*diagnoser).declaredTwice},
-	{regexp.MustCompile(`^variable @?\{?(.*?)\}? was not previously declared`), (*diagnoser).addedTo},
-	{regexp.MustCompile(`Variable declarations do not accept trailing commas`), (*diagnoser).trailingComma},
-	{regexp.MustCompile(`^Unset boolean variable (\S+)`), (*diagnoser).unsetBoolean},
-	{regexp.MustCompile(`^Multiple definitions for (?:profile|hat) (.*?) (?:in profile \S+ )?exist`), (*diagnoser).twice},
-	{regexp.MustCompile(`has merged rule (?:(.*) )?with conflicting x modifiers`), (*diagnoser).conflict},
-	{regexp.MustCompile(`Unable to parse input line '(.*)'`), (*diagnoser).alternation},
-	{regexp.MustCompile(`^Invalid capability (.*?)\.?$`), (*diagnoser).capability},
-	{regexp.MustCompile(`^Invalid network entry`), (*diagnoser).network},
-	{regexp.MustCompile(`^Internal: unexpected net (?:mode|perms) character`), (*diagnoser).socketRule},
-	{regexp.MustCompile(`invalid socket type '(.*)'`), (*diagnoser).socketType},
-	{regexp.MustCompile(`^Invalid profile flag: (.*?)\.?$`), (*diagnoser).flag},
-	{regexp.MustCompile(`^Profile flag '(.*)' conflicts with '(.*)'`), (*diagnoser).flagConflict},
-	{regexp.MustCompile(`^Exec qualifier '.*' invalid, conflicting`), (*diagnoser).execTwice},
-	{regexp.MustCompile(`^Invalid (?:mode|perms), in deny rules 'x'`), (*diagnoser).execDenied},
-	{regexp.MustCompile(`^Invalid (?:mode|perms), 'x' must be preceded`), (*diagnoser).execBare},
-	{regexp.MustCompile(`^Conflict 'a' and 'w'`), (*diagnoser).appendWrite},
-	{regexp.MustCompile(`^unsafe rule missing exec permissions`), (*diagnoser).unsafe},
-	{regexp.MustCompile(`^(owner) (?:prefix|conditional) not allowed`), (*diagnoser).owner},
-	{regexp.MustCompile(`^Profile attachment must begin|^Profile names must begin`), (*diagnoser).attachment},
-	{regexp.MustCompile(`invalid (\S+)(?: rule)? conditional "?([^"]*)"?`), (*diagnoser).conditional},
-	{regexp.MustCompile(`^unknown signal "(.*)"`), (*diagnoser).signal},
-	{regexp.MustCompile(`^unsupported mount option`), (*diagnoser).mountOption},
-	{regexp.MustCompile(`(?i)^(?:INVALID|Unknown) RLIMIT '?([^']*)'?$`), (*diagnoser).limit},
-	{regexp.MustCompile(`^RLIMIT '(.*)' (?:invalid value|<|out of range)`), (*diagnoser).limitValue},
-	{regexp.MustCompile(`^missing an end of line character\?`), (*diagnoser).noEnd},
-	{regexp.MustCompile(`^Lexer found unexpected character`), (*diagnoser).character},
-	{syntaxError, (*diagnoser).syntax},
 }
 
 // message finds the cause of one of the parser's messages.
@@ -72,7 +79,7 @@ func (d *diagnoser) message(m message) (Diagnosis, bool) {
 			}
 		}
 	}
-	for _, c := range causes {
+	for _, c := range causes() {
 		if words := c.pattern.FindStringSubmatch(m.text); words != nil {
 			if out, ok := c.find(d, m, words); ok {
 				return out, true
