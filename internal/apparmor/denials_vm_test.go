@@ -59,7 +59,7 @@ func (v *deniedVM) try(unit, profile, script string) {
 
 // playAuditd makes this process what auditd is to the kernel until the test ends:
 // audit is on, and the kernel sends its records to the process that said so
-// (audit_set_pid in audit-userspace). Guests have no auditd.
+// (audit_set_pid in audit-userspace).
 func playAuditd(t *testing.T) {
 	t.Helper()
 	c, err := libaudit.NewAuditClient(nil)

@@ -49,12 +49,16 @@ func packages() []string {
 
 		// Programs whose socket options are compared with what strace sees.
 		"strace", "curl", "nginx-light",
+
+		// Who takes the kernel's records of denials, and a file system that a
+		// process serves.
+		"auditd", "bindfs",
 	}
 }
 
 // services are what those packages would start at boot.
 func services() []string {
-	return []string{"squid", "i2pd", "chrony", "tor", "nginx"}
+	return []string{"squid", "i2pd", "chrony", "tor", "nginx", "auditd"}
 }
 
 // corpus are packages of profiles, which are unpacked into [CorpusDir] and not
