@@ -365,37 +365,3 @@ func (r *Rule) unixType(kind int) (truth, string) {
 	}
 	return yes, why
 }
-
-// Denying gives the deny rules of a profile that are about what was asked.
-func (t *Text) Denying(profile string, q Question) []Grant {
-	p := t.Profile(profile)
-	if p == nil {
-		return nil
-	}
-	as := q.As
-	if as == 0 {
-		as = policydb.Either
-	}
-	var out []Grant
-	for _, r := range p.Rules {
-		if !r.Deny || r.Dropped {
-			continue
-		}
-		m, why := no, r.Doubt
-		switch {
-		case q.Class == ClassFile && r.files():
-			if r.Who&as != 0 && r.Perms&q.Perm != 0 {
-				m = r.at(q, true)
-			}
-			if m == unknown && why == "" {
-				why = "its pattern is not understood"
-			}
-		case q.Class != ClassFile && r.concerns(q):
-			m, why = r.matches(q)
-		}
-		if m != no {
-			out = append(out, Grant{r, why})
-		}
-	}
-	return out
-}

@@ -58,7 +58,6 @@ func FuzzRead(f *testing.F) {
 				{Class: ClassChangeProfile, Path: "a//b"},
 			} {
 				got.Granting(p.Name, q)
-				got.Denying(p.Name, q)
 			}
 		}
 	})
