@@ -114,13 +114,12 @@ func TestWhatOthersDoToThePolicyIsPutBack(t *testing.T) {
 
 	// aa-complain writes the flag and loads the file.
 	since = mark(t, unit)
-	a.ProfileFile(profile, strings.Replace(good, "profile kept {", "profile kept flags=(complain) {", 1))
-	run(t, "apparmor_parser", "--replace", "--skip-cache", file)
+	run(t, "aa-complain", file)
 	waitSays(t, unit, since, "somebody put profile kept into complain mode, as "+file+" says now")
 	waitKept(t, unit, profile, sum)
 	notes(attach.ProfileComplain)
 	if text := read(t, file); !strings.Contains(text, "flags=(complain)") {
-		t.Error("the file was changed")
+		t.Errorf("the file was changed:\n%s", text)
 	}
 	// And so does the next reload of all profiles.
 	since = mark(t, unit)
@@ -134,12 +133,8 @@ func TestWhatOthersDoToThePolicyIsPutBack(t *testing.T) {
 	// tasks for good: only a new start helps.
 	since = mark(t, unit)
 	link := "/etc/apparmor.d/disable/kept"
-	os.MkdirAll(filepath.Dir(link), 0o755)
-	if err := os.Symlink(file, link); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() { os.Remove(link) })
-	run(t, "apparmor_parser", "--remove", file)
+	run(t, "aa-disable", file)
 	waitSays(t, unit, since, "somebody removed profile kept, which "+link+" disables")
 	waitKept(t, unit, profile, sum)
 	notes(attach.ProfileDisabled)
@@ -168,6 +163,77 @@ func TestWhatOthersDoToThePolicyIsPutBack(t *testing.T) {
 	waitKept(t, unit, profile, sum)
 	restarted("while the daemon was away", false)
 	a.ProfileFile(profile, good)
+}
+
+// TestWhatOthersDoToTheDropInIsPutBack does what people and tools do to the drop-in of
+// a unit that runs. It is put back, no link is followed, and what somebody else sets in
+// a file of their own is named and left.
+func TestWhatOthersDoToTheDropInIsPutBack(t *testing.T) {
+	a := newAgents(t)
+	const unit = "trampled.service"
+	a.ProfileFile("trampled", profileText("trampled"))
+	a.Unit(unit, a.agentUnit())
+	a.Reload()
+	run(t, "systemctl", "start", unit)
+	if r := ctl(t, "attach", "trampled"); r.exit != 0 {
+		t.Fatal(r.stdout, r.stderr)
+	}
+	dropIn, started, hostname := attach.DropInPath(unit, false), show(t, unit, "InvocationID"), read(t, "/etc/hostname")
+	good := read(t, dropIn)
+	for what, trample := range map[string]func() error{
+		"changed": func() error { return os.WriteFile(dropIn, []byte(good+"\n[Service]\nAppArmorProfile=\n"), 0o644) },
+		"removed": func() error { return os.Remove(dropIn) },
+		"emptied": func() error { return os.Truncate(dropIn, 0) },
+		"a link": func() error {
+			if err := os.Remove(dropIn); err != nil {
+				return err
+			}
+			return os.Symlink("/etc/hostname", dropIn)
+		},
+		"gone with its directory": func() error { return os.RemoveAll(filepath.Dir(dropIn)) },
+	} {
+		since := mark(t, unit)
+		if err := trample(); err != nil {
+			t.Fatal(what, err)
+		}
+		a.Reload()
+		waitSays(t, unit, since, "put back the drop-in of "+unit)
+		waitFor(t, "the drop-in, "+what, func() (bool, string) {
+			info, err := os.Lstat(dropIn)
+			if err != nil {
+				return false, err.Error()
+			}
+			text := read(t, dropIn)
+			return info.Mode().IsRegular() && text == good && show(t, unit, "AppArmorProfile") != "", text
+		})
+		waitIdle(t)
+		if r := ctl(t, "verify", "trampled"); r.exit != 0 {
+			t.Errorf("%s: exit %d\n%s%s", what, r.exit, r.stdout, r.stderr)
+		}
+	}
+	if read(t, "/etc/hostname") != hostname {
+		t.Error("a link was followed")
+	}
+	if now := show(t, unit, "InvocationID"); now != started {
+		t.Error("the unit was restarted")
+	}
+
+	const other = "zz-other.conf"
+	a.Dropin(unit, other, "[Service]\nAppArmorProfile=\n")
+	a.Reload()
+	theirs := "/etc/systemd/system/" + unit + ".d/" + other
+	waitFor(t, "the override to be named", func() (bool, string) {
+		rep, r := report(t, "verify", unit)
+		return r.exit == 3 && len(rep.Units) == 1 && slices.Contains(codesOf(rep.Units[0].Verdict.Reasons), attach.DirectiveOverridden) && strings.Contains(r.stdout, theirs), r.stdout
+	})
+	if _, err := os.Stat(theirs); err != nil {
+		t.Errorf("somebody else's file: %v", err)
+	}
+	if err := os.Remove(theirs); err != nil {
+		t.Fatal(err)
+	}
+	a.Reload()
+	waitFor(t, "the end of the override", func() (bool, string) { r := ctl(t, "verify", unit); return r.exit == 0, r.stdout })
 }
 
 // TestChangedTexts edits the text of a profile and its include under units that
