@@ -214,3 +214,37 @@ func TestApplyUndoesWhatIsDeniedSomethingNew(t *testing.T) {
 		}
 	})
 }
+
+// The file is there before apply is asked for, and the loop may have been faster: what
+// was denied under a text that it has undone already is still new to the unit.
+func TestApplyOfATextThatWasUndoneBefore(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.onCall = func(call string) {
+			if call == "load 1" {
+				w.denials <- denial("a.service", "/etc/needed")
+			}
+		}
+		w.edit("2")
+		rest()
+		if w.kernel["a"] != "1" {
+			t.Fatalf("the changed text is not undone: %q", w.kernel)
+		}
+		for range 2 {
+			out := apply(t, l, "/etc/apparmor.d/a")
+			if len(out) != 1 || out[0].Exit != attach.ExitFailed || !out[0].Undone || !strings.Contains(fmt.Sprint(out[0].Reasons), "/etc/needed") || w.kernel["a"] != "1" || answer(l, "a") != "confined" {
+				t.Errorf("%+v %q", out, w.kernel)
+			}
+		}
+		// Whoever asks in person decides that it is right, and then it is nothing new.
+		if out := attachUnits(t, l, attach.Request{Units: []string{"a"}}); out[0].Exit != attach.ExitOK || w.kernel["a"] != "2" {
+			t.Errorf("asked for by a person: %+v %q", out, w.kernel)
+		}
+		w.mu.Lock()
+		w.files["a"] = "3"
+		w.mu.Unlock()
+		if out := apply(t, l, "/etc/apparmor.d/a"); len(out) != 1 || out[0].Exit != attach.ExitOK || w.kernel["a"] != "3" {
+			t.Errorf("another text, and a denial that is known: %+v %q", out, w.kernel)
+		}
+	})
+}

@@ -100,10 +100,12 @@ func (l *Loop) addDenials(ctx context.Context, jobs []*job) {
 	}
 }
 
-// deniedSince lists a unit's denials, without what complain mode let pass. The
-// kernel's clock for them is a little behind.
+// behind is how much the kernel's clock for denials is behind, at most.
+const behind = 20 * time.Millisecond
+
+// deniedSince lists a unit's denials, without what complain mode let pass.
 func (l *Loop) deniedSince(unit string, t time.Time, find func(string, time.Time) []attach.Denial) []attach.Denial {
-	return slices.DeleteFunc(find(unit, t.Add(-20*time.Millisecond)), func(d attach.Denial) bool { return d.Allowed })
+	return slices.DeleteFunc(find(unit, t.Add(-behind)), func(d attach.Denial) bool { return d.Allowed })
 }
 
 // whyFailed is the first reason, with the first denial beside it.
@@ -148,6 +150,9 @@ type denialLog struct {
 type logged struct {
 	attach.Denial
 	seq uint64
+	// onTrial: it began under a policy that was undone, and so is none that the unit
+	// had before.
+	onTrial bool
 }
 
 func (g *denialLog) begin(now time.Time) {
@@ -204,7 +209,7 @@ func (g *denialLog) add(d attach.Denial) {
 		of = map[attach.DenialKey]logged{}
 		g.units[d.Unit] = of
 	}
-	of[k] = logged{d, g.seq}
+	of[k] = logged{Denial: d, seq: g.seq}
 	g.total++
 	switch {
 	case len(of) > maxUnitDenials:
@@ -249,10 +254,33 @@ func (g *denialLog) since(unit string, t time.Time) []attach.Denial {
 	return g.find(unit, func(d logged) bool { return !d.Last.Before(t) })
 }
 
-// newSince lists those of which none happened before t. One that was pushed out
-// of the log counts as new when it comes again.
+// newSince lists those of since of which none happened before t, but under a policy
+// that was undone. One that was pushed out of the log counts as new when it comes
+// again.
 func (g *denialLog) newSince(unit string, t time.Time) []attach.Denial {
-	return g.find(unit, func(d logged) bool { return !d.First.Before(t) })
+	return g.find(unit, func(d logged) bool { return !d.First.Before(t) || d.onTrial && !d.Last.Before(t) })
+}
+
+// tried is told how a policy did under which a unit was from t on: what the unit was
+// first denied under one that was undone is new when it comes again, until a policy
+// is good in spite of it.
+func (g *denialLog) tried(unit string, t time.Time, good bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, of := range []string{unit, ""} {
+		for k, d := range g.units[of] {
+			if of == "" && !slices.Contains(d.Candidates, unit) {
+				continue
+			}
+			switch {
+			case good:
+				d.onTrial = d.onTrial && d.Last.Before(t)
+			case !d.First.Before(t):
+				d.onTrial = true
+			}
+			g.units[of][k] = d
+		}
+	}
 }
 
 // after lists those that happened after the log's seq was n.

@@ -52,6 +52,7 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		if _, deaf := l.denials.missed(); deaf != "" {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "whether the changed policy denied something could not be heard: %s", deaf))
 		}
+		l.denials.tried(j.d.Unit, t.Since.Add(-behind), true)
 		j.event(attach.StepPolicy, attach.Done, "%s stayed healthy for %s under the changed policy", j.d.Unit, seconds(j.d.Attachment.Settle))
 	}
 }
@@ -144,6 +145,9 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map
 		if r.Policies[file] == id {
 			r.Policies[file], first = back[file], why[file]
 		}
+	}
+	if r.Trial != nil {
+		l.denials.tried(unit, r.Trial.Since.Add(-behind), false)
 	}
 	r.Trial, r.Stopped, r.Accepted = nil, false, acceptedOf(l.policies, *r)
 	r.Hold = &attach.Hold{Reasons: first.failed, Since: time.Now(), Former: r.Profile, Texts: undone}
