@@ -164,10 +164,11 @@ func shorten(s string) string {
 	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
-// hostKey tells hosts apart: by the id, or by the name where there is none. Two hosts
-// that claim the same id cannot be told apart.
+// hostKey tells hosts apart: by id and name. Clones of one machine often have the
+// same machine-id(5), and none of them may be missing; a host that was given another
+// name counts as another one.
 func hostKey(m attach.Machine) string {
-	return cmp.Or(m.ID, "name "+m.Name)
+	return m.ID + "\x00" + m.Name
 }
 
 // Merger puts documents together, one after the other, so that no more than what is

@@ -335,9 +335,12 @@ func TestMerge(t *testing.T) {
 	m.Add("new.json", sampleDocument())
 	m.Add("old.json", sampleEarlier())
 	m.Add("other.json", other)
+	clone := sampleDocument()
+	clone.Hosts[0].Machine.Name = "edge-4" // with the same id
+	m.Add("clone.json", clone)
 	m.Refuse("broken.json", errors.New("it is no report\xff"))
 	d := m.Merged(at)
-	if len(d.Hosts) != 2 || d.Hosts[0].Machine.Name != "another" || !d.Hosts[1].At.Equal(at) || d.Kind != Kind || d.Format != Format {
+	if len(d.Hosts) != 3 || d.Hosts[0].Machine.Name != "another" || !d.Hosts[1].At.Equal(at) || d.Hosts[2].Machine.Name != "edge-4" || d.Kind != Kind || d.Format != Format {
 		t.Errorf("%+v", d.Hosts)
 	}
 	want := []Left{{From: "old.json", Host: "edge-3", Why: "a newer report of the same host is in new.json"}, {From: "broken.json", Why: "it is no report\uFFFD"}}

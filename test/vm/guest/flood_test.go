@@ -173,7 +173,10 @@ func TestAProgramThatNobodyServes(t *testing.T) {
 	if r := ctl(t, "attach", "served", "beside", "--settle", "1s"); r.exit != 0 {
 		t.Fatal(r.stdout, r.stderr)
 	}
-	waitIdle(t)
+	waitFor(t, "the evidence", func() (bool, string) {
+		files, _ := filepath.Glob("/var/lib/aaunit/evidence/served.service/0*.json")
+		return len(files) > 0, ""
+	})
 	_, e := recordsOf(t, "served.service")
 	if x := e.Executable; x.Path != mnt+"/vm-agent" || x.SHA256 != "" || !strings.Contains(x.Problem, "fuse") {
 		t.Errorf("the record says %+v", x)

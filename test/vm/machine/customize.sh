@@ -50,6 +50,10 @@ chroot "$root" systemctl enable vm-network.service
 
 mkdir -p "$root/var/log/journal"
 
+# An emulated machine beside busy ones takes long to find its devices.
+mkdir -p "$root/etc/systemd/system.conf.d"
+printf '[Manager]\nDefaultDeviceTimeoutSec=10min\n' >"$root/etc/systemd/system.conf.d/aaunit-vm.conf"
+
 # What runs by the clock would run whenever the clock is set after a warm start.
 for timer in "$root"/lib/systemd/system/*.timer; do
 	case ${timer##*/} in
