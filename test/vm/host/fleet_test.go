@@ -368,7 +368,7 @@ func TestFleet(t *testing.T) {
 	}
 	for _, host := range f.hosts {
 		r, err := f.machines[host].Run(t.Context(), "aaunitctl report --json")
-		if err != nil || (r.Exit == 3) != (host == broken) {
+		if err != nil || r.Exit != 3 { // the ssh server has no profile
 			t.Errorf("report of %s: %v, exit %d\n%s", host, err, r.Exit, r.Stderr)
 		}
 		if err := m.PutBytes(t.Context(), []byte(r.Stdout), "/root/"+host+".json", 0o600); err != nil {
