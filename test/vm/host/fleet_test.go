@@ -50,7 +50,8 @@ WantedBy=multi-user.target
 `
 
 // startFleet boots two guests of the suite under test and one of the other, each
-// with an agent that runs unconfined, and without aaunit.
+// with an agent that runs unconfined, and without aaunit. Two are to install it from a
+// file, one from a repository.
 func startFleet(t *testing.T) *fleet {
 	t.Helper()
 	suites, err := machine.SuitesFromEnv()
@@ -119,6 +120,14 @@ func startFleet(t *testing.T) *fleet {
 		output(t, m, "echo "+host+" >/etc/hostname && hostname "+host)
 		output(t, m, "install -m 755 /root/payload/agent /usr/local/bin/fleet && systemctl daemon-reload && systemctl enable --now fleet.service")
 	}
+	// The last host has the package from a repository; its sources are that alone.
+	repository := f.machines[f.hosts[len(f.hosts)-1]]
+	if err := repository.PutPayload(t.Context(), []string{f.deb}); err != nil {
+		t.Fatal(err)
+	}
+	output(t, repository, `mkdir /srv/repository && cd /srv/repository && mv /root/payload/*.deb aaunit.deb &&
+		{ dpkg-deb --field aaunit.deb; echo "Filename: ./aaunit.deb"; stat --format='Size: %s' aaunit.deb; echo "SHA256: $(sha256sum <aaunit.deb | cut -d' ' -f1)"; } >Packages &&
+		rm -rf /etc/apt/sources.list.d && echo 'deb [trusted=yes] file:/srv/repository ./' >/etc/apt/sources.list && apt-get -q update`)
 	// Ansible finds a collection below a directory of its name.
 	collection := filepath.Join(f.dir, "ansible_collections", "aaunit", "core")
 	if err := os.CopyFS(collection, os.DirFS("../../../packaging/ansible")); err != nil {
@@ -160,8 +169,9 @@ func good() wish {
 // inventory writes it, in JSON, which is YAML as well.
 func (f *fleet) inventory(t *testing.T, w wish) {
 	t.Helper()
-	hosts := map[string]any{}
-	for host, m := range f.machines {
+	hosts := map[string]map[string]any{}
+	for i, host := range f.hosts {
+		m := f.machines[host]
 		// ssh -i KEY -p PORT …
 		ssh := m.SSHCommand()
 		port, err := strconv.Atoi(ssh[slices.Index(ssh, "-p")+1])
@@ -169,13 +179,16 @@ func (f *fleet) inventory(t *testing.T, w wish) {
 			t.Fatal(err)
 		}
 		hosts[host] = map[string]any{"ansible_host": "127.0.0.1", "ansible_port": port, "ansible_user": "root", "ansible_ssh_private_key_file": ssh[slices.Index(ssh, "-i")+1]}
+		if i < len(f.hosts)-1 {
+			hosts[host]["aaunit_deb"] = f.deb
+		}
 	}
 	profile := map[string]any{"name": "fleetprofile", "content": w.profile}
 	if w.profile == "" {
 		profile = map[string]any{"name": "fleetprofile", "state": "absent"}
 	}
 	text, err := json.Marshal(map[string]any{"agents": map[string]any{"hosts": hosts, "vars": map[string]any{
-		"aaunit_deb": f.deb, "aaunit_profiles": []any{profile}, "aaunit_attachments": []any{w.attachment}, "aaunit_hosts": "agents",
+		"aaunit_profiles": []any{profile}, "aaunit_attachments": []any{w.attachment}, "aaunit_hosts": "agents",
 		"aaunit_serial": []any{1, "100%"},
 	}}})
 	if err != nil {

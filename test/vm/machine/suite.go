@@ -53,6 +53,9 @@ func packages() []string {
 		// Who takes the kernel's records of denials, and a file system that a
 		// process serves.
 		"auditd", "bindfs",
+
+		// What Ansible installs packages with.
+		"python3-apt",
 	}
 }
 
