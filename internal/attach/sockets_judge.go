@@ -144,7 +144,8 @@ func SocketBlindSpots(a Attachment) []Reason {
 		return nil
 	}
 	return []Reason{because(SocketsForeignCalls, "neither recorded nor refused are options that come as control messages beside data, "+
-		"and those of sockets that were made in another unit: passed on to this one, or by a client of its unix server").at(a.Source)}
+		"those of sockets that were made in another unit (passed on to this one, or by a client of its unix server), "+
+		"SO_PEERPIDFD, which the kernel answers before the programs are asked, and ExecStartPre= commands of the unit's own that come before the start helper").at(a.Source)}
 }
 
 // gain is what there is to say of a unit that could gain what would open its list.
@@ -185,15 +186,20 @@ func (s Settings) GainsBPF() bool {
 }
 
 // judgeSockets says of the socket options what the kernel said. Where they are not
-// required, all of it is a note.
+// required, nobody vouches for a list: it is unknown that it holds. A recording that is
+// not required claims nothing, and is told of in a note.
 func judgeSockets(d Desired, o Observed) (out []Reason) {
 	want := d.Attachment.SocketsWanted()
 	if want == nil {
 		return nil
 	}
 	say := func(c Code, format string, args ...any) Reason {
-		if !want.Requires() {
+		switch {
+		case want.Requires():
+		case want.Mode == SocketsRecord:
 			c = SocketsNote
+		default:
+			c = SocketsUnknown
 		}
 		return because(c, format, args...)
 	}

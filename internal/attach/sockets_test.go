@@ -79,7 +79,7 @@ func TestJudgeSockets(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change func(d *Desired, o *Observed)
-		want   Code // where it is required; a note where it is not
+		want   Code // where it is required; else unknown, and a note of a recording
 		plan   bool // it is put back
 	}{
 		{"as declared", func(*Desired, *Observed) {}, "", false},
@@ -103,13 +103,24 @@ func TestJudgeSockets(t *testing.T) {
 			o.Sockets = nil
 		}, "", true},
 	} {
-		for _, required := range []Tri{Yes, No} {
-			t.Run(c.name+", required "+required.String(), func(t *testing.T) {
-				d, o := held(required)
+		for what, how := range map[string]struct {
+			mode     SocketMode
+			required Tri
+			code     Code // in place of the one that is wanted
+		}{
+			"required":               {SocketsEnforce, Yes, ""},
+			"not required":           {SocketsEnforce, No, SocketsUnknown},
+			"recorded":               {SocketsRecord, CouldNotTell, SocketsNote},
+			"recorded, and required": {SocketsRecord, Yes, ""},
+		} {
+			t.Run(c.name+", "+what, func(t *testing.T) {
+				d, o := held(how.required)
+				d.Attachment.SocketOptions.Mode = how.mode
+				o.SocketUnits[0].DropIn.Content = SocketDropIn(*d.Attachment)
 				c.change(&d, &o)
 				want := c.want
-				if want != "" && required == No {
-					want = SocketsNote
+				if want != "" && how.code != "" {
+					want = how.code
 				}
 				var got []Code
 				for _, r := range judgeSockets(d, o) {

@@ -233,7 +233,8 @@ func TestADetachTakesTheSocketOptionsAlong(t *testing.T) {
 }
 
 // Where the kernel cannot do it, what is required is unknown and keeps the start
-// from coming up, and what is not is a note.
+// from coming up. What is not required starts, and is unknown as well where it should be
+// held; a recording is told of in a note.
 func TestSocketOptionsThatTheKernelCannotHold(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -244,7 +245,7 @@ func TestSocketOptionsThatTheKernelCannotHold(t *testing.T) {
 	}{
 		{"record", attach.SocketsRecord, attach.CouldNotTell, "confined", false},
 		{"enforce", attach.SocketsEnforce, attach.CouldNotTell, "not-confined", true},
-		{"enforce, not required", attach.SocketsEnforce, attach.No, "confined", false},
+		{"enforce, not required", attach.SocketsEnforce, attach.No, "unknown", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld()

@@ -18,7 +18,7 @@
 // (Helper, cmd/aaunit-sockopts) on the line attach.SocketStartLine gives stays through
 // restart, daemon-reload and daemon-reexec, and each start gets a new one for its
 // new control group. The helper runs after the vendor's ExecStartPre= lines; what
-// those do before in the first start is neither recorded nor refused.
+// those do before is neither recorded nor refused.
 //
 // # Decided
 //

@@ -291,6 +291,25 @@ func TestVMEnforceEveryLevel(t *testing.T) {
 			}
 		}
 	}
+
+	// Those with names and larger numbers, as IPVS and the packet filters have them.
+	if err := b.Forget(b.unit); err != nil {
+		t.Fatal(err)
+	}
+	var large []attempt
+	for _, n := range slices.Concat(namesTable, moreNames) {
+		if n.option < 0 || n.option > 255 {
+			large = append(large, attempt{Kind: "tcp4", Call: Set, Level: int(n.level), Option: int(n.option)})
+		}
+	}
+	if len(large) < 16 {
+		t.Errorf("only %d names have numbers above 255", len(large))
+	}
+	for _, a := range b.try(large...) {
+		if a.Errno != int(unix.EPERM) {
+			t.Errorf("level %d option %d: %v", a.Level, a.Option, unix.Errno(a.Errno))
+		}
+	}
 }
 
 // Without a list of its own getsockopt reads anything.

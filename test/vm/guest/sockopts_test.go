@@ -72,7 +72,7 @@ func TestSocketOptions(t *testing.T) {
 	// What is refused and what is allowed is told in words.
 	for command, wants := range map[string][]string{
 		"explain": {"SO_KEEPALIVE was refused", "aaunitctl sockopts approve " + unit + " SOL_SOCKET:SO_KEEPALIVE"},
-		"check":   {"come as control messages beside data", "made in another unit"},
+		"check":   {"come as control messages beside data", "made in another unit", "SO_PEERPIDFD", "SystemCallArchitectures=native"},
 	} {
 		r := ctl(t, command, unit)
 		for _, want := range wants {
@@ -236,8 +236,9 @@ func TestSocketOptionsOfASocketUnit(t *testing.T) {
 }
 
 // TestSocketOptionsThatCannotBeHeld: without a BPF file system a unit that requires its
-// socket options does not start, and one that does not is confined and says that it
-// could not be told. A unit that may change its own list is neither.
+// socket options does not start, and one that does not require them starts and is
+// unknown, or confined where it is to be recorded only. A unit that may change its own
+// list is neither.
 func TestSocketOptionsThatCannotBeHeld(t *testing.T) {
 	a := newAgents(t)
 	const unit = "sockopts-no.service"
@@ -283,6 +284,8 @@ func TestSocketOptionsThatCannotBeHeld(t *testing.T) {
 	waitIdle(t)
 	try(t, "systemctl", "reset-failed", unit)
 	run(t, "systemctl", "restart", unit)
+	verdict(attach.Unknown, attach.SocketsUnknown)
+	a.attachmentFile("sockopts-no.conf", socketsFile(unit, "sockoptsno", "Mode=record"))
 	verdict(attach.Confined, attach.SocketsNote)
 	unmount()
 

@@ -58,7 +58,8 @@ func reloads(t *testing.T, m *machine.Machine) int {
 
 // TestPackage goes through the life of the package with three services attached:
 // one whose own unit and package have a profile, one with a profile that an
-// administrator wrote, and one whose profile lies where nobody loads it at boot.
+// administrator wrote and with socket options that are held to a list, and one whose
+// profile lies where nobody loads it at boot.
 // Upgrades, a failed one and a removal touch none of them; what needs aaunit goes
 // with it, what does not stays until the purge, and after that every service
 // starts.
@@ -75,6 +76,9 @@ func TestPackage(t *testing.T) {
 			"aaunitctl attach agent --profile agentprofile && aaunitctl attach stray --profile /opt/stray/strayprofile && aaunitctl attach "+tor+
 			" && echo '[Attachment]\nUnit=later@.service\nProfile=agentprofile' >/etc/aaunit/attachments.d/later.conf")
 		wait(t, m, "test -e "+dropIn("later@.service"), func(r machine.Result) bool { return r.Exit == 0 })
+		output(t, m, "aaunitctl sockopts record agent && systemctl restart agent")
+		wait(t, m, "aaunitctl sockopts approve agent --all-seen --yes --reason 'it listens' && aaunitctl sockopts enforce agent --yes", func(r machine.Result) bool { return r.Exit == 0 })
+		wait(t, m, "grep ExecStartPre=+ "+dropIn("agent.service")+" && ls -A /sys/fs/bpf/aaunit", func(r machine.Result) bool { return r.Exit == 0 && strings.Contains(r.Stdout, "\n") })
 		written := func() string {
 			t.Helper()
 			return output(t, m, "sha256sum /etc/systemd/system/*.d/90-aaunit.conf /etc/aaunit/attachments.d/* /var/lib/aaunit/policy/*; ls /var/lib/aaunit/units")
@@ -144,7 +148,8 @@ func TestPackage(t *testing.T) {
 		output(t, m, "echo '# mine' >>"+dropIn(tor))
 		n = reloads(t, m)
 		said := dpkg("--remove aaunit")
-		if got := reloads(t, m) - n; got != 1 {
+		// Once for the start helper, which goes, and once for the rest.
+		if got := reloads(t, m) - n; got != 2 {
 			t.Errorf("the removal reloads systemd %d times", got)
 		}
 		for _, want := range []string{
@@ -157,10 +162,10 @@ func TestPackage(t *testing.T) {
 			}
 		}
 		same(t, "after the removal", before, life(t, m, units))
-		if got := output(t, m, "ls -d /usr/sbin/aaunitd /usr/bin/aaunitctl "+path.Dir(dropIn("stray.service"))+" 2>/dev/null; pgrep -x aaunitd; true"); got != "" {
+		if got := output(t, m, "ls -d /usr/sbin/aaunitd /usr/bin/aaunitctl /sys/fs/bpf/aaunit "+path.Dir(dropIn("stray.service"))+" 2>/dev/null; pgrep -x aaunitd; true"); got != "" {
 			t.Errorf("after the removal there is left\n%s", got)
 		}
-		if got := output(t, m, "cat "+dropIn("agent.service")); strings.Contains(got, "AssertSecurity") || !strings.Contains(got, "\nAppArmorProfile=agentprofile\nPrivateTmp=yes") {
+		if got := output(t, m, "cat "+dropIn("agent.service")); strings.Contains(got, "AssertSecurity") || strings.Contains(got, "ExecStartPre") || !strings.Contains(got, "\nAppArmorProfile=agentprofile\nPrivateTmp=yes") {
 			t.Errorf("the removal leaves\n%s", got)
 		}
 		output(t, m, "grep -x '# mine' "+dropIn(tor)+" && systemctl restart agent")

@@ -69,7 +69,20 @@ func TestSocketOptionsAcrossBoots(t *testing.T) {
 		set(used, "ok")
 		if s := seen(); !slices.ContainsFunc(s.NotAllowed(), func(u attach.SocketUse) bool { return u.Canonical() == nodelay }) {
 			t.Fatalf("TCP_NODELAY was not recorded: %+v", s)
+		} else if i := slices.IndexFunc(s.Recorded[0].Seen, func(u attach.SocketUse) bool { return u.Canonical() == nodelay }); i < 0 || s.Recorded[0].Seen[i].Last.Comm != "agent" {
+			t.Errorf("who set TCP_NODELAY: %+v", s.Recorded[0].Seen)
 		}
+		// It is the recording of this program, kernel and start.
+		wait(t, m, "aaunitctl sockopts agent --json", func(r machine.Result) bool {
+			s, ok := decode(r.Stdout)
+			if !ok || len(s.History.Builds) != 1 {
+				return false
+			}
+			b := s.History.Builds[0]
+			sum, _, _ := strings.Cut(output(t, m, "sha256sum /usr/local/bin/agent"), " ")
+			return b.Program.Path == "/usr/local/bin/agent" && b.Program.SHA256 == sum && b.Program.BuildID != "" && b.Kernel == output(t, m, "uname -r") &&
+				b.Invocation == started && !b.Since.IsZero() && !b.Until.Before(b.Since)
+		})
 		output(t, m, "aaunitctl sockopts approve agent TCP_NODELAY --reason 'small answers at once'")
 		output(t, m, "aaunitctl sockopts approve agent --all-seen --yes --reason 'the library sets it'")
 		output(t, m, "aaunitctl sockopts enforce agent")
