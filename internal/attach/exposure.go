@@ -302,15 +302,16 @@ func programOf(u Unit) string {
 
 // SortExposures puts the most exposed first: by class, then what runs as root, then
 // by the number of dangerous capabilities, of sockets, and by name.
-func SortExposures(list []Exposure) {
-	slices.SortStableFunc(list, func(a, b Exposure) int {
-		return cmp.Or(
-			cmp.Compare(slices.Index(exposureOrder, a.Class), slices.Index(exposureOrder, b.Class)),
-			cmp.Compare(rank(a.Root), rank(b.Root)),
-			cmp.Compare(len(b.Capabilities), len(a.Capabilities)),
-			cmp.Compare(len(b.Listening)+b.More, len(a.Listening)+a.More),
-			cmp.Compare(a.Unit, b.Unit))
-	})
+func SortExposures(list []Exposure) { slices.SortStableFunc(list, Exposure.Compare) }
+
+// Compare is below zero where e is more exposed than b.
+func (e Exposure) Compare(b Exposure) int {
+	return cmp.Or(
+		cmp.Compare(slices.Index(exposureOrder, e.Class), slices.Index(exposureOrder, b.Class)),
+		cmp.Compare(rank(e.Root), rank(b.Root)),
+		cmp.Compare(len(b.Capabilities), len(e.Capabilities)),
+		cmp.Compare(len(b.Listening)+b.More, len(e.Listening)+e.More),
+		cmp.Compare(e.Unit, b.Unit))
 }
 
 // rank: what may be is as bad as what is not known not to be.

@@ -28,6 +28,7 @@ const (
 	maxCards    = 300
 	maxItems    = 400 // findings, changes, rows of a table
 	maxHostRows = 10_000
+	maxUnitRows = 2000
 	maxDepth    = 12 // of the picture of processes
 )
 
@@ -210,7 +211,12 @@ func (v *view) findings(d Document) {
 var tones = map[standing]string{standsConfined: "ok", standsNotConfined: "bad", standsUnknown: "unknown", standsStopped: "quiet", standsPattern: "quiet"}
 
 func (v *view) units(d Document) {
+	type exposure struct {
+		host string
+		attach.Exposure
+	}
 	var cards []card
+	var exposed []exposure
 	for _, h := range d.Hosts {
 		name := hostName(h.Machine)
 		c := Count(h)
@@ -234,9 +240,11 @@ func (v *view) units(d Document) {
 		for _, u := range h.Units {
 			s := standingOf(u)
 			r := unitRow{Host: name, U: u, Tone: tones[s], Says: standingWords[s]}
-			if len(v.Rows) < maxItems {
+			switch {
+			case v.One != nil: // each has a card
+			case len(v.Rows) < maxUnitRows:
 				v.Rows = append(v.Rows, r)
-			} else {
+			default:
 				v.MoreRows++
 			}
 			for _, a := range u.Allowed {
@@ -254,13 +262,14 @@ func (v *view) units(d Document) {
 		}
 		if h.Unattached != nil {
 			for _, e := range h.Unattached.Services {
-				if len(v.Others) < maxItems {
-					v.Others = append(v.Others, otherOf(name, e))
-				} else {
-					v.MoreOthers++
-				}
+				exposed = append(exposed, exposure{name, e})
 			}
 		}
+	}
+	slices.SortStableFunc(exposed, func(a, b exposure) int { return a.Compare(b.Exposure) })
+	v.MoreOthers = max(0, len(exposed)-maxItems)
+	for _, e := range exposed[:min(len(exposed), maxItems)] {
+		v.Others = append(v.Others, otherOf(e.host, e.Exposure))
 	}
 	order := []string{"bad", "unknown", "ok", "quiet"}
 	slices.SortStableFunc(cards, func(a, b card) int { return cmp.Compare(slices.Index(order, a.Tone), slices.Index(order, b.Tone)) })

@@ -507,7 +507,8 @@ func fleetHost(i int) Document {
 func TestFleetPage(t *testing.T) {
 	d := fleet(1200)
 	page := html(t, d, nil)
-	for _, want := range []string{"AppArmor on 1200 hosts", "host-00003", "host-01199", "not confined"} {
+	confined := `<tr><td>host-00001</td><th scope="row">myagent.service</th><td data-l="profile">myagent</td><td><span class="pill t-ok">confined</span></td>`
+	for _, want := range []string{"AppArmor on 1200 hosts", "host-00003", "host-01199", "not confined", confined, "they are in the CSV and the JSON form"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page does not say %q", want)
 		}
@@ -517,6 +518,11 @@ func TestFleetPage(t *testing.T) {
 	}
 	if !strings.Contains(page, "they are in the JSON form") {
 		t.Error("what was left out is not said")
+	}
+	// The most exposed come first, whatever their host.
+	_, others, _ := strings.Cut(page, `<h2 id="others">`)
+	if last, first := strings.LastIndex(others, "</span>the network</td>"), strings.Index(others, "</span>programs of the machine</td>"); last < 0 || first < last {
+		t.Errorf("services on the network end at %d, others begin at %d", last, first)
 	}
 }
 
