@@ -398,8 +398,15 @@ func TestFleet(t *testing.T) {
 
 	gone := wish{attachment: map[string]any{"name": "fleet", "state": "absent"}}
 	f.inventory(t, gone)
-	f.rolled(t)
+	predicted, text = f.rolled(t, "--check")
+	everywhere("fleetprofile (enforce)")
+	happened, _ = f.rolled(t)
 	everywhere("unconfined")
+	for _, host := range f.hosts {
+		if predicted[host].changed == 0 || predicted[host].changed != happened[host].changed {
+			t.Errorf("%s: of taking it away %d changes were predicted and %d made:\n%s", host, predicted[host].changed, happened[host].changed, text)
+		}
+	}
 	for _, host := range f.hosts {
 		if left := output(t, f.machines[host], "ls /etc/systemd/system/fleet.service.d /etc/apparmor.d/fleetprofile 2>/dev/null || true"); left != "" {
 			t.Errorf("%s: %s is left", host, left)
@@ -410,5 +417,13 @@ func TestFleet(t *testing.T) {
 		if r.changed != 0 {
 			t.Errorf("%s: taking nothing away changes %d:\n%s", host, r.changed, text)
 		}
+	}
+
+	// Where there is no daemon to ask, that is what is said.
+	output(t, m, "systemctl mask --now aaunitd.service")
+	f.inventory(t, good())
+	all, text = f.play(t, "rollout", "--limit", broken)
+	if all[broken].failed != 1 || !strings.Contains(text, "aaunitd") || strings.Contains(text, "Traceback") {
+		t.Errorf("without a daemon: %+v\n%s", all, text)
 	}
 }

@@ -38,6 +38,13 @@ options:
     type: str
     choices: [present, absent]
     default: present
+  detached:
+    description:
+      - Attachments that a task before this one removes, by name.
+        In check mode they are still there, and do not keep the profile from being removed.
+    type: list
+    elements: str
+    default: []
   verify:
     description:
       - Whether the task fails when a unit that runs under the profile is not seen confined.
@@ -103,6 +110,7 @@ from ansible_collections.aaunit.core.plugins.module_utils.aaunitctl import (
 )
 
 DIRECTORY = '/etc/apparmor.d'
+ATTACHMENTS = '/etc/aaunit/attachments.d'
 
 
 def main():
@@ -111,6 +119,7 @@ def main():
             name=dict(type='str', required=True),
             content=dict(type='str'),
             state=dict(type='str', choices=['present', 'absent'], default='present'),
+            detached=dict(type='list', elements='str', default=[]),
             verify=dict(type='bool', default=True),
         ),
         required_if=[('state', 'present', ('content',))],
@@ -163,7 +172,11 @@ def main():
 def remove(module, aaunitctl, path, before):
     result = dict(path=path, changed=before is not None, verified=False, units=[], diff=difference(path, before, None))
     rc, report = aaunitctl.ask('status')
-    users = [u.get('unit', '') for u in (report.get('units') or []) + (report.get('patterns') or []) if u.get('profileFile') == path]
+    gone = ['%s/%s.conf' % (ATTACHMENTS, name) for name in module.params['detached']] if module.check_mode else []
+    users = [
+        u.get('unit', '') for u in (report.get('units') or []) + (report.get('patterns') or [])
+        if u.get('profileFile') == path and u.get('attachment') not in gone
+    ]
     if users and before is not None:
         result['changed'] = False
         module.fail_json(msg='cannot remove %s: %s runs under it; detach it first' % (path, ', '.join(users)), **result)

@@ -63,6 +63,11 @@ def test_removes_what_nobody_needs(host):
     host.answers('status', {'units': [{'unit': 'a.service', 'profileFile': str(path)}]})
     out = host.run('profile', name='p', state='absent')
     assert out['failed'] and 'a.service runs under it' in out['msg'] and path.exists()
+    # Its attachment goes first, which a check has not done.
+    host.answers('status', {'units': [{'unit': 'a.service', 'profileFile': str(path), 'attachment': '/etc/aaunit/attachments.d/a.conf'}]})
+    assert host.run('profile', check=True, name='p', state='absent', detached=['a'])['changed']
+    assert host.run('profile', check=True, name='p', state='absent', detached=['b'])['failed']
+    assert host.run('profile', name='p', state='absent', detached=['a'])['failed'] and path.exists()
     host.answers('status', {'units': [{'unit': 'a.service', 'profileFile': '/etc/apparmor.d/other'}]}, rc=3)
     assert host.run('profile', check=True, name='p', state='absent')['changed'] and path.exists()
     assert host.run('profile', name='p', state='absent')['changed'] and not path.exists()
