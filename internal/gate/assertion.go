@@ -101,8 +101,13 @@ func (g *Gate) Query(_ context.Context, profile string, c attach.Compiled, quest
 		v := Ask(&profiles[i], question)
 		r.Witness, r.Text = v.Witness, v.Why
 		r.May = map[policydb.Answer]string{policydb.Yes: attach.MayYes, policydb.No: attach.MayNo, policydb.NotMediated: attach.MayNotMediated}[v.Answer]
-		if r.May == "" {
+		switch r.May {
+		case "":
 			r.May = attach.MayUnknown
+		case attach.MayYes:
+			if where, rule := read.granting(profile, v.rule); rule != "" {
+				r.Text = withDetail(attach.Reason{}, "%s, by the rule %q (%s)", r.Text, rule, where).Detail
+			}
 		}
 		if r.May == attach.MayNo && profiles[i].Mode == policydb.Complain {
 			r.May, r.Text = attach.MayNotMediated, "is in complain mode, which refuses nothing, so it may"
@@ -129,6 +134,15 @@ type Verdict struct {
 	rule *rules.Question // asks for the rule that grants the witness
 }
 
+// grantedBy says where to look for the rule, of something that must not be allowed and
+// is.
+func (v Verdict) grantedBy(q rules.Question) Verdict {
+	if v.Holds == attach.No && v.Answer == policydb.Yes {
+		v.rule = &q
+	}
+	return v
+}
+
 // Ask asks one assertion of one profile.
 func Ask(p *policydb.Profile, as attach.Assertion) Verdict {
 	if p.Mode == policydb.Unconfined {
@@ -146,7 +160,7 @@ func Ask(p *policydb.Profile, as attach.Assertion) Verdict {
 	case attach.AssertSignal, attach.AssertPtrace:
 		return askPeer(p, as)
 	case attach.AssertUserns:
-		return judge(as, p.MayCreateUserns(), "", may(p.MayCreateUserns(), "make user namespaces"))
+		return judge(as, p.MayCreateUserns(), "", may(p.MayCreateUserns(), "make user namespaces")).grantedBy(rules.Question{Class: rules.ClassUserns})
 	}
 	return unanswered("this version does not know assertions of the class %s", as.Class)
 }
@@ -343,7 +357,7 @@ func askChange(p *policydb.Profile, as attach.Assertion) Verdict {
 	if r.Answer == policydb.Unknown {
 		return unanswered("%s", why(r))
 	}
-	return judge(as, r.Answer, r.Witness, may(r.Answer, "change to profile "+quoted(r.Witness)))
+	return judge(as, r.Answer, r.Witness, may(r.Answer, "change to profile "+quoted(r.Witness))).grantedBy(*changeTo(r.Witness))
 }
 
 // signals are all numbers that policy can have: 0, which only asks whether there is such
@@ -359,6 +373,15 @@ var signals = func() (out []byte) {
 	}
 	return out
 }()
+
+// fields are what a rule on a peer has to be about.
+func fields(as attach.Assertion, peer string) map[string]string {
+	f := map[string]string{"peer": peer}
+	if len(as.Access) == 1 {
+		f["access"] = as.Access[0]
+	}
+	return f
+}
 
 func askPeer(p *policydb.Profile, as attach.Assertion) Verdict {
 	peer := as.Object
@@ -387,7 +410,8 @@ func askPeer(p *policydb.Profile, as attach.Assertion) Verdict {
 		if r.Answer == policydb.Unknown {
 			return unanswered("%s", why(r))
 		}
-		return judge(as, r.Answer, r.Witness, may(r.Answer, "do that with tasks under "+quoted(r.Witness)))
+		return judge(as, r.Answer, r.Witness, may(r.Answer, "do that with tasks under "+quoted(r.Witness))).
+			grantedBy(rules.Question{Class: rules.ClassPtrace, Fields: fields(as, r.Witness)})
 	}
 	for _, n := range signals {
 		r := p.FindSignal(n, policydb.Query{Pattern: pattern, Any: want})
@@ -395,7 +419,11 @@ func askPeer(p *policydb.Profile, as attach.Assertion) Verdict {
 		case policydb.Unknown:
 			return unanswered("%s", why(r))
 		case policydb.Yes, policydb.NotMediated:
-			return judge(as, r.Answer, r.Witness, may(r.Answer, fmt.Sprintf("do that with signal %d and tasks under %s", n, quoted(r.Witness))))
+			q := rules.Question{Class: rules.ClassSignal, Fields: fields(as, r.Witness)}
+			if name := policydb.SignalName(n); name != "" {
+				q.Fields["set"] = name
+			}
+			return judge(as, r.Answer, r.Witness, may(r.Answer, fmt.Sprintf("do that with signal %d and tasks under %s", n, quoted(r.Witness)))).grantedBy(q)
 		}
 	}
 	return judge(as, policydb.No, "", "allows no such signal")

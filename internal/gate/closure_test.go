@@ -87,3 +87,32 @@ func TestAProfileThatIsNotAllowedIsTold(t *testing.T) {
 		}
 	}
 }
+
+// The rule that grants what an assertion denies is named, whatever its kind, to who
+// attaches and to who only asks.
+func TestTheRuleOfEachKindIsNamed(t *testing.T) {
+	const granting = "change_profile -> worker,\nsignal send set=(hup),\nsignal receive peer=boss,\nptrace read peer=worker,\nptrace trace peer=boss,\ncapability chown,\nnetwork netlink raw,\n"
+	for asked, rule := range map[string]string{
+		"change-profile worker":  "change_profile -> worker,",
+		"signal send worker":     "signal send set=(hup),",
+		"signal receive boss":    "signal receive peer=boss,",
+		"ptrace read worker":     "ptrace read peer=worker,",
+		"ptrace trace":           "ptrace trace peer=boss,",
+		"capability chown":       "capability chown,",
+		"network netlink":        "network netlink raw,",
+		"write /srv/agent/state": "/srv/agent/* rw,",
+	} {
+		text := profile(granting + "/srv/agent/* rw,")
+		q := question(t, text, "Deny="+asked)
+		q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(text)}
+		want := "by the rule \"" + rule + "\" (" + q.Compiled[0].File + ":"
+		found := slices.DeleteFunc(ask(t, q), func(f attach.Finding) bool { return f.Code != attach.AssertionFailed })
+		if len(found) != 1 || !strings.Contains(found[0].Detail, want) {
+			t.Errorf("Deny=%s: %v", asked, found)
+		}
+		r := New(nil).Query(t.Context(), "agent", q.Compiled[0], q.Desired.Attachment.Assertions[0])
+		if r.May != attach.MayYes || !strings.Contains(r.Text, want) {
+			t.Errorf("query %s: %+v", asked, r)
+		}
+	}
+}

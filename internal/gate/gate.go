@@ -257,19 +257,25 @@ func (a *asking) file(p *policydb.Profile) string {
 // by finds the rule of a profile that grants what q asks: "FILE:LINE" and its
 // text.
 func (a *asking) by(p *policydb.Profile, q *rules.Question) (where, rule string) {
-	if q == nil {
-		return "", ""
-	}
 	for _, read := range a.read {
-		t := read.text
-		if t == nil || t.Profile(p.Name) == nil {
-			continue
-		}
-		if grants := t.Granting(p.Name, *q); len(grants) > 0 {
-			return fmt.Sprintf("%s:%d", grants[0].File, grants[0].Line), grants[0].Raw
+		if where, rule = read.granting(p.Name, q); rule != "" {
+			return where, rule
 		}
 	}
 	return "", ""
+}
+
+// granting finds the rule of a profile that grants what q asks, "" where the text does
+// not tell.
+func (p *policy) granting(profile string, q *rules.Question) (where, rule string) {
+	if q == nil || p.text == nil {
+		return "", ""
+	}
+	grants := p.text.Granting(profile, *q)
+	if len(grants) == 0 {
+		return "", ""
+	}
+	return fmt.Sprintf("%s:%d", grants[0].File, grants[0].Line), grants[0].Raw
 }
 
 // find adds what speaks against the policy, unless the attachment waives it. q

@@ -320,6 +320,18 @@ func SignalNumber(name string) (byte, bool) {
 	return 0, false
 }
 
+// SignalName is the name that rules have for a number of policy's, "" where there is
+// none.
+func SignalName(n byte) string {
+	switch {
+	case n >= 128 && n <= 128+32:
+		return "rtmin+" + strconv.Itoa(int(n)-128)
+	case int(n) < len(signals):
+		return signals[n]
+	}
+	return ""
+}
+
 var signals = [...]string{
 	1: "hup", "int", "quit", "ill", "trap", "abrt", "bus", "fpe", "kill", "usr1", "segv", "usr2", "pipe", "alrm", "term", "stkflt",
 	"chld", "cont", "stop", "stp", "ttin", "ttou", "urg", "xcpu", "xfsz", "vtalrm", "prof", "winch", "io", "pwr", "sys", "emt",
