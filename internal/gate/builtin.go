@@ -213,6 +213,15 @@ func (a *asking) wholesale(p *policydb.Profile) (every bool) {
 	return every
 }
 
+// startingCalls are those by which systemd runs something for who asks
+// (org.freedesktop.systemd1(5)): bus, name, label, path, interface and member.
+var startingCalls = [][]string{
+	{"system", "org.freedesktop.systemd1", attach.Unconfined, "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
+		"{StartTransientUnit,StartUnit,StartUnitWithFlags,StartUnitReplace,RestartUnit,TryRestartUnit,ReloadUnit,ReloadOrRestartUnit,ReloadOrTryRestartUnit,EnqueueUnitJob,LinkUnitFiles,EnableUnitFiles,EnableUnitFilesWithFlags,SetEnvironment,UnsetAndSetEnvironment,SetUnitProperties,AttachProcessesToUnit,BindMountUnit,MountImageUnit}"},
+	{"system", "org.freedesktop.systemd1", attach.Unconfined, "/org/freedesktop/systemd1/unit/*", "org.freedesktop.systemd1.Unit",
+		"{Start,Restart,TryRestart,Reload,ReloadOrRestart,ReloadOrTryRestart,EnqueueJob,SetProperties}"},
+}
+
 // system is about systemd, over the system's D-Bus.
 func (a *asking) system(p *policydb.Profile) {
 	var socket string
@@ -229,10 +238,25 @@ func (a *asking) system(p *policydb.Profile) {
 	if u := a.Unit.Settings; a.Unit.ID != "" && a.Unit.Found() && (u.User == "" || u.User == "root" || u.User == "0") && !u.DynamicUser {
 		s = attach.Error
 	}
-	switch p.DBus(policydb.DBusMessage{Bus: "system", Name: "org.freedesktop.systemd1", Label: attach.Unconfined, Path: "/org/freedesktop/systemd1",
-		Interface: "org.freedesktop.systemd1.Manager", Member: "StartTransientUnit"}, policydb.DBusSend) {
+	r := a.search(p, "asks systemd", func() (r policydb.Result) {
+		for _, call := range startingCalls {
+			fields := make([]*policydb.Pattern, len(call))
+			for i, text := range call {
+				var err error
+				if fields[i], err = policydb.ParseName(text); err != nil {
+					return policydb.Result{Why: err}
+				}
+			}
+			if r = p.FindFields(policydb.ClassDBus, policydb.Query{All: policydb.DBusSend}, fields...); r.Answer != policydb.No {
+				return r
+			}
+		}
+		return r
+	})
+	switch r.Answer {
 	case policydb.Yes:
-		a.find(s, p, socket, files(socket, policydb.Write, policydb.Either), attach.Because(attach.MayAskOthers, "profile %s may ask systemd, over the system bus, to start anything", p.Name))
+		message := strings.Split(r.Witness, "\x00")
+		a.find(s, p, socket, files(socket, policydb.Write, policydb.Either), attach.Because(attach.MayAskOthers, "profile %s may ask systemd, over the system bus, to start what it does not confine (%s)", p.Name, message[len(message)-1]))
 	case policydb.NotMediated:
 		a.find(attach.Warning, p, socket, files(socket, policydb.Write, policydb.Either), attach.Because(attach.MayAskOthers, "profile %s may use the system bus (%s), and this kernel's AppArmor does not look at what is sent there: systemd starts what root asks for", p.Name, socket))
 	case policydb.Unknown:

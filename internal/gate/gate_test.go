@@ -167,6 +167,11 @@ func TestBuiltIn(t *testing.T) {
 		{name: "systemd, by a user", rules: "/run/dbus/system_bus_socket rw,\ndbus,", want: "warning policy-may-ask-others"},
 		{name: "systemd, by root", rules: "/run/dbus/system_bus_socket rw,\ndbus,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "error policy-may-ask-others"},
 
+		{name: "systemd, one call", rules: "/run/dbus/system_bus_socket rw,\ndbus send bus=system interface=org.freedesktop.systemd1.Manager member=StartUnit,", unit: func(u *attach.Unit) { u.Settings.User = "" },
+			want: "error policy-may-ask-others", shows: "(StartUnit)"},
+		{name: "systemd, by a unit's object", rules: "/run/dbus/system_bus_socket rw,\ndbus send bus=system path=/org/freedesktop/systemd1/unit/a_2eservice member=Restart,", unit: func(u *attach.Unit) { u.Settings.User = "" },
+			want: "error policy-may-ask-others", shows: "(Restart)"},
+		{name: "systemd, only asked", rules: "/run/dbus/system_bus_socket rw,\ndbus send bus=system interface=org.freedesktop.DBus.Properties,\ndbus send bus=system interface=org.freedesktop.systemd1.Manager member=GetUnit,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
 		{name: "systemd, nobody looks", rules: "# no dbus\n/run/dbus/system_bus_socket rw,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-ask-others", shows: "does not look"},
 		{name: "another bus name", rules: "/run/dbus/system_bus_socket rw,\ndbus send bus=system peer=(name=org.freedesktop.resolve1),", unit: func(u *attach.Unit) { u.Settings.User = "" }},
 

@@ -34,6 +34,8 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	run(t, "chown", "nobody:", "/etc/w-own")
 	const scripts, env = "ExecReload=/usr/local/bin/w-script", "ExecReload=/usr/local/bin/w-env"
 	netlink := "RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK"
+	const unix = "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX"
+	const kid = "/usr/bin/id Cx -> kid,\n  profile kid {\n    /usr/bin/id mr,\n  }"
 	rows := []row{
 		{attach.MayWriteTmp, refused, "/dev/shm/** rw,", "owner /dev/shm/** rw,", "", ""},
 		{attach.MayWriteSelf, refused, "/usr/local/bin/* w,", "/usr/local/share/** w,", "", ""},
@@ -49,6 +51,12 @@ func TestWhatPolicyMayNot(t *testing.T) {
 		{attach.MayAskOthers, refused, "/etc/cron.d/* w,", "/etc/cron.d/* r,", "", ""},
 		{attach.MayAskOthers, refused, "/var/spool/cron/** w,", "/var/spool/cron/** r,", "", ""},
 		{attach.MayAskOthers, refused, "/run/docker.sock rw,", "/run/docker.pid rw,", "", ""},
+		{attach.MayAskOthers, refused, "/var/spool/at/* w,", "/var/spool/at/* r,", "", ""},
+		{attach.MayAskOthers, told, "/run/dbus/system_bus_socket rw,", "/run/dbus/system_bus_socket r,", "User=nobody", "User=nobody"},
+		{attach.MayLeave, refused, "change_profile -> unconfined,", "change_profile -> w-other,", "", ""},
+		{attach.MayWriteTmp, refused, "owner /tmp/** rw,", "owner /tmp/** rw,", "[Unit]\nJoinsNamespaceOf=w-good-0.service", ""},
+		{attach.MayNotTransition, told, kid, kid, "NoNewPrivileges=yes", ""},
+		{attach.MayOtherFamilies, noted, "network netlink raw,", "network unix,", unix, unix},
 		{attach.MayNotNotify, told, "deny /run/systemd/notify w,", "/run/systemd/notify w,", "Type=notify", "Type=notify"},
 		{attach.MayNotTransition, told, "/usr/bin/id Px,", "/usr/bin/id ix,", "NoNewPrivileges=yes", "NoNewPrivileges=yes"},
 		{attach.MayChange, noted, "/usr/bin/id Px,", "/usr/bin/id ix,", "", ""},
@@ -66,8 +74,8 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	// Rules that only newer parsers and kernels know.
 	abi := map[string]string{}
 	if usernsRules() {
-		rows = append(rows, row{attach.MayUserns, told, "userns,", "", "", ""})
-		abi["userns,"] = "abi/4.0"
+		rows = append(rows, row{attach.MayUserns, told, "userns,", "", "", ""}, row{attach.MayEverything, refused, "all,", "/srv/** rw,", "", ""})
+		abi["userns,"], abi["all,"] = "abi/4.0", "abi/4.0"
 	}
 	var units []string
 	for i, r := range rows {
