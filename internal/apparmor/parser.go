@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -120,8 +121,13 @@ func (s *System) parse(ctx context.Context, c *copied, files int, args ...string
 	args = append(where, args...)
 	stdout := &limited{max: s.opt.ParserOutput, over: cancel}
 	stderr := &limited{max: 1 << 20, over: cancel}
+	limits := s.limits(limit)
 	run := func(cred *syscall.Credential) error {
 		cmd := exec.CommandContext(ctx, path, args...)
+		itself := cred != nil && !limitsOthers()
+		if itself {
+			cmd = exec.CommandContext(ctx, limiter, append(limits.flags(), append([]string{"--", path}, args...)...)...)
+		}
 		cmd.Dir = c.base()
 		cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 		cmd.Stdout, cmd.Stderr = stdout, stderr
@@ -136,9 +142,17 @@ func (s *System) parse(ctx context.Context, c *copied, files int, args ...string
 		if err := cmd.Start(); err != nil {
 			return &startError{err}
 		}
-		s.bound(cmd.Process.Pid, limit)
+		var unbound error
+		if !itself {
+			if unbound = limits.set(cmd.Process.Pid); unbound != nil {
+				_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+			}
+		}
 		err := cmd.Wait()
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
+		if unbound != nil {
+			return &startError{unbound}
+		}
 		return err
 	}
 	var cred *syscall.Credential
@@ -168,23 +182,67 @@ func (s *System) parse(ctx context.Context, c *copied, files int, args ...string
 // tooLong is what is said of a parser that was stopped for the time it took.
 const tooLong = "did not end within"
 
+// tooLarge is what is said of one that came to the bound on its memory. wantsMemory is
+// what it prints then: the C++ library's, or its own (parser_include.c, lib.c).
+const tooLarge = "needed more memory than"
+
+var wantsMemory = regexp.MustCompile(`std::bad_alloc|[Mm]emory allocation error|[Oo]ut of memory|Cannot allocate memory`)
+
 // startError is a child that could not be started.
 type startError struct{ err error }
 
 func (e *startError) Error() string { return e.err.Error() }
 
-// bound puts resource limits on the child, right after its start: the instant
-// before is the program loader's. Children it forks inherit them.
-func (s *System) bound(pid int, limit time.Duration) {
-	seconds := uint64(limit/time.Second) + 1
-	set := func(what int, n uint64) {
-		_ = unix.Prlimit(pid, what, &unix.Rlimit{Cur: n, Max: n}, nil)
+// limits are bounds on a child's resources, with the names that prlimit(1) has for
+// them. Children it forks inherit them.
+type limits []limit
+
+type limit struct {
+	what int
+	name string
+	max  uint64
+}
+
+func (s *System) limits(span time.Duration) limits {
+	return limits{
+		{unix.RLIMIT_CPU, "cpu", uint64(span/time.Second) + 1},
+		{unix.RLIMIT_AS, "as", s.opt.ParserMemory},
+		{unix.RLIMIT_CORE, "core", 0},
+		{unix.RLIMIT_FSIZE, "fsize", uint64(s.opt.ParserOutput)},
+		{unix.RLIMIT_NOFILE, "nofile", 256},
 	}
-	set(unix.RLIMIT_CPU, seconds)
-	set(unix.RLIMIT_AS, s.opt.ParserMemory)
-	set(unix.RLIMIT_CORE, 0)
-	set(unix.RLIMIT_FSIZE, uint64(s.opt.ParserOutput))
-	set(unix.RLIMIT_NOFILE, 256)
+}
+
+// limiter sets its own limits and becomes the program: for root without
+// CAP_SYS_RESOURCE, as in a container. It is of util-linux, which is essential in
+// Debian.
+const limiter = "/usr/bin/prlimit"
+
+// limitsOthers reports whether limits may be put on another user's process (prlimit(2)).
+var limitsOthers = sync.OnceValue(func() bool {
+	var caps [2]unix.CapUserData // version 3 has 64 bits
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &caps[0])
+	return err == nil && caps[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+})
+
+// set limits a child, right after its start: the instant before is the program
+// loader's.
+func (l limits) set(pid int) error {
+	for _, one := range l {
+		err := unix.Prlimit(pid, one.what, &unix.Rlimit{Cur: one.max, Max: one.max}, nil)
+		if err != nil && !errors.Is(err, unix.ESRCH) { // it has ended already
+			return fmt.Errorf("cannot put bounds on the parser: %w", err)
+		}
+	}
+	return nil
+}
+
+// flags are those of prlimit(1).
+func (l limits) flags() (out []string) {
+	for _, one := range l {
+		out = append(out, fmt.Sprintf("--%s=%d", one.name, one.max))
+	}
+	return out
 }
 
 // marker is the name of a profile of our own, empty, that stands between the
@@ -335,6 +393,9 @@ func (s *System) alone(ctx context.Context, c *copied, src *source, path string,
 	}
 	said := c.original(string(out.stderr))
 	// Exit 0 is not success (seen on Debian 12 and 13).
+	if out.err != nil && wantsMemory.MatchString(said) {
+		return nil, &compileError{file: src.file, text: fmt.Sprintf("the parser %s %d MiB", tooLarge, s.opt.ParserMemory>>20), run: true, again: later()}
+	}
 	if out.err != nil || strings.Contains(said, "parser error") {
 		e := newCompileError(src, said, out.err, s.parserVersion(ctx))
 		if exit := (*exec.ExitError)(nil); errors.As(out.err, &exit) && !exit.Exited() {
@@ -497,7 +558,7 @@ func problem(file string, err error) attach.Reason {
 			return ce.found.reason(r)
 		case !ce.run:
 			r = r.WithNext("correct the file; apparmor_parser -Q -K " + file + " shows whether it compiles")
-		case strings.Contains(ce.text, tooLong):
+		case strings.Contains(ce.text, tooLong), strings.Contains(ce.text, tooLarge):
 			r = r.WithNext("make the file simpler: alternations such as {a,b} multiply, the more so behind **; it is tried again when it changes, and now and then")
 		}
 		return r

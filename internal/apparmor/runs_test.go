@@ -208,6 +208,18 @@ func TestAProfileThatExplodes(t *testing.T) {
 	}
 }
 
+// One that takes too much memory is named for that.
+func TestAProfileThatTakesTooMuchMemory(t *testing.T) {
+	h := newHost(t)
+	h.opt.ParserTime, h.opt.ParserMemory = 5*time.Minute, 48<<20
+	boom := h.profile("boom", explosive("boom"))
+	done, problems := h.Compile(ctx(t), []string{boom}, false)
+	if len(done) != 0 || len(problems) != 1 || problems[0].Code != attach.ProfileBroken ||
+		!strings.Contains(problems[0].Detail, "cannot compile "+boom+": the parser needed more memory than 48 MiB") || !strings.Contains(problems[0].Next, "make the file simpler") {
+		t.Errorf("%+v %+v", done, problems)
+	}
+}
+
 // While the parser is at work its file and what it includes change, and go. What
 // comes out belongs to the text that was read, and so does its digest.
 func TestATextThatChangesUnderTheParser(t *testing.T) {
