@@ -5,6 +5,7 @@ import (
 	"compress/zlib"
 	"maps"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -445,5 +446,55 @@ func TestNewClasses(t *testing.T) {
 		if c.got != c.want {
 			t.Errorf("%s: %s, want %s", c.what, c.got, c.want)
 		}
+	}
+}
+
+// What has a part that is not known here answers nothing: the part could change any
+// answer.
+func TestWhatIsNotKnownAnswersNothing(t *testing.T) {
+	p := parse(t, "profile p {\n/etc/** r,\nnetwork inet stream,\ncapability chown,\nchange_profile -> x,\n}")
+	p.Unread = []string{"a table of tomorrow"}
+	all := pattern(t, "/etc/**")
+	for what, got := range map[string]Answer{
+		"a path":         p.Allows("/etc/a", Read, Either),
+		"another path":   p.Allows("/srv/a", Read, Either),
+		"a pattern":      p.Find(Query{Pattern: all, All: Read}).Answer,
+		"all of it":      p.Covers(Query{Pattern: all, All: Read}).Answer,
+		"a socket":       p.Network(2, 1, NetCreate),
+		"a capability":   p.Capability(0),
+		"another one":    p.Capability(21),
+		"a change":       p.MayChangeProfile("x"),
+		"what matches":   p.FindChange(Query{Pattern: all, Any: ChangeProfile}).Answer,
+		"an exec":        second(p.Exec("/bin/sh", Either)),
+		"a signal":       p.Signal(9, "x", SignalSend),
+		"user namespace": p.MayCreateUserns(),
+	} {
+		if got != Unknown {
+			t.Errorf("%s: %s", what, got)
+		}
+	}
+}
+
+func second(_ Transition, a Answer) Answer { return a }
+
+// A file of the parser's cache is the policy, as -S prints it.
+func TestAFileOfTheCache(t *testing.T) {
+	const text = "profile p {\n/etc/** r,\n}\nprofile q {\n/srv/** rw,\n}\n"
+	cache := t.TempDir()
+	if out, err := exec.Command("/usr/sbin/apparmor_parser", "--skip-kernel-load", "--write-cache", "--cache-loc", cache,
+		"--kernel-features=/usr/share/apparmor-features/features", write(t, text)).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	files, _ := filepath.Glob(cache + "/*/profile")
+	if len(files) != 1 {
+		t.Fatalf("the cache has %q", files)
+	}
+	blob, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := Parse(blob)
+	if err != nil || len(all) != 2 || all[0].Allows("/etc/a", Read, Either) != Yes || all[1].Allows("/srv/a", Write, Either) != Yes || all[1].Allows("/etc/a", Read, Either) != No {
+		t.Errorf("%v: %+v", err, all)
 	}
 }
