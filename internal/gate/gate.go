@@ -293,6 +293,9 @@ func (a *asking) find(s attach.Severity, p *policydb.Profile, witness string, q 
 	case r.Where == "":
 		r = r.At(a.file(p))
 	}
+	if r.Next == "" {
+		r = r.WithNext(ways[r.Code])
+	}
 	f := attach.Finding{Severity: s, Profile: p.Name, Witness: witness, Reason: r}
 	for _, old := range a.found {
 		if old.Reason == r {
@@ -300,6 +303,23 @@ func (a *asking) find(s attach.Severity, p *policydb.Profile, witness string, q 
 		}
 	}
 	a.found = append(a.found, f)
+}
+
+// ways out, where the finding has none of its own.
+var ways = map[attach.Code]string{
+	attach.MayWriteTmp:      "take the rule out, allow a directory of its own instead, or give the unit PrivateTmp=yes",
+	attach.MayWriteSelf:     "take the write permission off the rule",
+	attach.MayWritePolicy:   "take the rule out, or put a deny rule beside it",
+	attach.MayWriteKeys:     "take the rule out, or put owner before it",
+	attach.MayWriteSysctl:   "allow the single file that is needed",
+	attach.MayLeave:         "use ix (stay inside), Cx (a child profile) or Px (another profile)",
+	attach.MayEverything:    "name what the service needs instead",
+	attach.MayAskOthers:     "take the rule out",
+	attach.MayUserns:        "take the rule out unless the program is a browser or a container engine",
+	attach.MayNotDetached:   "add flags=(attach_disconnected) to the profile if such denials show",
+	attach.MayNotOwn:        "take owner off the rule, or give the file to the unit's user",
+	attach.MayOtherFamilies: "take the rule out, or the family into RestrictAddressFamilies=",
+	attach.AssertionFailed:  "correct the profile, or the assertion",
 }
 
 func withDetail(r attach.Reason, format string, args ...any) attach.Reason {

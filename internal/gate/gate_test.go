@@ -257,6 +257,11 @@ func TestBuiltIn(t *testing.T) {
 			if len(found) == 0 || found[0].Severity.String()+" "+string(found[0].Code) != tt.want {
 				t.Fatalf("%v, want %s first", found, tt.want)
 			}
+			for _, f := range found {
+				if f.Next == "" && f.Code != attach.AssertionWaived {
+					t.Errorf("nothing is said to do about %s", f)
+				}
+			}
 			if s := found[0].Detail; !strings.Contains(s, tt.shows) {
 				t.Errorf("%q does not show %q", s, tt.shows)
 			}
