@@ -96,7 +96,8 @@ func canonicalMember(p string) (string, error) {
 		return p, nil
 	}
 	ns, name := splitNamespace(p)
-	if ns == "" || name == "" || name[0] == '&' {
+	// "/&…" would be printed with the "//&" of a stack in it.
+	if ns == "" || name == "" || name[0] == '&' || strings.HasPrefix(name, "/&") {
 		return "", fmt.Errorf("%q is not a namespace and a name", p)
 	}
 	return ":" + ns + "://" + name, nil
