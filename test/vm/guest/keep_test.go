@@ -184,12 +184,6 @@ func TestWhatOthersDoToTheDropInIsPutBack(t *testing.T) {
 		"changed": func() error { return os.WriteFile(dropIn, []byte(good+"\n[Service]\nAppArmorProfile=\n"), 0o644) },
 		"removed": func() error { return os.Remove(dropIn) },
 		"emptied": func() error { return os.Truncate(dropIn, 0) },
-		"a link": func() error {
-			if err := os.Remove(dropIn); err != nil {
-				return err
-			}
-			return os.Symlink("/etc/hostname", dropIn)
-		},
 		"gone with its directory": func() error { return os.RemoveAll(filepath.Dir(dropIn)) },
 	} {
 		since := mark(t, unit)
@@ -211,9 +205,30 @@ func TestWhatOthersDoToTheDropInIsPutBack(t *testing.T) {
 			t.Errorf("%s: exit %d\n%s%s", what, r.exit, r.stdout, r.stderr)
 		}
 	}
+	// A link is not followed and not removed: it is said, until somebody takes it away.
+	if err := os.Remove(dropIn); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/hostname", dropIn); err != nil {
+		t.Fatal(err)
+	}
+	a.Reload()
+	waitFor(t, "the link to be named", func() (bool, string) {
+		r := ctl(t, "status", unit)
+		return r.exit == 3 && strings.Contains(r.stdout, dropIn+" is a symbolic link"), r.stdout
+	})
 	if read(t, "/etc/hostname") != hostname {
 		t.Error("a link was followed")
 	}
+	if err := os.Remove(dropIn); err != nil {
+		t.Fatal(err)
+	}
+	a.Reload()
+	waitFor(t, "the drop-in in the place of a link", func() (bool, string) {
+		text, _ := os.ReadFile(dropIn)
+		r := ctl(t, "verify", unit)
+		return string(text) == good && r.exit == 0, r.stdout
+	})
 	if now := show(t, unit, "InvocationID"); now != started {
 		t.Error("the unit was restarted")
 	}
