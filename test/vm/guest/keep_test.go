@@ -215,7 +215,7 @@ func TestWhatOthersDoToTheDropInIsPutBack(t *testing.T) {
 	a.Reload()
 	waitFor(t, "the link to be named", func() (bool, string) {
 		r := ctl(t, "status", unit)
-		return r.exit == 3 && strings.Contains(r.stdout, dropIn+" is a symbolic link"), r.stdout
+		return r.exit == 3 && strings.Contains(strings.Join(strings.Fields(r.stdout), " "), dropIn+" is a symbolic link"), r.stdout
 	})
 	if read(t, "/etc/hostname") != hostname {
 		t.Error("a link was followed")
