@@ -181,9 +181,9 @@ func TestWhatOthersDoToTheDropInIsPutBack(t *testing.T) {
 	dropIn, started, hostname := attach.DropInPath(unit, false), show(t, unit, "InvocationID"), read(t, "/etc/hostname")
 	good := read(t, dropIn)
 	for what, trample := range map[string]func() error{
-		"changed": func() error { return os.WriteFile(dropIn, []byte(good+"\n[Service]\nAppArmorProfile=\n"), 0o644) },
-		"removed": func() error { return os.Remove(dropIn) },
-		"emptied": func() error { return os.Truncate(dropIn, 0) },
+		"changed":                 func() error { return os.WriteFile(dropIn, []byte(good+"\n[Service]\nAppArmorProfile=\n"), 0o644) },
+		"removed":                 func() error { return os.Remove(dropIn) },
+		"emptied":                 func() error { return os.Truncate(dropIn, 0) },
 		"gone with its directory": func() error { return os.RemoveAll(filepath.Dir(dropIn)) },
 	} {
 		since := mark(t, unit)
