@@ -9,6 +9,14 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
+// withText is a question about a policy whose text is there, too.
+func withText(t *testing.T, text string, lines ...string) Question {
+	t.Helper()
+	q := question(t, text, lines...)
+	q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(text)}
+	return q
+}
+
 // Every name but some is a pattern.
 func TestOtherNames(t *testing.T) {
 	names := []string{"agent", "agent//sub", "ab", "/usr/bin/a-b[^1]*{x,y}?", "unconfined", "\xff\x01 z\"\\"}
@@ -42,10 +50,7 @@ func TestWhatItLeadsToIsAsked(t *testing.T) {
 		"/usr/bin/* ix,":                              "",
 		"/bin/* Cx -> x,\nprofile x {\n/opt/* Px,\n}": "/opt/named",
 	} {
-		text := profile(rule) + others
-		q := question(t, text, "Deny=write /mnt/**", "Deny=write /srv/**")
-		q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(text)}
-		found := besides(ask(t, q))
+		found := besides(ask(t, withText(t, profile(rule)+others, "Deny=write /mnt/**", "Deny=write /srv/**")))
 		if (want == "") != (len(found) == 0) || want != "" && found[0].Profile != want {
 			t.Errorf("%s: %v", rule, found)
 		}
@@ -75,10 +80,7 @@ func TestAProfileThatIsNotAllowedIsTold(t *testing.T) {
 		{rules: "/usr/bin/help ix,"},
 		{rules: "/usr/bin/help Px,", set: []string{"Waive=policy-may-change-profile it is meant"}},
 	} {
-		text := profile(c.rules) + others
-		q := question(t, text, c.set...)
-		q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(text)}
-		found := slices.DeleteFunc(ask(t, q), func(f attach.Finding) bool { return f.Code != attach.MayChange })
+		found := slices.DeleteFunc(ask(t, withText(t, profile(c.rules)+others, c.set...)), func(f attach.Finding) bool { return f.Code != attach.MayChange })
 		switch {
 		case c.shows == "" && len(found) > 0:
 			t.Errorf("%s %q: %v", c.rules, c.set, found)
@@ -102,9 +104,7 @@ func TestTheRuleOfEachKindIsNamed(t *testing.T) {
 		"network netlink":        "network netlink raw,",
 		"write /srv/agent/state": "/srv/agent/* rw,",
 	} {
-		text := profile(granting + "/srv/agent/* rw,")
-		q := question(t, text, "Deny="+asked)
-		q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(text)}
+		q := withText(t, profile(granting+"/srv/agent/* rw,"), "Deny="+asked)
 		want := "by the rule \"" + rule + "\" (" + q.Compiled[0].File + ":"
 		found := slices.DeleteFunc(ask(t, q), func(f attach.Finding) bool { return f.Code != attach.AssertionFailed })
 		if len(found) != 1 || !strings.Contains(found[0].Detail, want) {
