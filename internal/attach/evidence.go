@@ -261,6 +261,10 @@ func settingsEvidence(u Unit, sum func(string) string) []EvidenceSetting {
 	flag("NoNewPrivileges", s.NoNewPrivileges)
 	flag("Delegate", s.Delegate)
 	add("User", s.User)
+	flag("DynamicUser", s.DynamicUser)
+	if f := s.AddressFamilies; f != nil {
+		add("RestrictAddressFamilies", map[bool]string{false: "~"}[f.AllowList]+strings.Join(slices.Sorted(slices.Values(f.Families)), " "))
+	}
 	add("PAMName", s.PAMName)
 	add("RootDirectory", s.RootDirectory)
 	count := map[string]int{}

@@ -189,7 +189,7 @@ func TestGatherEvidence(t *testing.T) {
 		Record: Record{Policies: map[string]string{"/f": "id", "/g": "lost"}, Accepted: map[string]string{"p": "sha256:1", "p//kept": "sha256:2"}},
 		Kept:   []Compiled{{ID: "id", File: "/f", Source: "s", Parser: "v", Kernel: "k", Environment: "e"}}}
 	o := Observed{
-		Unit:   Unit{ID: "a.service", LoadState: "loaded", InvocationID: "i", MainPID: 10, Settings: Settings{Profile: "p", IgnoreMissing: true, Exec: []ExecCommand{{Property: "ExecStart", Path: "/a", Argv: []string{"a", "secret"}, Privileged: true, PID: 99}}}},
+		Unit:   Unit{ID: "a.service", LoadState: "loaded", InvocationID: "i", MainPID: 10, Settings: Settings{Profile: "p", IgnoreMissing: true, DynamicUser: true, AddressFamilies: &AddressFamilies{Families: []string{"AF_PACKET", "AF_NETLINK"}}, Exec: []ExecCommand{{Property: "ExecStart", Path: "/a", Argv: []string{"a", "secret"}, Privileged: true, PID: 99}}}},
 		DropIn: DropInState{Exists: true, Content: "text"},
 		Policy: Policy{Live: map[string]LiveProfile{"p": {Name: "p", Mode: ModeEnforce, Checksum: "sha256:1"}, "p//odd": {Name: "p//odd", Mode: ModeEnforce}, "other": {Name: "other"}}},
 		Scan:   &Scan{Before: "i", After: "i", Stable: true, At: time.Unix(5, 0), Tmp: map[int]TmpView{10: {Tmp: "a", VarTmp: "b"}, 11: {Tmp: "a", VarTmp: "b"}}},
@@ -232,6 +232,11 @@ func TestGatherEvidence(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	text := fmt.Sprint(e.Settings)
+	for _, want := range []EvidenceSetting{{Key: "DynamicUser", Value: "yes"}, {Key: "RestrictAddressFamilies", Value: "~AF_NETLINK AF_PACKET"}} {
+		if !slices.Contains(e.Settings, want) {
+			t.Errorf("settings %v, without %v", e.Settings, want)
+		}
+	}
 	if !strings.Contains(text, "+/a (arguments sha256 sum(8))") || strings.Contains(text, "secret") || strings.Contains(text, "99") || !strings.Contains(text, "-p") {
 		t.Errorf("settings %v", e.Settings)
 	}
