@@ -227,7 +227,7 @@ func TestWhatOthersDoToTheDropInIsPutBack(t *testing.T) {
 	waitFor(t, "the drop-in in the place of a link", func() (bool, string) {
 		text, _ := os.ReadFile(dropIn)
 		r := ctl(t, "verify", unit)
-		return string(text) == good && r.exit == 0, r.stdout
+		return strings.TrimSuffix(string(text), "\n") == good && r.exit == 0, r.stdout
 	})
 	if now := show(t, unit, "InvocationID"); now != started {
 		t.Error("the unit was restarted")
