@@ -346,7 +346,9 @@ func TestAFailedAttachIsUndone(t *testing.T) {
 		if o := out[unit]; !o.Undone || len(o.Reasons) == 0 {
 			t.Errorf("%s: %+v", unit, o)
 		}
-		if !slices.ContainsFunc(out[unit].Reasons, func(r attach.Reason) bool { return r.Code == attach.Denied && strings.Contains(r.Detail, "create inet stream denied") }) {
+		if !slices.ContainsFunc(out[unit].Reasons, func(r attach.Reason) bool {
+			return r.Code == attach.Denied && strings.Contains(r.Detail, "create inet stream denied")
+		}) {
 			t.Errorf("%s: what was denied is not shown: %+v", unit, out[unit].Reasons)
 		}
 		if got := show(t, unit, "ActiveState"); got != "active" {
