@@ -151,7 +151,7 @@ func (s *System) parse(ctx context.Context, c *copied, files int, args ...string
 		err := cmd.Wait()
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left behind
 		if unbound != nil {
-			return &startError{unbound}
+			return unbound
 		}
 		return err
 	}
@@ -167,6 +167,8 @@ func (s *System) parse(ctx context.Context, c *copied, files int, args ...string
 	}
 	out := output{stdout: stdout.buf.Bytes(), stderr: stderr.buf.Bytes(), err: err}
 	switch {
+	case errors.Is(err, errUnbound): // and not run again with more rights
+		return out, err
 	case errors.As(err, &start):
 		return out, fmt.Errorf("cannot start %s: %w", path, start.err)
 	case stdout.cut || stderr.cut:
@@ -225,13 +227,15 @@ var limitsOthers = sync.OnceValue(func() bool {
 	return err == nil && caps[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 })
 
+var errUnbound = errors.New("cannot put bounds on the parser")
+
 // set limits a child, right after its start: the instant before is the program
 // loader's.
 func (l limits) set(pid int) error {
 	for _, one := range l {
 		err := unix.Prlimit(pid, one.what, &unix.Rlimit{Cur: one.max, Max: one.max}, nil)
 		if err != nil && !errors.Is(err, unix.ESRCH) { // it has ended already
-			return fmt.Errorf("cannot put bounds on the parser: %w", err)
+			return fmt.Errorf("%w: %w", errUnbound, err)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -98,8 +99,9 @@ func (a *asking) carried() []string {
 	return append([]string{a.Desired.Profile}, a.Desired.Attachment.AllowProfiles...)
 }
 
-// others says to which profiles p leads that the attachment does not allow: they
-// are not asked about, and a unit whose task carries one is not confined.
+// others says to which profiles p leads that the attachment does not allow: a unit
+// whose task carries one is not confined, and what is in another file is not asked
+// about.
 func (a *asking) others(p *policydb.Profile) {
 	const next = "if that is meant, name the profile in AllowProfiles= of the attachment; else use ix or Cx"
 	for _, t := range p.Transitions() {
@@ -124,12 +126,12 @@ func (a *asking) others(p *policydb.Profile) {
 				"profile %s runs %s under the profile that attaches to it (%s), and the attachment allows none that does", p.Name, quoted(r.Witness), t).WithNext(next))
 		}
 	}
-	// What may become unconfined is said to.
+	// What may become unconfined is told already, by leaves.
 	if p.MayChangeProfile(attach.Unconfined) == policydb.Yes {
 		return
 	}
 	but := append(a.carried(), attach.Unconfined)
-	r := a.search(p, "changes to none of "+strings.Join(but, " "), func() policydb.Result {
+	r := a.search(p, fmt.Sprintf("changes to none of %q", but), func() policydb.Result {
 		pattern, err := policydb.ParseName(otherNames(but))
 		if err != nil {
 			return policydb.Result{Why: err}
