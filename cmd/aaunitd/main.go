@@ -22,6 +22,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/coreos/go-systemd/v22/util"
 	slogjournal "github.com/systemd/slog-journal"
+	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/api"
 	"github.com/aaunit/aaunit/internal/apparmor"
@@ -66,7 +67,7 @@ func main() {
 	asks := gate.New(policies.Get)
 	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log})
 	host.SweepStaging()
-	footprint := &memory{percent: 100}
+	footprint := newMemory()
 	o := reconcile.Options{
 		AppArmor: host,
 		Store:    state.Dir(filepath.Join(*stateDir, "units")),
@@ -136,28 +137,54 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 // memory keeps the daemon small. What a pass leaves behind is spread over all that
 // the heap had grown to: of pages that hold one small thing each none can be given
 // back. So where many units are attached the collector lets less pile up, which
-// costs it more work.
+// costs it more work. Where few are, the heap is smaller than what one question about
+// all of them takes, and the collector would run in the middle of each.
 type memory struct {
 	mu      sync.Mutex
-	percent int // as in debug.SetGCPercent
+	many    bool
 	resting bool
 }
 
 // many is a number of units from which on memory counts for more than time.
 const many = 200
 
+// percent is how much the heap may grow until it is collected; see debug.SetGCPercent.
+// Go's collector lets it come to 4 MiB by percent/100 in any case.
+func (m *memory) percent() int {
+	if m.many {
+		return 40
+	}
+	return 400
+}
+
+// room is for what is allocated at rest, in bytes.
+func (m *memory) room() int64 {
+	if m.many {
+		return 3 << 20
+	}
+	return 12 << 20
+}
+
+func newMemory() *memory {
+	m := &memory{}
+	debug.SetGCPercent(m.percent())
+	// What is given back stays given back: the kernel would make huge pages of it, and
+	// of what Go's runtime keeps for itself (prctl(2)).
+	// Where the kernel cannot be told so, more memory is used, and nothing else.
+	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+	return m
+}
+
 // sized is told how many units are attached.
 func (m *memory) sized(units int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	percent := 100
-	if units > many {
-		percent = 40
+	if is := units > many; is != m.many {
+		m.many = is
+		if !m.resting {
+			debug.SetGCPercent(m.percent())
+		}
 	}
-	if percent != m.percent && !m.resting {
-		debug.SetGCPercent(percent)
-	}
-	m.percent = percent
 }
 
 // rest gives back memory, and stops the collector until resume: it would run every
@@ -170,18 +197,17 @@ func (m *memory) rest() (resume func()) {
 	debug.FreeOSMemory()
 	var now runtime.MemStats
 	runtime.ReadMemStats(&now)
-	const room = 3 << 20
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.resting = true
 	limit := debug.SetMemoryLimit(-1)
-	debug.SetMemoryLimit(min(limit, int64(now.Sys-now.HeapReleased)+room))
+	debug.SetMemoryLimit(min(limit, int64(now.Sys-now.HeapReleased)+m.room()))
 	debug.SetGCPercent(-1)
 	return func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.resting = false
-		debug.SetGCPercent(m.percent)
+		debug.SetGCPercent(m.percent())
 		debug.SetMemoryLimit(limit)
 	}
 }

@@ -2,14 +2,15 @@ package apparmor
 
 import (
 	"fmt"
-	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"path"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
+	"github.com/aaunit/aaunit/internal/apparmor/rules"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -52,9 +53,14 @@ type message struct {
 	text string
 }
 
+// pattern is compiled when it is first used: most runs of a program need none.
+func pattern(text string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+}
+
 // parserAt finds the place in the parser's message: "AppArmor parser error for
 // FILE in [profile] PLACE at line N: TEXT" (yyerror in parser/parser_misc.c).
-var parserAt = regexp.MustCompile(`in (?:profile )?(/.*?) at line (\d+): (.*)`)
+var parserAt = pattern(`in (?:profile )?(/.*?) at line (\d+): (.*)`)
 
 // noise are lines that say nothing about the file.
 var noise = []string{"Cache read/write disabled", "Warning: unable to find a suitable fs", "Ignoring: ", "Warning from "}
@@ -72,7 +78,7 @@ func messages(said string) []message {
 		if line == "" || slices.ContainsFunc(noise, func(n string) bool { return strings.HasPrefix(line, n) }) {
 			continue
 		}
-		if m := parserAt.FindStringSubmatch(line); m != nil {
+		if m := parserAt().FindStringSubmatch(line); m != nil {
 			if n, err := strconv.Atoi(m[2]); err == nil && len(placed) < 16 {
 				placed = append(placed, message{m[1], n, strings.TrimSpace(m[3])})
 				continue
@@ -290,10 +296,10 @@ func isFile(t rules.Token) bool {
 // isPermissions reports whether the parser takes a word for permissions, by
 // its letters (MODES in parser/parser_lex.l): those of exec transitions in
 // their order only.
-var permissionsPattern = regexp.MustCompile(`^(?:[rRwWaAlLkKmMxX]|(?:[pPcCuU]|[pPcC][iIuU]|[iI])[xX])+$`)
+var permissionsPattern = pattern(`^(?:[rRwWaAlLkKmMxX]|(?:[pPcCuU]|[pPcC][iIuU]|[iI])[xX])+$`)
 
 func isPermissions(t rules.Token) bool {
-	return t.Kind == rules.Word && permissionsPattern.MatchString(t.Text)
+	return t.Kind == rules.Word && permissionsPattern().MatchString(t.Text)
 }
 
 // at makes a diagnosis that points to a byte of a file.
@@ -381,7 +387,7 @@ func (d *diagnoser) unknown(m message) Diagnosis {
 	}
 	cause := "apparmor_parser gave up here."
 	help := ""
-	if syntax := syntaxError.FindStringSubmatch(m.text); syntax != nil {
+	if syntax := syntaxError().FindStringSubmatch(m.text); syntax != nil {
 		cause = "apparmor_parser did not expect " + tokenWords(syntax[1]) + " here"
 		if syntax[2] != "" {
 			cause += "; it looked for " + tokenWords(syntax[2])
@@ -395,7 +401,7 @@ func (d *diagnoser) unknown(m message) Diagnosis {
 }
 
 // syntaxError is bison's message (%define parse.error verbose).
-var syntaxError = regexp.MustCompile(`^syntax error, unexpected (.*?)(?:, expecting (.*))?$`)
+var syntaxError = pattern(`^syntax error, unexpected (.*?)(?:, expecting (.*))?$`)
 
 // tokenNames are the parser's names for what it reads (parser/parser_yacc.y).
 var tokenNames = map[string]string{

@@ -55,7 +55,7 @@ var causes = sync.OnceValue(func() []cause {
 		{regexp.MustCompile(`^RLIMIT '(.*)' (?:invalid value|<|out of range)`), (*diagnoser).limitValue},
 		{regexp.MustCompile(`^missing an end of line character\?`), (*diagnoser).noEnd},
 		{regexp.MustCompile(`^Lexer found unexpected character`), (*diagnoser).character},
-		{syntaxError, (*diagnoser).syntax},
+		{syntaxError(), (*diagnoser).syntax},
 	}
 })
 
@@ -91,17 +91,17 @@ func (d *diagnoser) message(m message) (Diagnosis, bool) {
 
 // socketOption finds the rule that people write when they want options of a
 // socket: "socket (tcp) options=(…) level=… optname=…".
-var socketOption = regexp.MustCompile(`(?m)(?:^\s*(?:(?:audit|deny|allow|owner)\s+)*((?:socket|setsockopt|getsockopt)\b)|\b(optname)\s*=)`)
+var socketOption = pattern(`(?m)(?:^\s*(?:(?:audit|deny|allow|owner)\s+)*((?:socket|setsockopt|getsockopt)\b)|\b(optname)\s*=)`)
 
 // optionName is the C name of a socket option, and levelName of a level.
 var (
-	optionName = regexp.MustCompile(`\b(?:SO|TCP|UDP|IP|IPV6|SCTP|NETLINK|PACKET|VM_SOCKETS|TLS)_[A-Z0-9_]+\b`)
-	levelName  = regexp.MustCompile(`\b(?:SOL|IPPROTO)_[A-Z0-9_]+\b`)
+	optionName = pattern(`\b(?:SO|TCP|UDP|IP|IPV6|SCTP|NETLINK|PACKET|VM_SOCKETS|TLS)_[A-Z0-9_]+\b`)
+	levelName  = pattern(`\b(?:SOL|IPPROTO)_[A-Z0-9_]+\b`)
 )
 
 func (d *diagnoser) socketOption(file string, s *statement) (Diagnosis, bool) {
 	raw := d.raw(file, s)
-	m := socketOption.FindStringSubmatchIndex(raw)
+	m := socketOption().FindStringSubmatchIndex(raw)
 	if m == nil {
 		return Diagnosis{}, false
 	}
@@ -110,9 +110,9 @@ func (d *diagnoser) socketOption(file string, s *statement) (Diagnosis, bool) {
 		off = m[4]
 	}
 	out := d.at(file, s.words[0].Start+off, "socket-option", "AppArmor cannot express this: it knows no rules for single socket options.")
-	level := levelName.FindString(raw)
+	level := levelName().FindString(raw)
 	var allow []string
-	for _, name := range optionName.FindAllString(raw, 8) {
+	for _, name := range optionName().FindAllString(raw, 8) {
 		l := level
 		if l == "" {
 			l = "SOL_" + name[:strings.Index(name, "_")]
@@ -832,7 +832,7 @@ func (d *diagnoser) attachment(m message, words []string) (Diagnosis, bool) {
 }
 
 // fileName is what people take for a profile's name: its file's.
-var fileName = regexp.MustCompile(`^(?:usr|bin|sbin|opt|snap|etc|lib|home|srv|var)\.[A-Za-z0-9._+-]+$`)
+var fileName = pattern(`^(?:usr|bin|sbin|opt|snap|etc|lib|home|srv|var)\.[A-Za-z0-9._+-]+$`)
 
 // header explains what is wrong with the head of a profile or hat.
 func (d *diagnoser) header(file string, s *statement) (Diagnosis, bool) {
@@ -845,7 +845,7 @@ func (d *diagnoser) header(file string, s *statement) (Diagnosis, bool) {
 		if first.Kind != rules.Word && first.Kind != rules.Quoted {
 			return Diagnosis{}, false
 		}
-		if fileName.MatchString(first.Text) {
+		if fileName().MatchString(first.Text) {
 			out := d.at(file, first.Start, "file-name-as-name", fmt.Sprintf("%s is the name of a file, not of a profile, and the word profile is missing in front.", first.Text))
 			return helped(out, "Begin with the word profile, a name of your own and the path of the program: profile NAME /%s {", strings.ReplaceAll(first.Text, ".", "/")), true
 		}

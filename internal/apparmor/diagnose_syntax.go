@@ -22,7 +22,7 @@ func (d *diagnoser) syntax(m message, words []string) (Diagnosis, bool) {
 		out := d.pointAt(m, "}", "extra-brace", "this closing brace closes nothing.")
 		return helped(out, "Take it out, or look for a brace above it that closes the profile too early."), true
 	}
-	if out := d.onLine(m.file, m.line, "relative-path", "a path does not begin with a slash."); bracePath.MatchString(out.Text) {
+	if out := d.onLine(m.file, m.line, "relative-path", "a path does not begin with a slash."); bracePath().MatchString(out.Text) {
 		return helped(out, "Write the whole path, such as /{usr/,}bin/sh"), true
 	}
 	around := d.around(m.file, m.line)
@@ -47,7 +47,7 @@ func (d *diagnoser) syntax(m message, words []string) (Diagnosis, bool) {
 }
 
 // bracePath is a line that begins with an alternation.
-var bracePath = regexp.MustCompile(`^\s*\{[^\s{}]*,[^\s{}]*\}[^\s{}]*/`)
+var bracePath = pattern(`^\s*\{[^\s{}]*,[^\s{}]*\}[^\s{}]*/`)
 
 // openBrace is a brace that was not closed yet.
 type openBrace struct {
@@ -96,8 +96,8 @@ func (d *diagnoser) missingClose() (Diagnosis, bool) {
 
 // What people leave open, or know from the shell.
 var (
-	markers   = regexp.MustCompile(`@@[^@\n]{1,64}@@|<[A-Za-z][^<>\n]{0,64}>|\b(?:TODO|FIXME|CHANGE_?ME|FILL_\w+)\b`)
-	shellVars = regexp.MustCompile(`\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?`)
+	markers   = pattern(`@@[^@\n]{1,64}@@|<[A-Za-z][^<>\n]{0,64}>|\b(?:TODO|FIXME|CHANGE_?ME|FILL_\w+)\b`)
+	shellVars = pattern(`\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?`)
 )
 
 func (d *diagnoser) placeholder(file string, s *statement) (Diagnosis, bool) {
@@ -133,11 +133,11 @@ func (d *diagnoser) placeholder(file string, s *statement) (Diagnosis, bool) {
 			return helped(out, "Did you mean %s?", like), true
 		}
 	}
-	if m := markers.FindStringIndex(raw); m != nil {
+	if m := markers().FindStringIndex(raw); m != nil {
 		out := d.at(file, s.words[0].Start+m[0], "placeholder", fmt.Sprintf("%s is a placeholder that nobody has filled in.", raw[m[0]:m[1]]))
 		return helped(out, "Decide what belongs in its place and write that; a profile with an open placeholder is refused on purpose."), true
 	}
-	if m := shellVars.FindStringSubmatchIndex(raw); m != nil {
+	if m := shellVars().FindStringSubmatchIndex(raw); m != nil {
 		out := d.at(file, s.words[0].Start+m[0], "shell-variable", fmt.Sprintf("%s is how the shell writes a variable; AppArmor writes it @{%s}.", raw[m[0]:m[1]], raw[m[2]:m[3]]))
 		return helped(out, "Write @{%s}, which must have a value: include <tunables/global> in front of the profile brings @{HOME} and others. A unit's environment is not known to AppArmor.", raw[m[2]:m[3]]), true
 	}
@@ -412,11 +412,11 @@ func (d *diagnoser) networkList(file string, r []rules.Token) (Diagnosis, bool) 
 }
 
 // badCharacter reads the lexer's message.
-var badCharacter = regexp.MustCompile(`\(0x([0-9a-f]+)\) in state: (\w+)`)
+var badCharacter = pattern(`\(0x([0-9a-f]+)\) in state: (\w+)`)
 
 // character explains a character that the parser does not take where it stands.
 func (d *diagnoser) character(m message, _ []string) (Diagnosis, bool) {
-	g := badCharacter.FindStringSubmatch(m.text)
+	g := badCharacter().FindStringSubmatch(m.text)
 	if g == nil {
 		return Diagnosis{}, false
 	}
@@ -499,7 +499,7 @@ func (d *diagnoser) character(m message, _ []string) (Diagnosis, bool) {
 }
 
 func (d *diagnoser) nameOfFile(file string, s *statement) (Diagnosis, bool) {
-	if len(s.words) == 0 || s.words[0].Kind != rules.Word || !fileName.MatchString(s.words[0].Text) {
+	if len(s.words) == 0 || s.words[0].Kind != rules.Word || !fileName().MatchString(s.words[0].Text) {
 		return Diagnosis{}, false
 	}
 	return d.header(file, s)

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -188,7 +187,7 @@ const tooLong = "did not end within"
 // what it prints then: the C++ library's, or its own (parser_include.c, lib.c).
 const tooLarge = "needed more memory than"
 
-var wantsMemory = regexp.MustCompile(`std::bad_alloc|[Mm]emory allocation error|[Oo]ut of memory|Cannot allocate memory`)
+var wantsMemory = pattern(`std::bad_alloc|[Mm]emory allocation error|[Oo]ut of memory|Cannot allocate memory`)
 
 // startError is a child that could not be started.
 type startError struct{ err error }
@@ -397,7 +396,7 @@ func (s *System) alone(ctx context.Context, c *copied, src *source, path string,
 	}
 	said := c.original(string(out.stderr))
 	// Exit 0 is not success (seen on Debian 12 and 13).
-	if out.err != nil && wantsMemory.MatchString(said) {
+	if out.err != nil && wantsMemory().MatchString(said) {
 		return nil, &compileError{file: src.file, text: fmt.Sprintf("the parser %s %d MiB", tooLarge, s.opt.ParserMemory>>20), run: true, again: later()}
 	}
 	if out.err != nil || strings.Contains(said, "parser error") {

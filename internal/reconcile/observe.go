@@ -100,7 +100,11 @@ func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *mom
 		names[i] = d.Unit
 	}
 	found := l.systemd.GlanceTogether(ctx, names)
-	scans := l.rescan(slices.Collect(maps.Values(found)))
+	running := make([]attach.Unit, 0, len(found))
+	for _, u := range found {
+		running = append(running, u)
+	}
+	scans := l.rescan(running)
 	after := l.systemd.InvocationTogether(ctx, names)
 	out := make(map[string]attach.Observed, len(scans))
 	for _, d := range all {
