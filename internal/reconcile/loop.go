@@ -113,6 +113,8 @@ type Loop struct {
 	asked chan func(context.Context)
 	// pings are answered by Run itself.
 	pings chan struct{}
+	// noticed tells beside that policy changed; one slot.
+	noticed chan struct{}
 
 	// declaring keeps what was read earlier from overtaking what was read later.
 	declaring sync.Mutex
@@ -131,6 +133,7 @@ type Loop struct {
 	disk chan struct{}
 
 	mu          sync.Mutex
+	passing     bool // something is being changed
 	declared    attach.Declared
 	selector    attach.Selector              // of what is declared
 	targets     map[string]attach.Attachment // by unit; what applies to it
@@ -162,7 +165,7 @@ func New(o Options) *Loop {
 		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, sockets: o.SocketOptions, processes: o.Processes,
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
-		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}),
+		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), noticed: make(chan struct{}, 1),
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
 	}
@@ -201,6 +204,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	defer wg.Wait()
 	wg.Go(func() { l.change(ctx) })
 	wg.Go(func() { l.hear(ctx, denials) })
+	wg.Go(func() { l.beside(ctx) })
 	wg.Go(func() { l.keepSockets(ctx) })
 	tick := time.NewTicker(l.recheck)
 	defer tick.Stop()
@@ -227,6 +231,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 				continue
 			}
 			l.queue.addPolicy()
+			l.notice()
 		case <-l.pings:
 		case <-tick.C:
 			l.everythingAnew()
@@ -276,7 +281,9 @@ func (l *Loop) change(ctx context.Context) {
 			resume()
 			resume = nil
 		}
+		l.setPassing(true)
 		do()
+		l.setPassing(false)
 		later()
 	}
 	for {

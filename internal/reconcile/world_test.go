@@ -41,6 +41,7 @@ type world struct {
 	events  chan attach.UnitEvent
 	changed chan struct{}
 	denials chan attach.Denial
+	policy  chan struct{}
 	// onCall is told each call before it takes effect.
 	onCall func(call string)
 	// onScan is told each look at tasks.
@@ -845,10 +846,10 @@ func (a attachments) Remove(file string) error {
 
 func (a attachments) Changes(context.Context) <-chan struct{} { return a.changed }
 
-// policyChanges hides the world's file events from the AppArmor side.
+// apparmor hides the world's file events from the AppArmor side.
 type apparmor struct{ *world }
 
-func (apparmor) Changes(context.Context) <-chan struct{} { return nil }
+func (a apparmor) Changes(context.Context) <-chan struct{} { return a.policy }
 
 func (a apparmor) Denials(context.Context) <-chan attach.Denial { return a.denials }
 
@@ -983,7 +984,7 @@ func (w *world) run(t *testing.T, body func(l *Loop)) {
 func (w *world) boot(body func(l *Loop)) {
 	// Channels belong to one bubble.
 	w.events, w.changed = make(chan attach.UnitEvent, 1000), make(chan struct{}, 1)
-	w.denials = make(chan attach.Denial)
+	w.denials, w.policy = make(chan attach.Denial), make(chan struct{}, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	l := w.loop()
 	w.daemon = l

@@ -165,6 +165,37 @@ func TestWhatOthersDoToThePolicyIsPutBack(t *testing.T) {
 	a.ProfileFile(profile, good)
 }
 
+// A pass waits as long as a unit settles; what somebody does to another unit's policy
+// meanwhile is named at once, and put back when the pass has ended.
+func TestPolicyThatChangesDuringAnAttach(t *testing.T) {
+	a := newAgents(t)
+	for _, name := range []string{"early", "slow"} {
+		a.ProfileFile(name, profileText(name))
+		a.Unit(name+".service", a.agentUnit())
+	}
+	a.Reload()
+	run(t, "systemctl", "start", "early", "slow")
+	if r := ctl(t, "attach", "early"); r.exit != 0 {
+		t.Fatal(r.stdout, r.stderr)
+	}
+	sum := checksum(t, "early")
+	a.attachmentFile("slow.conf", "[Attachment]\nUnit=slow.service\nProfile=slow\nSettleSec=60\n")
+	waitFor(t, "the restart of slow.service", func() (bool, string) { lie := truth(t, "slow.service", "slow"); return lie == "", lie })
+
+	since := mark(t, "early.service")
+	a.loadText(strings.Replace(profileText("early"), "/etc/hostname r,", "/etc/** rw,", 1))
+	waitSays(t, "early.service", since, "early.service is not-confined")
+	rep, r := report(t, "status", "slow")
+	if !rep.Units[0].Busy {
+		t.Errorf("it was named when the pass had ended:\n%s", r.stdout)
+	}
+	if r := ctl(t, "status", "early"); r.exit != 3 {
+		t.Errorf("status: exit %d\n%s", r.exit, r.stdout)
+	}
+	waitKept(t, "early.service", "early", sum)
+	waitVerdict(t, "slow.service")
+}
+
 // TestWhatOthersDoToTheDropInIsPutBack does what people and tools do to the drop-in of
 // a unit that runs. It is put back, no link is followed, and what somebody else sets in
 // a file of their own is named and left.
