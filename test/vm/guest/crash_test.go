@@ -171,7 +171,7 @@ func (c *crashes) differs(rep attach.Report, profile string, held bool) string {
 		return fmt.Sprintf("that it is held is %v", !held)
 	case shown && rep.Units[0].Verdict.InvocationID != unit["InvocationID"]:
 		return "the verdict is on another start"
-	case shown && (rep.Units[0].Verdict.Answer == attach.Confined) == held:
+	case shown && (rep.Units[0].Verdict.Answer == attach.Confined) == held, shown && profile == "" && rep.Units[0].Verdict.Answer != attach.NotConfined:
 		return "the verdict is " + rep.Units[0].Verdict.Answer.String()
 	case !shown && exists(crashRecord):
 		return "its record is left"
@@ -289,6 +289,17 @@ var scenarios = map[string]scenario{
 		c.ProfileFile("crash", c.profile())
 		waitFor(c.t, "the new text", func() (bool, string) { return !exists(crashOrder) || c.reads(), "" })
 	}},
+	// Somebody else loads another text, and removes the drop-in.
+	"heal": {"crash", true, func(c *crashes) {
+		c.loadText(profileText("crash", "/etc/shells r,"))
+		waitFor(c.t, "the policy to be put back", func() (bool, string) { return !exists(crashOrder) || c.reads(), "" })
+	}},
+	"heal-drop-in": {"crash", true, func(c *crashes) {
+		if err := os.Remove(crashDropIn); err != nil {
+			c.t.Fatal(err)
+		}
+		waitFor(c.t, "the drop-in to be put back", func() (bool, string) { return !exists(crashOrder) || exists(crashDropIn), "" })
+	}},
 	"other":      {"crash", true, func(c *crashes) { ctl(c.t, "attach", crashUnit, "--profile", "crash-other") }},
 	"undo":       {"", false, func(c *crashes) { ctl(c.t, "attach", crashUnit, "--profile", "crash-bad") }},
 	"undo-other": {"crash", true, func(c *crashes) { ctl(c.t, "attach", crashUnit, "--profile", "crash-bad") }},
@@ -347,6 +358,7 @@ func TestKilledAtAnyStep(t *testing.T) {
 			{"attach", "after WriteDropIn"}, {"detach", "after Unload"},
 			{"attach", "after Reload"}, {"detach", "after DeleteRecord"},
 			{"attach", "after TryRestart"}, {"text", "after Load"},
+			{"heal", "before Load"}, {"heal", "after Load"}, {"heal-drop-in", "after WriteDropIn"}, {"heal-drop-in", "before Reload"},
 			{"undo-other", "before TryRestart"}, {"other", "after SaveRecord"},
 			{"undo", "after Stop"}, {"undo", "after Start"}, {"undo", "after Restore"}, {"undo", "after WithdrawAttachment"},
 		} {
@@ -356,7 +368,7 @@ func TestKilledAtAnyStep(t *testing.T) {
 		}
 		return
 	}
-	for _, together := range [][]string{{"attach", "detach"}, {"text"}, {"other"}, {"undo"}, {"undo-other"}} {
+	for _, together := range [][]string{{"attach", "detach"}, {"text"}, {"heal"}, {"heal-drop-in"}, {"other"}, {"undo"}, {"undo-other"}} {
 		for n := 1; len(together) > 0; n++ {
 			together = slices.DeleteFunc(together, func(name string) bool {
 				killed := c.crash(name, n, "")
