@@ -17,7 +17,7 @@ import (
 // what /etc/apparmor.d said at that time. It needs no daemon and no systemd:
 //
 //  1. What was compiled for another parser or kernel is compiled anew, from the
-//     texts that were accepted.
+//     texts that were accepted; where that fails, it is used as it is.
 //  2. All of it is staged, so that the kernel's checksums are known.
 //  3. What the kernel does not have is loaded; nothing is ever removed.
 //
@@ -62,6 +62,12 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 		made, problems := o.AppArmor.CompileKept(ctx, anew)
 		for _, file := range slices.Sorted(maps.Keys(problems)) {
 			say([]attach.Reason{problems[file]})
+		}
+		// What was accepted is better than what somebody else has loaded, or nothing.
+		for _, k := range anew {
+			if _, failed := problems[k.File]; failed {
+				ready = append(ready, k)
+			}
 		}
 		o.AppArmor.Stage(ctx, made)
 		for _, c := range made {

@@ -377,6 +377,37 @@ func TestMakePolicyLiveGoesOn(t *testing.T) {
 	}
 }
 
+// A parser of another version does not take the accepted text of one unit: that is
+// said, what was accepted goes live as it is, and the policy of the other unit is
+// compiled anew.
+func TestMakePolicyLiveThatNoParserTakes(t *testing.T) {
+	w := attached(nil, "a")
+	w.addUnit("b.service")
+	w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", nil)
+	w.run(t, func(*Loop) {})
+	w.boots++
+	w.parser, w.tooNew, w.bad = "parser 0", "/etc/apparmor.d/a", map[string]bool{"a": true}
+	w.kernel = map[string]string{"a": "other"}
+	err := MakePolicyLive(t.Context(), w.options())
+	if err == nil || !strings.Contains(err.Error(), "/etc/apparmor.d/a") || !strings.Contains(err.Error(), "the parser knows no such rule") {
+		t.Errorf("%v", err)
+	}
+	if w.kernel["a"] != "1" || w.kernel["b"] != "1 by parser 0" {
+		t.Errorf("%q", w.kernel)
+	}
+	for _, u := range w.units {
+		u.start++
+	}
+	w.run(t, func(l *Loop) {
+		if answer(l, "a") != "confined" || answer(l, "b") != "confined" || w.calls["restart"] != 2 {
+			t.Errorf("a is %s, b is %s, %q", answer(l, "a"), answer(l, "b"), w.trace)
+		}
+		if s := status(t, l, "a"); len(s.Notes)+len(s.Refused) == 0 {
+			t.Errorf("that its text is broken is not told: %+v", s)
+		}
+	})
+}
+
 // A policy that the kernel reads otherwise than it was checked goes live neither
 // at boot nor when it changes.
 func TestADisputedPolicyStaysOut(t *testing.T) {

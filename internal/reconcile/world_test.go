@@ -70,6 +70,7 @@ type world struct {
 	flags    map[string][]string // profile -> flags in its text
 	gate     func(attach.Compiled) []attach.Reason
 	parser   string
+	tooNew   string // a file whose accepted text another parser does not take
 	disputed string // what the kernel answers otherwise than every compiled policy says
 	// also: profile -> another one that its file defines.
 	also map[string]string
@@ -567,6 +568,10 @@ func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []a
 	defer w.lock()()
 	problems = map[string]attach.Reason{}
 	for _, k := range kept {
+		if k.File == w.tooNew {
+			problems[k.File] = attach.Because(attach.ProfileBroken, "the parser knows no such rule").At(k.File)
+			continue
+		}
 		k.Environment = w.Environment()
 		k.Checksums = maps.Clone(k.Checksums)
 		for name, sum := range k.Checksums {
