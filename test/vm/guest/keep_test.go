@@ -165,6 +165,58 @@ func TestWhatOthersDoToThePolicyIsPutBack(t *testing.T) {
 	a.ProfileFile(profile, good)
 }
 
+// A program that the unit starts runs under a profile of a file of its own: that is
+// part of what was accepted, and is kept as well.
+func TestATargetInAnotherFile(t *testing.T) {
+	a := newAgents(t)
+	const unit, worker = "pair.service", "pair-worker"
+	text := profileText(worker, "/{usr/,}bin/sleep mr,")
+	a.ProfileFile("pair", profileText("pair", "/{usr/,}bin/{da,}sh mrix,", "/{usr/,}bin/sleep Px -> "+worker+","))
+	file := a.ProfileFile(worker, text)
+	a.Unit(unit, "[Service]\nExecStart=/bin/sh -c 'sleep infinity & wait'\n")
+	a.Reload()
+	run(t, "systemctl", "start", unit)
+	a.attachmentFile("pair.conf", "[Attachment]\nUnit="+unit+"\nProfile=pair\nAllowProfiles="+worker+"\nSettleSec=1\n")
+	confined := func() {
+		t.Helper()
+		waitFor(t, "the verdict on "+unit, func() (bool, string) {
+			var labels []string
+			for _, task := range tasksNow(t, unit) {
+				labels = append(labels, task.Label)
+			}
+			slices.Sort(labels)
+			r := ctl(t, "verify", "pair")
+			return r.exit == 0 && slices.Equal(labels, []string{"pair (enforce)", worker + " (enforce)"}), fmt.Sprint(labels, r.stdout)
+		})
+	}
+	confined()
+	sum, started := checksum(t, worker), show(t, unit, "InvocationID")
+
+	since := mark(t, unit)
+	a.loadText(strings.Replace(text, "/etc/hostname r,", "/etc/** rw,", 1))
+	waitSays(t, unit, since, "somebody replaced profile "+worker+" by a text that is not that of "+file)
+	waitFor(t, "the policy to be put back", func() (bool, string) { now := checksum(t, worker); return now == sum, now })
+	confined()
+
+	// Its text belongs to the unit's.
+	a.ProfileFile(worker, text+"# another text\n"+strings.Replace(profileText(worker+"-more"), "abi <abi/3.0>,\ninclude <tunables/global>\n", "", 1))
+	waitFor(t, "the new text", func() (bool, string) { return loadedProfiles(t)[worker+"-more"] != "", "" })
+	confined()
+	if now := show(t, unit, "InvocationID"); now != started {
+		t.Error("it was restarted")
+	}
+
+	// Without its profile the program is unconfined, until the unit starts anew.
+	since = mark(t, unit)
+	run(t, "apparmor_parser", "--remove", "--base", "/etc/apparmor.d", file)
+	waitSays(t, unit, since, "not-confined")
+	waitSays(t, unit, since, "somebody removed profile "+worker)
+	confined()
+	if now := show(t, unit, "InvocationID"); now == started {
+		t.Error("it was not restarted")
+	}
+}
+
 // A pass waits as long as a unit settles; what somebody does to another unit's policy
 // meanwhile is named at once, and put back when the pass has ended.
 func TestPolicyThatChangesDuringAnAttach(t *testing.T) {
