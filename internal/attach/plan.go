@@ -130,7 +130,7 @@ func Diff(d Desired, o Observed) Plan {
 	}
 
 	diffSockets(&p, d, o)
-	if why := lacks(d, o); why != nil {
+	if why := cmp.Or(lacks(d, o), stripped(d, o)); why != nil {
 		left := why.Code != TmpShared && d.Record.ProvedAs(o.Unit.InvocationID, d.Profile) && !takenOff(d, o, *why)
 		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
 	}
@@ -345,6 +345,25 @@ func lacks(d Desired, o Observed) *Reason {
 	}
 	if seen, why := judgeTmp(d.wantTmp(o.Unit), *o.Scan, tasks); seen == No && len(why) > 0 {
 		return &why[0]
+	}
+	return nil
+}
+
+// stripped names a task that lost its profile with a profile that somebody removed: a
+// child of the main process, which had been accepted under one of its own.
+func stripped(d Desired, o Observed) *Reason {
+	gone := slices.ContainsFunc(sortedKeys(d.Record.Accepted), func(name string) bool { _, loaded := o.Policy.Live[name]; return !loaded })
+	if o.Scan == nil || o.Policy.LiveError != "" || !gone || !d.Record.ProvedAs(o.Unit.InvocationID, d.Profile) {
+		return nil
+	}
+	for _, t := range o.Scan.Tasks {
+		if c, bad := judgeTask(d, o.Unit, t); bad && c == TaskUnconfined {
+			why := taskGroup{code: c, first: t}.reason(d, o)
+			if takenOff(d, o, why) {
+				return &why
+			}
+			return nil
+		}
 	}
 	return nil
 }

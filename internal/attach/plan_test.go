@@ -30,6 +30,11 @@ func TestDiff(t *testing.T) {
 		}
 		o.Scan.Tmp = map[int]TmpView{100: o.Scan.HostTmp, 102: o.Scan.HostTmp}
 	}
+	childStripped := func(d *Desired, o *Observed) {
+		d.Record.Proved, d.Kept, o.At = o.Scan.Before, slices.Clone(o.Policy.Compiled), o.Scan.At
+		o.Scan.Tasks[2].Label = label("unconfined")
+		delete(o.Policy.Live, "myagent//helper")
+	}
 	for _, tt := range []struct {
 		name    string
 		change  func(d *Desired, o *Observed)
@@ -113,7 +118,24 @@ func TestDiff(t *testing.T) {
 				o.Scan.Tasks[i].Label = label("unconfined")
 			}
 		}, []string{"restart " + unitName}, nil},
+		{"the profile of a child was removed", childStripped, []string{"load-policy " + text, "restart " + unitName}, nil},
+		{"the same, just after a restart for such a cause", func(d *Desired, o *Observed) {
+			childStripped(d, o)
+			d.Record.Retaken = o.At.Add(-retake / 2)
+		}, []string{"load-policy " + text}, nil},
+		{"the same, of a start that was not seen confined", func(d *Desired, o *Observed) {
+			childStripped(d, o)
+			d.Record.Proved = ""
+		}, []string{"load-policy " + text}, nil},
+		{"the same, and what is loaded cannot be read", func(d *Desired, o *Observed) {
+			childStripped(d, o)
+			o.Policy.Live, o.Policy.LiveError = nil, "no such device"
+		}, nil, nil},
 		// Violations: a restart would bring them back, again and again.
+		{"a child escaped by a rule, and a profile was removed", func(d *Desired, o *Observed) {
+			childStripped(d, o)
+			o.Policy.Candidates["myagent"][0].Leaves = []Leave{{Rule: "/bin/x Ux,"}}
+		}, []string{"load-policy " + text}, nil},
 		{"a child escaped", func(_ *Desired, o *Observed) { o.Scan.Tasks[2].Label = label("unconfined") }, nil, nil},
 		{"a child escaped, no main process", func(_ *Desired, o *Observed) {
 			o.Unit.MainPID = 0

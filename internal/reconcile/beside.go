@@ -50,6 +50,19 @@ func (l *Loop) setPassing(is bool) {
 	l.passing = is
 }
 
+// handle says which units the pass is at; of the others in it, it needs no more
+// than a verdict.
+func (l *Loop) handle(jobs []*job, which func(*job) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.handled = map[string]bool{}
+	for _, j := range jobs {
+		if which(j) {
+			l.handled[j.d.Unit] = true
+		}
+	}
+}
+
 func (l *Loop) lookBeside(ctx context.Context) {
 	l.mu.Lock()
 	var units []string
@@ -86,5 +99,7 @@ func (l *Loop) lookBeside(ctx context.Context) {
 // at present.
 func (l *Loop) leftAlone(unit string) (d attach.Desired, ok bool) {
 	d, err := l.desired(unit)
-	return d, err == nil && d.Attachment != nil && settled(d.Record) && d.Record.Hold == nil && !l.queue.isTaken(unit)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return d, err == nil && d.Attachment != nil && settled(d.Record) && d.Record.Hold == nil && !l.handled[unit]
 }

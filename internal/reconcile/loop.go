@@ -133,7 +133,8 @@ type Loop struct {
 	disk chan struct{}
 
 	mu          sync.Mutex
-	passing     bool // something is being changed
+	passing     bool            // something is being changed
+	handled     map[string]bool // units at which the pass is
 	declared    attach.Declared
 	selector    attach.Selector              // of what is declared
 	targets     map[string]attach.Attachment // by unit; what applies to it
@@ -750,13 +751,14 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 	if v.Answer != attach.NotConfined || d.Attachment.OnViolation != attach.ViolationStop || !o.Unit.Active() {
 		return
 	}
-	if !o.JustStarted && !d.Record.ProvedAs(v.InvocationID, d.Profile) && !unseen(before, v) {
+	proved := !o.JustStarted && d.Record.ProvedAs(v.InvocationID, d.Profile)
+	if !o.JustStarted && !proved && !unseen(before, v) {
 		return
 	}
 	if broughtBack(d, *o) || complainsAsWished(d, v) {
 		return
 	}
-	if only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) {
+	if only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) || proved && l.wouldHeal(ctx, d) {
 		l.queue.add(inputChanged|started, d.Unit)
 		return
 	}
@@ -783,6 +785,18 @@ func (l *Loop) wouldAccept(ctx context.Context, d attach.Desired) bool {
 	}
 	p := attach.Diff(d, o)
 	return len(p.Refusals)+len(p.Pending) == 0 && len(o.Policy.Problems) == 0 && !p.KeepsPolicy && !p.Has(attach.LoadPolicy) && !p.Has(attach.UnloadChild)
+}
+
+// wouldHeal reports whether the next pass puts back a policy that somebody has
+// replaced or removed under a unit that runs: if that does not help, the verdict
+// after it stops the unit.
+func (l *Loop) wouldHeal(ctx context.Context, d attach.Desired) bool {
+	o, err := l.observe(ctx, d, full)
+	if err != nil {
+		return false
+	}
+	p := attach.Diff(d, o)
+	return len(p.Refusals) == 0 && slices.ContainsFunc(p.Actions, healing)
 }
 
 // learnAlias remembers under which name systemd really knows a unit.

@@ -76,11 +76,15 @@ type job struct {
 func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *moment) map[string]*attach.Outcome {
 	defer l.timePass()()
 	jobs := l.plan(ctx, units, op, m)
+	l.handle(jobs, func(j *job) bool { return len(j.plan.Actions) > 0 })
+	defer l.handle(nil, nil)
 	saved := l.loadPolicies(ctx, jobs)
 	l.saveSockets(jobs)
 	l.writeDropIns(jobs)
 	l.reload(ctx, jobs)
 	l.applySockets(jobs)
+	// What follows takes as long as it takes the slowest unit to settle.
+	l.handle(jobs, func(j *job) bool { return j.plan.Has(attach.Restart) })
 	l.restart(ctx, jobs)
 	l.verdicts(ctx, jobs)
 	l.undo(ctx, jobs, saved, op)

@@ -162,10 +162,3 @@ func (q *queue) isBusy(unit string) bool {
 	_, due := q.due[unit]
 	return due || q.busy[unit] || q.declare
 }
-
-// isTaken reports whether something is being done to a unit.
-func (q *queue) isTaken(unit string) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.busy[unit]
-}
