@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -45,6 +46,43 @@ func TestPolicyThatChangesDuringAPassIsNamedAtOnce(t *testing.T) {
 					t.Errorf("%s %s %q", answer(l, "a"), answer(l, "slow"), w.trace)
 				}
 			})
+		})
+	}
+}
+
+// A policy that cannot be put back is not tried for ever: that is told, and the unit
+// stopped if that is wanted. The next change of policy tries again.
+func TestPolicyThatCannotBePutBack(t *testing.T) {
+	for _, stop := range []bool{false, true} {
+		w := attached(func(a *attach.Attachment) {
+			if stop {
+				a.OnViolation = attach.ViolationStop
+			}
+		}, "a")
+		w.run(t, func(l *Loop) {
+			change := func(full bool) {
+				unlock := w.lock()
+				w.full = full
+				w.replace("a", "evil")
+				unlock()
+				w.trigger()
+				rest()
+			}
+			change(true)
+			if n := w.calls["load"]; n > 3 || w.log.count("cannot put back the policy of a.service") > 2 {
+				t.Errorf("%d loads\n%s", n, w.log.String())
+			}
+			s := status(t, l, "a")
+			if s.Verdict.Answer == attach.Confined || !slices.Contains(codes(s.Notes), attach.ProfileNotLoaded) || s.Held != nil {
+				t.Errorf("%+v", s)
+			}
+			if u := w.units["a.service"]; u.running == stop {
+				t.Errorf("OnViolation=stop %v, running %v", stop, u.running)
+			}
+			change(false)
+			if w.kernel["a"] != "1" || !stop && answer(l, "a") != "confined" {
+				t.Errorf("%q %s", w.kernel, answer(l, "a"))
+			}
 		})
 	}
 }

@@ -709,7 +709,7 @@ func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 	if settled(d.Record) && o.DropIn.Problem == "" && o.DropIn.Content != d.DropInText(o.Unit) && d.Record.Hold == nil {
 		l.queue.add(inputChanged, unit) // it is to be put back
 	}
-	l.stopViolator(ctx, d, d.Record, &o, v)
+	l.stopViolator(ctx, d, d.Record, &o, v, false)
 	l.conclude(d, o, v)
 }
 
@@ -746,8 +746,9 @@ func broughtBack(d attach.Desired, o attach.Observed) bool {
 // and on one that was confined and is no more. A start from before the
 // attachment, which waits for its restart, is not stopped, and neither is what
 // an undo brought back, a unit that complains because it shall or a paused one. before is the
-// record as it was before the look, or before the pass that the look ends.
-func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach.Record, o *attach.Observed, v attach.Verdict) {
+// record as it was before the look, or before the pass that the look ends; mended
+// says that this pass has put back, or could not put back, what somebody had changed.
+func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach.Record, o *attach.Observed, v attach.Verdict, mended bool) {
 	if v.Answer != attach.NotConfined || d.Attachment.OnViolation != attach.ViolationStop || !o.Unit.Active() {
 		return
 	}
@@ -758,11 +759,11 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 	if broughtBack(d, *o) || complainsAsWished(d, v) {
 		return
 	}
-	if only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) || proved && l.wouldHeal(ctx, d) {
-		l.queue.add(inputChanged|started, d.Unit)
+	if l.whyPaused(d.Unit) != nil {
 		return
 	}
-	if l.whyPaused(d.Unit) != nil {
+	if only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) || proved && !mended && l.wouldHeal(ctx, d) {
+		l.queue.add(inputChanged|started, d.Unit)
 		return
 	}
 	l.log.Error("stopping "+d.Unit+", which is not confined: "+v.Reasons[0].String(), journal.FieldMessageID, string(journal.MsgStopped),

@@ -624,7 +624,7 @@ func (l *Loop) verify(ctx context.Context, unit string, m *moment) (*attach.Verd
 			}
 		}
 		if !busy {
-			l.stopViolator(ctx, d, d.Record, &o, v)
+			l.stopViolator(ctx, d, d.Record, &o, v, false)
 		}
 		l.conclude(d, o, v)
 		if !busy && slices.ContainsFunc(v.Reasons, func(r attach.Reason) bool { return r.Code == attach.SocketsNotHeld }) {

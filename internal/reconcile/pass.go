@@ -258,7 +258,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		}
 		j.out.Verdict = &v
 		if unseen(j.d.Record, v) || taken(v) {
-			l.stopViolator(ctx, j.d, j.d.Record, &j.o, v)
+			l.stopViolator(ctx, j.d, j.d.Record, &j.o, v, true)
 		}
 		l.conclude(j.d, j.o, v)
 		l.refuse(j, j.plan.Refusals...)
@@ -978,7 +978,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 					l.releasePattern(j.d)
 				}
 			}
-			l.stopViolator(ctx, j.d, j.before, &j.seen, v)
+			l.stopViolator(ctx, j.d, j.before, &j.seen, v, len(j.heals()) > 0)
 			l.conclude(j.d, j.seen, v)
 			l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = j.out.Notes })
 		}

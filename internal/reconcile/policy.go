@@ -110,7 +110,8 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 			l.keepPolicies(j)
 		}
 	})
-	saved, load, failed := l.gather(jobs)
+	saved, load, unread := l.gather(jobs)
+	failed := maps.Clone(unread)
 	begun := time.Now()
 	eachAlive(jobs, func(j *job) {
 		if j.accepts() {
@@ -130,6 +131,9 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 			l.hardened(j, failed)
 		} else {
 			l.accept(j, failed)
+			if slices.ContainsFunc(j.d.Kept, func(k attach.Compiled) bool { return unread[k.File] != nil }) {
+				l.queue.add(inputChanged, j.d.Unit) // it is compiled anew
+			}
 		}
 	})
 	l.unloadChildren(ctx, jobs)
@@ -253,7 +257,6 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 	for _, file := range slices.Sorted(maps.Keys(files)) {
 		if err := failed[file]; err != nil {
 			j.fail(attach.StepPolicy, attach.Because(attach.ProfileNotLoaded, "cannot load %s: %v", file, err).At(file))
-			l.queue.add(inputChanged, j.d.Unit) // what could not be read is compiled anew
 		}
 	}
 	if !j.alive() {

@@ -45,6 +45,8 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 			continue
 		case j.tried:
 			tried = append(tried, j)
+		case len(j.heals()) > 0 && !j.restarted && !j.fresh:
+			l.notPutBack(ctx, j)
 		case j.restarted && j.d.Attachment.OnFailedAttach == attach.FailedStop:
 			j.event(attach.StepUndo, attach.Running, "stopping")
 			text := "stopped, as OnFailedAttach=stop asks for"
@@ -376,6 +378,22 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 		j.d.Record = r
 	}
 	l.hold(ctx, j)
+}
+
+// notPutBack tells of a unit whose accepted policy the kernel does not take back. It
+// is tried again at the next change of policy, and by the slow re-check.
+func (l *Loop) notPutBack(ctx context.Context, j *job) {
+	l.log.Error("cannot put back the policy of "+j.d.Unit+": "+whyFailed(j.failed), journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit,
+		journal.FieldProfile, j.d.Profile, journal.FieldReason, string(j.failed[0].Code))
+	l.remember(j.before)
+	if attach.IsPattern(j.d.Unit) {
+		return
+	}
+	v, o := l.judge(ctx, j.d, false)
+	j.out.Verdict = &v
+	l.stopViolator(ctx, j.d, j.before, &o, v, true)
+	l.conclude(j.d, o, v)
+	l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = slices.Concat(j.out.Notes, j.failed) })
 }
 
 // sayHeld puts into the journal what became of a failed attach that is not

@@ -70,6 +70,7 @@ type world struct {
 	flags    map[string][]string // profile -> flags in its text
 	gate     func(attach.Compiled) []attach.Reason
 	parser   string
+	full     bool   // the kernel loads nothing
 	tooNew   string // a file whose accepted text another parser does not take
 	disputed string // what the kernel answers otherwise than every compiled policy says
 	// also: profile -> another one that its file defines.
@@ -604,6 +605,9 @@ func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error 
 	defer w.lock()()
 	if err := w.call("load %d", len(all)); err != nil {
 		return map[string]error{all[0].File: err}
+	}
+	if w.full {
+		return map[string]error{all[0].File: errors.New("the kernel has no memory")}
 	}
 	for _, c := range all {
 		if len(c.Blob) == 0 {
