@@ -53,6 +53,8 @@ type Record struct {
 	// Trial is set while a changed policy has yet to show that the unit stays
 	// healthy under it.
 	Trial *Trial `json:"trial,omitempty"`
+	// Retaking is the start that was to be ended for that; another one is none of it.
+	Retaking string `json:"retaking,omitempty"`
 	// Retaken is when the unit was last restarted because its profile had been
 	// taken off its tasks.
 	Retaken time.Time `json:"retaken,omitzero"`

@@ -353,13 +353,15 @@ func lacks(d Desired, o Observed) *Reason {
 // child of the main process, which had been accepted under one of its own.
 func stripped(d Desired, o Observed) *Reason {
 	gone := slices.ContainsFunc(sortedKeys(d.Record.Accepted), func(name string) bool { _, loaded := o.Policy.Live[name]; return !loaded })
-	if o.Scan == nil || o.Policy.LiveError != "" || !gone || !d.Record.ProvedAs(o.Unit.InvocationID, d.Profile) {
+	seen := gone && o.Policy.LiveError == "" && d.Record.ProvedAs(o.Unit.InvocationID, d.Profile)
+	goesOn := d.Record.Retaking != "" && d.Record.Retaking == o.Unit.InvocationID // the restart was cut off
+	if o.Scan == nil || !seen && !goesOn {
 		return nil
 	}
 	for _, t := range o.Scan.Tasks {
 		if c, bad := judgeTask(d, o.Unit, t); bad && c == TaskUnconfined {
 			why := taskGroup{code: c, first: t}.reason(d, o)
-			if takenOff(d, o, why) {
+			if goesOn || takenOff(d, o, why) {
 				return &why
 			}
 			return nil

@@ -123,6 +123,14 @@ func TestDiff(t *testing.T) {
 			childStripped(d, o)
 			d.Record.Retaken = o.At.Add(-retake / 2)
 		}, []string{"load-policy " + text}, nil},
+		{"the same, and the restart was cut off after the policy was put back", func(d *Desired, o *Observed) {
+			o.Scan.Tasks[2].Label = label("unconfined")
+			d.Record.Retaken, d.Record.Retaking = o.At, o.Unit.InvocationID
+		}, []string{"restart " + unitName}, nil},
+		{"the same, and it was not cut off", func(d *Desired, o *Observed) {
+			o.Scan.Tasks[2].Label = label("unconfined")
+			d.Record.Retaken, d.Record.Retaking = o.At, "another start"
+		}, nil, nil},
 		{"the same, of a start that was not seen confined", func(d *Desired, o *Observed) {
 			childStripped(d, o)
 			d.Record.Proved = ""

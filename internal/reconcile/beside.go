@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -11,6 +12,10 @@ import (
 // puts on record what it has loaded, and somebody who changes many profiles changes
 // them one by one.
 const besideAfter = 200 * time.Millisecond
+
+// maxBeside bounds for how many units it is found out, with a run of the parser each,
+// whether the next pass would accept what is loaded.
+const maxBeside = 20
 
 // beside names what somebody does to the policy of attached units during a pass at
 // others, which takes as long as the longest SettleSec= in it. It mends nothing, and
@@ -27,10 +32,7 @@ func (l *Loop) beside(ctx context.Context) {
 			return
 		case <-time.After(besideAfter):
 		}
-		l.mu.Lock()
-		passing := l.passing
-		l.mu.Unlock()
-		if passing {
+		if l.isPassing() {
 			l.lookBeside(ctx)
 		}
 	}
@@ -50,6 +52,12 @@ func (l *Loop) setPassing(is bool) {
 	l.passing = is
 }
 
+func (l *Loop) isPassing() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.passing
+}
+
 // handle says which units the pass is at; of the others in it, it needs no more
 // than a verdict.
 func (l *Loop) handle(jobs []*job, which func(*job) bool) {
@@ -67,7 +75,7 @@ func (l *Loop) lookBeside(ctx context.Context) {
 	l.mu.Lock()
 	var units []string
 	for unit, s := range l.statuses {
-		if s.Verdict != nil && s.Verdict.Answer == attach.Confined && s.ActiveState == "active" {
+		if s.Verdict != nil && s.Verdict.Answer == attach.Confined && (attach.Unit{ActiveState: s.ActiveState}).Active() {
 			units = append(units, unit)
 		}
 	}
@@ -79,18 +87,28 @@ func (l *Loop) lookBeside(ctx context.Context) {
 		}
 	}
 	seen := l.observeTogether(ctx, all, l.momentOf(ctx, all))
+	asked := 0
 	for _, d := range all {
 		if o, ok := seen[d.Unit]; ok && attach.Judge(d, o).Answer == attach.Confined {
 			continue
 		}
-		v, o := l.judge(ctx, d, false)
-		// What a unit in the pass has had loaded, or a person whose text is as good,
-		// is accepted when its turn comes.
-		if v.Answer != attach.NotConfined || only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) {
+		if ctx.Err() != nil || !l.isPassing() {
+			return // the next pass comes to all of them
+		}
+		v, o := l.judgeOnce(ctx, d, false, nil)
+		if v.Answer != attach.NotConfined {
 			continue
 		}
-		if d, ok := l.leftAlone(d.Unit); ok {
+		// What a unit in the pass has had loaded, or a person whose text is as good,
+		// is accepted when its turn comes.
+		if only(v, attach.PolicyDiffers) {
+			if asked++; asked > maxBeside || l.wouldAccept(ctx, d) {
+				continue
+			}
+		}
+		if now, ok := l.leftAlone(d.Unit); ok && now.Profile == d.Profile && maps.Equal(now.Record.Accepted, d.Record.Accepted) {
 			l.conclude(d, o, v)
+			l.queue.add(inputChanged, d.Unit)
 		}
 	}
 }
@@ -101,5 +119,5 @@ func (l *Loop) leftAlone(unit string) (d attach.Desired, ok bool) {
 	d, err := l.desired(unit)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return d, err == nil && d.Attachment != nil && settled(d.Record) && d.Record.Hold == nil && !l.handled[unit]
+	return d, err == nil && d.Attachment != nil && settled(d.Record) && (d.Record.Hold == nil || d.Record.Hold.OnlyText()) && !l.handled[unit]
 }

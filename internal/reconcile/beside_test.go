@@ -3,6 +3,7 @@ package reconcile
 import (
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -29,6 +30,7 @@ func TestPolicyThatChangesDuringAPassIsNamedAtOnce(t *testing.T) {
 				w.declareUnit("/etc/aaunit/attachments.d/slow.conf", "slow.service", func(a *attach.Attachment) { a.Profile, a.Settle = "b", time.Hour })
 				l.queue.add(inputChanged, "a.service") // it is in the same pass
 				time.Sleep(time.Minute)
+				synctest.Wait()
 				if !status(t, l, "slow").Busy || answer(l, "a") != "confined" {
 					t.Fatalf("%+v %s", status(t, l, "slow"), answer(l, "a"))
 				}
@@ -37,10 +39,12 @@ func TestPolicyThatChangesDuringAPassIsNamedAtOnce(t *testing.T) {
 				unlock()
 				w.policy <- struct{}{}
 				time.Sleep(time.Second)
+				synctest.Wait()
 				if named := w.log.count("a.service is not-confined"); named != tt.named || (answer(l, "a") == "confined") != (tt.named == 0) {
 					t.Errorf("named %d times, %s\n%s", named, answer(l, "a"), w.log.String())
 				}
 				time.Sleep(time.Hour)
+				synctest.Wait()
 				rest()
 				if answer(l, "a") != "confined" || answer(l, "slow") != "confined" || w.calls["restart"] > 3 || w.calls["stop"] > 0 {
 					t.Errorf("%s %s %q", answer(l, "a"), answer(l, "slow"), w.trace)
@@ -51,38 +55,71 @@ func TestPolicyThatChangesDuringAPassIsNamedAtOnce(t *testing.T) {
 }
 
 // A policy that cannot be put back is not tried for ever: that is told, and the unit
-// stopped if that is wanted. The next change of policy tries again.
+// stopped if that is wanted. A minute later it is tried again.
 func TestPolicyThatCannotBePutBack(t *testing.T) {
-	for _, stop := range []bool{false, true} {
-		w := attached(func(a *attach.Attachment) {
-			if stop {
-				a.OnViolation = attach.ViolationStop
-			}
-		}, "a")
-		w.run(t, func(l *Loop) {
-			change := func(full bool) {
+	for _, tt := range []struct {
+		name string
+		stop bool
+		do   func(w *world)
+	}{
+		{"replaced", false, func(w *world) { w.replace("a", "evil") }},
+		{"replaced, stop", true, func(w *world) { w.replace("a", "evil") }},
+		{"removed", false, func(w *world) { w.remove("a") }},
+		{"removed, stop", true, func(w *world) { w.remove("a") }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := attached(func(a *attach.Attachment) {
+				if tt.stop {
+					a.OnViolation = attach.ViolationStop
+				}
+			}, "a")
+			w.run(t, func(l *Loop) {
 				unlock := w.lock()
-				w.full = full
-				w.replace("a", "evil")
+				w.full = true
+				tt.do(w)
 				unlock()
-				w.trigger()
+				w.policy <- struct{}{}
+				time.Sleep(30 * time.Second)
+				synctest.Wait()
+				if n := w.calls["load"]; n > 2 || w.log.count("cannot put back the policy of a.service") != 1 {
+					t.Errorf("%d loads\n%s", n, w.log.String())
+				}
+				s := status(t, l, "a")
+				if s.Verdict.Answer == attach.Confined || !slices.Contains(codes(s.Notes), attach.ProfileNotLoaded) || s.Held != nil {
+					t.Errorf("%+v", s)
+				}
+				if u := w.units["a.service"]; u.running == tt.stop {
+					t.Errorf("OnViolation=stop %v, running %v\n%s", tt.stop, u.running, w.log.String())
+				}
+				unlock = w.lock()
+				w.full = false
+				unlock()
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
 				rest()
-			}
-			change(true)
-			if n := w.calls["load"]; n > 3 || w.log.count("cannot put back the policy of a.service") > 2 {
-				t.Errorf("%d loads\n%s", n, w.log.String())
-			}
-			s := status(t, l, "a")
-			if s.Verdict.Answer == attach.Confined || !slices.Contains(codes(s.Notes), attach.ProfileNotLoaded) || s.Held != nil {
-				t.Errorf("%+v", s)
-			}
-			if u := w.units["a.service"]; u.running == stop {
-				t.Errorf("OnViolation=stop %v, running %v", stop, u.running)
-			}
-			change(false)
-			if w.kernel["a"] != "1" || !stop && answer(l, "a") != "confined" {
-				t.Errorf("%q %s", w.kernel, answer(l, "a"))
-			}
+				if w.kernel["a"] != "1" || !tt.stop && answer(l, "a") != "confined" {
+					t.Errorf("%q %s", w.kernel, answer(l, "a"))
+				}
+			})
 		})
 	}
+}
+
+// A text that somebody loads while nothing can be put on disk is not accepted, and is
+// not asked about for ever.
+func TestPolicyThatIsNotKeptWhenTheUnitStarts(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a")
+	w.run(t, func(l *Loop) {
+		unlock := w.lock()
+		w.diskFull, w.files["a"], w.kernel["a"] = true, "2", "2"
+		u := w.units["a.service"]
+		w.begin(u)
+		unlock()
+		w.trigger()
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if u.running || l.Metrics().Passes.Count > 10 {
+			t.Errorf("running %v, %d passes\n%s", u.running, l.Metrics().Passes.Count, w.log.String())
+		}
+	})
 }

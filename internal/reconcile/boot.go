@@ -64,9 +64,12 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 			say([]attach.Reason{problems[file]})
 		}
 		// What was accepted is better than what somebody else has loaded, or nothing.
+		// Another kernel may give it other checksums.
+		asItWas := map[string]bool{}
 		for _, k := range anew {
 			if _, failed := problems[k.File]; failed {
-				ready = append(ready, k)
+				k.Checksums, asItWas[k.File] = nil, true
+				made = append(made, k)
 			}
 		}
 		o.AppArmor.Stage(ctx, made)
@@ -82,7 +85,9 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 			if err := o.Policies.Keep(c); err != nil {
 				errs = append(errs, err)
 			}
-			o.Log.Info("compiled the accepted policy of "+c.File+" anew: parser or kernel changed", journal.FieldFile, c.File)
+			if !asItWas[c.File] {
+				o.Log.Info("compiled the accepted policy of "+c.File+" anew: parser or kernel changed", journal.FieldFile, c.File)
+			}
 			ready = append(ready, c)
 		}
 	}

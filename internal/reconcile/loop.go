@@ -135,6 +135,7 @@ type Loop struct {
 	mu          sync.Mutex
 	passing     bool            // something is being changed
 	handled     map[string]bool // units at which the pass is
+	leave       map[string]bool // units whose policy could not be put back: it is not tried again yet
 	declared    attach.Declared
 	selector    attach.Selector              // of what is declared
 	targets     map[string]attach.Attachment // by unit; what applies to it
@@ -167,6 +168,7 @@ func New(o Options) *Loop {
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), noticed: make(chan struct{}, 1),
+		leave:   map[string]bool{},
 		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
 	}
@@ -624,6 +626,9 @@ func (l *Loop) touched() []string {
 		}
 	}
 	l.prints = prints
+	l.mu.Lock()
+	out = slices.DeleteFunc(out, func(unit string) bool { return l.leave[unit] })
+	l.mu.Unlock()
 	slices.Sort(out)
 	return slices.Compact(out)
 }
@@ -762,7 +767,7 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 	if l.whyPaused(d.Unit) != nil {
 		return
 	}
-	if only(v, attach.PolicyDiffers) && l.wouldAccept(ctx, d) || proved && !mended && l.wouldHeal(ctx, d) {
+	if only(v, attach.PolicyDiffers) && !l.notKept(d.Unit) && l.wouldAccept(ctx, d) || proved && !mended && l.wouldHeal(ctx, d) {
 		l.queue.add(inputChanged|started, d.Unit)
 		return
 	}
@@ -786,6 +791,14 @@ func (l *Loop) wouldAccept(ctx context.Context, d attach.Desired) bool {
 	}
 	p := attach.Diff(d, o)
 	return len(p.Refusals)+len(p.Pending) == 0 && len(o.Policy.Problems) == 0 && !p.KeepsPolicy && !p.Has(attach.LoadPolicy) && !p.Has(attach.UnloadChild)
+}
+
+// notKept reports whether the unit's policy could not be put on disk the last time:
+// what was not kept is not accepted.
+func (l *Loop) notKept(unit string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.statuses[unit].Refused, func(r attach.Reason) bool { return r.Code == attach.PolicyNotKept })
 }
 
 // wouldHeal reports whether the next pass puts back a policy that somebody has

@@ -47,6 +47,9 @@ type job struct {
 	unloaded  bool // what a withdrawn attachment had loaded
 	// tried: the unit did not stay well under a changed policy.
 	tried bool
+	// unhealed: what somebody had made of the accepted policy could not be put back;
+	// unread that this is so because what was kept could not be read.
+	unhealed, unread bool
 	// stuck: the drop-in serves other units and cannot be taken back.
 	stuck bool
 	over  bool // nothing more is to be done for the unit in this pass
@@ -87,6 +90,7 @@ func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *momen
 	l.handle(jobs, func(j *job) bool { return j.plan.Has(attach.Restart) })
 	l.restart(ctx, jobs)
 	l.verdicts(ctx, jobs)
+	l.handle(jobs, func(j *job) bool { return len(j.failed) > 0 || len(j.plan.Actions) > 0 }) // it may be taken back
 	l.undo(ctx, jobs, saved, op)
 	l.finishDetached(ctx, jobs)
 	l.retain()
@@ -278,7 +282,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	}
 	if j.plan.Has(attach.Restart) && j.d.Record.ProvedAs(j.o.Unit.InvocationID, j.d.Profile) {
 		// Its profile was taken off. Should this be cut off, the next start goes on.
-		j.d.Record.Retaken, j.d.Record.Proved = j.o.At, ""
+		j.d.Record.Retaken, j.d.Record.Retaking, j.d.Record.Proved = j.o.At, j.o.Unit.InvocationID, ""
 		l.remember(j.d.Record)
 	}
 	if ended {

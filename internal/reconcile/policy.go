@@ -132,6 +132,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		} else {
 			l.accept(j, failed)
 			if slices.ContainsFunc(j.d.Kept, func(k attach.Compiled) bool { return unread[k.File] != nil }) {
+				j.unread = true
 				l.queue.add(inputChanged, j.d.Unit) // it is compiled anew
 			}
 		}
@@ -260,6 +261,9 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 		}
 	}
 	if !j.alive() {
+		// What the pass has to do beside is undone as it always is.
+		others := slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Kind == attach.LoadPolicy && !healing(a) })
+		j.unhealed = !others && slices.ContainsFunc(j.heals(), func(a attach.Action) bool { return failed[a.Target] != nil })
 		return
 	}
 	for _, a := range j.heals() {

@@ -45,7 +45,7 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 			continue
 		case j.tried:
 			tried = append(tried, j)
-		case len(j.heals()) > 0 && !j.restarted && !j.fresh:
+		case j.unhealed && !j.fresh && op.withdrawal(j.d.Unit) == nil:
 			l.notPutBack(ctx, j)
 		case j.restarted && j.d.Attachment.OnFailedAttach == attach.FailedStop:
 			j.event(attach.StepUndo, attach.Running, "stopping")
@@ -380,20 +380,42 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 	l.hold(ctx, j)
 }
 
+// leaveFor is how long what could not be put back is left alone: loading it is a
+// change of policy itself.
+const leaveFor = time.Minute
+
 // notPutBack tells of a unit whose accepted policy the kernel does not take back. It
-// is tried again at the next change of policy, and by the slow re-check.
+// is tried again after a minute.
 func (l *Loop) notPutBack(ctx context.Context, j *job) {
 	l.log.Error("cannot put back the policy of "+j.d.Unit+": "+whyFailed(j.failed), journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit,
 		journal.FieldProfile, j.d.Profile, journal.FieldReason, string(j.failed[0].Code))
+	j.d.Record = j.before
 	l.remember(j.before)
+	if !j.unread {
+		l.backOff(j.d.Unit)
+	}
 	if attach.IsPattern(j.d.Unit) {
+		l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = slices.Concat(j.out.Notes, j.failed) })
 		return
 	}
 	v, o := l.judge(ctx, j.d, false)
 	j.out.Verdict = &v
-	l.stopViolator(ctx, j.d, j.before, &o, v, true)
+	l.stopViolator(ctx, j.d, j.before, &o, v, !j.unread)
 	l.conclude(j.d, o, v)
 	l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = slices.Concat(j.out.Notes, j.failed) })
+}
+
+// backOff leaves the policy of a unit alone for a while.
+func (l *Loop) backOff(unit string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leave[unit] = true
+	time.AfterFunc(leaveFor, func() {
+		l.mu.Lock()
+		delete(l.leave, unit)
+		l.mu.Unlock()
+		l.queue.add(inputChanged, unit)
+	})
 }
 
 // sayHeld puts into the journal what became of a failed attach that is not

@@ -594,6 +594,12 @@ func (w *world) by() string {
 func (w *world) Stage(_ context.Context, all []attach.Compiled) {
 	defer w.lock()()
 	for i := range all {
+		if c := &all[i]; c.Checksums == nil {
+			c.Checksums = map[string]string{}
+			for _, p := range c.Profiles {
+				c.Checksums[p.Name] = "sha256:" + p.Name + string(c.Blob)
+			}
+		}
 		if w.disputed != "" {
 			all[i].Checksums, all[i].Disagrees = nil, w.disputed
 		}
@@ -607,6 +613,11 @@ func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error 
 		return map[string]error{all[0].File: err}
 	}
 	if w.full {
+		// The kernel tells of what was tried, too.
+		select {
+		case w.policy <- struct{}{}:
+		default:
+		}
 		return map[string]error{all[0].File: errors.New("the kernel has no memory")}
 	}
 	for _, c := range all {
