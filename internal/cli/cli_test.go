@@ -564,6 +564,7 @@ func TestOutput(t *testing.T) {
 				{Unit: "b.service", Exit: attach.ExitUnknown, Reasons: []attach.Reason{attach.Because(attach.SystemdUnheard, "nothing is known of unit b.service: systemd does not run here")}},
 			}
 		}, []string{"check", "/srv/a", "b.service"}, 5},
+		{"check-findings-json", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent", "--json"}, 3},
 		{"check-findings", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent"}, 3},
 		{"check-not-asked", func(s *scene) { s.daemon.outcomes = notAsked() }, []string{"check", "/etc/apparmor.d/agent"}, 0},
 		{"attach-not-asked", func(s *scene) { s.daemon.outcomes = notAsked() }, []string{"attach", "agent"}, 0},

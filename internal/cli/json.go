@@ -20,7 +20,8 @@ import (
 //	verify --evidence      attach.EvidenceReport
 //	attach, detach, pause,
 //	apply, propose,
-//	resume, plan, check    {"outcomes": [attach.Outcome]}
+//	resume, plan           {"outcomes": [attach.Outcome]}
+//	check                  {"outcomes": [attach.Outcome], "codes": [attach.Entry]}
 //	  with --no-wait       {"operation": "/org/aaunit1/operation/1"}
 //	list --profiles        {"profiles": [attach.Profile]}
 //	list --unconfined      attach.ExposureReport
@@ -35,6 +36,11 @@ import (
 type (
 	outcomesDoc struct {
 		Outcomes []attach.Outcome `json:"outcomes"`
+	}
+	// checkDoc explains each code that the outcomes name, once.
+	checkDoc struct {
+		outcomesDoc
+		codesDoc
 	}
 	operationDoc struct {
 		Operation string `json:"operation"`

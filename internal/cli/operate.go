@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -220,13 +221,16 @@ shown as not asked, and is no failure. Units are looked at where systemd runs.
 				for i := range out {
 					a.fileHere(&out[i])
 				}
-				if err == nil && sarif {
+				if err == nil && (sarif || a.json && len(out) > 0) {
 					codes := []attach.Exit{attach.ExitOK}
 					for _, o := range out {
 						codes = append(codes, o.Exit)
 					}
 					a.exit = exits(codes...)
-					return a.printJSON(a.sarif(out))
+					if sarif {
+						return a.printJSON(a.sarif(out))
+					}
+					return a.printJSON(checkDoc{outcomesDoc{out}, codesDoc{named(out)}})
 				}
 				if err == nil && len(out) == 0 && len(args) == 0 && !a.json {
 					a.printer().line("No unit is attached.")
@@ -291,6 +295,29 @@ func (a *app) printed(out []attach.Outcome, err error, show func(*printer, attac
 		return a.printJSON(outcomesDoc{out})
 	}
 	return nil
+}
+
+// named are the codes of what a check found, in the order of the catalogue.
+func named(out []attach.Outcome) []attach.Entry {
+	said := map[attach.Code]bool{}
+	add := func(reasons ...attach.Reason) {
+		for _, r := range reasons {
+			said[r.Code] = true
+		}
+	}
+	for _, o := range out {
+		add(o.Reasons...)
+		add(o.Notes...)
+		if o.Plan != nil {
+			add(o.Plan.Refusals...)
+			add(o.Plan.Warnings...)
+			add(o.Plan.Pending...)
+		}
+		for _, f := range o.Findings {
+			add(f.Reason)
+		}
+	}
+	return slices.DeleteFunc(attach.Catalogue(), func(e attach.Entry) bool { return !said[e.Code] })
 }
 
 func (a *app) started(operation string, err error) error {
