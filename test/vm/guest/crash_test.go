@@ -298,7 +298,9 @@ var scenarios = map[string]scenario{
 		if err := os.Remove(crashDropIn); err != nil {
 			c.t.Fatal(err)
 		}
-		waitFor(c.t, "the drop-in to be put back", func() (bool, string) { return !exists(crashOrder) || exists(crashDropIn), "" })
+		waitFor(c.t, "the drop-in to be put back", func() (bool, string) {
+			return !exists(crashOrder) || exists(crashDropIn) && show(c.t, crashUnit, "NeedDaemonReload") == "no", ""
+		})
 	}},
 	"other":      {"crash", true, func(c *crashes) { ctl(c.t, "attach", crashUnit, "--profile", "crash-other") }},
 	"undo":       {"", false, func(c *crashes) { ctl(c.t, "attach", crashUnit, "--profile", "crash-bad") }},
