@@ -813,3 +813,47 @@ func TestAPatternWhoseUnitsAllFailIsHeld(t *testing.T) {
 		})
 	}
 }
+
+// TestNoRoomAtAnyWrite has a disk that is full at one write of an attach, or from it
+// on: the unit is as before, or confined, and what is told of it is so; a unit that was
+// attached is left alone. With room again the attach comes to its end.
+func TestNoRoomAtAnyWrite(t *testing.T) {
+	for _, stays := range []bool{false, true} {
+		for n := 1; ; n++ {
+			w := attached(nil, "a")
+			w.addUnit("b.service")
+			w.files["b"] = "1"
+			came := false
+			w.run(t, func(l *Loop) {
+				first := w.units["a.service"].start
+				unlock := w.lock()
+				w.writes, w.noRoom = 0, func(write int) bool {
+					is := write == n || stays && write > n
+					came = came || is
+					return is
+				}
+				unlock()
+				out := attachUnits(t, l, attach.Request{Units: []string{"b"}, Profile: "b"})
+				rest()
+				b := w.units["b.service"]
+				if confined := b.label == "b (enforce)"; confined != (answer(l, "b") == "confined") || !b.running || came && !confined && out[0].Exit == attach.ExitOK {
+					t.Errorf("write %d, %v: %s under %q, told %s, exit %d\n%q", n, stays, b.name, b.label, answer(l, "b"), out[0].Exit, w.trace)
+				}
+				unlock = w.lock()
+				w.noRoom = nil
+				unlock()
+				out = attachUnits(t, l, attach.Request{Units: []string{"b"}, Profile: "b"})
+				rest()
+				if out[0].Exit != attach.ExitOK || b.label != "b (enforce)" || answer(l, "b") != "confined" || answer(l, "a") != "confined" || w.units["a.service"].start != first {
+					t.Errorf("write %d, %v: afterwards %+v, %q, a %s", n, stays, out[0], b.label, answer(l, "a"))
+				}
+			})
+			if !came {
+				if n < 5 {
+					t.Errorf("an attach has no more than %d writes", n-1)
+				}
+				break
+			}
+		}
+	}
+}

@@ -64,7 +64,10 @@ type world struct {
 	boots    int   // of the machine
 	diskFull bool  // records cannot be saved
 	refuses  error // writing an attachment
-	dead     bool
+	// noRoom says of the write of that number, from 1, whether there is no room for it.
+	noRoom func(write int) bool
+	writes int
+	dead   bool
 	// deadly: version of a policy -> what becomes of a unit that runs under it.
 	deadly   map[string]string
 	flags    map[string][]string // profile -> flags in its text
@@ -159,6 +162,12 @@ func (w *world) call(format string, args ...any) error {
 		f(c)
 	}
 	return nil
+}
+
+// isFull counts a write, and reports whether there is no room for it.
+func (w *world) isFull() bool {
+	w.writes++
+	return w.noRoom != nil && w.noRoom(w.writes)
 }
 
 // step is a point at which the daemon can be killed.
@@ -345,6 +354,9 @@ func (w *world) WriteDropIn(p, text string) (bool, error) {
 	defer w.lock()()
 	if w.disk[p] == text {
 		return false, nil
+	}
+	if w.isFull() {
+		return false, noSpace{}
 	}
 	if err := w.call("write %s", p); err != nil {
 		return false, err
@@ -838,6 +850,9 @@ func (a attachments) Write(unit string, at attach.Attachment) (string, func() er
 	if a.refuses != nil {
 		return "", nil, a.refuses
 	}
+	if a.isFull() {
+		return "", nil, noSpace{}
+	}
 	old, had := a.att[file]
 	at.Source = file
 	a.att[file] = at
@@ -888,7 +903,7 @@ func (s store) Load() ([]attach.Record, []attach.Reason) {
 
 func (s store) Save(r attach.Record) error {
 	defer s.lock()()
-	if s.diskFull {
+	if s.diskFull || s.isFull() {
 		return noSpace{}
 	}
 	if err := s.step("save record " + r.Unit); err != nil {
@@ -933,7 +948,7 @@ func (p policies) Keep(c attach.Compiled) error {
 	if old, ok := p.kept[c.ID]; ok && old.Environment == c.Environment {
 		return nil
 	}
-	if p.diskFull {
+	if p.diskFull || p.isFull() {
 		return noSpace{}
 	}
 	if err := p.call("keep %s", c.ID); err != nil {
