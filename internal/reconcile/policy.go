@@ -131,7 +131,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 			l.hardened(j, failed)
 		} else {
 			l.accept(j, failed)
-			if slices.ContainsFunc(j.d.Kept, func(k attach.Compiled) bool { return unread[k.File] != nil }) {
+			if slices.ContainsFunc(slices.Concat(j.o.Policy.Compiled, j.d.Kept), func(c attach.Compiled) bool { return unread[c.File] != nil }) {
 				j.unread = true
 				l.queue.add(inputChanged, j.d.Unit) // it is compiled anew
 			}
