@@ -26,6 +26,7 @@ import (
 
 	"github.com/aaunit/aaunit/internal/api"
 	"github.com/aaunit/aaunit/internal/apparmor"
+	"github.com/aaunit/aaunit/internal/apparmor/unpack"
 	"github.com/aaunit/aaunit/internal/config"
 	"github.com/aaunit/aaunit/internal/evidence"
 	"github.com/aaunit/aaunit/internal/gate"
@@ -65,7 +66,7 @@ func main() {
 	log := logger(*verbose)
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
 	asks := gate.New(policies.Get)
-	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Log: log})
+	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Log: log})
 	host.SweepStaging()
 	footprint := newMemory()
 	o := reconcile.Options{

@@ -32,7 +32,7 @@ func (s *System) Loaded(names []string) ([]attach.Compiled, error) {
 	for _, name := range slices.Sorted(maps.Keys(live)) {
 		p := live[name]
 		c := attach.Compiled{Profiles: []attach.Profile{{Name: name, Flags: []string{string(p.Mode)}}}, Checksums: map[string]string{name: p.Checksum}}
-		blob, err := bytesOf(name, p.dir, raws)
+		blob, err := s.bytesOf(name, p.dir, raws)
 		if err != nil {
 			c.NotStaged = err.Error()
 		}
@@ -45,7 +45,7 @@ func (s *System) Loaded(names []string) ([]attach.Compiled, error) {
 }
 
 // bytesOf finds the bytes of one loaded profile.
-func bytesOf(name, dir string, raws map[string][]policydb.Element) ([]byte, error) {
+func (s *System) bytesOf(name, dir string, raws map[string][]policydb.Element) ([]byte, error) {
 	raw, err := readAll(filepath.Join(dir, "raw_data"), maxPolicy)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read what was loaded as %s: %w (for root, and from a kernel with apparmor.export_binary=1)", name, err)
@@ -53,7 +53,10 @@ func bytesOf(name, dir string, raws map[string][]policydb.Element) ([]byte, erro
 	elements, known := raws[string(raw)]
 	if !known {
 		// The kernel unpacks it for who reads it; a copy elsewhere may be packed.
-		plain, err := policydb.Decompress(raw)
+		plain := raw
+		if s.opt.Unpack != nil {
+			plain, err = s.opt.Unpack(raw, policydb.MaxPolicy)
+		}
 		if err == nil {
 			elements, err = policydb.Split(plain)
 		}

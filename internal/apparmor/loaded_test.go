@@ -7,18 +7,20 @@ import (
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/apparmor/unpack"
 )
 
 // What is loaded comes with its own bytes, whatever it was loaded together with,
 // packed or not, and with the kernel's checksum.
 func TestLoaded(t *testing.T) {
 	h := newHost(t)
+	h.opt.Unpack = unpack.Policy
 	done, problems := h.Compile(ctx(t), []string{h.profile("p", "profile one {\n  /one r,\n  profile kid {\n    /kid r,\n  }\n}\nprofile two {\n  /two r,\n}\n")}, false)
 	if len(done) != 1 {
 		t.Fatal(problems)
 	}
-	var packed bytes.Buffer
-	z := zlib.NewWriter(&packed)
+	var zipped bytes.Buffer
+	z := zlib.NewWriter(&zipped)
 	_, _ = z.Write(done[0].Blob)
 	z.Close()
 	dir := securityDir + "/policy/profiles/"
@@ -32,7 +34,7 @@ func TestLoaded(t *testing.T) {
 	}
 	put(dir+"one.1", "one", string(done[0].Blob))
 	put(dir+"one.1/profiles/kid.2", "kid", string(done[0].Blob))
-	put(dir+"two.3", "two", packed.String())
+	put(dir+"two.3", "two", zipped.String())
 	put(dir+"bare.4", "bare", "")
 	put(dir+"odd.5", "odd", "no policy")
 	put(dir+"lost.6", "lost", string(done[0].Blob))

@@ -77,8 +77,8 @@ func (ps *posts) take(u attach.Unit) *post {
 	return p
 }
 
-// put gives a post back.
-func (ps *posts) put(unit string, p *post) {
+// put gives a post back, which was used at that time.
+func (ps *posts) put(unit string, p *post, now time.Time) {
 	ps.Lock()
 	defer ps.Unlock()
 	if ps.by[unit] != nil || ps.open+p.size() > maxPosted {
@@ -88,7 +88,6 @@ func (ps *posts) put(unit string, p *post) {
 	if ps.by == nil {
 		ps.by = map[string]*post{}
 	}
-	now := time.Now()
 	p.used = now
 	ps.by[unit] = p
 	ps.open += p.size()
@@ -157,6 +156,8 @@ func (l *look) newPost(u attach.Unit, tasks []attach.Task) *post {
 // so; the others are left out, and need a Scan. It starts nothing and waits for
 // nothing but the kernel.
 func (s *System) Rescan(units []attach.Unit) map[string]attach.Scan {
+	// What is seen later is not said to have been seen later.
+	at := time.Now()
 	host, ok := s.tmpInodes(1)
 	if !ok {
 		return nil
@@ -174,7 +175,7 @@ func (s *System) Rescan(units []attach.Unit) map[string]attach.Scan {
 					return
 				}
 				look.expected = units[i].Settings.Profile
-				found[i], _ = s.rescan(look, units[i], host)
+				found[i], _ = s.rescan(look, units[i], host, at)
 			}
 		})
 	}
@@ -193,7 +194,7 @@ func (s *System) Rescan(units []attach.Unit) map[string]attach.Scan {
 
 // rescan looks at a unit by its post, if there is one. ok is false where there is
 // none, and where anything is not as it was.
-func (s *System) rescan(l *look, u attach.Unit, host tmpInodes) (sc attach.Scan, ok bool) {
+func (s *System) rescan(l *look, u attach.Unit, host tmpInodes, at time.Time) (sc attach.Scan, ok bool) {
 	p := s.posts.take(u)
 	if p == nil {
 		return attach.Scan{}, false
@@ -202,7 +203,8 @@ func (s *System) rescan(l *look, u attach.Unit, host tmpInodes) (sc attach.Scan,
 		p.close()
 		return attach.Scan{}, false
 	}
-	s.posts.put(u.ID, p)
+	sc.At = at
+	s.posts.put(u.ID, p, at)
 	return sc, true
 }
 
@@ -230,7 +232,7 @@ func (p *post) scan(l *look, host tmpInodes) (sc attach.Scan, ok bool) {
 	if !p.read(l, func(i int, label attach.Label) bool { return label.Equal(sc.Tasks[i].Label) }) {
 		return attach.Scan{}, false
 	}
-	sc.At, sc.Stable = time.Now(), true
+	sc.Stable = true
 	return sc, true
 }
 
@@ -266,8 +268,34 @@ func (p *post) read(l *look, label func(i int, label attach.Label) bool) bool {
 	if seen != len(p.threads) {
 		return false
 	}
-	for i, th := range p.threads {
-		n, err := unix.Pread(th.label, l.buf, 0)
+	if len(p.threads) < manyThreads {
+		return p.labels(l, 0, len(p.threads), label)
+	}
+	// A processor each for a part of them.
+	var workers sync.WaitGroup
+	var failed atomic.Bool
+	part := (len(p.threads) + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0)
+	for from := 0; from < len(p.threads); from += part {
+		workers.Go(func() {
+			own := l.s.newLook()
+			defer own.done()
+			if !p.labels(own, from, min(from+part, len(p.threads)), label) {
+				failed.Store(true)
+			}
+		})
+	}
+	workers.Wait()
+	return !failed.Load()
+}
+
+// manyThreads are worth more than one processor.
+const manyThreads = 64
+
+// labels reads the labels of some of the threads. label may be called for several
+// of them at once.
+func (p *post) labels(l *look, from, to int, label func(i int, label attach.Label) bool) bool {
+	for i := from; i < to; i++ {
+		n, err := unix.Pread(p.threads[i].label, l.buf, 0)
 		if err != nil || n == len(l.buf) {
 			return false
 		}

@@ -74,6 +74,9 @@ type Options struct {
 	// Kept finds, by its ID, a policy that is kept on disk, without its bytes; nil
 	// where none is. What is kept is not compiled again.
 	Kept func(id string) (attach.Compiled, bool)
+	// Unpack undoes the compression of what was loaded, for Loaded: most bounds what
+	// comes of it, in bytes. Nil takes what is compressed for no policy.
+	Unpack func(b []byte, most int) ([]byte, error)
 	// ParserTime bounds one run of the parser, for one file; more files get
 	// more. 0 means 30 seconds.
 	ParserTime time.Duration

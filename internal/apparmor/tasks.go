@@ -61,7 +61,7 @@ func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
 	defer look.done()
 	look.expected = u.Settings.Profile
 	if host, ok := s.tmpInodes(1); ok {
-		if sc, ok := s.rescan(look, u, host); ok {
+		if sc, ok := s.rescan(look, u, host, time.Now()); ok {
 			return sc
 		}
 	}
@@ -100,7 +100,7 @@ func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
 		sc.Tmp = look.tmpViews(ctx, sc.Tasks)
 	} else if sc.Stable && look.expected != "" {
 		if p := look.newPost(u, sc.Tasks); p != nil {
-			s.posts.put(u.ID, p)
+			s.posts.put(u.ID, p, sc.At)
 		}
 	}
 	return sc

@@ -61,7 +61,8 @@ var rules = map[string]rule{
 
 	// What a compiled policy says is a pure question.
 	"internal/gate":              {house: []string{"internal/attach", "internal/apparmor/policydb", "internal/apparmor/rules"}, others: none, notStd: doing},
-	"internal/apparmor/policydb": {house: none, others: []string{"github.com/klauspost/compress/zstd"}, notStd: doing},
+	"internal/apparmor/policydb": {house: none, others: none, notStd: doing},
+	"internal/apparmor/unpack":   {house: none, others: []string{"github.com/klauspost/compress/zstd"}, notStd: doing},
 
 	// So is what the text of a profile says.
 	"internal/apparmor/rules": {house: []string{"internal/apparmor/policydb"}, others: none, notStd: doing},
@@ -93,7 +94,7 @@ var rules = map[string]rule{
 	"cmd/aaunit-sockopts": {house: []string{"internal/sockopt"}, others: none},
 	// The one place where adapters meet.
 	"cmd/aaunitd": {house: []string{"internal/attach", "internal/reconcile", "internal/config", "internal/state", "internal/units", "internal/apparmor",
-		"internal/gate", "internal/sockopt", "internal/evidence", "internal/procs", "internal/api", "internal/journal"}},
+		"internal/apparmor/unpack", "internal/gate", "internal/sockopt", "internal/evidence", "internal/procs", "internal/api", "internal/journal"}},
 }
 
 var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile", "internal/bus"}}

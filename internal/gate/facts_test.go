@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/apparmor/policydb"
+	"github.com/aaunit/aaunit/internal/apparmor/unpack"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -34,7 +35,7 @@ func key(owner, user int64) *attach.Facts {
 func TestUserNamespaces(t *testing.T) {
 	b, err := os.ReadFile("../apparmor/policydb/testdata/others-5.0.zst")
 	if err == nil {
-		b, err = policydb.Decompress(b)
+		b, err = unpack.Policy(b, policydb.MaxPolicy)
 	}
 	if err != nil {
 		t.Fatal(err)

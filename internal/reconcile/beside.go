@@ -88,8 +88,8 @@ func (l *Loop) lookBeside(ctx context.Context) {
 	}
 	seen := l.observeTogether(ctx, all, l.momentOf(ctx, all))
 	asked := 0
-	for _, d := range all {
-		if o, ok := seen[d.Unit]; ok && attach.Judge(d, o).Answer == attach.Confined {
+	for i, d := range all {
+		if o := seen[i]; o != nil && attach.Judge(d, *o).Answer == attach.Confined {
 			continue
 		}
 		if ctx.Err() != nil || !l.isPassing() {

@@ -655,9 +655,14 @@ func (l *Loop) target(unit string) *attach.Attachment {
 func (l *Loop) desired(unit string) (attach.Desired, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.desiredAt(unit, time.Now())
+}
+
+// desiredAt is desired at a time. The lock is held.
+func (l *Loop) desiredAt(unit string, now time.Time) (attach.Desired, error) {
 	d := attach.Desired{Unit: unit}
 	d.Record, d.Kept = l.recall(unit)
-	d.Pattern, d.PatternPause = l.patternPause(unit, time.Now())
+	d.Pattern, d.PatternPause = l.patternPause(unit, now)
 	a, ok := l.targets[unit]
 	if !ok {
 		return d, nil

@@ -566,26 +566,26 @@ func (l *Loop) detachPlan(ctx context.Context, r attach.Request) []attach.Outcom
 // Verify looks again, now, at attached units: together at those that run and are
 // as they were, one by one at the others.
 func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error) {
-	known, _ := l.known(units)
-	var all []attach.Desired
-	for _, s := range known.Units {
-		if d, err := l.desired(s.Unit); err == nil && d.Attachment != nil {
-			all = append(all, d)
-		}
-	}
+	all := l.attachedNow(units)
 	m := l.momentOf(ctx, all)
 	seen := make([]*attach.Verdict, len(all))
-	var rest []int
 	together := l.observeTogether(ctx, all, m)
-	for i, d := range all {
-		if o, ok := together[d.Unit]; ok {
-			if v := attach.Judge(d, o); v.Answer == attach.Confined {
-				l.conclude(d, o, v)
-				seen[i] = &v
-				continue
-			}
+	each(len(all), func(i int) {
+		d := all[i]
+		o := together[i]
+		if o == nil {
+			return
 		}
-		rest = append(rest, i)
+		if v := attach.Judge(d, *o); v.Answer == attach.Confined {
+			l.conclude(d, *o, v)
+			seen[i] = &v
+		}
+	})
+	var rest []int
+	for i := range all {
+		if seen[i] == nil {
+			rest = append(rest, i)
+		}
 	}
 	if len(rest) < 2 {
 		m = nil
@@ -603,6 +603,24 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 		}
 	}
 	return r, nil
+}
+
+// attachedNow is what is wished for the attached units that are asked for, in the
+// order of their names.
+func (l *Loop) attachedNow(words []string) (all []attach.Desired) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now, used := time.Now(), make([]bool, len(words))
+	for unit := range l.targets {
+		if attach.IsPattern(unit) || !l.selected(unit, words, used) {
+			continue
+		}
+		if d, err := l.desiredAt(unit, now); err == nil {
+			all = append(all, d)
+		}
+	}
+	slices.SortFunc(all, func(a, b attach.Desired) int { return strings.Compare(a.Unit, b.Unit) })
+	return all
 }
 
 // verify looks at one unit, and gives what it saw; nil where there is nothing to

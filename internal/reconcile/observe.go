@@ -90,36 +90,37 @@ func (l *Loop) observePolicy(ctx context.Context, d attach.Desired, how depth, m
 	}
 }
 
-// observeTogether takes a quick look at many units that run: systemd is asked
-// once before and once after all their tasks were looked at. It gives those of
-// which that tells everything; the others need a look each.
-func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *moment) map[string]attach.Observed {
+// observeTogether takes a quick look at many units that run, of which systemd says
+// the same before and after all their tasks were looked at. What it gives of a unit
+// tells everything; nil needs a look of its own.
+func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *moment) []*attach.Observed {
 	at := time.Now()
 	names := make([]string, len(all))
 	for i, d := range all {
 		names[i] = d.Unit
 	}
-	found := l.systemd.GlanceTogether(ctx, names)
-	running := make([]attach.Unit, 0, len(found))
-	for _, u := range found {
-		running = append(running, u)
+	var found map[string]attach.Unit
+	var scans map[string]attach.Scan
+	same := map[string]bool{}
+	for _, unit := range l.systemd.GlanceTogether(ctx, names, func(units map[string]attach.Unit) {
+		found, scans = units, l.rescan(slices.Collect(maps.Values(units)))
+	}) {
+		same[unit] = true
 	}
-	scans := l.rescan(running)
-	after := l.systemd.InvocationTogether(ctx, names)
-	out := make(map[string]attach.Observed, len(scans))
-	for _, d := range all {
-		u := found[d.Unit]
+	out := make([]*attach.Observed, len(all))
+	each(len(all), func(i int) {
+		d := all[i]
 		s, looked := scans[d.Unit]
-		id, known := after[d.Unit]
-		if !looked || !known {
-			continue
+		if !looked || !same[d.Unit] {
+			return
 		}
-		s.Before, s.After = u.InvocationID, id
+		u := found[d.Unit]
+		s.Before, s.After = u.InvocationID, u.InvocationID
 		o := attach.Observed{Unit: u, At: at, Scan: &s}
 		l.observePolicy(ctx, d, quick, m, &o)
 		l.observeSockets(ctx, d, quick, &o)
-		out[d.Unit] = o
-	}
+		out[i] = &o
+	})
 	return out
 }
 

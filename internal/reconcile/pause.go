@@ -278,10 +278,21 @@ func (l *Loop) whyPaused(unit string) *attach.Reason {
 // patternPause finds the template or prefix with whose pause the unit is
 // paused. The caller holds mu.
 func (l *Loop) patternPause(unit string, at time.Time) (pattern string, pause *attach.Pause) {
-	for _, place := range l.places(unit) {
-		if p := l.records[place].Pause; place != unit && p.InForce(at) && (pause == nil || p.Until.After(pause.Until)) {
+	longest := func(place string) {
+		if place == unit {
+			return
+		}
+		p := l.records[place].Pause
+		if p.InForce(at) && (pause == nil || p.Until.After(pause.Until) || p.Until.Equal(pause.Until) && place < pattern) {
 			pattern, pause = place, p
 		}
+	}
+	// As places, without a list: this is asked of every unit at every look.
+	if a, ok := l.targets[unit]; ok {
+		longest(a.Placement(unit))
+	}
+	for file := range l.records[unit].DropIns {
+		longest(attach.PlaceOf(file))
 	}
 	return pattern, pause
 }

@@ -18,11 +18,11 @@ type Systemd interface {
 	Glance(ctx context.Context, unit string) (attach.Unit, error)
 	// Invocation reads the unit's InvocationID alone.
 	Invocation(ctx context.Context, unit string) (string, error)
-	// GlanceTogether is Glance, and InvocationTogether is Invocation, for those of
-	// the units that run and can be told together, at the price of one; the others
-	// are left out.
-	GlanceTogether(ctx context.Context, units []string) map[string]attach.Unit
-	InvocationTogether(ctx context.Context, units []string) map[string]string
+	// GlanceTogether calls look with those of the units that run and can be told
+	// together, at the price of one, each as Glance gives it. It returns the names of
+	// those that were the same start, with the same settings, from before look to
+	// after it; nothing is certain of the others.
+	GlanceTogether(ctx context.Context, units []string, look func(map[string]attach.Unit)) []string
 	// StartingSockets reads .socket units, without DropIn.
 	StartingSockets(ctx context.Context, names []string) ([]attach.StartingSocket, error)
 	// Expand lists the services that match a glob, loaded or with a unit file.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -251,22 +252,27 @@ func (w *world) Glance(ctx context.Context, name string) (attach.Unit, error) {
 	return w.Observe(ctx, name)
 }
 
-func (w *world) GlanceTogether(ctx context.Context, names []string) map[string]attach.Unit {
-	out := map[string]attach.Unit{}
-	for _, name := range names {
-		if u, err := w.Observe(ctx, name); err == nil && u.Active() {
-			out[name] = u
+func (w *world) GlanceTogether(ctx context.Context, names []string, look func(map[string]attach.Unit)) (same []string) {
+	running := func() map[string]attach.Unit {
+		out := map[string]attach.Unit{}
+		for _, name := range names {
+			if u, err := w.Observe(ctx, name); err == nil && u.Active() {
+				out[name] = u
+			}
+		}
+		return out
+	}
+	before := running()
+	if len(before) == 0 {
+		return nil
+	}
+	look(before)
+	for name, u := range running() {
+		if reflect.DeepEqual(u, before[name]) {
+			same = append(same, name)
 		}
 	}
-	return out
-}
-
-func (w *world) InvocationTogether(ctx context.Context, names []string) map[string]string {
-	out := map[string]string{}
-	for name, u := range w.GlanceTogether(ctx, names) {
-		out[name] = u.InvocationID
-	}
-	return out
+	return same
 }
 
 func (w *world) Observe(_ context.Context, name string) (attach.Unit, error) {

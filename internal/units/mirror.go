@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -165,9 +166,10 @@ func (m *mirror) get(ctx context.Context, s *Systemd, unit string, files bool) (
 	return k, ok
 }
 
-// active gives what is kept of those of the units that run, when systemd would say
-// the same now; the others are left out.
-func (m *mirror) active(ctx context.Context, s *Systemd, units []string) map[string]*kept {
+// during calls look with what is kept of those of the units that run, and gives
+// those of which systemd would say the same before and after that. It is asked both
+// times, the first time while look is at work.
+func (m *mirror) during(ctx context.Context, s *Systemd, units []string, look func(map[string]*kept)) map[string]*kept {
 	known := make(map[string]*kept, len(units))
 	m.mu.Lock()
 	for _, unit := range units {
@@ -179,17 +181,21 @@ func (m *mirror) active(ctx context.Context, s *Systemd, units []string) map[str
 	if len(known) == 0 {
 		return nil
 	}
-	t := m.ask(ctx, s)
+	before := m.begun(s)
+	look(known)
+	// One after the other: the second answer comes behind what was held back at
+	// the first.
+	before = before.wait(ctx)
+	after := m.ask(ctx, s)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if t.err != nil || t.conn != m.conn {
-		return nil
-	}
-	for unit, k := range known {
-		if m.kept[unit] != k {
-			delete(known, unit)
+	for _, t := range []*roundTrip{before, after} {
+		if t.err != nil || t.conn != m.conn {
+			return nil
 		}
 	}
+	// What changed is not kept any more, or is read anew.
+	maps.DeleteFunc(known, func(unit string, k *kept) bool { return m.kept[unit] != k })
 	return known
 }
 
@@ -251,7 +257,13 @@ func (k *kept) changedSince(t time.Time) bool {
 // ask makes a round trip to systemd that begins after it was called. Callers
 // that come while one is under way share the next one.
 func (m *mirror) ask(ctx context.Context, s *Systemd) *roundTrip {
+	return m.begun(s).wait(ctx)
+}
+
+// begun is a round trip that ask would wait for.
+func (m *mirror) begun(s *Systemd) *roundTrip {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	t := m.next
 	if t == nil {
 		t = &roundTrip{done: make(chan struct{})}
@@ -262,7 +274,11 @@ func (m *mirror) ask(ctx context.Context, s *Systemd) *roundTrip {
 			m.next = t
 		}
 	}
-	m.mu.Unlock()
+	return t
+}
+
+// wait gives the round trip when it is over.
+func (t *roundTrip) wait(ctx context.Context) *roundTrip {
 	select {
 	case <-t.done:
 		return t

@@ -3,10 +3,14 @@ package units
 import (
 	"os"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/godbus/dbus/v5"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
 
 // following gives a Systemd that hears signals of a bus with one running unit,
@@ -93,35 +97,75 @@ func TestWhatDidNotChangeIsReadOnce(t *testing.T) {
 func TestUnitsThatDidNotChangeAreToldTogether(t *testing.T) {
 	b, s, _, set := following(t)
 	names := []string{"agent.service", "other.service"}
-	if got := s.GlanceTogether(t.Context(), names); len(got) != 0 || b.count("Ping") != 0 {
+	look := func(during func()) (got map[string]attach.Unit, same []string) {
+		same = s.GlanceTogether(t.Context(), names, func(units map[string]attach.Unit) {
+			got = units
+			if during != nil {
+				during()
+			}
+		})
+		return got, same
+	}
+	if got, _ := look(nil); got != nil || b.count("Ping") != 0 {
 		t.Fatalf("nothing was read yet: %+v", got)
 	}
 	observed(t, b, s)
 	asked := b.count("Ping")
-	got := s.GlanceTogether(t.Context(), names)
-	if len(got) != 1 || got["agent.service"].MainPID != 17 || b.count("Ping") != asked+1 || b.count("GetAll") != 1 {
-		t.Errorf("%+v after %d questions and %d reads", got, b.count("Ping")-asked, b.count("GetAll"))
+	got, same := look(nil)
+	if len(got) != 1 || got["agent.service"].MainPID != 17 || b.count("Ping") != asked+2 || b.count("GetAll") != 1 || !slices.Equal(same, []string{"agent.service"}) {
+		t.Errorf("%+v, the same are %q, after %d questions and %d reads", got, same, b.count("Ping")-asked, b.count("GetAll"))
 	}
 	got["agent.service"].Names[0] = "spoiled"
-	if u := s.GlanceTogether(t.Context(), names)["agent.service"]; u.Names[0] != "agent.service" {
+	if got, _ := look(nil); got["agent.service"].Names[0] != "agent.service" {
 		t.Error("a caller changed what is kept")
 	}
-	if ids := s.InvocationTogether(t.Context(), names); len(ids) != 1 || ids["agent.service"] != "420000000000000000000000000000ff" {
-		t.Errorf("%v", ids)
+	// A change during the look, of which systemd tells before it answers.
+	var changed atomic.Bool
+	b.on("Ping", func(busCall) ([]any, error) {
+		if changed.CompareAndSwap(true, false) {
+			b.tellChange("agent.service")
+		}
+		return nil, nil
+	})
+	if _, same := look(func() { changed.Store(true) }); len(same) != 0 {
+		t.Errorf("a unit that changed during the look: %q", same)
 	}
-	// A change of which systemd tells before it answers.
-	b.on("Ping", func(busCall) ([]any, error) { b.tellChange("agent.service"); return nil, nil })
-	if got := s.InvocationTogether(t.Context(), names); len(got) != 0 {
-		t.Errorf("a unit that changed: %v", got)
+	observed(t, b, s)
+	// A change before the look of which was not heard yet.
+	changed.Store(true)
+	if _, same := look(nil); len(same) != 0 {
+		t.Errorf("a unit that had changed: %q", same)
 	}
-	b.on("Ping", func(busCall) ([]any, error) { return nil, busError("org.freedesktop.DBus.Error.Failed", "no") })
-	if got := s.GlanceTogether(t.Context(), names); len(got) != 0 {
-		t.Errorf("systemd does not answer: %v", got)
+	observed(t, b, s)
+	// systemd holds signals back, and the first answer too comes before them.
+	var questions atomic.Int32
+	b.on("Ping", func(busCall) ([]any, error) {
+		if questions.Add(1) == 2 {
+			b.tellChange("agent.service")
+		}
+		return nil, nil
+	})
+	if _, same := look(nil); len(same) != 0 || questions.Load() != 2 {
+		t.Errorf("a unit of which a signal was held back: %q, %d questions", same, questions.Load())
+	}
+	observed(t, b, s)
+	for first := range 2 {
+		var n atomic.Int32
+		b.on("Ping", func(busCall) ([]any, error) {
+			if n.Add(1) > int32(first) {
+				return nil, busError("org.freedesktop.DBus.Error.Failed", "no")
+			}
+			return nil, nil
+		})
+		if _, same := look(nil); len(same) != 0 {
+			t.Errorf("systemd does not answer question %d: %q", first+1, same)
+		}
 	}
 	b.on("Ping", func(busCall) ([]any, error) { return nil, nil })
 	set("ActiveState", "inactive")
+	b.tellChange("agent.service")
 	observed(t, b, s)
-	if got := s.GlanceTogether(t.Context(), names); len(got) != 0 {
+	if got, same := look(nil); got != nil || len(same) != 0 {
 		t.Errorf("a unit that does not run: %v", got)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"reflect"
 	"slices"
@@ -43,16 +44,21 @@ func (s *Systemd) Glance(ctx context.Context, unit string) (attach.Unit, error) 
 	return u, nil
 }
 
-// GlanceTogether is Glance for those of the units that run and of which systemd
-// has told nothing new since they were read; the others are left out. It asks
-// systemd one question, however many units there are.
-func (s *Systemd) GlanceTogether(ctx context.Context, units []string) map[string]attach.Unit {
-	known := s.mirror.active(ctx, s, units)
-	out := make(map[string]attach.Unit, len(known))
-	for unit, k := range known {
-		out[unit] = k.u.Clone()
-	}
-	return out
+// GlanceTogether calls look with those of the units that run and of which systemd
+// has told nothing new since they were read, each as Glance gives it. It returns the
+// names of those of which systemd has told nothing new until look was done: what look
+// has seen belongs to that start of them, with those settings. Of the others nothing
+// is certain. systemd is asked one question before look ends and one after, however
+// many units there are.
+func (s *Systemd) GlanceTogether(ctx context.Context, units []string, look func(map[string]attach.Unit)) []string {
+	same := s.mirror.during(ctx, s, units, func(known map[string]*kept) {
+		out := make(map[string]attach.Unit, len(known))
+		for unit, k := range known {
+			out[unit] = k.u.Clone()
+		}
+		look(out)
+	})
+	return slices.Collect(maps.Keys(same))
 }
 
 // StartingSockets reads .socket units. It asks systemd once for each, and keeps nothing.
@@ -153,16 +159,6 @@ func (s *Systemd) Invocation(ctx context.Context, unit string) (string, error) {
 		return "", fmt.Errorf("cannot read the InvocationID of %s: %w", shown(unit), err)
 	}
 	return id, nil
-}
-
-// InvocationTogether is Invocation as GlanceTogether is Glance.
-func (s *Systemd) InvocationTogether(ctx context.Context, units []string) map[string]string {
-	known := s.mirror.active(ctx, s, units)
-	out := make(map[string]string, len(known))
-	for unit, k := range known {
-		out[unit] = k.u.InvocationID
-	}
-	return out
 }
 
 func (s *Systemd) invocation(ctx context.Context, unit string) (string, error) {

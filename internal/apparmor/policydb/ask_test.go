@@ -1,8 +1,6 @@
 package policydb
 
 import (
-	"bytes"
-	"compress/zlib"
 	"maps"
 	"os"
 	"os/exec"
@@ -13,7 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/klauspost/compress/zstd"
+
+	"github.com/aaunit/aaunit/internal/apparmor/unpack"
 )
 
 const sample = `
@@ -78,7 +77,7 @@ func samples(t *testing.T) map[string][]Profile {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if blobs[f], err = Decompress(b); err != nil {
+		if blobs[f], err = unpack.Policy(b, MaxPolicy); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -371,36 +370,12 @@ func TestQuery(t *testing.T) {
 	}
 }
 
-func TestDecompress(t *testing.T) {
-	blob := compile(t, sample)
-	enc, err := zstd.NewWriter(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var z bytes.Buffer
-	w := zlib.NewWriter(&z)
-	w.Write(blob)
-	w.Close()
-	for name, in := range map[string][]byte{"plain": blob, "zstd": enc.EncodeAll(blob, nil), "zlib": z.Bytes()} {
-		got, err := Decompress(in)
-		if err != nil || !bytes.Equal(got, blob) {
-			t.Errorf("%s: %v", name, err)
-		}
-		if name == "plain" {
-			continue
-		}
-		if _, err := Decompress(in[:len(in)/2]); err == nil {
-			t.Errorf("half of %s is no error", name)
-		}
-	}
-}
-
 // What only newer policy has: testdata/others.txt, compiled by Debian's 5.0.2
 // with abi/5.0.
 func TestNewClasses(t *testing.T) {
 	b, err := os.ReadFile("testdata/others-5.0.zst")
 	if err == nil {
-		b, err = Decompress(b)
+		b, err = unpack.Policy(b, MaxPolicy)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"os"
 	"testing"
+
+	"github.com/aaunit/aaunit/internal/apparmor/unpack"
 )
 
 // FuzzParse: whatever bytes come, Parse returns, and what it takes can be asked
@@ -91,17 +93,6 @@ func FuzzPattern(f *testing.F) {
 	})
 }
 
-// FuzzDecompress: a bomb or garbage ends in an error or in bounded memory.
-func FuzzDecompress(f *testing.F) {
-	f.Add([]byte("\x28\xb5\x2f\xfd"))
-	f.Add([]byte("\x78\x9c\x03\x00\x00\x00\x00\x01"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if out, err := Decompress(b); err == nil && len(out) > maxPacked {
-			t.Fatal(len(out))
-		}
-	})
-}
-
 // A policy that is cut short, or of which a byte is wrong, is an error or a
 // policy; it is never more.
 func TestMalformed(t *testing.T) {
@@ -109,7 +100,7 @@ func TestMalformed(t *testing.T) {
 	for _, f := range []string{"testdata/others-5.0.zst", "testdata/sample-5.0-table2.zst"} {
 		b, err := os.ReadFile(f)
 		if err == nil {
-			b, err = Decompress(b)
+			b, err = unpack.Policy(b, MaxPolicy)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -28,8 +28,8 @@ const (
 // maxNesting bounds structures within structures; real policy has three.
 const maxNesting = 16
 
-// maxBlob bounds a compiled policy. The largest of Debian's is some megabytes.
-const maxBlob = 256 << 20
+// MaxPolicy bounds a compiled policy, in bytes. The largest of Debian's is some megabytes.
+const MaxPolicy = 256 << 20
 
 // Element is one profile of a compiled policy. Children and hats are elements
 // of their own, named "parent//child".
@@ -48,8 +48,8 @@ type Element struct {
 // automaton inside finds its alignment from the end of its own blob
 // (unpack_dfa), so that an element may stand at any offset.
 func Split(b []byte) ([]Element, error) {
-	if len(b) > maxBlob {
-		return nil, fmt.Errorf("it is not a compiled policy: it has %d bytes, and %d are the most", len(b), maxBlob)
+	if len(b) > MaxPolicy {
+		return nil, fmt.Errorf("it is not a compiled policy: it has %d bytes, and %d are the most", len(b), MaxPolicy)
 	}
 	r := packed{b: b}
 	var out []Element
