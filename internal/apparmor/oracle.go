@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -152,7 +153,8 @@ func without(r policydb.Raw, bits uint32) policydb.Raw {
 	return policydb.Raw{Allow: r.Allow &^ bits, Deny: r.Deny &^ bits, Audit: r.Audit &^ bits, Quiet: r.Quiet &^ bits}
 }
 
-// together is how many policies are read at the same time to be asked about.
+// together is how many policies are read at the same time to be asked about, by all
+// processors.
 const together = 32
 
 // examine asks the kernel about policies in a staging namespace, and compares
@@ -162,8 +164,23 @@ const together = 32
 // All profiles of all policies take turns, so that each has its share of the
 // time, however many there are. Of more policies than are read together each group
 // has its share.
+//
+// Each processor asks about its part of them.
 func (s *System) examine(ctx context.Context, ns string, policies []*attach.Compiled) {
+	if len(policies) == 0 {
+		return
+	}
 	end := time.Now().Add(askTime)
+	var parts sync.WaitGroup
+	n := min(len(policies), runtime.GOMAXPROCS(0))
+	for part := range slices.Chunk(policies, (len(policies)+n-1)/n) {
+		parts.Go(func() { s.examinePart(ctx, ns, part, end, max(1, together/n)) })
+	}
+	parts.Wait()
+}
+
+// examinePart reads no more than together policies at a time.
+func (s *System) examinePart(ctx context.Context, ns string, policies []*attach.Compiled, end time.Time, together int) {
 	err := s.asking(func(a *access) error {
 		for rest := policies; len(rest) > 0; {
 			group := rest[:min(together, len(rest))]

@@ -82,7 +82,7 @@ func (a *asking) network(p *policydb.Profile) {
 
 func (a *asking) mustNotWrite(p *policydb.Profile, pl place, s attach.Severity) {
 	r := a.search(p, "write "+pl.as.String()+" "+pl.pattern, func() policydb.Result {
-		pattern, err := policydb.ParsePattern(pl.pattern)
+		pattern, err := a.gate.pattern(pl.pattern)
 		if err != nil {
 			return policydb.Result{Why: err}
 		}
@@ -168,7 +168,7 @@ func (a *asking) userns(p *policydb.Profile) {
 // execs looks for a program whose exec has such a transition.
 func (a *asking) execs(p *policydb.Profile, question string, such func(policydb.Transition) bool) policydb.Result {
 	return a.search(p, question, func() policydb.Result {
-		all, err := policydb.ParsePattern("/**")
+		all, err := a.gate.pattern("/**")
 		if err != nil {
 			return policydb.Result{Why: err}
 		}
@@ -187,7 +187,7 @@ func (a *asking) wholesale(p *policydb.Profile) (every bool) {
 		a.find(attach.Error, p, "", q, attach.Because(attach.MayEverything, "profile %s allows %s", p.Name, what))
 	}
 	r := a.search(p, "covers all", func() policydb.Result {
-		all, err := policydb.ParsePattern("/**")
+		all, err := a.gate.pattern("/**")
 		if err != nil {
 			return policydb.Result{Why: err}
 		}

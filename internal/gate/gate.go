@@ -30,15 +30,18 @@ type Gate struct {
 	answers map[string][]attach.Finding
 	owned   map[string][]string // by policy: see ownersOnly
 
+	patterns map[string]*policydb.Pattern // with the automata that were made of them
+
 	searches memo[policydb.Result]
 	verdicts memo[Verdict]
 }
 
 // Bounds on what is kept; when one is reached it begins anew.
 const (
-	maxRead    = 64
-	maxAnswers = 4096
-	maxFound   = 4096 // of each kind
+	maxRead     = 64
+	maxAnswers  = 4096
+	maxPatterns = 256
+	maxFound    = 4096 // of each kind
 )
 
 // New makes a gate. get reads a policy that is kept without its bytes.
@@ -46,11 +49,37 @@ func New(get func(id string) (attach.Compiled, error)) *Gate {
 	return &Gate{bytes: get}
 }
 
-// LetGo forgets the policies that were read, which are large, and keeps the answers.
+// LetGo forgets the policies that were read and the automata of patterns, which are
+// large, and keeps the answers.
 func (g *Gate) LetGo() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.read = nil
+	g.read, g.patterns = nil, nil
+}
+
+// pattern is policydb.ParsePattern. Profiles are asked about the same patterns, and
+// to make the automaton of one can cost more than the search.
+func (g *Gate) pattern(text string) (*policydb.Pattern, error) {
+	g.mu.Lock()
+	known := g.patterns[text]
+	g.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	p, err := policydb.ParsePattern(text)
+	if err != nil {
+		return nil, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.patterns == nil || len(g.patterns) >= maxPatterns {
+		g.patterns = map[string]*policydb.Pattern{}
+	}
+	if known = g.patterns[text]; known != nil {
+		return known, nil
+	}
+	g.patterns[text] = p
+	return p, nil
 }
 
 // Question is what is asked about one unit and its policy.

@@ -246,6 +246,7 @@ type prepared struct {
 	unit  string
 	d     attach.Desired
 	o     attach.Observed
+	seen  *sighting // nil: nobody has looked at its tasks yet
 	out   attach.Outcome
 	write bool // the attachment is to be written, or removed
 	// restore takes back that it was written.
@@ -324,6 +325,12 @@ func (l *Loop) prepare(ctx context.Context, r attach.Request) ([]*prepared, *mom
 		}
 	}
 	m := l.momentOfPlans(ctx, wishes)
+	m.scans = map[string]sighting{}
+	for _, p := range all {
+		if p.seen != nil {
+			m.scans[p.unit] = *p.seen
+		}
+	}
 	todo(func(p *prepared) { l.preparePlan(ctx, p, m) })
 	return unique(all), m
 }
@@ -429,6 +436,9 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 	l.mu.Unlock()
 	p.d.Record.Hold, p.d.Record.Pause = nil, nil
 	p.d.Asked = !r.AsDeclared
+	if u.Active() {
+		p.seen = &sighting{u, l.scanInTurn(ctx, u)} // while what is needed is compiled
+	}
 }
 
 // preparePlan asks the core for the plan of a prepared unit.
@@ -570,7 +580,7 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 	m := l.momentOf(ctx, all)
 	seen := make([]*attach.Verdict, len(all))
 	together := l.observeTogether(ctx, all, m)
-	each(len(all), func(i int) {
+	spread(len(all), func(i int) {
 		d := all[i]
 		o := together[i]
 		if o == nil {

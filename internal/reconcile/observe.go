@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -62,14 +64,21 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 	}
 	o := attach.Observed{Unit: u, At: at}
 	l.observePolicy(ctx, d, how, m, &o)
-	if u.Active() {
-		done := l.onDisk()
-		s := l.scan(ctx, u)
-		done()
+	if s, seen := m.scanOf(u); seen && how == full {
+		o.Scan = &s
+	} else if u.Active() {
+		s := l.scanInTurn(ctx, u)
 		o.Scan = &s
 	}
 	l.observeSockets(ctx, d, how, &o)
 	return o, nil
+}
+
+// scanInTurn looks at the tasks of a unit when it has its turn with files.
+func (l *Loop) scanInTurn(ctx context.Context, u attach.Unit) attach.Scan {
+	done := l.onDisk()
+	defer done()
+	return l.scan(ctx, u)
 }
 
 // observePolicy fills in all but the unit and its tasks.
@@ -108,7 +117,7 @@ func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *mom
 		same[unit] = true
 	}
 	out := make([]*attach.Observed, len(all))
-	each(len(all), func(i int) {
+	spread(len(all), func(i int) {
 		d := all[i]
 		s, looked := scans[d.Unit]
 		if !looked || !same[d.Unit] {
@@ -131,6 +140,30 @@ type moment struct {
 	live  map[string]map[string]attach.LiveProfile // by profile: it, its children and hats
 	err   error
 	built map[bool]built // for plans; see compileTogether
+	// scans are looks at tasks by unit, for plans: to see that a task is not about to
+	// leave what it carries takes longer than all else that a plan needs.
+	scans map[string]sighting
+}
+
+// sighting is a look at the tasks of a unit, as it was then.
+type sighting struct {
+	u    attach.Unit
+	scan attach.Scan
+}
+
+// sightingGoodFor bounds how old the look is by which a unit's change is planned.
+// A verdict goes by a look of its own.
+const sightingGoodFor = 10 * time.Second
+
+// scanOf gives a look at the same start of a unit.
+func (m *moment) scanOf(u attach.Unit) (attach.Scan, bool) {
+	if m == nil {
+		return attach.Scan{}, false
+	}
+	s, ok := m.scans[u.ID]
+	ok = ok && u.Active() && s.scan.Problem == "" && s.scan.Stable && s.scan.Before == u.InvocationID && s.scan.After == u.InvocationID &&
+		s.u.MainPID == u.MainPID && s.u.ControlPID == u.ControlPID && s.u.ControlGroup == u.ControlGroup && time.Since(s.scan.At) < sightingGoodFor
+	return s.scan, ok
 }
 
 // momentOf reads what a look at these units has in common.
@@ -144,13 +177,14 @@ func (l *Loop) momentOf(ctx context.Context, all []attach.Desired) *moment {
 	return m
 }
 
-// momentOfPlans reads and compiles what plans for these units have in common; nil
-// for a single unit.
+// momentOfPlans reads and compiles what plans for these units have in common. A
+// single unit has nothing in common with others.
 func (l *Loop) momentOfPlans(ctx context.Context, all []attach.Desired) *moment {
+	m := &moment{host: l.host(ctx)}
 	if len(all) < 2 {
-		return nil
+		return m
 	}
-	m := &moment{host: l.host(ctx), built: l.compileTogether(ctx, all)}
+	m.built = l.compileTogether(ctx, all)
 	var names []string
 	for _, d := range all {
 		names = append(names, judgedBy(d)...)
@@ -416,6 +450,21 @@ func each(n int, f func(i int)) {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			f(i)
+		})
+	}
+	wg.Wait()
+}
+
+// spread calls f for every index below n on as many goroutines as there are
+// processors: for what waits for nothing.
+func spread(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(n, runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
 		})
 	}
 	wg.Wait()

@@ -660,6 +660,17 @@ func (l *Loop) readBack(ctx context.Context, j *job) {
 	if attach.IsPattern(j.d.Unit) {
 		return // the effect shows at the units to come
 	}
+	if j.d.Attachment != nil && j.d.Attachment.SocketsWanted() == nil {
+		if s, err := l.systemd.Confining(ctx, j.d.Unit); err == nil {
+			u := j.o.Unit
+			u.Settings.Profile, u.Settings.IgnoreMissing, u.Settings.AssertAppArmor, u.Settings.PrivateTmp = s.Profile, s.IgnoreMissing, s.AssertAppArmor, s.PrivateTmp
+			if len(attach.Effective(j.d, u)) == 0 {
+				j.o.Unit = u
+				return
+			}
+		}
+	}
+	// All of it, to tell what is in the way.
 	u, err := l.systemd.Observe(ctx, j.d.Unit)
 	if err != nil {
 		j.fail(attach.StepDropIn, attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", j.d.Unit, err))
@@ -855,7 +866,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration, also func() string) (why string, err error) {
 	interval := max(span/10, 100*time.Millisecond)
 	for deadline := time.Now().Add(span); ; {
-		u, err := l.systemd.Observe(ctx, unit)
+		u, err := l.systemd.Glance(ctx, unit)
 		if err != nil {
 			return "", err
 		}

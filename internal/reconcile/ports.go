@@ -16,6 +16,9 @@ type Systemd interface {
 	// Glance is Observe without what only a plan needs: NeedReload may be
 	// missing, and RestartsWith is.
 	Glance(ctx context.Context, unit string) (attach.Unit, error)
+	// Confining reads, of a unit's effective settings, Profile, IgnoreMissing,
+	// AssertAppArmor and PrivateTmp alone.
+	Confining(ctx context.Context, unit string) (attach.Settings, error)
 	// Invocation reads the unit's InvocationID alone.
 	Invocation(ctx context.Context, unit string) (string, error)
 	// GlanceTogether calls look with those of the units that run and can be told

@@ -252,6 +252,12 @@ func (w *world) Glance(ctx context.Context, name string) (attach.Unit, error) {
 	return w.Observe(ctx, name)
 }
 
+func (w *world) Confining(ctx context.Context, name string) (attach.Settings, error) {
+	u, err := w.Observe(ctx, name)
+	return attach.Settings{Profile: u.Settings.Profile, IgnoreMissing: u.Settings.IgnoreMissing, AssertAppArmor: u.Settings.AssertAppArmor,
+		PrivateTmp: u.Settings.PrivateTmp}, err
+}
+
 func (w *world) GlanceTogether(ctx context.Context, names []string, look func(map[string]attach.Unit)) (same []string) {
 	running := func() map[string]attach.Unit {
 		out := map[string]attach.Unit{}

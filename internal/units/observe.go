@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -43,6 +44,42 @@ func (s *Systemd) Glance(ctx context.Context, unit string) (attach.Unit, error) 
 	}
 	return u, nil
 }
+
+// Confining reads, of a unit's effective settings, those alone that confine it:
+// Profile, IgnoreMissing, AssertAppArmor and PrivateTmp. To be told only these costs
+// systemd a small part of what a full answer does.
+func (s *Systemd) Confining(ctx context.Context, unit string) (attach.Settings, error) {
+	if err := fullName(unit); err != nil {
+		return attach.Settings{}, fmt.Errorf("cannot observe %s: %w", shown(unit), err)
+	}
+	asked := []struct{ iface, name string }{{serviceIface, "AppArmorProfile"}, {unitIface, "Asserts"}, {serviceIface, "PrivateTmp"}, {serviceIface, "PrivateTmpEx"}}
+	values, errs := make([]dbus.Variant, len(asked)), make([]error, len(asked))
+	var answers sync.WaitGroup
+	for i, a := range asked {
+		answers.Go(func() {
+			errs[i] = s.call(ctx, s.wait.call, pathOf(unit), propsIface+".Get", []any{a.iface, a.name}, &values[i])
+		})
+	}
+	answers.Wait()
+	p := &props{m: map[string]dbus.Variant{}}
+	for i, a := range asked {
+		switch {
+		case errs[i] == nil:
+			p.m[a.name] = values[i]
+		case a.name == "PrivateTmpEx" && errorName(errs[i]) == unknownProperty: // before 257
+		default:
+			return attach.Settings{}, fmt.Errorf("cannot observe %s: property %s: %w", shown(unit), a.name, errs[i])
+		}
+	}
+	out := attach.Settings{PrivateTmp: privateTmp(p)}
+	confining(p, &out)
+	if p.err != nil {
+		return attach.Settings{}, fmt.Errorf("cannot observe %s: %w", shown(unit), p.err)
+	}
+	return out, nil
+}
+
+const unknownProperty = "org.freedesktop.DBus.Error.UnknownProperty"
 
 // GlanceTogether calls look with those of the units that run and of which systemd
 // has told nothing new since they were read, each as Glance gives it. It returns the
@@ -138,7 +175,7 @@ func (s *Systemd) read(ctx context.Context, unit string) (*kept, error) {
 func (s *Systemd) permissionsStartOnly(ctx context.Context, unit string) (bool, error) {
 	var v dbus.Variant
 	err := s.call(ctx, s.wait.call, pathOf(unit), propsIface+".Get", []any{serviceIface, "PermissionsStartOnly"}, &v)
-	if e := (dbus.Error{}); errors.As(err, &e) && e.Name == "org.freedesktop.DBus.Error.UnknownProperty" {
+	if e := (dbus.Error{}); errors.As(err, &e) && e.Name == unknownProperty {
 		return false, nil
 	}
 	if err != nil {
@@ -467,6 +504,12 @@ func decodeSettings(p *props) attach.Settings {
 		s.RootDirectory = read[string](p, "RootImage")
 	}
 	policySettings(p, &s)
+	confining(p, &s)
+	return s
+}
+
+// confining reads which profile a unit has, and whether it starts without AppArmor.
+func confining(p *props, s *attach.Settings) {
 	// (bs): "-" and the name.
 	if r := p.row("AppArmorProfile", false, ""); r != nil {
 		s.IgnoreMissing, s.Profile = r[0].(bool), r[1].(string)
@@ -478,7 +521,6 @@ func decodeSettings(p *props) attach.Settings {
 			s.AssertAppArmor = true
 		}
 	}
-	return s
 }
 
 // privateTmp reads PrivateTmpEx, which knows "disconnected", or PrivateTmp of
