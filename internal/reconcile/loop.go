@@ -142,6 +142,8 @@ type Loop struct {
 	rivals      map[string][]attach.Attachment
 	alias       map[string]string // name as declared -> canonical
 	records     map[string]attach.Record
+	// unsaved are units of whose records the disk has an earlier state; a nil map has none.
+	unsaved map[string]bool
 	statuses    map[string]attach.Status
 	problems    []attach.Reason // of records
 	service     attach.Tri      // apparmor.service is enabled

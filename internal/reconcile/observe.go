@@ -62,6 +62,11 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 			return attach.Observed{}, err
 		}
 	}
+	return l.observeRest(ctx, d, how, m, u, at), nil
+}
+
+// observeRest observes all but the unit itself, which was read after at.
+func (l *Loop) observeRest(ctx context.Context, d attach.Desired, how depth, m *moment, u attach.Unit, at time.Time) attach.Observed {
 	o := attach.Observed{Unit: u, At: at}
 	l.observePolicy(ctx, d, how, m, &o)
 	if s, seen := m.scanOf(u); seen && how == full {
@@ -71,7 +76,7 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 		o.Scan = &s
 	}
 	l.observeSockets(ctx, d, how, &o)
-	return o, nil
+	return o
 }
 
 // scanInTurn looks at the tasks of a unit when it has its turn with files.
@@ -408,6 +413,15 @@ func (l *Loop) judgeAt(ctx context.Context, d attach.Desired, justStarted bool, 
 	}
 }
 
+// judgeRead is judge of a unit that systemd has just told of, after at.
+func (l *Loop) judgeRead(ctx context.Context, d attach.Desired, justStarted bool, u attach.Unit, at time.Time) (attach.Verdict, attach.Observed) {
+	v, o := l.judgement(d, l.observeRest(ctx, d, quick, nil, u, at), justStarted)
+	if v.Answer == attach.Unknown && passes(v) {
+		return l.judge(ctx, d, justStarted)
+	}
+	return v, o
+}
+
 // passes reports whether everything that speaks for "unknown" passes by itself.
 func passes(v attach.Verdict) bool {
 	for _, r := range v.Reasons {
@@ -423,6 +437,11 @@ func (l *Loop) judgeOnce(ctx context.Context, d attach.Desired, justStarted bool
 	if err != nil {
 		return unheard(d, err), attach.Observed{Unit: attach.Unit{ID: d.Unit}}
 	}
+	return l.judgement(d, o, justStarted)
+}
+
+// judgement gives the verdict on what was seen.
+func (l *Loop) judgement(d attach.Desired, o attach.Observed, justStarted bool) (attach.Verdict, attach.Observed) {
 	o.JustStarted = justStarted
 	v := attach.Judge(d, o)
 	if v.Answer == attach.NotConfined && d.Profile != "" {

@@ -825,14 +825,15 @@ func (j *job) wasStopped() bool {
 
 // settle waits until the unit has stayed the same start for SettleSec.
 func (l *Loop) settle(ctx context.Context, j *job) {
+	at := time.Now()
 	first, err := l.systemd.Glance(ctx, j.d.Unit)
 	if err != nil {
 		j.fail(attach.StepRestart, unheard(j.d, err).Reasons...)
 		return
 	}
-	first.NRestarts = 0 // systemd counts from 0 again when a job starts a unit
 	// What is not confined from the start needs no waiting for.
-	v, o := l.judge(ctx, j.d, true)
+	v, o := l.judgeRead(ctx, j.d, true, first, at)
+	first.NRestarts = 0 // systemd counts from 0 again when a job starts a unit
 	if v.Answer == attach.NotConfined && o.Unit.Active() && !only(v, attach.TaskComplain) {
 		j.verdict, j.seen = v, o
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
@@ -988,13 +989,14 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
 				}
 				r.Attaching, r.Stopped, r.Trial, r.Former = false, false, nil, nil
-				l.remember(*r)
+				l.rememberSoon(*r)
 				if v.Answer == attach.Confined {
 					l.releasePattern(j.d)
 				}
 			}
 			l.stopViolator(ctx, j.d, j.before, &j.seen, v, len(j.heals()) > 0)
 			l.conclude(j.d, j.seen, v)
+			l.flush(j.d.Unit)
 			l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = j.out.Notes })
 		}
 	})
@@ -1052,9 +1054,39 @@ func (l *Loop) save(r attach.Record, anyhow bool) error {
 	if err == nil || anyhow {
 		l.mu.Lock()
 		l.records[r.Unit] = r.Clone()
+		delete(l.unsaved, r.Unit)
 		l.mu.Unlock()
 	}
 	return err
+}
+
+// rememberSoon is remember for a record that gets a verdict in a moment: both are
+// written at once, by keepVerdict, or by flush.
+func (l *Loop) rememberSoon(r attach.Record) {
+	keeping := l.keeping.of(r.Unit)
+	keeping.Lock()
+	defer keeping.Unlock()
+	r.Boot = l.boot
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old := l.records[r.Unit]; old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
+		r.Verdict = old.Verdict
+	}
+	l.records[r.Unit] = r.Clone()
+	if l.unsaved == nil {
+		l.unsaved = map[string]bool{}
+	}
+	l.unsaved[r.Unit] = true
+}
+
+// flush writes the record of a unit where the disk has an earlier state.
+func (l *Loop) flush(unit string) {
+	l.mu.Lock()
+	r, unsaved := l.records[unit].Clone(), l.unsaved[unit]
+	l.mu.Unlock()
+	if unsaved {
+		l.remember(r)
+	}
 }
 
 func (l *Loop) forget(unit string) {
@@ -1063,6 +1095,7 @@ func (l *Loop) forget(unit string) {
 	defer keeping.Unlock()
 	l.mu.Lock()
 	delete(l.records, unit)
+	delete(l.unsaved, unit)
 	l.mu.Unlock()
 	if err := l.store.Delete(unit); err != nil {
 		l.log.Error("cannot remove the record of a unit", journal.FieldUnit, unit, "err", err)
