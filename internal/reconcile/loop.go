@@ -132,27 +132,29 @@ type Loop struct {
 	// than that: never while another is wanted.
 	disk chan struct{}
 
-	mu          sync.Mutex
-	passing     bool            // something is being changed
-	handled     map[string]bool // units at which the pass is
-	leave       map[string]bool // units whose policy could not be put back: it is not tried again yet
-	declared    attach.Declared
-	selector    attach.Selector              // of what is declared
-	targets     map[string]attach.Attachment // by unit; what applies to it
-	rivals      map[string][]attach.Attachment
-	alias       map[string]string // name as declared -> canonical
-	records     map[string]attach.Record
+	mu       sync.Mutex
+	passing  bool            // something is being changed
+	handled  map[string]bool // units at which the pass is
+	leave    map[string]bool // units whose policy could not be put back: it is not tried again yet
+	declared attach.Declared
+	selector attach.Selector              // of what is declared
+	targets  map[string]attach.Attachment // by unit; what applies to it
+	rivals   map[string][]attach.Attachment
+	alias    map[string]string // name as declared -> canonical
+	records  map[string]attach.Record
 	// unsaved are units of whose records the disk has an earlier state; a nil map has none.
-	unsaved map[string]bool
+	unsaved     map[string]bool
 	statuses    map[string]attach.Status
 	problems    []attach.Reason // of records
 	service     attach.Tri      // apparmor.service is enabled
 	serviceRead bool
-	bpf         map[string]attach.Tri // see mayBPF
-	stuck       map[string]bool       // units whose look does not come back
-	rescanning  sync.Mutex            // held during a look at the tasks of many units
-	subs        map[int]func(attach.Status)
-	nextSub     int
+	// askingService is held while systemd is asked about it.
+	askingService sync.Mutex
+	bpf           map[string]attach.Tri // see mayBPF
+	stuck         map[string]bool       // units whose look does not come back
+	rescanning    sync.Mutex            // held during a look at the tasks of many units
+	subs          map[int]func(attach.Status)
+	nextSub       int
 
 	// For Metrics.
 	began  time.Time

@@ -253,9 +253,18 @@ func judgedBy(d attach.Desired) (names []string) {
 
 func (l *Loop) host(ctx context.Context) attach.Host {
 	h := l.apparmor.Host()
-	l.mu.Lock()
-	boot, read := l.service, l.serviceRead
-	l.mu.Unlock()
+	known := func() (boot attach.Tri, read bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.service, l.serviceRead
+	}
+	boot, read := known()
+	if !read {
+		// Of many who come at once, one asks.
+		l.askingService.Lock()
+		defer l.askingService.Unlock()
+		boot, read = known()
+	}
 	if !read {
 		boot = bootService(ctx, l.systemd)
 		l.mu.Lock()

@@ -30,6 +30,8 @@ type fakeBus struct {
 	owner  string // systemd's unique name; "" it is not on the bus
 	asked  map[string]int
 	answer map[string]func(busCall) ([]any, error)
+	// replied, set by an answer, is called when that was sent.
+	replied func()
 }
 
 type fakeConn struct {
@@ -272,6 +274,13 @@ func (b *fakeBus) route(c *fakeConn, m *dbus.Message) {
 			body, err := answer(busCall{c.name, dbus.ObjectPath(header(dbus.FieldPath)), m.Body})
 			if err != errHang {
 				c.reply(m, owner, body, err)
+			}
+			b.mu.Lock()
+			replied := b.replied
+			b.replied = nil
+			b.mu.Unlock()
+			if replied != nil {
+				replied()
 			}
 		})
 	}

@@ -217,7 +217,7 @@ func (f *follower) changed(sig *dbus.Signal) {
 	if !ok {
 		return
 	}
-	f.s.mirror.changed(unit) // whatever it says, and before anybody hears of it
+	f.s.mirror.changed(unit, sig.Sequence) // whatever it says, and before anybody hears of it
 	if len(sig.Body) < 2 || !f.wants(unit) {
 		return
 	}

@@ -32,8 +32,9 @@ import (
 //     message (manager_loop in its src/core/manager.c: the queue of signals is
 //     empty before an event is waited for; seen in 252 and 257).
 //   - So when it has answered a call that was made after somebody asked here,
-//     every change before that moment has been heard. A read that began before
-//     the last change of its unit is thrown away.
+//     every change before that moment has been heard. An answer behind which a
+//     change of its unit was heard is thrown away; one that was heard before the
+//     answer came is in it.
 //   - While more than a thousand messages wait to be sent, systemd holds signals
 //     back. A look asks before and after, and the second answer comes behind
 //     what was held back at the first.
@@ -50,7 +51,8 @@ type mirror struct {
 	mu   sync.Mutex
 	conn *dbus.Conn // on which signals are heard; nil: nothing is kept
 	kept map[string]*kept
-	// reads are under way, by unit; a change of the unit spoils them.
+	// reads are under way, by unit; a change of the unit behind the answer spoils
+	// them.
 	reads map[string][]*reading
 	// now is being asked, next will be when it is answered.
 	now, next *roundTrip
@@ -72,7 +74,11 @@ type reading struct {
 	conn    *dbus.Conn
 	begun   time.Time
 	spoiled bool
-	dirs    dirState
+	// changed is the place of the last word of a change of the unit among all that
+	// came over conn, and answered that of the answer; without one, every change
+	// counts as behind it.
+	changed, answered dbus.Sequence
+	dirs              dirState
 }
 
 // racy is how long a file must have been untouched for its times to prove that
@@ -134,8 +140,19 @@ func (m *mirror) clear() {
 	}
 }
 
-// changed says that a unit changed.
-func (m *mirror) changed(unit string) {
+// changed says that a unit changed: systemd's word of it has that place among all
+// that came over the connection.
+func (m *mirror) changed(unit string, at dbus.Sequence) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.kept, unit)
+	for _, r := range m.reads[unit] {
+		r.changed = max(r.changed, at)
+	}
+}
+
+// stale throws away what is kept of a unit.
+func (m *mirror) stale(unit string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.kept, unit)
@@ -160,7 +177,7 @@ func (m *mirror) get(ctx context.Context, s *Systemd, unit string, files bool) (
 	ok = ok && t.conn == m.conn && m.kept[unit] == k
 	m.mu.Unlock()
 	if ok && files && (k.dirs != t.dirs(s) || !s.unchanged(k.files)) {
-		m.changed(unit)
+		m.stale(unit)
 		ok = false
 	}
 	return k, ok
@@ -235,7 +252,7 @@ func (m *mirror) end(unit string, r *reading, k *kept) {
 	if len(m.reads[unit]) == 0 {
 		delete(m.reads, unit)
 	}
-	if k == nil || k.changedSince(r.begun.Add(-racy)) || r.spoiled || m.conn == nil || r.conn != m.conn || len(m.kept) >= maxKept {
+	if k == nil || k.changedSince(r.begun.Add(-racy)) || r.spoiled || r.changed > r.answered || m.conn == nil || r.conn != m.conn || len(m.kept) >= maxKept {
 		return
 	}
 	k.dirs = r.dirs

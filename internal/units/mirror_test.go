@@ -170,18 +170,55 @@ func TestUnitsThatDidNotChangeAreToldTogether(t *testing.T) {
 	}
 }
 
-// What a signal overtakes may be of before or after it.
-func TestAReadThatAChangeOvertakesIsNotKept(t *testing.T) {
+// A change that systemd tells of behind its answer is not in it; one that it told of
+// before is.
+func TestAReadIsKeptUnlessAChangeComesBehindIt(t *testing.T) {
 	b, s, _, set := following(t)
 	answer := b.answerTo("GetAll")
 	b.on("GetAll", func(c busCall) ([]any, error) {
+		b.tellChange("agent.service")
+		return answer(c)
+	})
+	observed(t, b, s)
+	if _, reads := observed(t, b, s); reads != 1 {
+		t.Errorf("what was told after the change was read again: %d reads", reads)
+	}
+	b.tellChange("agent.service")
+	told := make(chan struct{})
+	b.on("GetAll", func(c busCall) ([]any, error) {
+		b.mu.Lock()
+		b.replied = func() { b.tellChange("agent.service"); close(told) }
+		b.mu.Unlock()
+		return answer(c)
+	})
+	if pid, _ := observed(t, b, s); pid != 17 {
+		t.Fatalf("PID %d", pid)
+	}
+	<-told
+	b.on("GetAll", answer)
+	set("MainPID", uint32(99))
+	if pid, _ := observed(t, b, s); pid != 99 {
+		t.Errorf("what was told before the change was kept: PID %d", pid)
+	}
+}
+
+// Where the answer comes over another connection than the signals, nothing is known
+// of the order of both.
+func TestAReadElsewhereThatAChangeOvertakesIsNotKept(t *testing.T) {
+	b, s, _, set := following(t)
+	answer := b.answerTo("GetAll")
+	asked := 0
+	b.on("GetAll", func(c busCall) ([]any, error) {
+		if asked++; asked == 1 {
+			return nil, busError("org.freedesktop.DBus.Error.NoReply", "for a moment")
+		}
 		out, err := answer(c)
 		b.tellChange("agent.service")
 		s.mirror.ask(t.Context(), s) // by now it was heard
 		return out, err
 	})
-	if pid, _ := observed(t, b, s); pid != 17 {
-		t.Fatalf("PID %d", pid)
+	if pid, _ := observed(t, b, s); pid != 17 || asked != 2 {
+		t.Fatalf("PID %d, asked %d times", pid, asked)
 	}
 	set("MainPID", uint32(99))
 	if pid, _ := observed(t, b, s); pid != 99 {

@@ -102,7 +102,7 @@ func (s *Systemd) GlanceTogether(ctx context.Context, units []string, look func(
 func (s *Systemd) StartingSockets(ctx context.Context, names []string) ([]attach.StartingSocket, error) {
 	var out []attach.StartingSocket
 	for _, name := range names {
-		k, err := s.read(ctx, name)
+		k, err := s.read(ctx, name, nil)
 		if err != nil {
 			return nil, fmt.Errorf("cannot observe %s: %w", shown(name), err)
 		}
@@ -123,7 +123,7 @@ func (s *Systemd) observe(ctx context.Context, unit string, plan bool) (attach.U
 	if !known {
 		r := s.mirror.begin(s, unit)
 		var err error
-		k, err = s.read(ctx, unit)
+		k, err = s.read(ctx, unit, r)
 		if err != nil || k.u.ID != unit || !k.u.Active() && !asUnloaded(k.u) {
 			s.mirror.end(unit, r, nil)
 		} else {
@@ -143,9 +143,21 @@ func (s *Systemd) observe(ctx context.Context, unit string, plan bool) (attach.U
 	return u, nil
 }
 
-// read asks systemd for all that it knows of a unit, and reads its files.
-func (s *Systemd) read(ctx context.Context, unit string) (*kept, error) {
-	p, err := s.properties(ctx, unit, "")
+// read asks systemd for all that it knows of a unit, and reads its files. With r, it
+// asks where signals are heard, so that the order of both is known.
+func (s *Systemd) read(ctx context.Context, unit string, r *reading) (*kept, error) {
+	var p *props
+	var err error
+	if r != nil && r.conn != nil {
+		p = &props{}
+		r.answered, err = askInOrder(ctx, r.conn, s.wait.call, systemdName, pathOf(unit), propsIface+".GetAll", []any{""}, &p.m)
+	}
+	if p == nil || err != nil && passing(err) {
+		if r != nil {
+			r.answered = dbus.NoSequence
+		}
+		p, err = s.properties(ctx, unit, "")
+	}
 	if err != nil {
 		return nil, err
 	}

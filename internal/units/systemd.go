@@ -204,13 +204,21 @@ func (s *Systemd) call(ctx context.Context, timeout time.Duration, path dbus.Obj
 // who shall answer: systemd cannot be started, and the bus's own word for that
 // would hide that it is only away for a moment.
 func ask(ctx context.Context, conn *dbus.Conn, timeout time.Duration, dest string, path dbus.ObjectPath, method string, args []any, ret ...any) error {
+	_, err := askInOrder(ctx, conn, timeout, dest, path, method, args, ret...)
+	return err
+}
+
+// askInOrder is ask, and tells the answer's place among all that came over the
+// connection.
+func askInOrder(ctx context.Context, conn *dbus.Conn, timeout time.Duration, dest string, path dbus.ObjectPath, method string, args []any, ret ...any) (dbus.Sequence, error) {
 	one, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	err := conn.Object(dest, path).CallWithContext(one, method, dbus.FlagNoAutoStart, args...).Store(ret...)
+	call := conn.Object(dest, path).CallWithContext(one, method, dbus.FlagNoAutoStart, args...)
+	err := call.Store(ret...)
 	if err != nil && one.Err() != nil && ctx.Err() == nil {
-		return fmt.Errorf("%w within %v", errSilent, timeout)
+		return dbus.NoSequence, fmt.Errorf("%w within %v", errSilent, timeout)
 	}
-	return err
+	return call.ResponseSequence, err
 }
 
 var (
