@@ -196,6 +196,7 @@ func (m *memory) rest() (resume func()) {
 		runtime.GC()
 	}
 	debug.FreeOSMemory()
+	letGoOfProgram()
 	var now runtime.MemStats
 	runtime.ReadMemStats(&now)
 	m.mu.Lock()

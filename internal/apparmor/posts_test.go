@@ -3,6 +3,7 @@ package apparmor
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -108,6 +109,44 @@ func TestRescan(t *testing.T) {
 	h.gone("/proc/1/root/tmp")
 	if got := h.Rescan([]attach.Unit{u}); len(got) != 0 {
 		t.Errorf("without a /tmp to compare with: %+v", got)
+	}
+}
+
+// The threads of a unit that has many are read by several at once, each of them.
+func TestRescanOfManyThreads(t *testing.T) {
+	h := newHost(t)
+	for _, dir := range []string{"/proc/1/root", "/proc/10/root"} {
+		h.mkdir(dir + "/tmp")
+		h.mkdir(dir + "/var/tmp")
+	}
+	h.proc(proc{pid: 1, comm: "systemd", labels: one("unconfined", 1)})
+	const first, last = 10, 10 + 3*manyThreads
+	labels, list := map[int]string{}, ""
+	for tid := first; tid <= last; tid++ {
+		labels[tid] = "a (enforce)"
+		list += strconv.Itoa(tid) + "\n"
+	}
+	h.proc(proc{pid: first, comm: "agent", labels: labels})
+	h.cgroup("/a.service", first)
+	h.write(cgroupDir+"/a.service/cgroup.threads", list)
+	h.write(cgroupDir+"/a.service/cgroup.stat", "nr_descendants 0\nnr_dying_descendants 0\n")
+	u := attach.Unit{ID: "a.service", ControlGroup: "/a.service", MainPID: first, Settings: attach.Settings{Profile: "a"}}
+	want := h.Scan(ctx(t), u)
+	got := h.Rescan([]attach.Unit{u})
+	want.At = got[u.ID].At
+	if d := cmp.Diff(want, got[u.ID]); d != "" || len(want.Tasks) != last-first+1 {
+		t.Fatalf("%d tasks: %s", len(want.Tasks), d)
+	}
+	for _, tid := range []int{first, (first + last) / 2, last} {
+		file := "/proc/10/task/" + strconv.Itoa(tid) + "/attr/apparmor/current"
+		h.write(file, "unconfined\n")
+		if got := h.Rescan([]attach.Unit{u}); len(got) != 0 {
+			t.Errorf("thread %d is unconfined, and nobody saw it", tid)
+		}
+		h.write(file, "a (enforce)\n")
+		if s := h.Scan(ctx(t), u); !s.Stable {
+			t.Fatalf("%+v", s)
+		}
 	}
 }
 

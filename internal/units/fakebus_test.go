@@ -344,7 +344,11 @@ func (b *fakeBus) has(now map[string]map[string]any) {
 		if err != nil {
 			return nil, err
 		}
-		return []any{dbus.MakeVariant(u[c.args[1].(string)])}, nil
+		v, has := u[c.args[1].(string)]
+		if !has {
+			return nil, busError("org.freedesktop.DBus.Error.UnknownProperty", "Unknown interface or property")
+		}
+		return []any{dbus.MakeVariant(v)}, nil
 	})
 	b.on("ListUnitsByNames", func(c busCall) ([]any, error) {
 		var out []listedUnit

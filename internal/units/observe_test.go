@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -485,5 +486,31 @@ func TestSilentBus(t *testing.T) {
 	s.wait.call = time.Hour
 	if _, err := s.Observe(ctx, "a.service"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
+	}
+}
+
+// What confines a unit can be read without all the rest.
+func TestConfining(t *testing.T) {
+	b := newFakeBus(t)
+	older, odd := agentProps(), agentProps()
+	delete(older, "PrivateTmpEx")
+	odd["AppArmorProfile"] = "my agent"
+	b.has(map[string]map[string]any{"agent.service": agentProps(), "older.service": older, "odd.service": odd})
+	s := b.client(Options{Root: t.TempDir()})
+	want := attach.Settings{Profile: "my agent", IgnoreMissing: true, AssertAppArmor: true, PrivateTmp: attach.PrivateTmpDisconnected}
+	if got, err := s.Confining(t.Context(), "agent.service"); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v %v", got, err)
+	}
+	want.PrivateTmp = attach.PrivateTmpYes
+	if got, err := s.Confining(t.Context(), "older.service"); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("before 257: %+v %v", got, err)
+	}
+	for _, bad := range []string{"odd.service", "none.service", "../x.service", "agent"} {
+		if got, err := s.Confining(t.Context(), bad); err == nil {
+			t.Errorf("%s: %+v", bad, got)
+		}
+	}
+	if n := b.count("GetAll"); n != 0 {
+		t.Errorf("all was asked for %d times", n)
 	}
 }
