@@ -274,7 +274,8 @@ func (p *post) read(l *look, label func(i int, label attach.Label) bool) bool {
 	// A processor each for a part of them.
 	var workers sync.WaitGroup
 	var failed atomic.Bool
-	part := (len(p.threads) + runtime.GOMAXPROCS(0) - 1) / runtime.GOMAXPROCS(0)
+	n = runtime.GOMAXPROCS(0)
+	part := (len(p.threads) + n - 1) / n
 	for from := 0; from < len(p.threads); from += part {
 		workers.Go(func() {
 			own := l.s.newLook()

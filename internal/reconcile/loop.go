@@ -148,13 +148,12 @@ type Loop struct {
 	problems    []attach.Reason // of records
 	service     attach.Tri      // apparmor.service is enabled
 	serviceRead bool
-	// askingService is held while systemd is asked about it.
-	askingService sync.Mutex
-	bpf           map[string]attach.Tri // see mayBPF
-	stuck         map[string]bool       // units whose look does not come back
-	rescanning    sync.Mutex            // held during a look at the tasks of many units
-	subs          map[int]func(attach.Status)
-	nextSub       int
+	asking      *serviceQuestion      // about that, under way
+	bpf         map[string]attach.Tri // see mayBPF
+	stuck       map[string]bool       // units whose look does not come back
+	rescanning  sync.Mutex            // held during a look at the tasks of many units
+	subs        map[int]func(attach.Status)
+	nextSub     int
 
 	// For Metrics.
 	began  time.Time
@@ -707,7 +706,7 @@ func (u *unitLocks) of(unit string) *sync.Mutex {
 
 func (l *Loop) forgetHost() {
 	l.mu.Lock()
-	l.serviceRead = false
+	l.serviceRead, l.asking = false, nil
 	l.mu.Unlock()
 }
 

@@ -166,6 +166,8 @@ func (m *moment) scanOf(u attach.Unit) (attach.Scan, bool) {
 		return attach.Scan{}, false
 	}
 	s, ok := m.scans[u.ID]
+	// What was about to become something else has become it by now.
+	ok = ok && !slices.ContainsFunc(s.scan.Tasks, func(t attach.Task) bool { return t.InTransit || t.Problem != "" })
 	ok = ok && u.Active() && s.scan.Problem == "" && s.scan.Stable && s.scan.Before == u.InvocationID && s.scan.After == u.InvocationID &&
 		s.u.MainPID == u.MainPID && s.u.ControlPID == u.ControlPID && s.u.ControlGroup == u.ControlGroup && time.Since(s.scan.At) < sightingGoodFor
 	return s.scan, ok
@@ -253,26 +255,45 @@ func judgedBy(d attach.Desired) (names []string) {
 
 func (l *Loop) host(ctx context.Context) attach.Host {
 	h := l.apparmor.Host()
-	known := func() (boot attach.Tri, read bool) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return l.service, l.serviceRead
-	}
-	boot, read := known()
-	if !read {
-		// Of many who come at once, one asks.
-		l.askingService.Lock()
-		defer l.askingService.Unlock()
-		boot, read = known()
-	}
-	if !read {
-		boot = bootService(ctx, l.systemd)
-		l.mu.Lock()
-		l.service, l.serviceRead = boot, boot != attach.CouldNotTell
-		l.mu.Unlock()
-	}
-	h.BootService = boot
+	h.BootService = l.bootService(ctx)
 	return h
+}
+
+// serviceQuestion is a question to systemd for whose answer several wait.
+type serviceQuestion struct {
+	done   chan struct{}
+	answer attach.Tri
+}
+
+// bootService says whether systemd will start apparmor.service at boot. Of many who
+// want to know it at once, one asks.
+func (l *Loop) bootService(ctx context.Context) attach.Tri {
+	l.mu.Lock()
+	if l.serviceRead {
+		defer l.mu.Unlock()
+		return l.service
+	}
+	q := l.asking
+	if q != nil {
+		l.mu.Unlock()
+		select {
+		case <-q.done:
+			return q.answer
+		case <-ctx.Done():
+			return attach.CouldNotTell
+		}
+	}
+	q = &serviceQuestion{done: make(chan struct{})}
+	l.asking = q
+	l.mu.Unlock()
+	q.answer = bootService(ctx, l.systemd)
+	close(q.done)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asking == q { // nothing has changed meanwhile
+		l.asking, l.service, l.serviceRead = nil, q.answer, q.answer != attach.CouldNotTell
+	}
+	return q.answer
 }
 
 // observer is the part of Systemd that reads a unit.

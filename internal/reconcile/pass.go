@@ -256,6 +256,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	}
 	if len(j.plan.Refusals) > 0 {
 		// The truth about the unit is told all the same.
+		l.lookAnew(ctx, j, m)
 		v := attach.Judge(j.d, j.o)
 		if v.At.IsZero() {
 			v.At = time.Now()
@@ -276,6 +277,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	}
 	if len(j.heals()) > 0 || slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Reason.Code == attach.SocketsNotHeld }) {
 		// It is put back in a moment; that it was not in force is told first.
+		l.lookAnew(ctx, j, m)
 		if v := attach.Judge(j.d, j.o); v.Answer == attach.NotConfined && !v.At.IsZero() {
 			l.conclude(j.d, j.o, v)
 		}
@@ -296,6 +298,15 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		r.Attaching = true
 	}
 	return j
+}
+
+// lookAnew replaces a look at the tasks that a plan may go by, and a verdict may not.
+func (l *Loop) lookAnew(ctx context.Context, j *job, m *moment) {
+	if _, old := m.scanOf(j.o.Unit); old {
+		j.o.At = time.Now()
+		s := l.scanInTurn(ctx, j.o.Unit)
+		j.o.Scan = &s
+	}
 }
 
 // carries reports whether the unit runs and all its tasks are under the
@@ -660,7 +671,8 @@ func (l *Loop) readBack(ctx context.Context, j *job) {
 	if attach.IsPattern(j.d.Unit) {
 		return // the effect shows at the units to come
 	}
-	if j.d.Attachment != nil && j.d.Attachment.SocketsWanted() == nil {
+	// What else has changed in its files counts for a hold.
+	if j.d.Attachment != nil && j.d.Attachment.SocketsWanted() == nil && !j.o.Unit.NeedReload {
 		if s, err := l.systemd.Confining(ctx, j.d.Unit); err == nil {
 			u := j.o.Unit
 			u.Settings.Profile, u.Settings.IgnoreMissing, u.Settings.AssertAppArmor, u.Settings.PrivateTmp = s.Profile, s.IgnoreMissing, s.AssertAppArmor, s.PrivateTmp
@@ -994,6 +1006,9 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 					l.releasePattern(j.d)
 				}
 			}
+			if v.Answer != attach.Confined {
+				l.flush(j.d.Unit) // it may take long to stop it
+			}
 			l.stopViolator(ctx, j.d, j.before, &j.seen, v, len(j.heals()) > 0)
 			l.conclude(j.d, j.seen, v)
 			l.flush(j.d.Unit)
@@ -1081,12 +1096,29 @@ func (l *Loop) rememberSoon(r attach.Record) {
 
 // flush writes the record of a unit where the disk has an earlier state.
 func (l *Loop) flush(unit string) {
+	keeping := l.keeping.of(unit)
+	keeping.Lock()
+	defer keeping.Unlock()
 	l.mu.Lock()
 	r, unsaved := l.records[unit].Clone(), l.unsaved[unit]
 	l.mu.Unlock()
 	if unsaved {
-		l.remember(r)
+		l.write(r)
 	}
+}
+
+// write puts a record on disk as it is in memory. The unit's lock of keeping is held.
+func (l *Loop) write(r attach.Record) {
+	done := l.onDisk()
+	err := l.store.Save(r)
+	done()
+	if err != nil {
+		l.log.Error("cannot keep the record of a unit", journal.FieldUnit, r.Unit, "err", err)
+		return
+	}
+	l.mu.Lock()
+	delete(l.unsaved, r.Unit)
+	l.mu.Unlock()
 }
 
 func (l *Loop) forget(unit string) {

@@ -119,7 +119,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		}
 		if j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy) {
 			j.willLoad()
-			l.recordLoad(j)
+			l.remember(j.d.Record)
 			j.event(attach.StepPolicy, attach.Running, "loading")
 		}
 	})
@@ -139,20 +139,6 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 	})
 	l.unloadChildren(ctx, jobs)
 	return saved
-}
-
-// recordLoad records what is about to be loaded. Of a unit that is new here, what is
-// about to be accepted and written comes with it: what is on record and was not done
-// yet is done by the next pass.
-func (l *Loop) recordLoad(j *job) {
-	if j.fresh && j.accepts() && j.plan.Has(attach.WriteDropIn) {
-		r := &j.d.Record
-		r.Accepted, r.Policies = j.accepting()
-		if l.recordDropIn(j) == nil {
-			return // or the drop-in will not be written
-		}
-	}
-	l.remember(j.d.Record)
 }
 
 // keepPolicies puts what a unit is to run under on disk. Without that it could

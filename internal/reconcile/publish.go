@@ -69,15 +69,7 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 	l.mu.Unlock()
 	// What was seen before and is seen again is not written to disk each time.
 	if remembered && (unsaved || !(kept.Proved == r.Proved && sameVerdict(kept.Verdict, r.Verdict))) {
-		done := l.onDisk()
-		err := l.store.Save(r)
-		done()
-		l.mu.Lock()
-		delete(l.unsaved, d.Unit)
-		l.mu.Unlock()
-		if err != nil {
-			l.log.Error("cannot keep the record of a unit", journal.FieldUnit, d.Unit, "err", err)
-		}
+		l.write(r)
 	}
 	return old, true
 }
