@@ -93,3 +93,25 @@ func TestAUnitThatStartedMeanwhileIsLookedAtAgain(t *testing.T) {
 		}
 	})
 }
+
+// A verdict that is given beside a plan goes by a look of its own, however long the
+// plan took.
+func TestAVerdictBesideAPlanGoesByANewLook(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		u, err := l.systemd.Observe(t.Context(), "a.service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now()
+		for name, c := range map[string]struct {
+			at    time.Time
+			tasks int
+		}{"of before": {now.Add(-time.Hour), 1}, "of its own": {now, 0}} {
+			j := &job{o: attach.Observed{Unit: u, At: now, Scan: &attach.Scan{At: c.at}}}
+			if l.lookAnew(t.Context(), j); len(j.o.Scan.Tasks) != c.tasks || j.o.Scan.At.Before(now) {
+				t.Errorf("%s: %+v", name, j.o.Scan)
+			}
+		}
+	})
+}

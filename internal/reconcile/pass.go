@@ -256,7 +256,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	}
 	if len(j.plan.Refusals) > 0 {
 		// The truth about the unit is told all the same.
-		l.lookAnew(ctx, j, m)
+		l.lookAnew(ctx, j)
 		v := attach.Judge(j.d, j.o)
 		if v.At.IsZero() {
 			v.At = time.Now()
@@ -277,7 +277,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	}
 	if len(j.heals()) > 0 || slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Reason.Code == attach.SocketsNotHeld }) {
 		// It is put back in a moment; that it was not in force is told first.
-		l.lookAnew(ctx, j, m)
+		l.lookAnew(ctx, j)
 		if v := attach.Judge(j.d, j.o); v.Answer == attach.NotConfined && !v.At.IsZero() {
 			l.conclude(j.d, j.o, v)
 		}
@@ -301,8 +301,8 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 }
 
 // lookAnew replaces a look at the tasks that a plan may go by, and a verdict may not.
-func (l *Loop) lookAnew(ctx context.Context, j *job, m *moment) {
-	if _, old := m.scanOf(j.o.Unit); old {
+func (l *Loop) lookAnew(ctx context.Context, j *job) {
+	if j.o.Scan != nil && j.o.Scan.At.Before(j.o.At) {
 		j.o.At = time.Now()
 		s := l.scanInTurn(ctx, j.o.Unit)
 		j.o.Scan = &s
