@@ -119,7 +119,7 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 	parts.Go(func() { cancel(loop.Run(ctx, ready.Done)) })
 	parts.Go(func() { keeper.Run(ctx) })
 	parts.Go(func() {
-		cancel(api.Serve(ctx, loop, api.Options{Version: version, Log: log, Ready: sync.OnceFunc(ready.Done)}))
+		cancel(api.Serve(ctx, loop, api.Options{Version: version, Log: log, Ready: sync.OnceFunc(ready.Done), Answered: loop.Stir}))
 	})
 	go func() {
 		ready.Wait()
@@ -153,7 +153,7 @@ const many = 200
 // Go's collector lets it come to 4 MiB by percent/100 in any case.
 func (m *memory) percent() int {
 	if m.many {
-		return 40
+		return 20
 	}
 	return 400
 }

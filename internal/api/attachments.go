@@ -92,26 +92,26 @@ func interfacesOf(s attach.Status) map[string]map[string]dbus.Variant {
 // unit, the last word counts.
 type board struct {
 	mu    sync.Mutex
-	units map[string]attach.Status
-	heard map[string]bool // units that a publication spoke of since sync began
+	units map[string]*attach.Status // none is changed in place
+	heard map[string]bool           // units that a publication spoke of since sync began
 	dirty map[string]bool
 	wake  chan struct{}
 }
 
 func newBoard() *board {
-	return &board{units: map[string]attach.Status{}, heard: map[string]bool{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1)}
+	return &board{units: map[string]*attach.Status{}, heard: map[string]bool{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1)}
 }
 
 // publish takes one status; one without an attachment takes the unit away. It
 // never waits for the bus.
-func (b *board) publish(s attach.Status) {
+func (b *board) publish(s *attach.Status) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.heard[s.Unit] = true
 	b.put(s)
 }
 
-func (b *board) put(s attach.Status) {
+func (b *board) put(s *attach.Status) {
 	if s.Unit == "" {
 		return
 	}
@@ -121,7 +121,7 @@ func (b *board) put(s attach.Status) {
 	} else {
 		b.units[s.Unit] = s
 	}
-	if known && sameButTime(before, s) {
+	if known && sameButTime(*before, *s) {
 		return
 	}
 	b.dirty[s.Unit] = true
@@ -156,33 +156,28 @@ func (b *board) sync(status func([]string) attach.Report) {
 	gone := maps.Clone(b.units)
 	for _, s := range units {
 		delete(gone, s.Unit)
-		if !b.heard[s.Unit] {
-			b.put(s)
+		if known := b.units[s.Unit]; !b.heard[s.Unit] && (known == nil || !reflect.DeepEqual(*known, s)) {
+			b.put(&s)
 		}
 	}
 	for unit := range gone {
 		if !b.heard[unit] {
-			b.put(attach.Status{Unit: unit})
+			b.put(&attach.Status{Unit: unit})
 		}
 	}
 }
 
-func (b *board) get(unit string) (attach.Status, bool) {
+// get gives the status of a unit, or nil.
+func (b *board) get(unit string) *attach.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s, ok := b.units[unit]
-	return s, ok
+	return b.units[unit]
 }
 
-func (b *board) all() []attach.Status {
+func (b *board) all() []*attach.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	out := make([]attach.Status, 0, len(b.units))
-	for _, s := range b.units {
-		out = append(out, s)
-	}
-	slices.SortFunc(out, func(x, y attach.Status) int { return strings.Compare(x.Unit, y.Unit) })
-	return out
+	return slices.SortedFunc(maps.Values(b.units), func(x, y *attach.Status) int { return strings.Compare(x.Unit, y.Unit) })
 }
 
 // changed takes the names of units that changed since it was last asked.
@@ -198,7 +193,7 @@ func (b *board) changed() []string {
 // connection ends. A new connection has new listeners, who ask before they
 // listen for changes: what was there when it began is not announced.
 func (s *session) announce() {
-	told := map[string]attach.Status{}
+	told := map[string]*attach.Status{}
 	s.board.changed()
 	for _, st := range s.board.all() {
 		told[st.Unit] = st
@@ -210,8 +205,8 @@ func (s *session) announce() {
 		case <-s.board.wake:
 		}
 		for _, unit := range s.board.changed() {
-			st, here := s.board.get(unit)
-			before, was := told[unit]
+			st, before := s.board.get(unit), told[unit]
+			here, was := st != nil, before != nil
 			switch {
 			case !here && was:
 				delete(told, unit)
@@ -219,10 +214,10 @@ func (s *session) announce() {
 					slices.Sorted(maps.Keys(interfacesOf(attach.Status{Unit: unit}))))
 			case here && !was:
 				told[unit] = st
-				s.emit(Path, objectManagerInterface, "InterfacesAdded", "", UnitPath(unit), interfacesOf(st))
+				s.emit(Path, objectManagerInterface, "InterfacesAdded", "", UnitPath(unit), interfacesOf(*st))
 			case here:
-				was, diff := attachmentProperties(before), map[string]dbus.Variant{}
-				for key, v := range attachmentProperties(st) {
+				was, diff := attachmentProperties(*before), map[string]dbus.Variant{}
+				for key, v := range attachmentProperties(*st) {
 					if !reflect.DeepEqual(v.Value(), was[key].Value()) {
 						diff[key] = v
 					}

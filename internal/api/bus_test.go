@@ -272,7 +272,7 @@ type fakeManager struct {
 	mu        sync.Mutex
 	requests  []attach.Request
 	units     []attach.Status
-	publish   func(attach.Status)
+	publish   func(*attach.Status)
 	attach    attachFunc
 	plan      func(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
 	trusted   []bool
@@ -447,7 +447,7 @@ func (m *fakeManager) ChangeSockets(ctx context.Context, r attach.Request, progr
 	return m.Pause(ctx, r, progress)
 }
 
-func (m *fakeManager) Subscribe(ctx context.Context, f func(attach.Status)) {
+func (m *fakeManager) Subscribe(ctx context.Context, f func(*attach.Status)) {
 	m.mu.Lock()
 	m.publish = f
 	m.mu.Unlock()
@@ -461,7 +461,7 @@ func (m *fakeManager) tell(s attach.Status) {
 	m.mu.Lock()
 	f := m.publish
 	m.mu.Unlock()
-	f(s)
+	f(&s)
 }
 
 // receive waits for a signal that ok accepts.

@@ -179,6 +179,7 @@ func (s *session) answer(r *request) (failed *dbus.Error) {
 		}
 		defer release()
 	}
+	defer s.answered()
 	out, failed := m.call(ctx, r)
 	if failed == nil {
 		r.send(out)
@@ -271,7 +272,7 @@ func (s *session) object(r *request) ([]iface, bool) {
 	case strings.HasPrefix(string(r.path), string(UnitsPath)+"/"):
 		unit, ok := unitOf(r.path)
 		if ok {
-			_, ok = s.board.get(unit)
+			ok = s.board.get(unit) != nil
 		}
 		return []iface{introspectable, properties, attachmentIface}, ok
 	case strings.HasPrefix(string(r.path), string(OperationsPath)+"/"):
@@ -379,8 +380,8 @@ func (s *session) values(r *request, name string) map[string]dbus.Variant {
 		return s.managerProperties()
 	case name == AttachmentInterface:
 		if unit, ok := unitOf(r.path); ok {
-			if st, ok := s.board.get(unit); ok {
-				return attachmentProperties(st)
+			if st := s.board.get(unit); st != nil {
+				return attachmentProperties(*st)
 			}
 		}
 	case name == OperationInterface:
@@ -448,7 +449,7 @@ func propertiesOf(r *request) (map[string]dbus.Variant, *dbus.Error) {
 func managedObjects(_ context.Context, r *request) ([]any, *dbus.Error) {
 	out := map[dbus.ObjectPath]map[string]map[string]dbus.Variant{}
 	for _, st := range r.session.board.all() {
-		out[UnitPath(st.Unit)] = interfacesOf(st)
+		out[UnitPath(st.Unit)] = interfacesOf(*st)
 	}
 	return []any{out}, nil
 }

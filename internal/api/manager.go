@@ -71,9 +71,9 @@ type Manager interface {
 	// ChangeSockets changes lists and modes, which takes effect without a restart.
 	ChangeSockets(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	// Subscribe has f told every published status until ctx ends; a removed
-	// unit comes with Status.Attachment == "". f returns at once. Subscribe may
-	// return when it has registered f, or when ctx ends.
-	Subscribe(ctx context.Context, f func(attach.Status))
+	// unit comes with Status.Attachment == "". f returns at once, and changes
+	// none. Subscribe may return when it has registered f, or when ctx ends.
+	Subscribe(ctx context.Context, f func(*attach.Status))
 }
 
 const (

@@ -23,6 +23,9 @@ type Options struct {
 	Log *slog.Logger
 	// Ready is called once, when the name is owned and calls are answered.
 	Ready func()
+	// Answered is called after each call that was answered; nil is nothing. It must
+	// not wait.
+	Answered func()
 }
 
 // ErrNameTaken says that another process has the name: another aaunitd.
@@ -56,6 +59,7 @@ type service struct {
 	address    string
 	log        *slog.Logger
 	ready      func()
+	answered   func()
 	board      *board
 	operations *operations
 	calls      *limiter
@@ -77,6 +81,7 @@ func newService(m Manager, o Options) *service {
 	s := &service{
 		manager: m, version: o.Version, address: bus.Address(o.Address), log: o.Log,
 		ready:       func() {},
+		answered:    func() {},
 		board:       newBoard(),
 		operations:  newOperations(),
 		calls:       newLimiter(50, 200),
@@ -93,6 +98,9 @@ func newService(m Manager, o Options) *service {
 	}
 	if o.Ready != nil {
 		s.ready = sync.OnceFunc(o.Ready)
+	}
+	if o.Answered != nil {
+		s.answered = o.Answered
 	}
 	return s
 }

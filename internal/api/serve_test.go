@@ -600,13 +600,30 @@ func TestAttachmentObjects(t *testing.T) {
 	}
 }
 
+func TestWhoeverWantsHearsOfEveryAnswer(t *testing.T) {
+	answers := make(chan struct{}, 10)
+	r := startService(t, startBus(t), newFakeManager(), func(s *service) { s.answered = func() { answers <- struct{}{} } })
+	c := r.user(t, 0)
+	for range 2 {
+		if err := call(c, Path, ManagerInterface+".Describe", []string{}).Err; err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-answers:
+		case <-time.After(10 * time.Second):
+			t.Fatal("an answer was given and not told of")
+		}
+	}
+}
+
 func TestBoardTakesTheNewerWord(t *testing.T) {
 	b := newBoard()
-	b.publish(status("old.service", attach.Confined))
+	old, now := status("old.service", attach.Confined), status("a.service", attach.NotConfined)
+	b.publish(&old)
 	b.sync(func([]string) attach.Report {
 		// Published while the report was made.
-		b.publish(status("a.service", attach.NotConfined))
-		b.publish(attach.Status{Unit: "b.service"})
+		b.publish(&now)
+		b.publish(&attach.Status{Unit: "b.service"})
 		return attach.Report{Units: []attach.Status{status("a.service", attach.Confined), status("b.service", attach.Confined), status("c.service", attach.Confined)}}
 	})
 	var got []string

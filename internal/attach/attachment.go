@@ -352,16 +352,16 @@ func hasPrefix(unit, prefix string) bool {
 // Select finds the attachment of a unit: the one that names it most closely.
 // Two that name it equally closely contradict each other, and which of them
 // was meant cannot be told: neither applies, and both are returned.
-func Select(all []Attachment, unit string) (chosen *Attachment, rivals []Attachment) {
+func Select(all []*Attachment, unit string) (chosen *Attachment, rivals []Attachment) {
 	best, length := NoMatch, 0
-	for i := range all {
-		m, value := all[i].closest(unit)
+	for _, a := range all {
+		m, value := a.closest(unit)
 		switch longer := m == MatchPrefix && len(value) > length; {
 		case m == NoMatch || m < best || m == MatchPrefix && m == best && len(value) < length:
 		case m > best || longer:
-			best, length, chosen, rivals = m, len(value), &all[i], nil
+			best, length, chosen, rivals = m, len(value), a, nil
 		default:
-			rivals = append(rivals, all[i])
+			rivals = append(rivals, *a)
 		}
 	}
 	if len(rivals) > 0 {
@@ -373,13 +373,13 @@ func Select(all []Attachment, unit string) (chosen *Attachment, rivals []Attachm
 // Selector is Select over the same attachments many times. Most of them name
 // their units to the letter, and need not be looked at for any other.
 type Selector struct {
-	all   []Attachment
+	all   []*Attachment
 	named map[string][]int
 	wider []int // with a pattern among their units
 }
 
 // NewSelector prepares one.
-func NewSelector(all []Attachment) Selector {
+func NewSelector(all []*Attachment) Selector {
 	s := Selector{all: all, named: map[string][]int{}}
 	for i, a := range all {
 		if slices.ContainsFunc(a.Units, func(u string) bool { return IsGlob(u) || IsPattern(u) }) {
@@ -399,7 +399,7 @@ func NewSelector(all []Attachment) Selector {
 func (s Selector) Select(unit string) (chosen *Attachment, rivals []Attachment) {
 	which := slices.Concat(s.named[unit], s.wider)
 	slices.Sort(which)
-	some := make([]Attachment, 0, len(which))
+	some := make([]*Attachment, 0, len(which))
 	for _, i := range which {
 		some = append(some, s.all[i])
 	}

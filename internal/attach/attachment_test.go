@@ -175,8 +175,8 @@ func TestPlacement(t *testing.T) {
 }
 
 func TestSelect(t *testing.T) {
-	mk := func(source string, units ...string) Attachment { return Attachment{Source: source, Units: units} }
-	all := []Attachment{
+	mk := func(source string, units ...string) *Attachment { return &Attachment{Source: source, Units: units} }
+	all := []*Attachment{
 		mk("glob", "agent-*.service"), mk("prefix", "agent-.service"), mk("long", "agent-x-.service"),
 		mk("template", "agent-x-t@.service"), mk("name", "agent-x-n.service"),
 	}
@@ -194,7 +194,7 @@ func TestSelect(t *testing.T) {
 	if got, rivals := Select(all, "other.service"); got != nil || rivals != nil {
 		t.Errorf("a unit nobody names: %v %v", got, rivals)
 	}
-	two := []Attachment{mk("a", "x.service"), mk("b", "x.service"), mk("c", "*.service")}
+	two := []*Attachment{mk("a", "x.service"), mk("b", "x.service"), mk("c", "*.service")}
 	if got, rivals := Select(two, "x.service"); got != nil || len(rivals) != 2 {
 		t.Errorf("two that name a unit equally closely: chose %v, rivals %v", got, rivals)
 	}
@@ -240,14 +240,14 @@ func TestUnitActive(t *testing.T) {
 }
 
 func TestASelectorSelectsTheSame(t *testing.T) {
-	var all []Attachment
+	var all []*Attachment
 	for i, units := range [][]string{
 		{"a.service"}, {"b.service", "b.service"}, {"a@.service"}, {"a@x.service", "b.service"}, {"a-.service"}, {"a-b-.service", "c.service"},
 		{"*.service"}, {"a*.service"}, {"c.service"}, {"a.service", "d*.service"}, {"d.service"},
 	} {
 		a := NewAttachment()
 		a.Source, a.Units = string(rune('a'+i)), units
-		all = append(all, a)
+		all = append(all, &a)
 	}
 	for n := range all {
 		s := NewSelector(all[:n+1])

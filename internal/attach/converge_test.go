@@ -72,7 +72,7 @@ type machine struct {
 	texts   map[string]simText
 	kernel  map[string]string // profile -> checksum
 	records map[string]Record
-	all     []Attachment
+	all     []*Attachment
 	// runtime attachments, or lasting ones: where both are mixed, the drop-in
 	// of a lasting pattern masks a runtime one of its units, and the plan for
 	// that unit must wait for another unit's plan to take the pattern's away.
@@ -152,7 +152,7 @@ func (m *machine) mutate() {
 			if m.rng.IntN(4) == 0 {
 				a.AllowProfiles = []string{m.pick("p", "q")}
 			}
-			m.all = append(m.all, a)
+			m.all = append(m.all, &a)
 			m.say("attachment %q: %s, tmp %s, %s, runtime %v, restart %v, allow %q", a.Units, a.Profile, a.PrivateTmp, a.OnProfileChange, a.Runtime, a.RestartUnit, a.AllowProfiles)
 		}
 	case 2: // a profile's text is edited

@@ -29,7 +29,7 @@ const (
 
 // Declared is what all attachment files together say.
 type Declared struct {
-	Attachments []Attachment
+	Attachments []*Attachment // none is changed in place
 	// Problems are files, or lines of them, that are wrong: code
 	// attachment-bad, with file and line.
 	Problems []Reason

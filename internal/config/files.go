@@ -68,17 +68,24 @@ type Files struct {
 
 // readFile is a file as it was read.
 type readFile struct {
-	was        unix.Stat_t
-	attachment attach.Attachment
+	was        identity
+	attachment *attach.Attachment
 }
 
 // racy is how long a file must have been untouched for its times to prove that
 // it did not change since it was read: the kernel's clock for them is coarse.
 const racy = 50 * time.Millisecond
 
-// same reports whether a file is the one that it was, and untouched.
-func same(a, b unix.Stat_t) bool {
-	return a.Dev == b.Dev && a.Ino == b.Ino && a.Mode == b.Mode && a.Uid == b.Uid && a.Size == b.Size && a.Mtim == b.Mtim && a.Ctim == b.Ctim
+// identity tells a file from another one, and from what it was before it was touched.
+type identity struct {
+	dev, ino   uint64
+	mode, uid  uint32
+	size       int64
+	mtim, ctim unix.Timespec
+}
+
+func identify(s unix.Stat_t) identity {
+	return identity{s.Dev, s.Ino, s.Mode, s.Uid, s.Size, s.Mtim, s.Ctim}
 }
 
 // Read reads all attachment files. What is wrong with one never keeps the
@@ -123,11 +130,13 @@ func (f *Files) Read() attach.Declared {
 				continue
 			}
 			known, ok := before[path]
-			a, problems := known.attachment, []attach.Reason(nil)
-			if !ok || !same(known.was, now) {
+			var problems []attach.Reason
+			if !ok || known.was != identify(now) {
 				begun := time.Now()
+				var a attach.Attachment
 				a, problems = f.readFile(path)
-				known = readFile{now, a}
+				a.Runtime = i == 1
+				known = readFile{identify(now), &a}
 				ok = now.Mode&unix.S_IFMT == unix.S_IFREG && begun.Sub(time.Unix(now.Ctim.Unix())) > racy
 			}
 			if ok && len(problems) == 0 {
@@ -138,11 +147,10 @@ func (f *Files) Read() attach.Declared {
 				d.Broken[path] = true
 				continue
 			}
-			a.Runtime = i == 1
-			d.Attachments = append(d.Attachments, a)
+			d.Attachments = append(d.Attachments, known.attachment)
 		}
 	}
-	slices.SortFunc(d.Attachments, func(a, b attach.Attachment) int { return strings.Compare(a.Source, b.Source) })
+	slices.SortFunc(d.Attachments, func(a, b *attach.Attachment) int { return strings.Compare(a.Source, b.Source) })
 	return d
 }
 
@@ -161,7 +169,7 @@ func (f *Files) Propose(file, text string) (attach.Declared, bool) {
 	about := func(r attach.Reason) bool { // FILE, or FILE:LINE
 		return same(r.Where) || strings.Contains(r.Where, ":") && same(r.Where[:strings.LastIndexByte(r.Where, ':')])
 	}
-	d.Attachments = slices.DeleteFunc(d.Attachments, func(a attach.Attachment) bool { return same(a.Source) })
+	d.Attachments = slices.DeleteFunc(d.Attachments, func(a *attach.Attachment) bool { return same(a.Source) })
 	d.Problems = slices.DeleteFunc(d.Problems, about)
 	maps.DeleteFunc(d.Broken, func(path string, _ bool) bool { return same(path) })
 	var a attach.Attachment
@@ -172,19 +180,19 @@ func (f *Files) Propose(file, text string) (attach.Declared, bool) {
 		// What it masked until now.
 		below := &Files{Dirs: f.Dirs[1:], Owner: f.Owner, Options: f.Options}
 		under := below.Read()
-		i := slices.IndexFunc(under.Attachments, func(a attach.Attachment) bool { return same(a.Source) })
+		i := slices.IndexFunc(under.Attachments, func(a *attach.Attachment) bool { return same(a.Source) })
 		if i < 0 {
 			return d, true
 		}
-		a = under.Attachments[i]
+		a = *under.Attachments[i]
 		a.Runtime = filepath.Dir(a.Source) == f.Dirs[1]
 	}
 	if len(bad) > 0 {
 		d.Problems, d.Broken[file] = append(d.Problems, bad...), true
 		return d, true
 	}
-	d.Attachments = append(d.Attachments, a)
-	slices.SortFunc(d.Attachments, func(a, b attach.Attachment) int { return strings.Compare(a.Source, b.Source) })
+	d.Attachments = append(d.Attachments, &a)
+	slices.SortFunc(d.Attachments, func(a, b *attach.Attachment) int { return strings.Compare(a.Source, b.Source) })
 	return d, true
 }
 

@@ -36,8 +36,10 @@ func (i *Image) inside(path string) string {
 // Read is Files' Read.
 func (i *Image) Read() attach.Declared {
 	d := i.files.Read()
-	for k := range d.Attachments {
-		d.Attachments[k].Source = i.inside(d.Attachments[k].Source)
+	for k, a := range d.Attachments {
+		inside := *a
+		inside.Source = i.inside(a.Source)
+		d.Attachments[k] = &inside
 	}
 	broken := map[string]bool{}
 	for path := range d.Broken {

@@ -53,7 +53,7 @@ type Options struct {
 type Keeper struct {
 	opt    Options
 	kernel string
-	queue  chan job
+	queue  chan *job // of pointers: it has room for many, and is mostly empty
 
 	programs programs
 	packages packages
@@ -94,7 +94,7 @@ func New(o Options) *Keeper {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	k := &Keeper{opt: o, queue: make(chan job, o.Queue), heads: map[string]*state{}, turned: make(chan struct{})}
+	k := &Keeper{opt: o, queue: make(chan *job, o.Queue), heads: map[string]*state{}, turned: make(chan struct{})}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
 		k.kernel = unix.ByteSliceToString(u.Release[:])
@@ -163,7 +163,7 @@ func (k *Keeper) take(j job) (taken, first bool) {
 		return false, false // of two looks at once, both had news
 	}
 	select {
-	case k.queue <- j:
+	case k.queue <- &j:
 		s.waiting++
 		s.known, s.key = true, j.e.Key()
 		return true, false
@@ -180,7 +180,7 @@ func (k *Keeper) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case j := <-k.queue:
-			k.make(ctx, j)
+			k.make(ctx, *j)
 		}
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaving)
@@ -193,7 +193,7 @@ func (k *Keeper) Run(ctx context.Context) {
 				k.opt.Log.Warn("cannot record the evidence for "+j.e.Unit+": aaunitd ends; its next start makes one", journal.FieldUnit, j.e.Unit)
 				continue
 			}
-			k.make(last, j)
+			k.make(last, *j)
 		default:
 			return
 		}

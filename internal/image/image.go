@@ -137,7 +137,7 @@ func (i *Image) named(ctx context.Context, words []string, declared attach.Decla
 	}
 	if len(words) == 0 {
 		for _, a := range declared.Attachments {
-			names, err := i.ofAttachment(ctx, a)
+			names, err := i.ofAttachment(ctx, *a)
 			if err != nil {
 				return nil, err
 			}

@@ -80,7 +80,9 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 			l.mu.Lock()
 			a := l.targets[o.Unit]
 			l.mu.Unlock()
-			o.Notes = append(o.Notes, attach.SocketBlindSpots(a)...)
+			if a != nil {
+				o.Notes = append(o.Notes, attach.SocketBlindSpots(*a)...)
+			}
 			for _, r := range o.Reasons {
 				if file, _, _ := strings.Cut(r.Where, ":"); r.Code == attach.ProfileBroken && len(o.Findings) == 0 {
 					k.partly(ctx, o, file, []string{o.Profile})

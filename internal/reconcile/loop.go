@@ -40,8 +40,13 @@ const (
 	maxAside = 5
 )
 
-// restAfter is how long there must be nothing to do before the loop rests.
-const restAfter = 5 * time.Second
+// restAfter is how long there must be nothing to do before the loop rests. What is
+// answered and looked at meanwhile takes memory, too: restAgain after the first of it
+// the loop rests once more.
+const (
+	restAfter = 5 * time.Second
+	restAgain = 30 * time.Second
+)
 
 // DefaultRecheck is the interval of the slow re-check: whatever no signal told
 // is found by then.
@@ -73,7 +78,8 @@ type Options struct {
 	Recheck time.Duration
 	Version string
 	// Rest is called when there has been nothing to do for some seconds, and what
-	// it gives before there is something to do again; nil is nothing.
+	// it gives before there is something to do again, or before the next Rest; nil is
+	// nothing.
 	Rest func() (resume func())
 	// Sized is told how many units are attached, each time that is worked out; nil is
 	// nothing. It must not wait.
@@ -113,6 +119,8 @@ type Loop struct {
 	asked chan func(context.Context)
 	// pings are answered by Run itself.
 	pings chan struct{}
+	// stirred tells the goroutine that changes things that others were at work; one slot.
+	stirred chan struct{}
 	// noticed tells beside that policy changed; one slot.
 	noticed chan struct{}
 
@@ -122,6 +130,9 @@ type Loop struct {
 	// prints is what the policy of units looked like at the last change, by what
 	// it depends on. It belongs to the goroutine that changes things.
 	prints map[string]string
+	// passed is where the last pass that did not take on all that was due ended; see
+	// together. It belongs to the same goroutine.
+	passed string
 
 	// keeping keeps the record of a unit on disk from being older than the one in
 	// memory: it is held across a change of the record and its Save. It comes
@@ -137,22 +148,22 @@ type Loop struct {
 	handled  map[string]bool // units at which the pass is
 	leave    map[string]bool // units whose policy could not be put back: it is not tried again yet
 	declared attach.Declared
-	selector attach.Selector              // of what is declared
-	targets  map[string]attach.Attachment // by unit; what applies to it
+	selector attach.Selector               // of what is declared
+	targets  map[string]*attach.Attachment // by unit; what applies to it; never changed in place
 	rivals   map[string][]attach.Attachment
 	alias    map[string]string // name as declared -> canonical
 	records  map[string]attach.Record
 	// unsaved are units of whose records the disk has an earlier state; a nil map has none.
 	unsaved     map[string]bool
-	statuses    map[string]attach.Status
-	problems    []attach.Reason // of records
-	service     attach.Tri      // apparmor.service is enabled
+	statuses    map[string]*attach.Status // none is changed in place: subscribers have it, too
+	problems    []attach.Reason           // of records
+	service     attach.Tri                // apparmor.service is enabled
 	serviceRead bool
 	asking      *serviceQuestion      // about that, under way
 	bpf         map[string]attach.Tri // see mayBPF
 	stuck       map[string]bool       // units whose look does not come back
 	rescanning  sync.Mutex            // held during a look at the tasks of many units
-	subs        map[int]func(attach.Status)
+	subs        map[int]func(*attach.Status)
 	nextSub     int
 
 	// For Metrics.
@@ -170,10 +181,10 @@ func New(o Options) *Loop {
 		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, sockets: o.SocketOptions, processes: o.Processes,
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
-		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), noticed: make(chan struct{}, 1),
+		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
 		leave:   map[string]bool{},
-		targets: map[string]attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
-		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, statuses: map[string]attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(attach.Status){},
+		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
+		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(*attach.Status){},
 	}
 }
 
@@ -244,12 +255,13 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 		case <-l.queue.looks:
 			// Looks run beside a pass, so that a pass that waits for a unit to
 			// settle holds up no other unit's verdict.
-			for u, why := range l.queue.takeLooks() {
+			for u, why := range l.queue.takeLooks(cap(slots) - len(slots)) {
+				slots <- struct{}{}
 				wg.Go(func() {
-					slots <- struct{}{} // not before: Run must go on
-					defer func() { <-slots }()
-					defer l.queue.release([]string{u})
 					l.look(ctx, u, why&started != 0)
+					l.Stir()
+					<-slots // before the signal that there is one
+					l.queue.release([]string{u})
 				})
 			}
 		}
@@ -264,6 +276,15 @@ func (l *Loop) Ping(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	}
+}
+
+// Stir tells the loop that something was done beside its passes that took memory, such
+// as an answer to somebody. It does not wait.
+func (l *Loop) Stir() {
+	select {
+	case l.stirred <- struct{}{}:
+	default:
 	}
 }
 
@@ -302,7 +323,15 @@ func (l *Loop) change(ctx context.Context) {
 			return
 		case <-idle:
 			idle = nil
+			if resume != nil {
+				resume()
+			}
 			resume = l.rest()
+			continue
+		case <-l.stirred:
+			if resume != nil && idle == nil {
+				idle = time.After(restAgain)
+			}
 			continue
 		case op := <-l.asked:
 			work(func() { op(ctx) })
@@ -342,7 +371,7 @@ func (l *Loop) workOff(ctx context.Context) {
 	if l.queue.takePolicy() {
 		l.queue.add(inputChanged, l.touched()...)
 	}
-	due, begun := l.queue.takePlans()
+	due, begun := l.queue.takePlans(l.together(l.queue.plansDue()))
 	if len(due) == 0 {
 		return
 	}
@@ -450,7 +479,7 @@ func (l *Loop) declare(ctx context.Context) {
 	for unit := range l.records {
 		names = append(names, unit)
 	}
-	targets, rivals := map[string]attach.Attachment{}, map[string][]attach.Attachment{}
+	targets, rivals := map[string]*attach.Attachment{}, map[string][]attach.Attachment{}
 	for _, unit := range names {
 		if c, ok := l.alias[unit]; ok {
 			unit = c
@@ -471,7 +500,7 @@ func (l *Loop) declare(ctx context.Context) {
 			rivals[unit] = many
 		}
 		if chosen != nil {
-			targets[unit] = *chosen
+			targets[unit] = chosen
 		}
 	}
 	// What a file attached stays as it is while the file is broken, and while
@@ -492,7 +521,7 @@ func (l *Loop) declare(ctx context.Context) {
 	}
 	var changed []string
 	for unit, a := range targets {
-		if old, ok := l.targets[unit]; !ok || !sameAttachment(old, a) {
+		if old, ok := l.targets[unit]; !ok || !sameAttachment(*old, *a) {
 			changed = append(changed, unit)
 		}
 	}
@@ -534,7 +563,7 @@ func broken(d attach.Declared, source string) bool {
 
 // expand lists the units that the attachments name, those of patterns included,
 // and the templates and prefixes themselves.
-func (l *Loop) expand(ctx context.Context, all []attach.Attachment) []string {
+func (l *Loop) expand(ctx context.Context, all []*attach.Attachment) []string {
 	var out []string
 	for _, a := range all {
 		for _, u := range a.Units {
@@ -639,7 +668,7 @@ func (l *Loop) touched() []string {
 // inOrder reports whether nothing is left to be done for a unit, as far as is
 // known. The lock is held.
 func (l *Loop) inOrder(unit string) bool {
-	r, s := l.records[unit], l.statuses[unit]
+	r, s := l.records[unit], l.statusOf(unit)
 	return settled(r) && r.Hold == nil && len(s.Refused) == 0 && !unfinished(s.Notes) &&
 		(s.Verdict == nil || s.Verdict.Answer != attach.NotConfined)
 }
@@ -648,10 +677,7 @@ func (l *Loop) inOrder(unit string) bool {
 func (l *Loop) target(unit string) *attach.Attachment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if a, ok := l.targets[unit]; ok {
-		return &a
-	}
-	return nil
+	return l.targets[unit]
 }
 
 // desired puts together what is wished for a unit and what is remembered.
@@ -670,7 +696,7 @@ func (l *Loop) desiredAt(unit string, now time.Time) (attach.Desired, error) {
 	if !ok {
 		return d, nil
 	}
-	d.Attachment = &a
+	d.Attachment = a
 	if attach.IsPattern(unit) && strings.Contains(strings.ReplaceAll(a.Profile, "%%", ""), "%") {
 		return d, nil // which profile that is depends on the unit
 	}
@@ -806,7 +832,7 @@ func (l *Loop) wouldAccept(ctx context.Context, d attach.Desired) bool {
 func (l *Loop) notKept(unit string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.ContainsFunc(l.statuses[unit].Refused, func(r attach.Reason) bool { return r.Code == attach.PolicyNotKept })
+	return slices.ContainsFunc(l.statusOf(unit).Refused, func(r attach.Reason) bool { return r.Code == attach.PolicyNotKept })
 }
 
 // wouldHeal reports whether the next pass puts back a policy that somebody has

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -108,6 +109,38 @@ func TestTheLoopRestsAndGoesOn(t *testing.T) {
 		}
 		if rests != 5 {
 			t.Errorf("%d rests, want one after the start and after each operation", rests)
+		}
+	})
+}
+
+// TestTheLoopRestsOnceMoreAfterQuestions: what was answered takes memory, too, and
+// somebody who asks all the time does not have it rest all the time.
+func TestTheLoopRestsOnceMoreAfterQuestions(t *testing.T) {
+	w := newWorld()
+	var rests []time.Time
+	resting := 0
+	w.resting = func() func() {
+		rests = append(rests, time.Now())
+		resting++
+		return func() { resting-- }
+	}
+	w.run(t, func(l *Loop) {
+		begun := time.Now()
+		for range 40 {
+			l.Stir()
+			time.Sleep(time.Second)
+		}
+		time.Sleep(5 * time.Minute) // less than to the next re-check
+		if len(rests) != 3 || resting != 1 {
+			t.Fatalf("rests at %v, %d not ended", rests, resting)
+		}
+		for _, after := range rests[1:] {
+			if after.Sub(begun) > 2*restAgain+time.Minute {
+				t.Errorf("it rested %v after the first question", after.Sub(begun))
+			}
+		}
+		if gap := rests[2].Sub(rests[1]); gap < restAgain {
+			t.Errorf("it rested again after %v", gap)
 		}
 	})
 }
@@ -701,7 +734,7 @@ func TestWhatSomebodyLoadedIsToldAndPutBack(t *testing.T) {
 		w.run(t, func(l *Loop) {
 			rest()
 			var seen []string
-			l.Subscribe(context.Background(), func(s attach.Status) {
+			l.Subscribe(context.Background(), func(s *attach.Status) {
 				if s.Verdict != nil && (len(seen) == 0 || seen[len(seen)-1] != s.Verdict.Answer.String()) {
 					seen = append(seen, s.Verdict.Answer.String())
 				}

@@ -127,7 +127,9 @@ func (l *Loop) writeAttachment(p *prepared, op *operation) {
 		p.tell(op.progress)
 		return
 	}
-	p.d.Attachment.Source, p.restore = file, restore
+	a := *p.d.Attachment
+	a.Source = file
+	p.d.Attachment, p.restore = &a, restore
 }
 
 // ineffective refuses an attachment that was written and is not in use, since
@@ -529,7 +531,7 @@ func (l *Loop) prepareDetach(ctx context.Context, r attach.Request) []*prepared 
 		case why != nil:
 			p.refuse(*why)
 		case attached && a.Manual:
-			p.d.Attachment, p.write = &a, true
+			p.d.Attachment, p.write = a, true
 			p.out.Profile, _ = a.ProfileFor(p.unit)
 		case attached:
 			p.refuse(attach.Because(attach.DeclaredInFile, "%s is attached by %s", p.unit, a.Source).At(a.Source).

@@ -411,7 +411,7 @@ func (l *Loop) refuse(j *job, reasons ...attach.Reason) {
 		j.out.Exit = attach.ExitNoUnit
 	}
 	l.mu.Lock()
-	told := reasonsEqual(l.statuses[j.d.Unit].Refused, reasons)
+	told := reasonsEqual(l.statusOf(j.d.Unit).Refused, reasons)
 	l.mu.Unlock()
 	l.publish(j.d.Unit, func(s *attach.Status) {
 		s.Refused = reasons

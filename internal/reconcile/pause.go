@@ -177,7 +177,7 @@ func (l *Loop) lookUp(p *prepared) bool {
 	p.d.Profile = p.d.Record.Profile
 	a, attached := l.targets[p.unit]
 	if attached {
-		p.d.Attachment = &a
+		p.d.Attachment = a
 		if name, err := a.ProfileFor(p.unit); err == nil && !attach.IsPattern(p.unit) {
 			p.d.Profile = name
 		}

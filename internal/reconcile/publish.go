@@ -47,7 +47,7 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 	l.mu.Lock()
 	r, remembered := l.records[d.Unit]
 	_, attached := l.targets[d.Unit]
-	shown := l.statuses[d.Unit].Verdict
+	shown := l.statusOf(d.Unit).Verdict
 	if !remembered && !attached || shown != nil && v.At.Before(shown.At) {
 		l.mu.Unlock()
 		return nil, false
@@ -105,7 +105,7 @@ func (l *Loop) sayVerdict(v attach.Verdict) {
 // publish changes the status of a unit and hands it to the subscribers.
 func (l *Loop) publish(unit string, change func(*attach.Status)) {
 	l.mu.Lock()
-	s := l.statuses[unit]
+	s := l.statusOf(unit)
 	s.Unit = unit
 	if a, ok := l.targets[unit]; ok {
 		s.Attachment = a.Source
@@ -126,15 +126,23 @@ func (l *Loop) publish(unit string, change func(*attach.Status)) {
 	}
 	s.Busy = false
 	change(&s)
-	l.statuses[unit] = s
+	l.statuses[unit] = &s
 	subs := l.subscribers()
 	if attach.IsPattern(unit) {
 		subs = nil // those are about units
 	}
 	l.mu.Unlock()
 	for _, f := range subs {
-		f(s)
+		f(&s)
 	}
+}
+
+// statusOf is what was last published of a unit. l.mu is held.
+func (l *Loop) statusOf(unit string) attach.Status {
+	if s := l.statuses[unit]; s != nil {
+		return *s
+	}
+	return attach.Status{}
 }
 
 // unpublish takes a unit off the list.
@@ -148,12 +156,12 @@ func (l *Loop) unpublish(unit string) {
 		return
 	}
 	for _, f := range subs {
-		f(attach.Status{Unit: unit})
+		f(&attach.Status{Unit: unit})
 	}
 }
 
-func (l *Loop) subscribers() []func(attach.Status) {
-	out := make([]func(attach.Status), 0, len(l.subs))
+func (l *Loop) subscribers() []func(*attach.Status) {
+	out := make([]func(*attach.Status), 0, len(l.subs))
 	for _, f := range l.subs {
 		out = append(out, f)
 	}
@@ -161,8 +169,9 @@ func (l *Loop) subscribers() []func(attach.Status) {
 }
 
 // Subscribe calls f with every status that is published until ctx ends; one
-// without an Attachment is of a unit that is attached no more. f must be quick.
-func (l *Loop) Subscribe(ctx context.Context, f func(attach.Status)) {
+// without an Attachment is of a unit that is attached no more. f must be quick, and
+// change none.
+func (l *Loop) Subscribe(ctx context.Context, f func(*attach.Status)) {
 	l.mu.Lock()
 	id := l.nextSub
 	l.nextSub++
@@ -211,8 +220,9 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 	r = attach.Report{Version: l.version, Host: host, Recheck: l.recheck, At: time.Now(), Units: []attach.Status{}}
 	r.Problems = append(slices.Clone(l.problems), l.declared.Problems...)
 	used := make([]bool, len(units))
-	for unit, s := range l.statuses {
+	for unit, published := range l.statuses {
 		if l.selected(unit, units, used) {
+			s := *published
 			s.Busy, s.Paused = l.queue.isBusy(unit), l.pauseOf(unit, r.At)
 			s.Notes = slices.Concat(s.Notes, l.socketNote(unit))
 			if attach.IsPattern(unit) {

@@ -1,7 +1,6 @@
 package reconcile
 
 import (
-	"maps"
 	"slices"
 	"sync"
 )
@@ -95,35 +94,62 @@ func (q *queue) signal() {
 	}
 }
 
-// takePlans takes every unit that needs a plan, sorted, and marks them busy. It
-// says which of them started, too.
-func (q *queue) takePlans() (units, begun []string) {
-	due := q.take(func(c cause) bool { return c&inputChanged != 0 })
-	for u, c := range due {
+// plansDue lists the units that need a plan and are not being worked on, sorted.
+func (q *queue) plansDue() []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var out []string
+	for u, c := range q.due {
+		if !q.busy[u] && c&inputChanged != 0 {
+			out = append(out, u)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// takePlans takes those of the units that still need a plan, in their order, and marks
+// them busy. It says which of them started, too. Others that are due are signalled
+// when these are released.
+func (q *queue) takePlans(units []string) (taken, begun []string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, u := range units {
+		c := q.due[u]
+		if q.busy[u] || c&inputChanged == 0 {
+			continue
+		}
+		q.take(u)
+		taken = append(taken, u)
 		if c&started != 0 {
 			begun = append(begun, u)
 		}
 	}
-	return slices.Sorted(maps.Keys(due)), begun
+	return taken, begun
 }
 
-// takeLooks takes every unit that needs no more than a look, with the causes.
-func (q *queue) takeLooks() map[string]cause {
-	return q.take(func(c cause) bool { return c&inputChanged == 0 })
-}
-
-func (q *queue) take(ok func(cause) bool) map[string]cause {
+// takeLooks takes units that need no more than a look, with the causes, at most so
+// many. Others are signalled when these are released.
+func (q *queue) takeLooks(most int) map[string]cause {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	out := map[string]cause{}
 	for u, c := range q.due {
-		if !q.busy[u] && ok(c) {
+		if len(out) >= most {
+			break
+		}
+		if !q.busy[u] && c&inputChanged == 0 {
+			q.take(u)
 			out[u] = c
-			delete(q.due, u)
-			q.busy[u] = true
 		}
 	}
 	return out
+}
+
+// take marks a unit busy that was due. q.mu is held.
+func (q *queue) take(unit string) {
+	delete(q.due, unit)
+	q.busy[unit] = true
 }
 
 // claim marks units busy for an operation that was asked for, which makes the

@@ -751,7 +751,7 @@ func TestVerifyTellsWhatItSaw(t *testing.T) {
 		w.mu.Lock()
 		w.kernel["a"] = "evil"
 		w.mu.Unlock()
-		l.Subscribe(context.Background(), func(s attach.Status) {
+		l.Subscribe(context.Background(), func(s *attach.Status) {
 			if s.Verdict.Answer == attach.NotConfined {
 				l.publish("a.service", func(s *attach.Status) { s.Verdict = &attach.Verdict{Answer: attach.Confined} })
 			}

@@ -831,7 +831,8 @@ func (a attachments) Read() attach.Declared {
 			d.Problems = append(d.Problems, attach.Because(attach.AttachmentBad, "line 1: nonsense").At(f))
 			continue
 		}
-		d.Attachments = append(d.Attachments, a.att[f])
+		one := a.att[f]
+		d.Attachments = append(d.Attachments, &one)
 	}
 	return d
 }
@@ -842,11 +843,11 @@ func (a attachments) Propose(file, text string) (attach.Declared, bool) {
 	if path.Dir(file) != "/etc/aaunit/attachments.d" {
 		return d, false
 	}
-	d.Attachments = slices.DeleteFunc(d.Attachments, func(a attach.Attachment) bool { return a.Source == file })
+	d.Attachments = slices.DeleteFunc(d.Attachments, func(a *attach.Attachment) bool { return a.Source == file })
 	if unit, profile, ok := strings.Cut(text, " "); ok {
 		n := attach.NewAttachment()
 		n.Source, n.Units, n.Profile = file, []string{unit}, profile
-		d.Attachments = append(d.Attachments, n)
+		d.Attachments = append(d.Attachments, &n)
 	} else if text != "" {
 		d.Problems = append(d.Problems, attach.Because(attach.AttachmentBad, "line 1: nonsense").At(file+":1"))
 	}

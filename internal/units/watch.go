@@ -2,6 +2,7 @@ package units
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io/fs"
 	"maps"
@@ -29,7 +30,7 @@ type dropInWatch struct {
 	mu        sync.Mutex
 	following bool
 	by        *fsnotify.Watcher // nil: there is none to be had
-	texts     map[string]string // by path as it really is; "" none
+	texts     map[string]sum    // of what they hold, by path as it really is
 	blind     bool              // something is not watched
 	said      bool              // … and that was said
 	// again wakes the loop when something cannot be watched.
@@ -40,6 +41,11 @@ type dropInWatch struct {
 	pause time.Duration
 }
 
+// sum is a checksum of a text; that of no text is a file's that is not there.
+type sum [sha256.Size]byte
+
+func sumOf(text string) sum { return sha256.Sum256([]byte(text)) }
+
 // note remembers how a drop-in was left, and watches its directory.
 func (s *Systemd) note(real, text string) {
 	w := &s.dropIns
@@ -48,7 +54,7 @@ func (s *Systemd) note(real, text string) {
 	if !w.following {
 		return
 	}
-	w.texts[real] = text
+	w.texts[real] = sumOf(text)
 	s.watchDir(filepath.Dir(real))
 }
 
@@ -83,7 +89,7 @@ func (s *Systemd) watchDir(dir string) {
 func (s *Systemd) watchDropIns() (run func(ctx context.Context, tell func(attach.UnitEvent))) {
 	w := &s.dropIns
 	w.mu.Lock()
-	w.following, w.texts, w.again = true, map[string]string{}, make(chan struct{}, 1)
+	w.following, w.texts, w.again = true, map[string]sum{}, make(chan struct{}, 1)
 	w.by, _ = fsnotify.NewWatcher() // without one, the first directory says so
 	w.mu.Unlock()
 	return func(ctx context.Context, tell func(attach.UnitEvent)) {
@@ -169,12 +175,13 @@ func (w *dropInWatch) changed(real string) bool {
 	case err != nil:
 		now = "\x00" // something else has its name
 	}
+	is := sumOf(now)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	was, known := w.texts[real]
-	if !known || now == was {
+	if !known || is == was {
 		return false
 	}
-	w.texts[real] = now
+	w.texts[real] = is
 	return true
 }
