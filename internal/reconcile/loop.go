@@ -130,9 +130,9 @@ type Loop struct {
 	// prints is what the policy of units looked like at the last change, by what
 	// it depends on. It belongs to the goroutine that changes things.
 	prints map[string]string
-	// passed is where the last pass that did not take on all that was due ended; see
-	// together. It belongs to the same goroutine.
-	passed string
+	// passed are the units that were taken on since the last pass that took on all
+	// that was due; see together. It belongs to the same goroutine.
+	passed map[string]bool
 
 	// keeping keeps the record of a unit on disk from being older than the one in
 	// memory: it is held across a change of the record and its Save. It comes
@@ -369,7 +369,14 @@ func (l *Loop) workOff(ctx context.Context) {
 		l.declare(ctx)
 	}
 	if l.queue.takePolicy() {
-		l.queue.add(inputChanged, l.touched()...)
+		first := l.prints == nil // then everything is due, and nothing is known to have changed
+		for _, unit := range l.touched() {
+			if first || !l.settled(unit) {
+				l.queue.add(review, unit)
+			} else {
+				l.queue.add(inputChanged, unit)
+			}
+		}
 	}
 	due, begun := l.queue.takePlans(l.together(l.queue.plansDue()))
 	if len(due) == 0 {
@@ -436,7 +443,7 @@ func (l *Loop) ownersOf(place string) (units []string) {
 func (l *Loop) everythingAnew() {
 	l.forgetHost()
 	l.queue.addDeclare()
-	l.queue.add(inputChanged, l.everything()...)
+	l.queue.add(review, l.everything()...)
 }
 
 // wants says which units' signals matter. It is asked for every signal, so it
@@ -542,7 +549,7 @@ func (l *Loop) declare(ctx context.Context) {
 	if l.sized != nil {
 		l.sized(len(targets))
 	}
-	l.queue.add(inputChanged, changed...)
+	l.queue.add(review, changed...)
 }
 
 func sameAttachment(a, b attach.Attachment) bool {

@@ -12,11 +12,16 @@ const (
 	// inputChanged: attachment, unit file, profile or loaded policy may have
 	// changed; the unit needs a plan.
 	inputChanged cause = 1 << iota
+	// review: everything is looked at anew, or something was declared; the unit needs
+	// a plan, and can wait for others.
+	review
 	// started: the unit was started; it needs a look and a verdict.
 	started
 	// ended: the unit has no tasks any more; what is known of it is brought up
 	// to date.
 	ended
+
+	needsPlan = inputChanged | review
 )
 
 // queue holds units that need work. Triggers merge: however often a unit is
@@ -94,18 +99,23 @@ func (q *queue) signal() {
 	}
 }
 
-// plansDue lists the units that need a plan and are not being worked on, sorted.
-func (q *queue) plansDue() []string {
+// plansDue lists the units that need a plan and are not being worked on, sorted, and
+// says which of them cannot wait.
+func (q *queue) plansDue() (units []string, urgent map[string]bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	var out []string
+	urgent = map[string]bool{}
 	for u, c := range q.due {
-		if !q.busy[u] && c&inputChanged != 0 {
-			out = append(out, u)
+		if q.busy[u] || c&needsPlan == 0 {
+			continue
+		}
+		units = append(units, u)
+		if c&^review != 0 {
+			urgent[u] = true
 		}
 	}
-	slices.Sort(out)
-	return out
+	slices.Sort(units)
+	return units, urgent
 }
 
 // takePlans takes those of the units that still need a plan, in their order, and marks
@@ -116,7 +126,7 @@ func (q *queue) takePlans(units []string) (taken, begun []string) {
 	defer q.mu.Unlock()
 	for _, u := range units {
 		c := q.due[u]
-		if q.busy[u] || c&inputChanged == 0 {
+		if q.busy[u] || c&needsPlan == 0 {
 			continue
 		}
 		q.take(u)
@@ -138,7 +148,7 @@ func (q *queue) takeLooks(most int) map[string]cause {
 		if len(out) >= most {
 			break
 		}
-		if !q.busy[u] && c&inputChanged == 0 {
+		if !q.busy[u] && c&needsPlan == 0 {
 			q.take(u)
 			out[u] = c
 		}
@@ -164,7 +174,7 @@ func (q *queue) claim(units []string) (taken, others []string) {
 		}
 		q.busy[u] = true
 		// A start that nobody has looked at is still to be looked at.
-		if q.due[u] &^= inputChanged; q.due[u] == 0 {
+		if q.due[u] &^= needsPlan; q.due[u] == 0 {
 			delete(q.due, u)
 		}
 		taken = append(taken, u)

@@ -3,57 +3,154 @@ package reconcile
 import (
 	"maps"
 	"slices"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// passUnits is how many units a pass takes on unless they belong together. What a
-// pass knows of its units it holds until its end, and whoever asks for something waits
-// that long; one parser call and one daemon-reload for so many are cheap enough.
+// passUnits is how many units a pass takes on unless they belong together or cannot
+// wait. What a pass knows of its units it holds until its end, and whoever asks for
+// something waits that long; one parser call and one daemon-reload for so many are
+// cheap enough.
 const passUnits = 200
 
-// together chooses those of the units, which are sorted, that the next pass takes on:
-// the first after the last pass's that belong together, and more until there are
-// passUnits. Units belong together that one attachment names, or whose policy
-// comes from the same files as far as that is known: a change of it is checked, loaded
-// and taken back for all of them at once.
-func (l *Loop) together(units []string) []string {
-	if len(units) <= passUnits {
-		return units
+// together chooses those of the due units, which are sorted, that the next pass takes
+// on: all that cannot wait, and others until there are passUnits, those first that did
+// not have their turn. With each come the due units that belong to it: those that one
+// attachment or one drop-in is for, or whose policy comes from the same files, as a
+// change of it is checked, loaded and taken back for all of them at once.
+func (l *Loop) together(due []string, urgent map[string]bool) []string {
+	if len(due) <= passUnits {
+		l.passed = nil
+		return due
 	}
+	files := l.profileFiles(due)
+	gone := l.notLive(due)
 	l.mu.Lock()
-	next, found := slices.BinarySearch(units, l.passed)
-	if found {
-		next++
-	}
-	units = slices.Concat(units[next:], units[:next])
-	groups := newGroups()
-	for _, unit := range units {
-		groups.join(l.ties(unit))
-	}
-	members := map[string][]string{}
-	var order []string
-	for _, unit := range units {
-		g := groups.of(l.ties(unit)[0])
-		if members[g] == nil {
-			order = append(order, g)
+	sets := newGroups()
+	ties := make(map[string]string, len(due)) // one for each unit
+	for _, unit := range due {
+		all := l.ties(unit, files)
+		sets.join(all)
+		ties[unit] = all[0]
+		if gone[unit] || midway(l.records[unit]) {
+			urgent[unit] = true
 		}
-		members[g] = append(members[g], unit)
 	}
 	l.mu.Unlock()
+
+	type group struct {
+		units          []string
+		urgent, passed bool
+	}
+	var groups []*group
+	byName := map[string]*group{}
+	for _, unit := range due {
+		name := sets.of(ties[unit])
+		g := byName[name]
+		if g == nil {
+			g = &group{}
+			byName[name], groups = g, append(groups, g)
+		}
+		g.units = append(g.units, unit)
+		g.urgent, g.passed = g.urgent || urgent[unit], g.passed || l.passed[unit]
+	}
+	turn := func(g *group) int {
+		switch {
+		case g.urgent:
+			return 0
+		case !g.passed:
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(groups, func(a, b *group) int { return turn(a) - turn(b) })
+	if l.passed == nil || !slices.ContainsFunc(groups, func(g *group) bool { return turn(g) == 1 }) {
+		l.passed = map[string]bool{} // everybody had a turn
+	}
 	var out []string
-	for i, g := range order {
-		if i > 0 && len(out)+len(members[g]) > passUnits {
+	for _, g := range groups {
+		if !g.urgent && len(out) > 0 && len(out)+len(g.units) > passUnits {
 			break
 		}
-		out = append(out, members[g]...)
-		l.passed = members[g][0]
+		out = append(out, g.units...)
+		for _, unit := range g.units {
+			l.passed[unit] = true
+		}
 	}
 	slices.Sort(out)
 	return out
 }
 
-// ties are what a unit has in common with others that belong to it, and its own name.
-// l.mu is held.
-func (l *Loop) ties(unit string) []string {
+// midway reports whether something was begun for a unit that is not done.
+func midway(r attach.Record) bool {
+	return r.Attaching || r.Stopped || r.Trial != nil || r.Former != nil || r.Retaking != ""
+}
+
+// notLive are those of the units whose accepted policy the kernel does not have.
+func (l *Loop) notLive(units []string) map[string]bool {
+	accepted := map[string]map[string]string{}
+	var names []string
+	l.mu.Lock()
+	for _, unit := range units {
+		if r := l.records[unit]; settled(r) {
+			accepted[unit] = maps.Clone(r.Accepted)
+			names = slices.AppendSeq(names, maps.Keys(r.Accepted))
+		}
+	}
+	l.mu.Unlock()
+	slices.Sort(names)
+	out := map[string]bool{}
+	live, err := l.apparmor.Live(slices.Compact(names))
+	if err != nil {
+		return out // their passes say it
+	}
+	for unit, sums := range accepted {
+		for name, sum := range sums {
+			if live[name].Checksum != sum {
+				out[unit] = true
+			}
+		}
+	}
+	return out
+}
+
+// profileFiles finds the files that define the profiles of the units' attachments, by
+// name.
+func (l *Loop) profileFiles(units []string) map[string][]string {
+	out := map[string][]string{}
+	l.mu.Lock()
+	for _, unit := range units {
+		for _, name := range l.profilesOf(unit) {
+			out[name] = nil
+		}
+	}
+	l.mu.Unlock()
+	find := l.apparmor.ByName // brings what is known up to date
+	for name := range out {
+		for _, p := range find(name) {
+			out[name] = append(out[name], p.File)
+		}
+		find = l.apparmor.Known
+	}
+	return out
+}
+
+// profilesOf are the names that a unit's attachment has. l.mu is held.
+func (l *Loop) profilesOf(unit string) []string {
+	a := l.targets[unit]
+	if a == nil {
+		return nil
+	}
+	names := slices.Clone(a.AllowProfiles)
+	if profile, err := a.ProfileFor(unit); err == nil {
+		names = append(names, profile)
+	}
+	return names
+}
+
+// ties are what a unit has in common with others that belong to it, and before it its own
+// name. files has the files of profiles. l.mu is held.
+func (l *Loop) ties(unit string, files map[string][]string) []string {
 	out := []string{"unit " + unit}
 	add := func(kind string, names ...string) {
 		for _, n := range names {
@@ -62,12 +159,13 @@ func (l *Loop) ties(unit string) []string {
 			}
 		}
 	}
-	if a, ok := l.targets[unit]; ok {
+	if a := l.targets[unit]; a != nil {
 		add("attachment ", a.Source)
 		add("file ", a.ProfileFile)
-		add("profile ", a.AllowProfiles...)
-		if profile, err := a.ProfileFor(unit); err == nil {
-			add("profile ", profile)
+		add("drop-in ", attach.DropInPath(a.Placement(unit), a.Runtime))
+		for _, name := range l.profilesOf(unit) {
+			add("profile ", name)
+			add("file ", files[name]...)
 		}
 	}
 	for _, a := range l.rivals[unit] {
@@ -78,6 +176,7 @@ func (l *Loop) ties(unit string) []string {
 		add("profile ", r.Profile)
 		add("profile ", slices.Collect(maps.Keys(r.Accepted))...)
 		add("file ", slices.Collect(maps.Keys(r.Policies))...)
+		add("drop-in ", slices.Collect(maps.Keys(r.DropIns))...)
 	}
 	add("file ", l.statusOf(unit).ProfileFile)
 	return out

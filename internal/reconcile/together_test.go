@@ -69,9 +69,13 @@ func TestUnitsThatBelongTogetherAreTakenOnTogether(t *testing.T) {
 	add(60, "profile", attach.Attachment{Profile: "p"})
 	add(60, "file", attach.Attachment{Profile: "%p", ProfileFile: "/etc/apparmor.d/f"})
 	add(60, "kept", attach.Attachment{Profile: "%p"})
+	add(60, "place", attach.Attachment{Profile: "%p"})
 	for unit := range l.targets {
 		if strings.HasSuffix(unit, "-kept.service") {
 			l.records[unit] = attach.Record{Unit: unit, Policies: map[string]string{"/etc/apparmor.d/k": "1"}}
+		}
+		if strings.HasSuffix(unit, "-place.service") {
+			l.records[unit] = attach.Record{Unit: unit, DropIns: map[string]string{"/etc/systemd/system/place@.service.d/90-aaunit.conf": "1"}}
 		}
 	}
 	// Two of them are in the same file, which only what was published says.
@@ -92,12 +96,12 @@ func TestUnitsThatBelongTogetherAreTakenOnTogether(t *testing.T) {
 		if round > 10 {
 			t.Fatalf("%d are left after %d passes", len(due), round)
 		}
-		now := l.together(due)
+		now := l.together(due, map[string]bool{})
 		taken := map[string]int{}
 		for _, u := range now {
 			taken[kind(u)]++
 		}
-		for _, group := range [][]string{{"template"}, {"profile", "kept"}, {"file"}} {
+		for _, group := range [][]string{{"template"}, {"profile", "kept"}, {"file"}, {"place"}} {
 			for _, k := range group {
 				if n := taken[k]; n != 0 && n != left[k] || n == 0 != (taken[group[0]] == 0) {
 					t.Errorf("pass %d takes %v; %q belong together", round, taken, group)
@@ -117,15 +121,94 @@ func TestNoUnitIsPassedOver(t *testing.T) {
 	l := newWorld().loop()
 	var due []string
 	for i := range 3 * passUnits {
-		due = append(due, fmt.Sprintf("u%03d.service", i))
-	}
-	seen := map[string]bool{}
-	for range 3 {
-		for _, u := range l.together(due) {
-			seen[u] = true
+		unit := fmt.Sprintf("u%03d.service", i)
+		due = append(due, unit)
+		if i < passUnits+20 {
+			l.targets[unit] = &attach.Attachment{Source: "/etc/aaunit/attachments.d/many.conf", Profile: "%p"}
 		}
 	}
-	if len(seen) != len(due) {
-		t.Errorf("three passes took %d of %d units", len(seen), len(due))
+	for turn := range 2 {
+		seen := map[string]bool{}
+		for range 3 {
+			for _, u := range l.together(due, map[string]bool{}) {
+				seen[u] = true
+			}
+		}
+		if len(seen) != len(due) {
+			t.Errorf("turn %d: three passes took %d of %d units", turn, len(seen), len(due))
+		}
 	}
+}
+
+// TestWhatCannotWaitComesFirst: before units that have yet to be looked at, those
+// whose policy is gone and those at which something was begun.
+func TestWhatCannotWaitComesFirst(t *testing.T) {
+	w := newWorld()
+	l := w.loop()
+	var due []string
+	for i := range 4 * passUnits {
+		due = append(due, fmt.Sprintf("u%03d.service", i))
+	}
+	urgent := map[string]bool{"u700.service": true}
+	l.targets["u701.service"] = &attach.Attachment{Source: "/etc/aaunit/attachments.d/two.conf", Profile: "%p"}
+	l.targets["u702.service"] = &attach.Attachment{Source: "/etc/aaunit/attachments.d/two.conf", Profile: "%p"}
+	in := map[string]string{attach.DropInPath("x", false): "1"}
+	l.records["u701.service"] = attach.Record{Unit: "u701.service", DropIns: in, Accepted: map[string]string{"u701": "1"}}
+	l.records["u703.service"] = attach.Record{Unit: "u703.service", DropIns: in, Trial: &attach.Trial{}}
+	l.records["u704.service"] = attach.Record{Unit: "u704.service", Accepted: map[string]string{"u704": "1"}} // not attached yet
+	in = map[string]string{attach.DropInPath("y", false): "1"}
+	for _, live := range []string{"u705", "u706"} {
+		w.kernel[live] = live
+		checksums, err := l.apparmor.Live([]string{live})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.records[live+".service"] = attach.Record{Unit: live + ".service", Accepted: map[string]string{live: checksums[live].Checksum}, DropIns: map[string]string{attach.DropInPath(live, false): "1"}}
+	}
+	l.records["u703.service"] = attach.Record{Unit: "u703.service", DropIns: in, Trial: &attach.Trial{}}
+	first := l.together(due, urgent)
+	if len(first) != passUnits {
+		t.Errorf("the first pass has %d units", len(first))
+	}
+	for unit, want := range map[string]bool{"u700": true, "u701": true, "u702": true, "u703": true, "u704": false, "u705": false, "u706": false} {
+		if got := slices.Contains(first, unit+".service"); got != want {
+			t.Errorf("%s in the first pass: %v, want %v", unit, got, want)
+		}
+	}
+	for _, unit := range due {
+		urgent[unit] = true
+	}
+	if all := l.together(due, urgent); len(all) != len(due) {
+		t.Errorf("of %d units that cannot wait %d are taken on", len(due), len(all))
+	}
+}
+
+// TestAllWhosePolicyIsGoneGetItBackAtOnce: however many they are, and although the
+// units of the first part would be waited for.
+func TestAllWhosePolicyIsGoneGetItBackAtOnce(t *testing.T) {
+	w := newWorld()
+	const units = 2*passUnits + 50
+	for i := range units {
+		w.declareUnit(fmt.Sprintf("/etc/aaunit/attachments.d/%03d.conf", i), w.addUnit(fmt.Sprintf("u%03d.service", i)).name, nil)
+	}
+	w.run(t, func(l *Loop) {
+		rest()
+		w.mu.Lock()
+		clear(w.kernel)
+		before := w.calls["load"]
+		w.mu.Unlock()
+		w.policy <- struct{}{}
+		rest()
+		w.mu.Lock()
+		loads := w.calls["load"] - before
+		w.mu.Unlock()
+		if loads != 1 {
+			t.Errorf("%d loads, want one", loads)
+		}
+		for i := range units {
+			if _, loaded := w.kernel[fmt.Sprintf("u%03d", i)]; !loaded {
+				t.Errorf("u%03d has no policy", i)
+			}
+		}
+	})
 }

@@ -165,7 +165,7 @@ func Write(path string, data []byte, mode fs.FileMode) (changed bool, err error)
 	if err = unix.Renameat(int(dir.Fd()), tmp, int(dir.Fd()), name); err != nil {
 		return false, err
 	}
-	return true, dir.Sync()
+	return true, SyncDir(dir)
 }
 
 // Remove removes a file that is not a directory; changed is false where there
@@ -185,7 +185,7 @@ func Remove(path string) (changed bool, err error) {
 	case err != nil:
 		return false, Helped(fmt.Errorf("cannot remove %s: %w", path, err))
 	}
-	return true, dir.Sync()
+	return true, SyncDir(dir)
 }
 
 // MkdirAll makes a directory and what is missing above it, each with mode.

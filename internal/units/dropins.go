@@ -243,7 +243,7 @@ func makeDir(dir string) error {
 	if err := made.Chmod(0o755); err != nil {
 		return err
 	}
-	return parent.Sync()
+	return safefile.SyncDir(parent)
 }
 
 func openat2(at int, path string, how unix.OpenHow) (*os.File, error) {
