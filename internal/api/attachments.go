@@ -156,6 +156,7 @@ func (b *board) sync(status func([]string) attach.Report) {
 	gone := maps.Clone(b.units)
 	for _, s := range units {
 		delete(gone, s.Unit)
+		s.Questioned = nil // is never published
 		if known := b.units[s.Unit]; !b.heard[s.Unit] && (known == nil || !reflect.DeepEqual(*known, s)) {
 			b.put(&s)
 		}

@@ -76,7 +76,10 @@ type Options struct {
 	Log    *slog.Logger
 	// Recheck is the interval of the slow re-check; DefaultRecheck if 0.
 	Recheck time.Duration
-	Version string
+	// PassUnits is how many units a pass takes on where it need not take on more;
+	// DefaultPassUnits if 0.
+	PassUnits int
+	Version   string
 	// Rest is called when there has been nothing to do for some seconds, and what
 	// it gives before there is something to do again, or before the next Rest; nil is
 	// nothing.
@@ -102,6 +105,7 @@ type Loop struct {
 	sockets     SocketOptions
 	log         *slog.Logger
 	recheck     time.Duration
+	passUnits   int
 	version     string
 	boot        string
 	rest        func() func()
@@ -177,10 +181,13 @@ func New(o Options) *Loop {
 	if o.Recheck == 0 {
 		o.Recheck = DefaultRecheck
 	}
+	if o.PassUnits == 0 {
+		o.PassUnits = DefaultPassUnits
+	}
 	return &Loop{
 		systemd: o.Systemd, apparmor: o.AppArmor, attachments: o.Attachments, store: o.Store, policies: o.Policies, gate: o.Gate, evidence: o.Evidence, sockets: o.SocketOptions, processes: o.Processes,
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
-		log: o.Log, recheck: o.Recheck, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
+		log: o.Log, recheck: o.Recheck, passUnits: o.PassUnits, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
 		leave:   map[string]bool{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},

@@ -131,6 +131,7 @@ func TestTheLoopRestsOnceMoreAfterQuestions(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		time.Sleep(5 * time.Minute) // less than to the next re-check
+		synctest.Wait()
 		if len(rests) != 3 || resting != 1 {
 			t.Fatalf("rests at %v, %d not ended", rests, resting)
 		}

@@ -7,19 +7,19 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// passUnits is how many units a pass takes on unless they belong together or cannot
+// DefaultPassUnits is how many units a pass takes on unless they belong together or cannot
 // wait. What a pass knows of its units it holds until its end, and whoever asks for
 // something waits that long; one parser call and one daemon-reload for so many are
 // cheap enough.
-const passUnits = 200
+const DefaultPassUnits = 200
 
 // together chooses those of the due units, which are sorted, that the next pass takes
-// on: all that cannot wait, and others until there are passUnits, those first that did
+// on: all that cannot wait, and others until there are l.passUnits, those first that did
 // not have their turn. With each come the due units that belong to it: those that one
 // attachment or one drop-in is for, or whose policy comes from the same files, as a
 // change of it is checked, loaded and taken back for all of them at once.
 func (l *Loop) together(due []string, urgent map[string]bool) []string {
-	if len(due) <= passUnits {
+	if len(due) <= l.passUnits {
 		l.passed = nil
 		return due
 	}
@@ -69,7 +69,7 @@ func (l *Loop) together(due []string, urgent map[string]bool) []string {
 	}
 	var out []string
 	for _, g := range groups {
-		if !g.urgent && len(out) > 0 && len(out)+len(g.units) > passUnits {
+		if !g.urgent && len(out) > 0 && len(out)+len(g.units) > l.passUnits {
 			break
 		}
 		out = append(out, g.units...)

@@ -14,7 +14,8 @@ import (
 // until its end, and so long does everybody wait who asks for something.
 func TestVeryManyUnitsAreTakenOnInParts(t *testing.T) {
 	w := newWorld()
-	const units = 450
+	w.passUnits = 20
+	const units = 45
 	for i := range units {
 		w.declareUnit(fmt.Sprintf("/etc/aaunit/attachments.d/%03d.conf", i), w.addUnit(fmt.Sprintf("u%03d.service", i)).name, nil)
 	}
@@ -46,7 +47,7 @@ func TestVeryManyUnitsAreTakenOnInParts(t *testing.T) {
 			loads = append(loads, c)
 		}
 	}
-	if want := []string{"load 200", "load 1", "load 200", "load 50"}; !slices.Equal(loads, want) || w.calls["reload"] != len(want) || w.calls["restart"] != units+1 {
+	if want := []string{"load 20", "load 1", "load 20", "load 5"}; !slices.Equal(loads, want) || w.calls["reload"] != len(want) || w.calls["restart"] != units+1 {
 		t.Errorf("%q, and calls %v; want %q: the attach that came meanwhile after the first part", loads, w.calls, want)
 	}
 }
@@ -65,7 +66,7 @@ func TestUnitsThatBelongTogetherAreTakenOnTogether(t *testing.T) {
 			due = append(due, unit)
 		}
 	}
-	add(passUnits+10, "template", attach.Attachment{Source: "/etc/aaunit/attachments.d/t.conf", Profile: "t-%i"})
+	add(DefaultPassUnits+10, "template", attach.Attachment{Source: "/etc/aaunit/attachments.d/t.conf", Profile: "t-%i"})
 	add(60, "profile", attach.Attachment{Profile: "p"})
 	add(60, "file", attach.Attachment{Profile: "%p", ProfileFile: "/etc/apparmor.d/f"})
 	add(60, "kept", attach.Attachment{Profile: "%p"})
@@ -108,7 +109,7 @@ func TestUnitsThatBelongTogetherAreTakenOnTogether(t *testing.T) {
 				}
 			}
 		}
-		if len(now) == 0 || len(now) > passUnits && taken["template"] == 0 {
+		if len(now) == 0 || len(now) > DefaultPassUnits && taken["template"] == 0 {
 			t.Errorf("pass %d takes %d units: %v", round, len(now), taken)
 		}
 		due = slices.DeleteFunc(due, func(u string) bool { return slices.Contains(now, u) })
@@ -120,10 +121,10 @@ func TestUnitsThatBelongTogetherAreTakenOnTogether(t *testing.T) {
 func TestNoUnitIsPassedOver(t *testing.T) {
 	l := newWorld().loop()
 	var due []string
-	for i := range 3 * passUnits {
+	for i := range 3 * DefaultPassUnits {
 		unit := fmt.Sprintf("u%03d.service", i)
 		due = append(due, unit)
-		if i < passUnits+20 {
+		if i < DefaultPassUnits+20 {
 			l.targets[unit] = &attach.Attachment{Source: "/etc/aaunit/attachments.d/many.conf", Profile: "%p"}
 		}
 	}
@@ -146,7 +147,7 @@ func TestWhatCannotWaitComesFirst(t *testing.T) {
 	w := newWorld()
 	l := w.loop()
 	var due []string
-	for i := range 4 * passUnits {
+	for i := range 4 * DefaultPassUnits {
 		due = append(due, fmt.Sprintf("u%03d.service", i))
 	}
 	urgent := map[string]bool{"u700.service": true}
@@ -167,7 +168,7 @@ func TestWhatCannotWaitComesFirst(t *testing.T) {
 	}
 	l.records["u703.service"] = attach.Record{Unit: "u703.service", DropIns: in, Trial: &attach.Trial{}}
 	first := l.together(due, urgent)
-	if len(first) != passUnits {
+	if len(first) != DefaultPassUnits {
 		t.Errorf("the first pass has %d units", len(first))
 	}
 	for unit, want := range map[string]bool{"u700": true, "u701": true, "u702": true, "u703": true, "u704": false, "u705": false, "u706": false} {
@@ -187,7 +188,8 @@ func TestWhatCannotWaitComesFirst(t *testing.T) {
 // units of the first part would be waited for.
 func TestAllWhosePolicyIsGoneGetItBackAtOnce(t *testing.T) {
 	w := newWorld()
-	const units = 2*passUnits + 50
+	w.passUnits = 20
+	const units = 45
 	for i := range units {
 		w.declareUnit(fmt.Sprintf("/etc/aaunit/attachments.d/%03d.conf", i), w.addUnit(fmt.Sprintf("u%03d.service", i)).name, nil)
 	}

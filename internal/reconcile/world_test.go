@@ -23,21 +23,22 @@ import (
 // in memory. It counts the calls that are dear. Everything is also tested for
 // real in test/vm.
 type world struct {
-	resting func() (resume func())
-	mu      sync.Mutex
-	units   map[string]*unit
-	aliases map[string]string
-	disk    map[string]string // drop-ins
-	read    map[string]string // drop-ins as of the last daemon-reload
-	files   map[string]string // profile -> version of its text
-	bad     map[string]bool   // profile whose text does not compile
-	kernel  map[string]string // profile -> version that is loaded
-	att     map[string]attach.Attachment
-	broken  map[string]bool
-	records map[string]attach.Record
-	kept    map[string]attach.Compiled // accepted policies on disk
-	calls   map[string]int
-	trace   []string
+	resting   func() (resume func())
+	passUnits int // Options.PassUnits
+	mu        sync.Mutex
+	units     map[string]*unit
+	aliases   map[string]string
+	disk      map[string]string // drop-ins
+	read      map[string]string // drop-ins as of the last daemon-reload
+	files     map[string]string // profile -> version of its text
+	bad       map[string]bool   // profile whose text does not compile
+	kernel    map[string]string // profile -> version that is loaded
+	att       map[string]attach.Attachment
+	broken    map[string]bool
+	records   map[string]attach.Record
+	kept      map[string]attach.Compiled // accepted policies on disk
+	calls     map[string]int
+	trace     []string
 
 	events  chan attach.UnitEvent
 	changed chan struct{}
@@ -1013,7 +1014,7 @@ func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compil
 func (w *world) loop() *Loop { return New(w.options()) }
 
 func (w *world) options() Options {
-	o := Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Evidence: w.evidence, SocketOptions: sockets{w}, Rest: w.resting, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
+	o := Options{Systemd: w, AppArmor: apparmor{w}, Attachments: attachments{w}, Store: store{w}, Policies: policies{w}, Gate: w, Evidence: w.evidence, SocketOptions: sockets{w}, Rest: w.resting, PassUnits: w.passUnits, Log: slog.New(slog.NewTextHandler(&w.log, nil)), Boot: fmt.Sprint("boot ", w.boots)}
 	if w.uses != nil {
 		o.Evidence, o.Histories, o.OptionNames, o.Kernel = w.uses, w.uses, w.uses.name, "6.1"
 	}

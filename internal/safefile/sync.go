@@ -9,7 +9,8 @@ import (
 
 // SyncDir has the disk hold what was done in a directory before the call (fsync(2)).
 // Of many calls for one directory at once, those that wait while it is synced are
-// served together by the next sync, with its error.
+// served together by the next sync, with its error. An error that the kernel tells once
+// for each open file, of an earlier write-back, is told to the one that syncs.
 func SyncDir(dir *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
