@@ -409,6 +409,9 @@ func (r Reason) next(step string) Reason { r.Next = printable(step); return r }
 // escape sequences, line breaks, and bytes that are no UTF-8, for which the bus
 // would close the daemon's connection.
 func printable(s string) string {
+	if utf8.ValidString(s) && strings.IndexFunc(s, unprintable) < 0 {
+		return s
+	}
 	var b strings.Builder
 	for len(s) > 0 {
 		r, size := utf8.DecodeRuneInString(s)
@@ -417,7 +420,7 @@ func printable(s string) string {
 			fmt.Fprintf(&b, `\x%02x`, s[0])
 		case r == '\n', r == '\t', r == '\r':
 			b.WriteByte(' ')
-		case unicode.IsControl(r), unicode.Is(unicode.Cf, r), r == '\u2028', r == '\u2029':
+		case unprintable(r):
 			fmt.Fprintf(&b, `\u%04x`, r)
 		default:
 			b.WriteRune(r)
@@ -425,6 +428,10 @@ func printable(s string) string {
 		s = s[size:]
 	}
 	return b.String()
+}
+
+func unprintable(r rune) bool {
+	return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == '\u2028' || r == '\u2029'
 }
 
 // Because makes a reason outside this package.

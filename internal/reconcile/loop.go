@@ -378,7 +378,9 @@ func (l *Loop) workOff(ctx context.Context) {
 	if l.queue.takePolicy() {
 		first := l.prints == nil // then everything is due, and nothing is known to have changed
 		for _, unit := range l.touched() {
-			if first || !l.settled(unit) {
+			// Of units that were taken on a moment ago it is most likely what their pass
+			// loaded. Where it is not, together and beside find what cannot wait.
+			if first || l.passed[unit] || !l.settled(unit) {
 				l.queue.add(review, unit)
 			} else {
 				l.queue.add(inputChanged, unit)
