@@ -376,16 +376,7 @@ func (l *Loop) workOff(ctx context.Context) {
 		l.declare(ctx)
 	}
 	if l.queue.takePolicy() {
-		first := l.prints == nil // then everything is due, and nothing is known to have changed
-		for _, unit := range l.touched() {
-			// Of units that were taken on a moment ago it is most likely what their pass
-			// loaded. Where it is not, together and beside find what cannot wait.
-			if first || l.passed[unit] || !l.settled(unit) {
-				l.queue.add(review, unit)
-			} else {
-				l.queue.add(inputChanged, unit)
-			}
-		}
+		l.queue.add(review, l.touched()...) // together finds which of them cannot wait
 	}
 	due, begun := l.queue.takePlans(l.together(l.queue.plansDue()))
 	if len(due) == 0 {

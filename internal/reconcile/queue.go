@@ -12,8 +12,8 @@ const (
 	// inputChanged: attachment, unit file, profile or loaded policy may have
 	// changed; the unit needs a plan.
 	inputChanged cause = 1 << iota
-	// review: everything is looked at anew, or something was declared; the unit needs
-	// a plan, and can wait for others.
+	// review: everything is looked at anew, something was declared, or policy may have
+	// changed; the unit needs a plan, and can wait for others.
 	review
 	// started: the unit was started; it needs a look and a verdict.
 	started
@@ -110,7 +110,7 @@ func (q *queue) plansDue() (units []string, urgent map[string]bool) {
 			continue
 		}
 		units = append(units, u)
-		if c&^review != 0 {
+		if c&(inputChanged|started) != 0 {
 			urgent[u] = true
 		}
 	}

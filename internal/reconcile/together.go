@@ -3,6 +3,7 @@ package reconcile
 import (
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -14,8 +15,8 @@ import (
 const DefaultPassUnits = 200
 
 // together chooses those of the due units, which are sorted, that the next pass takes
-// on: all that cannot wait, and others until there are l.passUnits, those first that did
-// not have their turn. With each come the due units that belong to it: those that one
+// on: all that cannot wait, and l.passUnits others, those first that did not have their
+// turn. With each come the due units that belong to it: those that one
 // attachment or one drop-in is for, or whose policy comes from the same files, as a
 // change of it is checked, loaded and taken back for all of them at once.
 func (l *Loop) together(due []string, urgent map[string]bool) []string {
@@ -68,9 +69,13 @@ func (l *Loop) together(due []string, urgent map[string]bool) []string {
 		l.passed = map[string]bool{} // everybody had a turn
 	}
 	var out []string
+	waited := 0 // units among them that could have
 	for _, g := range groups {
-		if !g.urgent && len(out) > 0 && len(out)+len(g.units) > l.passUnits {
-			break
+		if !g.urgent {
+			if waited > 0 && waited+len(g.units) > l.passUnits {
+				break
+			}
+			waited += len(g.units)
 		}
 		out = append(out, g.units...)
 		for _, unit := range g.units {
@@ -83,16 +88,18 @@ func (l *Loop) together(due []string, urgent map[string]bool) []string {
 
 // midway reports whether something was begun for a unit that is not done.
 func midway(r attach.Record) bool {
-	return r.Attaching || r.Stopped || r.Trial != nil || r.Former != nil || r.Retaking != ""
+	return r.Attaching || r.Stopped || r.Trial != nil || r.Former != nil || r.Retaking != "" && r.Proved == "" && r.Hold == nil
 }
 
-// notLive are those of the units whose accepted policy the kernel does not have.
+// notLive are those of the units whose accepted policy the kernel does not have, and
+// whose pass would put it back.
 func (l *Loop) notLive(units []string) map[string]bool {
 	accepted := map[string]map[string]string{}
 	var names []string
+	now := time.Now()
 	l.mu.Lock()
 	for _, unit := range units {
-		if r := l.records[unit]; settled(r) {
+		if r := l.records[unit]; settled(r) && !l.leave[unit] && l.pauseOf(unit, now) == nil {
 			accepted[unit] = maps.Clone(r.Accepted)
 			names = slices.AppendSeq(names, maps.Keys(r.Accepted))
 		}

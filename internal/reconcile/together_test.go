@@ -14,7 +14,7 @@ import (
 // until its end, and so long does everybody wait who asks for something.
 func TestVeryManyUnitsAreTakenOnInParts(t *testing.T) {
 	w := newWorld()
-	w.passUnits = 20
+	w.passUnits, w.tells = 20, true
 	const units = 45
 	for i := range units {
 		w.declareUnit(fmt.Sprintf("/etc/aaunit/attachments.d/%03d.conf", i), w.addUnit(fmt.Sprintf("u%03d.service", i)).name, nil)
@@ -46,6 +46,10 @@ func TestVeryManyUnitsAreTakenOnInParts(t *testing.T) {
 		if strings.HasPrefix(c, "load ") {
 			loads = append(loads, c)
 		}
+	}
+	// The attach, three parts, each once more, and what their reloads make due.
+	if n := w.daemon.passes.Count; n > 12 {
+		t.Errorf("%d passes", n)
 	}
 	if want := []string{"load 20", "load 1", "load 20", "load 5"}; !slices.Equal(loads, want) || w.calls["reload"] != len(want) || w.calls["restart"] != units+1 {
 		t.Errorf("%q, and calls %v; want %q: the attach that came meanwhile after the first part", loads, w.calls, want)
@@ -168,8 +172,8 @@ func TestWhatCannotWaitComesFirst(t *testing.T) {
 	}
 	l.records["u703.service"] = attach.Record{Unit: "u703.service", DropIns: in, Trial: &attach.Trial{}}
 	first := l.together(due, urgent)
-	if len(first) != DefaultPassUnits {
-		t.Errorf("the first pass has %d units", len(first))
+	if want := DefaultPassUnits + 4; len(first) != want {
+		t.Errorf("the first pass has %d units, want %d", len(first), want)
 	}
 	for unit, want := range map[string]bool{"u700": true, "u701": true, "u702": true, "u703": true, "u704": false, "u705": false, "u706": false} {
 		if got := slices.Contains(first, unit+".service"); got != want {
@@ -188,29 +192,41 @@ func TestWhatCannotWaitComesFirst(t *testing.T) {
 // units of the first part would be waited for.
 func TestAllWhosePolicyIsGoneGetItBackAtOnce(t *testing.T) {
 	w := newWorld()
-	w.passUnits = 20
+	w.passUnits, w.tells = 20, true
 	const units = 45
 	for i := range units {
 		w.declareUnit(fmt.Sprintf("/etc/aaunit/attachments.d/%03d.conf", i), w.addUnit(fmt.Sprintf("u%03d.service", i)).name, nil)
 	}
 	w.run(t, func(l *Loop) {
 		rest()
-		w.mu.Lock()
-		clear(w.kernel)
-		before := w.calls["load"]
-		w.mu.Unlock()
-		w.policy <- struct{}{}
-		rest()
-		w.mu.Lock()
-		loads := w.calls["load"] - before
-		w.mu.Unlock()
-		if loads != 1 {
-			t.Errorf("%d loads, want one", loads)
-		}
-		for i := range units {
-			if _, loaded := w.kernel[fmt.Sprintf("u%03d", i)]; !loaded {
-				t.Errorf("u%03d has no policy", i)
+		for round := range 2 {
+			w.mu.Lock()
+			clear(w.kernel)
+			before := w.calls["load"]
+			w.mu.Unlock()
+			w.tellPolicy()
+			rest()
+			w.mu.Lock()
+			if loads := w.calls["load"] - before; loads != 1 {
+				t.Errorf("round %d: %d loads, want one", round, loads)
 			}
+			for i := range units {
+				if _, loaded := w.kernel[fmt.Sprintf("u%03d", i)]; !loaded {
+					t.Errorf("round %d: u%03d has no policy", round, i)
+				}
+			}
+			w.mu.Unlock()
+		}
+		// All of them are withdrawn, in parts.
+		w.mu.Lock()
+		clear(w.att)
+		passes := l.passes.Count
+		w.mu.Unlock()
+		w.tellFiles()
+		rest()
+		rest()
+		if n := l.passes.Count - passes; n > 10 || len(w.records) != 0 || len(w.kernel) != 0 {
+			t.Errorf("after %d passes there are %d records, and %d profiles are loaded", n, len(w.records), len(w.kernel))
 		}
 	})
 }

@@ -24,7 +24,8 @@ import (
 // real in test/vm.
 type world struct {
 	resting   func() (resume func())
-	passUnits int // Options.PassUnits
+	passUnits int  // Options.PassUnits
+	tells     bool // the kernel tells of what the daemon itself loads and unloads, too
 	mu        sync.Mutex
 	units     map[string]*unit
 	aliases   map[string]string
@@ -214,6 +215,13 @@ func (w *world) undeclare(file string) {
 func (w *world) tellFiles() {
 	select {
 	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (w *world) tellPolicy() {
+	select {
+	case w.policy <- struct{}{}:
 	default:
 	}
 }
@@ -637,12 +645,10 @@ func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error 
 	if err := w.call("load %d", len(all)); err != nil {
 		return map[string]error{all[0].File: err}
 	}
+	if w.full || w.tells {
+		w.tellPolicy() // of what was tried, too
+	}
 	if w.full {
-		// The kernel tells of what was tried, too.
-		select {
-		case w.policy <- struct{}{}:
-		default:
-		}
 		return map[string]error{all[0].File: errors.New("the kernel has no memory")}
 	}
 	for _, c := range all {
@@ -739,6 +745,9 @@ func (w *world) Save(names []string) (Saved, error) {
 
 func (w *world) Unload(_ context.Context, names []string) map[string]error {
 	defer w.lock()()
+	if w.tells {
+		w.tellPolicy()
+	}
 	failed := map[string]error{}
 	for _, name := range names {
 		if err := w.unload(name); err != nil {
