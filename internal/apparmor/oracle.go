@@ -118,18 +118,29 @@ func (i *inquiry) file(path string) {
 	}
 }
 
-// sockets are the questions about all families and types; one where the profile
+// sockets are questions about all families: about all types of one, and of those
+// that the profile treats alike about one type each. One question where the profile
 // mediates none.
 func sockets(p *policydb.Profile) (out []Question) {
 	mediates := p.Mediates(policydb.ClassNetV8) == policydb.Yes
+	type granted [askTypes]policydb.Raw
+	asked := map[granted]bool{}
 	for family := uint16(1); family <= askFamilies; family++ {
-		for typ := uint16(1); typ <= askTypes; typ++ {
-			data := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, family), typ)
-			out = append(out, Question{Class: policydb.ClassNetV8, Data: data, As: policydb.Owner})
-			if !mediates {
-				return out
-			}
+		var all []Question
+		var g granted
+		for typ := range uint16(askTypes) {
+			data := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, family), typ+1)
+			all = append(all, Question{Class: policydb.ClassNetV8, Data: data, As: policydb.Owner})
+			g[typ], _ = p.Query(policydb.ClassNetV8, data, policydb.Owner)
 		}
+		switch {
+		case !mediates:
+			return all[:1]
+		case asked[g]:
+			all = all[family%askTypes:][:1]
+		}
+		asked[g] = true
+		out = append(out, all...)
 	}
 	return out
 }

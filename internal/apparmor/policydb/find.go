@@ -213,22 +213,25 @@ func searchFrom(d *database, start uint32, pattern *Pattern, q Query, find bool)
 	}
 	q.Limit = min(q.Limit, 1<<30) // they are counted in 32 bits
 	q.segment, q.path = cmp.Or(q.segment, maxSegment), cmp.Or(q.path, maxPath)
+	s := searcher{d: d, q: &q, find: find, start: start}
+	s.ask()
+	if find && !slices.ContainsFunc(s.owner, counts) && !slices.ContainsFunc(s.other, counts) {
+		return s.none(0) // no state of the automaton grants it
+	}
 	lang, err := pattern.language(q.Objects)
 	if err != nil {
 		return Result{Why: err}
 	}
-	s := searcher{d: d, lang: lang, q: &q, find: find, start: start}
-	s.prepare()
-	if find && !slices.ContainsFunc(s.owner, counts) && !slices.ContainsFunc(s.other, counts) {
-		return s.none(0) // no state of the automaton grants it
-	}
+	s.lang = lang
+	s.distinguish()
 	r := s.exist()
 	if !find && r.Answer == Yes {
 		// Of no path at all everything is true, and that proves nothing.
 		any := q
 		any.All, any.Any, any.Where = 0, 0, func(Perms, Transition) bool { return true }
 		s := searcher{d: emptyDatabase(), lang: lang, q: &any, find: true, start: stateStart}
-		s.prepare()
+		s.ask()
+		s.distinguish()
 		if e := s.exist(); e.Answer != Yes {
 			return Result{Why: cmp.Or(e.Why, ErrNoPath), States: r.States}
 		}
@@ -303,7 +306,8 @@ func (s *searcher) none(states int) Result {
 	return r
 }
 
-func (s *searcher) prepare() {
+// ask fills in owner and other.
+func (s *searcher) ask() {
 	n := len(s.d.perms)
 	s.owner, s.other = make([]Answer, n), make([]Answer, n)
 	asked := make([]Answer, n)
@@ -322,13 +326,17 @@ func (s *searcher) prepare() {
 			s.other[i] = No
 		}
 	}
-	type pair struct{ dfa, lang uint8 }
-	seen := map[pair]bool{}
+}
+
+// distinguish fills in moves.
+func (s *searcher) distinguish() {
+	var seen [256]byteSet // by class of the profile's automaton
+	s.moves = make([]move, 0, 256)
 	for _, c := range readable {
-		k := pair{s.d.dfa.class[c], s.lang.class[c]}
-		if !seen[k] {
-			seen[k] = true
-			s.moves = append(s.moves, move{c, k.dfa, k.lang})
+		dfa, lang := s.d.dfa.class[c], s.lang.class[c]
+		if !seen[dfa].has(lang) {
+			seen[dfa].add(lang)
+			s.moves = append(s.moves, move{c, dfa, lang})
 		}
 	}
 }
