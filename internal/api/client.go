@@ -385,15 +385,15 @@ func (f *follower) take(sig *dbus.Signal) bool {
 		if dbus.Store(sig.Body, &index, &text) != nil {
 			return false
 		}
-		if index != f.next {
-			return index < f.next
-		}
-		var e attach.Event
-		if json.Unmarshal([]byte(text), &e) != nil {
+		var events []attach.Event
+		if json.Unmarshal([]byte(text), &events) != nil || index > f.next {
 			return false
 		}
-		f.next++
-		f.progress(e)
+		known := min(f.next-index, uint64(len(events))) // by catching up
+		for _, e := range events[known:] {
+			f.next++
+			f.progress(e)
+		}
 	case OperationInterface + ".Finished":
 		var events uint64
 		var text, errText string

@@ -80,6 +80,49 @@ func TestProgressNeverLosesAnEvent(t *testing.T) {
 	}
 }
 
+// What happens to many units at once comes in few signals, and the end at once.
+func TestEventsComeTogether(t *testing.T) {
+	r := startRig(t)
+	const units, bursts = 100, 3
+	r.manager.onAttach(func(_ context.Context, _ attach.Request, progress func(attach.Event)) ([]attach.Outcome, error) {
+		for range bursts {
+			for range units {
+				progress(attach.Event{Text: "restarting"})
+			}
+			time.Sleep(2 * lull)
+		}
+		progress(attach.Event{Text: "done"})
+		return []attach.Outcome{{Unit: "a"}}, nil
+	})
+	c := r.user(t, 0)
+	signals := make(chan *dbus.Signal, 1000)
+	c.Signal(signals)
+	var path dbus.ObjectPath
+	if err := manager(c).Call(ManagerInterface+".Attach", 0, []string{"a"}, none).Store(&path); err != nil {
+		t.Fatal(err)
+	}
+	n, events := 0, 0
+	for sig := range signals {
+		switch sig.Name {
+		case OperationInterface + ".Progress":
+			var some []attach.Event
+			if err := json.Unmarshal([]byte(sig.Body[1].(string)), &some); err != nil || sig.Body[0] != uint64(events) || len(some) == 0 {
+				t.Fatalf("signal %v after %d events, error %v", sig.Body, events, err)
+			}
+			n, events = n+1, events+len(some)
+			continue
+		case OperationInterface + ".Finished":
+		default:
+			continue
+		}
+		break
+	}
+	// The first of a burst may go alone.
+	if events != bursts*units+1 || n > 3*bursts+1 {
+		t.Errorf("%d events in %d signals", events, n)
+	}
+}
+
 func TestWorkGoesOnWithoutItsCaller(t *testing.T) {
 	r := startRig(t)
 	begin, end := make(chan struct{}), make(chan error, 1)
@@ -1176,7 +1219,7 @@ func TestFollowerFillsGaps(t *testing.T) {
 	var got []string
 	f := follower{progress: func(e attach.Event) { got = append(got, e.Text) }}
 	event := func(i uint64) *dbus.Signal {
-		return &dbus.Signal{Name: OperationInterface + ".Progress", Body: []any{i, fmt.Sprintf(`{"text":"%d"}`, i)}}
+		return &dbus.Signal{Name: OperationInterface + ".Progress", Body: []any{i, fmt.Sprintf(`[{"text":"%d"}]`, i)}}
 	}
 	for range 2 {
 		if !f.take(event(0)) {
@@ -1187,8 +1230,13 @@ func TestFollowerFillsGaps(t *testing.T) {
 		t.Error("a gap was not noticed")
 	}
 	f.catchUp(OperationDescription{State: StateRunning, Events: []attach.Event{{Text: "0"}, {Text: "1"}, {Text: "2"}}})
-	if !f.take(event(2)) || !f.take(event(3)) {
+	// One that it has asked for already comes together with one that is new.
+	both := &dbus.Signal{Name: OperationInterface + ".Progress", Body: []any{uint64(2), `[{"text":"2"},{"text":"3"}]`}}
+	if !f.take(event(1)) || !f.take(both) {
 		t.Error("not taken after the gap was filled")
+	}
+	if want := []string{"0", "1", "2", "3"}; !slices.Equal(got, want) {
+		t.Errorf("events %q, not %q", got, want)
 	}
 	if f.take(&dbus.Signal{Name: OperationInterface + ".Finished", Body: []any{uint64(6), "[]", ""}}) || f.done {
 		t.Error("an end with missing events was taken")
