@@ -707,6 +707,9 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 	reading, slots := make(chan struct{}, readers), make(chan struct{}, parallel)
 	var spoiled atomic.Bool
 	var wg sync.WaitGroup
+	if slices.ContainsFunc(jobs, func(j *job) bool { return j.reloaded && j.alive() }) {
+		wg.Go(func() { l.bootService(ctx) }) // every verdict wants to know it
+	}
 	for _, j := range jobs {
 		if !j.alive() {
 			continue

@@ -52,7 +52,12 @@ func (s *Systemd) Confining(ctx context.Context, unit string) (attach.Settings, 
 	if err := fullName(unit); err != nil {
 		return attach.Settings{}, fmt.Errorf("cannot observe %s: %w", shown(unit), err)
 	}
-	asked := []struct{ iface, name string }{{serviceIface, "AppArmorProfile"}, {unitIface, "Asserts"}, {serviceIface, "PrivateTmp"}, {serviceIface, "PrivateTmpEx"}}
+	asked := []struct{ iface, name string }{{serviceIface, "AppArmorProfile"}, {unitIface, "Asserts"}}
+	if tmp, _ := s.tmp.Load().(string); tmp != "" {
+		asked = append(asked, struct{ iface, name string }{serviceIface, tmp})
+	} else {
+		asked = append(asked, struct{ iface, name string }{serviceIface, "PrivateTmp"}, struct{ iface, name string }{serviceIface, "PrivateTmpEx"})
+	}
 	values, errs := make([]dbus.Variant, len(asked)), make([]error, len(asked))
 	var answers sync.WaitGroup
 	for i, a := range asked {
@@ -164,6 +169,13 @@ func (s *Systemd) read(ctx context.Context, unit string, r *reading) (*kept, err
 	u, deps, err := decodeUnit(p)
 	if err != nil {
 		return nil, err
+	}
+	if _, service := p.get("PrivateTmp"); service {
+		tmp := "PrivateTmp"
+		if _, ok := p.get("PrivateTmpEx"); ok { // 257 and later
+			tmp = "PrivateTmpEx"
+		}
+		s.tmp.Store(tmp)
 	}
 	if !u.Found() {
 		u.UserFile = s.userFile(unit)

@@ -513,4 +513,18 @@ func TestConfining(t *testing.T) {
 	if n := b.count("GetAll"); n != 0 {
 		t.Errorf("all was asked for %d times", n)
 	}
+	// Once all of a unit was read it is known which systemd this is.
+	for unit, tmp := range map[string]attach.PrivateTmp{"agent.service": attach.PrivateTmpDisconnected, "older.service": attach.PrivateTmpYes} {
+		if _, err := s.Observe(t.Context(), unit); err != nil {
+			t.Fatal(err)
+		}
+		before := b.count("Get")
+		want.PrivateTmp = tmp
+		if got, err := s.Confining(t.Context(), unit); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s, known: %+v %v", unit, got, err)
+		}
+		if n := b.count("Get") - before; n != 3 {
+			t.Errorf("%s: %d properties were asked for", unit, n)
+		}
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -66,6 +67,10 @@ type Systemd struct {
 	dropIns dropInWatch
 	mirror  mirror
 	jobs    jobs
+
+	// tmp is the property that tells of a unit's PrivateTmp=, by the last unit of
+	// which all was read; "" where none was.
+	tmp atomic.Value
 }
 
 // waits are the durations that tests shorten.
