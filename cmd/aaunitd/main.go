@@ -155,7 +155,7 @@ func (m *memory) percent() int {
 	if m.many {
 		return 20
 	}
-	return 400
+	return 100
 }
 
 // room is for what is allocated at rest, in bytes.

@@ -3,7 +3,6 @@ package gate
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -27,8 +26,11 @@ type Gate struct {
 
 	mu      sync.Mutex
 	read    map[string]*policy
-	answers map[string][]attach.Finding
-	owned   map[string][]string // by policy: see ownersOnly
+	answers map[digest][]attach.Finding
+	// lists are those of answers, each once: units that share a policy mostly have the
+	// same findings. Nothing in them is ever changed.
+	lists map[digest][]attach.Finding
+	owned map[string][]string // by policy: see ownersOnly
 
 	patterns map[string]*policydb.Pattern // with the automata that were made of them
 
@@ -133,29 +135,44 @@ func (g *Gate) Ask(q Question) []attach.Finding {
 	a.unit()
 	a.assertions()
 	found := a.findings()
+	list := digestOf(found)
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.answers == nil || len(g.answers) >= maxAnswers {
-		g.answers = map[string][]attach.Finding{}
+		g.answers, g.lists = map[digest][]attach.Finding{}, map[digest][]attach.Finding{}
 	}
-	g.answers[key] = found
-	g.mu.Unlock()
+	if same := g.lists[list]; slices.Equal(same, found) {
+		found = same
+	}
+	g.answers[key], g.lists[list] = found, found
 	return slices.Clone(found)
 }
 
-// key tells questions apart that may have other answers.
-func (q Question) key() string {
+// digest tells values from each other by all that their JSON has.
+type digest [sha256.Size]byte
+
+func digestOf(values ...any) (d digest) {
 	h := sha256.New()
 	e := json.NewEncoder(h)
+	for _, v := range values {
+		_ = e.Encode(v)
+	}
+	h.Sum(d[:0])
+	return d
+}
+
+// key tells questions apart that may have other answers.
+func (q Question) key() digest {
+	var of [][]string
 	for _, c := range q.Compiled {
-		_ = e.Encode([]string{c.ID, c.Environment})
+		of = append(of, []string{c.ID, c.Environment})
 	}
 	s := q.Unit.Settings
 	s.Exec = slices.Clone(s.Exec)
 	for i := range s.Exec {
 		s.Exec[i].PID = 0
 	}
-	_ = e.Encode([]any{q.Desired.Unit, q.Desired.Profile, q.Desired.Attachment, q.Unit.ID, q.Unit.Type, q.Unit.Found(), s, q.facts})
-	return hex.EncodeToString(h.Sum(nil))
+	return digestOf(of, q.Desired.Unit, q.Desired.Profile, q.Desired.Attachment, q.Unit.ID, q.Unit.Type, q.Unit.Found(), s, q.facts)
 }
 
 // policy is one that was read.

@@ -444,6 +444,33 @@ func TestAnswersAreKept(t *testing.T) {
 }
 
 // A finding names the rule that grants it, where that stands.
+// A thousand units of one policy do not keep its findings a thousand times.
+func TestUnitsShareFindings(t *testing.T) {
+	q := question(t, profile("/etc/** rw,"))
+	g := New(nil)
+	first := g.Ask(q)
+	if len(first) == 0 {
+		t.Fatal("nothing speaks against it")
+	}
+	want := slices.Clone(first)
+	first[0].Witness = "changed by who asked"
+	for i := range 10 {
+		q.Desired.Unit = fmt.Sprintf("agent%d.service", i)
+		q.Unit.ID = q.Desired.Unit
+		if got := g.Ask(q); !slices.Equal(got, want) {
+			t.Fatalf("%s: %v, not %v", q.Unit.ID, got, want)
+		}
+	}
+	if len(g.answers) != 11 || len(g.lists) != 1 {
+		t.Errorf("%d answers have %d lists", len(g.answers), len(g.lists))
+	}
+	other := question(t, profile("/etc/shadow w,"))
+	other.Unit.ID, other.Desired.Unit = "other.service", "other.service"
+	if got := g.Ask(other); slices.Equal(got, want) || len(g.lists) != 2 {
+		t.Errorf("another policy: %v, %d lists", got, len(g.lists))
+	}
+}
+
 func TestTheRuleIsNamed(t *testing.T) {
 	q := question(t, profile("/dev/shm/** rw,\n/srv/** rw,\nnetwork unix dgram,"), "Deny=write /srv/**", "Deny=network unix")
 	c := &q.Compiled[0]

@@ -157,6 +157,7 @@ type Loop struct {
 	rivals   map[string][]attach.Attachment
 	alias    map[string]string // name as declared -> canonical
 	records  map[string]attach.Record
+	alike    map[string]string // the unit of a profile whose record was kept last, by profile
 	// unsaved are units of whose records the disk has an earlier state; a nil map has none.
 	unsaved     map[string]bool
 	statuses    map[string]*attach.Status // none is changed in place: subscribers have it, too
@@ -191,7 +192,7 @@ func New(o Options) *Loop {
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
 		leave:   map[string]bool{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
-		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(*attach.Status){},
+		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(*attach.Status){},
 	}
 }
 
@@ -209,7 +210,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 		if r.Boot != l.boot || l.boot == "" {
 			r.Boot, r.Loaded, r.Softened = l.boot, nil, nil
 		}
-		l.records[r.Unit] = r
+		l.put(r)
 	}
 	l.problems, l.began = problems, time.Now()
 	l.mu.Unlock()

@@ -1071,11 +1071,26 @@ func (l *Loop) save(r attach.Record, anyhow bool) error {
 	done()
 	if err == nil || anyhow {
 		l.mu.Lock()
-		l.records[r.Unit] = r.Clone()
+		l.put(r)
 		delete(l.unsaved, r.Unit)
 		l.mu.Unlock()
 	}
 	return err
+}
+
+// put keeps a record in memory. Units of one profile mostly have the same policy, so
+// they share the maps of it, in which nothing is ever changed. l.mu is held.
+func (l *Loop) put(r attach.Record) {
+	r = r.Clone()
+	like := l.records[l.alike[r.Profile]]
+	if maps.Equal(r.Accepted, like.Accepted) {
+		r.Accepted = like.Accepted
+	}
+	if maps.Equal(r.Policies, like.Policies) {
+		r.Policies = like.Policies
+	}
+	l.alike[r.Profile] = r.Unit
+	l.records[r.Unit] = r
 }
 
 // rememberSoon is remember for a record that gets a verdict in a moment: both are
@@ -1090,7 +1105,7 @@ func (l *Loop) rememberSoon(r attach.Record) {
 	if old := l.records[r.Unit]; old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
 		r.Verdict = old.Verdict
 	}
-	l.records[r.Unit] = r.Clone()
+	l.put(r)
 	if l.unsaved == nil {
 		l.unsaved = map[string]bool{}
 	}

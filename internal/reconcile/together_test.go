@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -229,4 +230,30 @@ func TestAllWhosePolicyIsGoneGetItBackAtOnce(t *testing.T) {
 			t.Errorf("after %d passes there are %d records, and %d profiles are loaded", n, len(w.records), len(w.kernel))
 		}
 	})
+}
+
+// A thousand records do not keep one policy a thousand times, and what becomes of one
+// is nothing to the others.
+func TestRecordsShareTheirPolicy(t *testing.T) {
+	l := newWorld().loop()
+	record := func(unit, sum string) attach.Record {
+		return attach.Record{Unit: unit, Profile: "agent", Accepted: map[string]string{"agent": sum}, Policies: map[string]string{"/etc/apparmor.d/agent": "id of " + sum}}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, unit := range []string{"a.service", "b.service", "c.service"} {
+		l.put(record(unit, "1"))
+	}
+	at := func(m map[string]string) uintptr { return reflect.ValueOf(m).Pointer() }
+	a, c := l.records["a.service"], l.records["c.service"]
+	if at(a.Accepted) != at(c.Accepted) || at(a.Policies) != at(c.Policies) {
+		t.Error("each record has its own")
+	}
+	l.put(record("b.service", "2"))
+	l.put(record("d.service", "2"))
+	for unit, sum := range map[string]string{"a.service": "1", "b.service": "2", "c.service": "1", "d.service": "2"} {
+		if got := l.records[unit]; !reflect.DeepEqual(got, record(unit, sum)) {
+			t.Errorf("%s: %+v", unit, got)
+		}
+	}
 }
