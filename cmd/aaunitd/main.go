@@ -27,6 +27,7 @@ import (
 	"github.com/aaunit/aaunit/internal/api"
 	"github.com/aaunit/aaunit/internal/apparmor"
 	"github.com/aaunit/aaunit/internal/apparmor/unpack"
+	"github.com/aaunit/aaunit/internal/audit"
 	"github.com/aaunit/aaunit/internal/config"
 	"github.com/aaunit/aaunit/internal/evidence"
 	"github.com/aaunit/aaunit/internal/gate"
@@ -66,7 +67,7 @@ func main() {
 	log := logger(*verbose)
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
 	asks := gate.New(policies.Get)
-	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Log: log})
+	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Audit: listen, Log: log})
 	host.SweepStaging()
 	footprint := newMemory()
 	o := reconcile.Options{
@@ -212,6 +213,14 @@ func (m *memory) rest() (resume func()) {
 		debug.SetGCPercent(m.percent())
 		debug.SetMemoryLimit(limit)
 	}
+}
+
+func listen() (apparmor.AuditSource, error) {
+	log, err := audit.Open()
+	if err != nil {
+		return nil, err // and not a source that is none
+	}
+	return log, nil
 }
 
 // leave is what the package asks for before the programs go.

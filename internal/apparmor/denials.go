@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	libaudit "github.com/elastic/go-libaudit/v2"
-
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -23,6 +21,9 @@ const (
 	maxRelisten = 5 * time.Minute
 	// auditAVC is the type of AppArmor's records (include/uapi/linux/audit.h).
 	auditAVC = 1400
+	// maxRecord is the length at which the kernel cuts a record
+	// (MAX_AUDIT_MESSAGE_LENGTH in include/uapi/linux/audit.h).
+	maxRecord = 8970
 )
 
 // Denials tells what AppArmor denies on the host, or lets pass in complain mode,
@@ -58,49 +59,27 @@ func (s *System) Denials(ctx context.Context) <-chan attach.Denial {
 	return l.listen(ctx)
 }
 
-// auditSource is a connection to the kernel's audit log. Receive waits for a
+// AuditSource is a connection to the kernel's audit log. Receive waits for a
 // record; its text is good until the next call. Wake makes it return.
-type auditSource interface {
+type AuditSource interface {
 	Receive() (kind uint16, text []byte, err error)
 	Wake()
 	Close() error
 }
 
-// multicast is one through go-libaudit.
-type multicast struct{ *libaudit.AuditClient }
-
-func (s *System) openAudit() (auditSource, error) {
+func (s *System) openAudit() (AuditSource, error) {
 	if err := s.inHostNetwork(); err != nil {
 		return nil, err
 	}
-	c, err := libaudit.NewMulticastAuditClient(nil)
-	if err != nil {
-		return nil, err
+	if s.opt.Audit == nil {
+		return nil, errors.New("nothing here listens to it")
 	}
-	return multicast{c}, nil
-}
-
-func (m multicast) Receive() (uint16, []byte, error) {
-	r, err := m.AuditClient.Receive(false)
-	if err != nil {
-		return 0, nil, err
-	}
-	return uint16(r.Type), r.Data, nil
-}
-
-// Wake has the kernel answer: closing a socket does not wake who waits for it
-// (seen on Debian 12 and 13), and waking up now and then to look costs something
-// all the time. The kernel refuses a request that it does not know, whoever
-// makes it (audit_netlink_ok in kernel/audit.c).
-func (m multicast) Wake() {
-	_, _ = m.Netlink.SendNoWait(syscall.NetlinkMessage{Header: syscall.NlMsghdr{
-		Type: syscall.NLMSG_NOOP, Flags: syscall.NLM_F_REQUEST | syscall.NLM_F_ACK,
-	}})
+	return s.opt.Audit()
 }
 
 // listener is what Denials is made of.
 type listener struct {
-	open      func() (auditSource, error)
+	open      func() (AuditSource, error)
 	attribute func(*attach.Denial)
 	wait      time.Duration // before the second attempt to listen
 
@@ -122,7 +101,7 @@ func (l *listener) listen(ctx context.Context) <-chan attach.Denial {
 }
 
 // run listens until ctx ends, again and again where it has to.
-func (l *listener) run(ctx context.Context, src auditSource, err error) {
+func (l *listener) run(ctx context.Context, src AuditSource, err error) {
 	wait := l.wait
 	for {
 		if err == nil {
@@ -175,7 +154,7 @@ func explain(err error) error {
 
 // receive takes records until the source fails or ctx ends. heard says that the
 // source gave anything.
-func (l *listener) receive(ctx context.Context, src auditSource) (heard bool, err error) {
+func (l *listener) receive(ctx context.Context, src AuditSource) (heard bool, err error) {
 	defer src.Close()
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -204,7 +183,7 @@ func (l *listener) receive(ctx context.Context, src auditSource) (heard bool, er
 		case kind == auditAVC:
 			heard = true
 			if d, ok := parseDenial(text); ok {
-				d.Cut = d.Cut || len(text) >= libaudit.AuditMessageMaxLength
+				d.Cut = d.Cut || len(text) >= maxRecord
 				l.attribute(&d)
 				l.pending.add(d)
 			}

@@ -67,7 +67,7 @@ func record(name string) heard {
 // for one that cannot be had.
 func listen(ctx context.Context, sources ...any) <-chan attach.Denial {
 	l := listener{attribute: func(*attach.Denial) {}, wait: relisten}
-	l.open = func() (auditSource, error) {
+	l.open = func() (AuditSource, error) {
 		next := sources[0]
 		if len(sources) > 1 {
 			sources = sources[1:]
@@ -75,7 +75,7 @@ func listen(ctx context.Context, sources ...any) <-chan attach.Denial {
 		if err, ok := next.(error); ok {
 			return nil, err
 		}
-		return next.(auditSource), nil
+		return next.(AuditSource), nil
 	}
 	return l.listen(ctx)
 }
@@ -221,7 +221,7 @@ func TestDenialsThatCannotBeHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		n := 0
-		l := listener{attribute: func(*attach.Denial) {}, wait: relisten, open: func() (auditSource, error) {
+		l := listener{attribute: func(*attach.Denial) {}, wait: relisten, open: func() (AuditSource, error) {
 			n++
 			return nil, fmt.Errorf("bind failed: %w", syscall.EPERM)
 		}}

@@ -8,12 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	libaudit "github.com/elastic/go-libaudit/v2"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/audit"
 )
 
 // deniedVM collects what Denials tells.
@@ -90,7 +92,9 @@ func playAuditd(t *testing.T) {
 	}()
 	t.Cleanup(func() {
 		close(quit)
-		multicast{c}.Wake()
+		_, _ = c.Netlink.SendNoWait(syscall.NetlinkMessage{Header: syscall.NlMsghdr{
+			Type: syscall.NLMSG_NOOP, Flags: syscall.NLM_F_REQUEST | syscall.NLM_F_ACK,
+		}})
 		if n := <-done; n == 0 {
 			t.Error("the kernel did not take this process for auditd")
 		}
@@ -101,8 +105,16 @@ func playAuditd(t *testing.T) {
 	})
 }
 
+func openLog() (AuditSource, error) {
+	log, err := audit.Open()
+	if err != nil {
+		return nil, err
+	}
+	return log, nil
+}
+
 func TestVMDenials(t *testing.T) {
-	v := &deniedVM{vm: newVM(t)}
+	v := &deniedVM{vm: vm{New(Options{Audit: openLog}), t}}
 	const read = "  /usr/** mrix,\n  /bin/* mrix,\n  /lib/** mr,\n  /etc/ld.so.cache r,\n  /dev/null rw,\n  /srv/vm-denied/ r,\n  signal peer=vm-denied,\n  signal receive set=(term, kill, cont) peer=unconfined,\n"
 	f := v.profile("vm.denied", "profile vm-denied flags=(attach_disconnected) {\n"+read+"}\n"+
 		"profile vm-complains flags=(attach_disconnected, complain) {\n"+read+"}\n"+

@@ -77,6 +77,9 @@ type Options struct {
 	// Unpack undoes the compression of what was loaded, for Loaded: most bounds what
 	// comes of it, in bytes. Nil takes what is compressed for no policy.
 	Unpack func(b []byte, most int) ([]byte, error)
+	// Audit listens to the kernel's audit log, for Denials. With nil no denial is heard,
+	// and Denials says so.
+	Audit func() (AuditSource, error)
 	// ParserTime bounds one run of the parser, for one file; more files get
 	// more. 0 means 30 seconds.
 	ParserTime time.Duration

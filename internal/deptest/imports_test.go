@@ -80,6 +80,7 @@ var rules = map[string]rule{
 
 	// Helpers know nothing of the house.
 	"internal/journal":  {house: none, others: none, notStd: doing},
+	"internal/audit":    {house: none, others: []string{"github.com/elastic/go-libaudit/v2"}},
 	"internal/safefile": {house: none, others: []string{"golang.org/x/sys"}},
 	"internal/bus":      {house: none, others: []string{"github.com/godbus/dbus/v5"}},
 
@@ -94,7 +95,7 @@ var rules = map[string]rule{
 	"cmd/aaunit-sockopts": {house: []string{"internal/sockopt"}, others: none},
 	// The one place where adapters meet.
 	"cmd/aaunitd": {house: []string{"internal/attach", "internal/reconcile", "internal/config", "internal/state", "internal/units", "internal/apparmor",
-		"internal/apparmor/unpack", "internal/gate", "internal/sockopt", "internal/evidence", "internal/procs", "internal/api", "internal/journal"}},
+		"internal/apparmor/unpack", "internal/gate", "internal/sockopt", "internal/evidence", "internal/procs", "internal/api", "internal/journal", "internal/audit"}},
 }
 
 var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile", "internal/bus"}}
