@@ -139,8 +139,7 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 // memory keeps the daemon small. What a pass leaves behind is spread over all that
 // the heap had grown to: of pages that hold one small thing each none can be given
 // back. So where many units are attached the collector lets less pile up, which
-// costs it more work. Where few are, the heap is smaller than what one question about
-// all of them takes, and the collector would run in the middle of each.
+// costs it more work. Where few are, the heap is small, and may double.
 type memory struct {
 	mu      sync.Mutex
 	many    bool
