@@ -1089,7 +1089,9 @@ func (l *Loop) put(r attach.Record) {
 	if maps.Equal(r.Policies, like.Policies) {
 		r.Policies = like.Policies
 	}
-	l.alike[r.Profile] = r.Unit
+	if len(r.Accepted) > 0 {
+		l.alike[r.Profile] = r.Unit
+	}
 	l.records[r.Unit] = r
 }
 
