@@ -107,7 +107,8 @@ type System struct {
 	swept    bool
 	features struct {
 		sync.Mutex
-		digest string
+		digest    string
+		unixPaths attach.Tri
 	}
 	loading sync.Mutex // Load, Unload and Restore do not mix
 	version struct {

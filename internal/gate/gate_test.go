@@ -119,7 +119,8 @@ func TestBuiltIn(t *testing.T) {
 		set   []string
 		unit  func(*attach.Unit)
 		facts *attach.Facts
-		want  string // of the worst finding, "" none
+		paths attach.Tri // whether the kernel looks at the paths of unix sockets
+		want  string     // of the worst finding, "" none
 		shows string
 	}{
 		{name: "nothing"},
@@ -194,7 +195,9 @@ func TestBuiltIn(t *testing.T) {
 			u.Settings.PermissionsStartOnly = true
 			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop"})
 		}},
-		{name: "no readiness", rules: "deny /run/systemd/notify w,", want: "warning policy-may-not-notify"},
+		{name: "no readiness, perhaps", rules: "deny /run/systemd/notify w,", want: "warning policy-may-not-notify", shows: "a kernel whose AppArmor looks at that"},
+		{name: "no readiness", rules: "deny /run/systemd/notify w,", paths: attach.Yes, want: "warning policy-may-not-notify", shows: "Type=notify"},
+		{name: "readiness all the same", rules: "deny /run/systemd/notify w,", paths: attach.No, want: "note policy-may-not-notify", shows: "does not look at that"},
 		{name: "no readiness wanted", rules: "deny /run/systemd/notify w,", unit: func(u *attach.Unit) { u.Type = "simple" }},
 		{name: "a directory of its own", unit: func(u *attach.Unit) {
 			u.Settings.Directories = []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/agent"}}
@@ -233,6 +236,19 @@ func TestBuiltIn(t *testing.T) {
 		}, want: "warning policy-may-not-use-own-directories"},
 		{name: "a user's file, for root", rules: "owner /etc/agent.key r,", facts: key(1000, 0), unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-not-use-files-of-others", shows: "runs as root"},
 		{name: "for root who may become another", rules: "owner /etc/agent.key r,\ncapability setuid,", facts: key(1000, 0), unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "unix sockets of root's", rules: "network unix stream,", paths: attach.No, unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-connect-anywhere", shows: "/run/systemd/private"},
+		{name: "unix sockets of root's, with a deny rule", rules: "network unix stream,\ndeny /run/** rw,", paths: attach.No, unit: func(u *attach.Unit) { u.Settings.User, u.Type = "0", "simple" }, want: "warning policy-may-connect-anywhere"},
+		{name: "unix sockets of a user's", rules: "network unix dgram,", paths: attach.No, want: "note policy-may-connect-anywhere", shows: "mode and owner"},
+		{name: "unix sockets of a dynamic user's", rules: "network unix dgram,", paths: attach.No, unit: func(u *attach.Unit) { u.Settings.User, u.Settings.DynamicUser = "", true }, want: "note policy-may-connect-anywhere"},
+		{name: "unix sockets whose paths are looked at", rules: "network unix stream,", paths: attach.Yes, unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "unix sockets, of a kernel that is not known", rules: "network unix stream,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "no unix sockets", rules: "network inet stream,", paths: attach.No, unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "unix sockets that seccomp forbids", rules: "network unix stream,\nnetwork inet,\nnetwork inet6,", paths: attach.No, unit: func(u *attach.Unit) {
+			u.Settings.User, u.Settings.AddressFamilies = "", &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET", "AF_INET6"}}
+		}, want: "note policy-may-use-other-families"},
+		{name: "unix sockets beside what seccomp forbids", rules: "network unix stream,", paths: attach.No, unit: func(u *attach.Unit) {
+			u.Settings.User, u.Settings.AddressFamilies = "", &attach.AddressFamilies{Families: []string{"AF_INET"}}
+		}, want: "warning policy-may-connect-anywhere"},
 		{name: "detached paths", unit: func(u *attach.Unit) { u.Settings.MountNamespace = true }, want: "note policy-may-not-reach-detached-paths"},
 
 		{name: "waived", rules: "/bin/sh Ux,", set: []string{"Waive=policy-may-leave-profile the shell is for operators"}, want: "note assertion-waived", shows: "operators"},
@@ -243,6 +259,7 @@ func TestBuiltIn(t *testing.T) {
 				tt.unit(&q.Unit)
 			}
 			g := New(nil)
+			g.UnixPaths = func() attach.Tri { return tt.paths }
 			if tt.facts != nil {
 				q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(profile(tt.rules))}
 				g.Facts = func(attach.Unit, []string) attach.Facts { return *tt.facts }

@@ -22,6 +22,7 @@ func (a *asking) unit() {
 	a.notify(p)
 	a.directories(p)
 	a.families(p)
+	a.connections()
 	a.transitions()
 	a.detached(p)
 	for _, p := range a.asked {
@@ -125,10 +126,52 @@ func (a *asking) notify(p *policydb.Profile) {
 		return
 	}
 	const socket = "/run/systemd/notify"
-	if allowed(p, socket, policydb.Write) == policydb.No {
-		a.find(attach.Warning, p, socket, nil, attach.Because(attach.MayNotNotify, "profile %s may not write to %s, and the unit is of Type=%s", p.Name, socket, a.Unit.Type).
-			WithNext("add a rule: "+socket+" w,"))
+	if allowed(p, socket, policydb.Write) != policydb.No {
+		return
 	}
+	s, then := attach.Warning, ""
+	switch a.unixPaths() {
+	case attach.No:
+		s, then = attach.Note, ": the kernel's AppArmor does not look at that, and one that does refuses the readiness message"
+	case attach.CouldNotTell:
+		then = ": a kernel whose AppArmor looks at that refuses the readiness message"
+	}
+	a.find(s, p, socket, nil, attach.Because(attach.MayNotNotify, "profile %s may not write to %s, and the unit is of Type=%s%s", p.Name, socket, a.Unit.Type, then).
+		WithNext("add a rule: "+socket+" w,"))
+}
+
+// connections are those to sockets that have a path. Where the kernel does not ask
+// the policy about them, a rule on the path of a socket keeps nobody from it, not
+// even one with deny (seen on Linux 6.1 and 6.12): apparmor has no hook there before
+// security/apparmor/af_unix.c, of Ubuntu's kernels and of Linux 6.17.
+func (a *asking) connections() {
+	if a.unixPaths() != attach.No {
+		return
+	}
+	const unixFamily = 1
+	u := a.Unit.Settings
+	if r := u.AddressFamilies; r != nil && slices.Contains(r.Families, "AF_UNIX") != r.AllowList {
+		return
+	}
+	for _, p := range a.asked {
+		if _, may := p.AnyNetwork(unixFamily, policydb.NetCreate); may == policydb.No {
+			continue
+		}
+		if !u.DynamicUser && (u.User == "" || u.User == "root" || u.User == "0") {
+			a.find(attach.Warning, p, "", nil, attach.Because(attach.MayConnect, "profile %s may make unix sockets, and the kernel's AppArmor does not look at which path they connect to: what runs as root reaches systemd (/run/systemd/private) and every other daemon, whatever the profile says", p.Name))
+		} else {
+			a.find(attach.Note, p, "", nil, attach.Because(attach.MayConnect, "profile %s may make unix sockets, and the kernel's AppArmor does not look at which path they connect to: only the mode and owner of a socket keep the unit from it", p.Name).
+				WithNext("if it needs no unix socket, take network unix out of the profile"))
+		}
+		return
+	}
+}
+
+func (a *asking) unixPaths() attach.Tri {
+	if a.gate.UnixPaths == nil {
+		return attach.CouldNotTell
+	}
+	return a.gate.UnixPaths()
 }
 
 // directories are those that systemd makes for the unit.

@@ -15,7 +15,8 @@
 //	exec PATH ARG…              runs the program: ok and its quoted output
 //	spawn PATH ARG…             starts the program: ok and its PID
 //	helper                      forks another helper: ok and its PID
-//	connect ADDRESS             makes a TCP connection and closes it
+//	connect ADDRESS             makes a TCP connection, or one to the unix socket
+//	                            with this path, and closes it
 //	socket FAMILY TYPE          makes a socket (numbers) and closes it
 //	setsockopt LEVEL NAME VALUE on a new TCP socket (numbers)
 //	getsockopt LEVEL NAME       of a new TCP socket: ok VALUE
@@ -61,7 +62,7 @@ func run() error {
 	read := flag.String("read", "", "read this `file`")
 	tmp := flag.String("tmp", "", "write this `file`, in /tmp say, and again each second")
 	listen := flag.String("listen", "", "answer requests on this TCP `address`")
-	connect := flag.String("connect", "", "make a TCP connection to this `address`")
+	connect := flag.String("connect", "", "make a connection to this `address`, a path for a unix socket")
 	web := flag.String("web", "", "answer HTTPS on this `address`")
 	get := flag.String("get", "", "read this `URL` by HTTP/2, on new connections, and end")
 	getTimes := flag.Int("get-times", 1, "read it so many `times`")
@@ -152,7 +153,11 @@ func write(path string) error {
 }
 
 func dial(address string) error {
-	conn, err := net.DialTimeout("tcp", address, 10*time.Second)
+	network := "tcp"
+	if strings.HasPrefix(address, "/") {
+		network = "unix"
+	}
+	conn, err := net.DialTimeout(network, address, 10*time.Second)
 	if err != nil {
 		return err
 	}
