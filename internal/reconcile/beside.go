@@ -81,10 +81,14 @@ func (l *Loop) lookBeside(ctx context.Context) {
 	}
 	l.mu.Unlock()
 	var all []attach.Desired
+	prints := map[string]string{}
 	for _, unit := range units {
-		if d, ok := l.leftAlone(unit); ok {
+		if d, ok := l.leftAlone(unit); ok && l.differs(d, prints) {
 			all = append(all, d)
 		}
+	}
+	if len(all) == 0 {
+		return
 	}
 	seen := l.observeTogether(ctx, all, l.momentOf(ctx, all))
 	asked := 0
@@ -111,6 +115,19 @@ func (l *Loop) lookBeside(ctx context.Context) {
 			l.queue.add(inputChanged, d.Unit)
 		}
 	}
+}
+
+// differs reports whether the policy of a unit is not as it was at the last change that
+// the loop has come to, or was not known then. Of those of which it is, nothing else
+// need be asked, however many there are. prints keeps what was found for the others.
+func (l *Loop) differs(d attach.Desired, prints map[string]string) bool {
+	p := policyOf(d.Attachment, d.Profile)
+	if _, read := prints[p.key]; !read {
+		prints[p.key] = l.apparmor.Fingerprint(p.names, p.file)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return prints[p.key] != l.prints[p.key]
 }
 
 // leftAlone is what is wished for a unit that is in place, if nothing is done to it

@@ -54,6 +54,33 @@ func TestPolicyThatChangesDuringAPassIsNamedAtOnce(t *testing.T) {
 	}
 }
 
+// What a pass loads itself is no reason to look at the tasks of all other units.
+func TestNobodyElseIsLookedAtBesideAPass(t *testing.T) {
+	w := attached(nil, "a")
+	w.addUnit("slow.service")
+	w.files["b"] = "1"
+	w.run(t, func(l *Loop) {
+		w.policy <- struct{}{} // how things are is known
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		unlock := w.lock()
+		w.rescans = nil
+		unlock()
+		w.declareUnit("/etc/aaunit/attachments.d/slow.conf", "slow.service", func(a *attach.Attachment) { a.Profile, a.Settle = "b", time.Hour })
+		time.Sleep(time.Minute)
+		w.policy <- struct{}{} // the kernel tells of what the pass has loaded
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		defer w.lock()()
+		if !l.isPassing() || w.kernel["b"] != "1" {
+			t.Fatalf("%v %q", l.isPassing(), w.kernel)
+		}
+		if slices.Contains(w.rescans, "a.service") {
+			t.Errorf("looked at the tasks of %q", w.rescans)
+		}
+	})
+}
+
 // A policy that cannot be put back is not tried for ever: that is told, and the unit
 // stopped if that is wanted. A minute later it is tried again.
 func TestPolicyThatCannotBePutBack(t *testing.T) {

@@ -131,11 +131,8 @@ type Loop struct {
 	// declaring keeps what was read earlier from overtaking what was read later.
 	declaring sync.Mutex
 
-	// prints is what the policy of units looked like at the last change, by what
-	// it depends on. It belongs to the goroutine that changes things.
-	prints map[string]string
 	// passed are the units that were taken on since the last pass that took on all
-	// that was due; see together. It belongs to the same goroutine.
+	// that was due; see together. It belongs to the goroutine that changes things.
 	passed map[string]bool
 
 	// keeping keeps the record of a unit on disk from being older than the one in
@@ -147,10 +144,13 @@ type Loop struct {
 	// than that: never while another is wanted.
 	disk chan struct{}
 
-	mu       sync.Mutex
-	passing  bool            // something is being changed
-	handled  map[string]bool // units at which the pass is
-	leave    map[string]bool // units whose policy could not be put back: it is not tried again yet
+	mu      sync.Mutex
+	passing bool            // something is being changed
+	handled map[string]bool // units at which the pass is
+	leave   map[string]bool // units whose policy could not be put back: it is not tried again yet
+	// prints is what the policy of units looked like at the last change that the loop
+	// came to, by what it depends on.
+	prints   map[string]string
 	declared attach.Declared
 	selector attach.Selector               // of what is declared
 	targets  map[string]*attach.Attachment // by unit; what applies to it; never changed in place
@@ -631,8 +631,7 @@ func (l *Loop) everything() []string {
 // are.
 func (l *Loop) touched() []string {
 	l.mu.Lock()
-	units := map[string][]string{} // by what their policy depends on
-	names, files := map[string][]string{}, map[string]string{}
+	units, policies := map[string][]string{}, map[string]inUse{}
 	var out []string
 	for unit, a := range l.targets {
 		profile, err := a.ProfileFor(unit)
@@ -640,9 +639,9 @@ func (l *Loop) touched() []string {
 			out = append(out, unit)
 			continue
 		}
-		key := strings.Join(append([]string{a.ProfileFile, profile}, a.AllowProfiles...), "\x00")
-		units[key] = append(units[key], unit)
-		names[key], files[key] = append([]string{profile}, a.AllowProfiles...), a.ProfileFile
+		p := policyOf(a, profile)
+		units[p.key] = append(units[p.key], unit)
+		policies[p.key] = p
 	}
 	for unit := range l.records {
 		if _, attached := l.targets[unit]; !attached {
@@ -657,20 +656,34 @@ func (l *Loop) touched() []string {
 	// In any case: who asks for a profile next need not wait for the parser.
 	l.apparmor.Fingerprint(nil, "")
 	prints := map[string]string{}
-	for key := range units {
-		prints[key] = l.apparmor.Fingerprint(names[key], files[key])
+	for key, p := range policies {
+		prints[key] = l.apparmor.Fingerprint(p.names, p.file)
 	}
+	l.mu.Lock()
 	for key, print := range prints {
 		if print != l.prints[key] {
 			out = append(out, units[key]...)
 		}
 	}
 	l.prints = prints
-	l.mu.Lock()
 	out = slices.DeleteFunc(out, func(unit string) bool { return l.leave[unit] })
 	l.mu.Unlock()
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// inUse is what the policy of some units depends on: the profiles, and the file that
+// the attachment names.
+type inUse struct {
+	key   string // all of it
+	names []string
+	file  string
+}
+
+func policyOf(a *attach.Attachment, profile string) inUse {
+	p := inUse{names: append([]string{profile}, a.AllowProfiles...), file: a.ProfileFile}
+	p.key = strings.Join(append([]string{p.file}, p.names...), "\x00")
+	return p
 }
 
 // inOrder reports whether nothing is left to be done for a unit, as far as is

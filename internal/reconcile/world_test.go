@@ -49,6 +49,7 @@ type world struct {
 	onCall func(call string)
 	// onScan is told each look at tasks.
 	glances []string // units that were looked at one by one
+	rescans []string // and together with others
 	onScan  func()
 	// killAt is the number of the call before which the daemon is killed; from
 	// then on, nothing it calls has any effect.
@@ -810,6 +811,9 @@ func (w *world) Scan(_ context.Context, u attach.Unit) attach.Scan {
 func (w *world) Rescan(units []attach.Unit) map[string]attach.Scan {
 	out := map[string]attach.Scan{}
 	for _, u := range units {
+		unlock := w.lock()
+		w.rescans = append(w.rescans, u.ID)
+		unlock()
 		if s := w.Scan(context.Background(), u); u.Settings.Profile != "" && s.Tasks[0].Label.Fits(u.Settings.Profile, nil) == attach.FitExact {
 			out[u.ID] = s
 		}
