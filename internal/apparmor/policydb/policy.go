@@ -226,11 +226,26 @@ func (p *Profile) NetworkGrants() ([]NetworkGrant, Answer) {
 	return out, answer
 }
 
+// typesOf gives the types of socket that the kernel can make of a family: no other
+// number is one (include/linux/net.h), DCCP is of inet and inet6 alone, and unix has
+// four (unix_create in net/unix/af_unix.c). A rule without a type grants the other
+// numbers too, and "deny network unix" takes none of them back.
+func typesOf(family uint16) []uint16 {
+	const stream, dgram, raw, rdm, seqpacket, dccp, packet = 1, 2, 3, 4, 5, 6, 10
+	switch family {
+	case 1: // AF_UNIX
+		return []uint16{stream, dgram, raw, seqpacket}
+	case 2, 10: // AF_INET, AF_INET6
+		return []uint16{stream, dgram, raw, rdm, seqpacket, dccp, packet}
+	}
+	return []uint16{stream, dgram, raw, rdm, seqpacket, packet}
+}
+
 // AnyNetwork says whether some of want is allowed on some type of socket of a
 // family, and which type that is. No is a proof.
 func (p *Profile) AnyNetwork(family uint16, want Perm) (socktype uint16, a Answer) {
 	a = No
-	for t := range uint16(maxType) {
+	for _, t := range typesOf(family) {
 		all, some, got := p.sockets(family, t)
 		switch {
 		case got != Yes:
