@@ -56,7 +56,13 @@ func (c Code) Explanation() string { return c.entry().Explanation }
 // Advice reports whether a reason tells of something that stays as it is until a person
 // changes it: nothing of it is left to be done.
 func (c Code) Advice() bool {
-	return c == SocketsStale || c == SocketsGain || c == SocketsForeignCalls
+	switch c {
+	case SocketsStale, SocketsGain, SocketsForeignCalls,
+		// What of a policy is only told, and keeps none from going live.
+		MayNotRun, MayNotNotify, MayNotTransition, MayNotUseOwn, MayNoNetwork, MayOtherFamilies, MayNotDetached, MayNotOwn, MayUserns, MayConnect:
+		return true
+	}
+	return false
 }
 
 // Bearing says what the reason, when it is part of a verdict, makes of it.

@@ -2,7 +2,10 @@ package reconcile
 
 import (
 	"context"
+	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -44,6 +47,34 @@ func TestWhatTheKernelWasAskedIsTold(t *testing.T) {
 		told("status", r.Units[0].Questioned)
 		if len(r.Units[0].Notes) > 0 {
 			t.Errorf("status: %+v", r.Units[0])
+		}
+	})
+}
+
+// A warning about a policy stands beside its unit for as long as both are as they are;
+// it leaves nothing to be done, and is no reason to look at the unit again.
+func TestAWarningAboutAPolicyLeavesNothingToBeDone(t *testing.T) {
+	w := attached(nil, "a")
+	w.gate = func(c attach.Compiled) []attach.Reason {
+		return []attach.Reason{attach.Because(attach.MayConnect, "connects anywhere").At(c.File)}
+	}
+	w.run(t, func(l *Loop) {
+		change := func() {
+			w.policy <- struct{}{}
+			time.Sleep(time.Minute)
+			synctest.Wait()
+		}
+		change()
+		if got := codes(status(t, l, "a").Notes); !slices.Contains(got, attach.MayConnect) || answer(l, "a") != "confined" {
+			t.Fatalf("%v %s", got, answer(l, "a"))
+		}
+		before := l.Metrics()
+		if before.Units[0].Pending {
+			t.Errorf("%+v", before.Units[0])
+		}
+		change()
+		if after := l.Metrics(); after.Passes.Count != before.Passes.Count || after.Looks != before.Looks {
+			t.Errorf("%d passes, %d before; %d looks, %d before", after.Passes.Count, before.Passes.Count, after.Looks, before.Looks)
 		}
 	})
 }

@@ -1015,8 +1015,11 @@ func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compil
 	for _, c := range compiled {
 		for _, r := range w.gate(c) {
 			f := attach.Finding{Severity: attach.Error, Reason: r}
-			if r.Code == attach.MayNoNetwork {
+			switch r.Code {
+			case attach.MayNoNetwork:
 				f.Severity = attach.Note
+			case attach.MayConnect:
+				f.Severity = attach.Warning
 			}
 			out = append(out, f)
 		}
