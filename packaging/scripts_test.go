@@ -86,9 +86,9 @@ func TestPurgeTakesBackWhatIsOnRecord(t *testing.T) {
 	}
 	record := func(unit string, paths ...string) {
 		t.Helper()
-		r := attach.Record{Unit: unit, Profile: "p of " + unit, DropIns: map[string]string{}, Accepted: map[string]string{"p": "sha256:" + sum}}
+		r := attach.Record{Unit: unit, Profile: "p of " + unit, Accepted: map[string]string{"p": "sha256:" + sum}}
 		for _, p := range paths {
-			r.DropIns[p] = sum
+			r.DropIns = r.DropIns.With(p, sum)
 		}
 		if err := records.Save(r); err != nil {
 			t.Fatal(err)

@@ -351,8 +351,7 @@ func (m *machine) observe(d Desired) Observed {
 	file := d.DropInPath()
 	o.DropIn.Content, o.DropIn.Exists = m.disk[file], m.disk[file] != ""
 	for _, r := range m.records {
-		_, wrote := r.DropIns[file]
-		o.DropIn.Ours = o.DropIn.Ours || wrote
+		o.DropIn.Ours = o.DropIn.Ours || r.DropIns.Has(file)
 	}
 	return o
 }
@@ -425,22 +424,22 @@ func (m *machine) pass(t *testing.T, cut int) {
 			}
 		}
 		if j.o.DropIn.Ours {
-			r.DropIns = put(r.DropIns, j.d.DropInPath())
+			r.DropIns = r.DropIns.With(j.d.DropInPath(), "…")
 		}
 		m.records[j.d.Unit] = r.Clone()
 	}
 	stage(WriteDropIn, func(j *job, a Action) {
-		j.d.Record.DropIns = put(j.d.Record.DropIns, a.Target)
+		j.d.Record.DropIns = j.d.Record.DropIns.With(a.Target, "…")
 		m.records[j.d.Unit] = j.d.Record.Clone()
 		m.disk[a.Target] = j.d.DropInText(j.o.Unit)
 	})
 	stage(RemoveDropIn, func(j *job, a Action) {
-		delete(j.d.Record.DropIns, a.Target)
+		j.d.Record.DropIns = j.d.Record.DropIns.Without(a.Target)
 		m.records[j.d.Unit] = j.d.Record.Clone()
 		// A pattern's file serves others too, and some of them cannot be
 		// attached otherwise at present: it goes with the last record of it.
 		for _, r := range m.records {
-			if r.DropIns[a.Target] != "" {
+			if r.DropIns.Has(a.Target) {
 				return
 			}
 		}
@@ -475,13 +474,4 @@ func (m *machine) pass(t *testing.T, cut int) {
 			m.records[j.d.Unit] = r
 		}
 	}
-}
-
-func put(m map[string]string, key string) map[string]string {
-	m = maps.Clone(m)
-	if m == nil {
-		m = map[string]string{}
-	}
-	m[key] = "…"
-	return m
 }

@@ -33,8 +33,8 @@ type Record struct {
 	Unit       string `json:"unit"`
 	Attachment string `json:"attachment"` // source file
 	Profile    string `json:"profile"`
-	// DropIns are the files aaunit wrote for the unit, path and SHA-256 of the text.
-	DropIns map[string]string `json:"dropIns,omitempty"`
+	// DropIns are the files aaunit wrote for the unit.
+	DropIns Sums `json:"-"` // on disk an object, dropIns
 	// Boot is the boot that Loaded and Softened are about: what is loaded after
 	// another one is not of aaunit's loading.
 	Boot string `json:"boot,omitempty"`
@@ -89,7 +89,6 @@ type Record struct {
 
 // Clone copies the record so that the copies share nothing that changes.
 func (r Record) Clone() Record {
-	r.DropIns = maps.Clone(r.DropIns)
 	r.Loaded = slices.Clone(r.Loaded)
 	r.Softened = slices.Clone(r.Softened)
 	r.Accepted = maps.Clone(r.Accepted)

@@ -24,7 +24,7 @@ func healthy() (Desired, Observed) {
 	file := d.DropInPath()
 	d.Record = Record{
 		Unit: unitName, Profile: "myagent", RestartUnit: true,
-		DropIns:  map[string]string{file: "…"},
+		DropIns:  Sums{{Path: file, Sum: "…"}},
 		Accepted: map[string]string{"myagent": sumMain, "myagent//helper": sumChild},
 	}
 	prof := Profile{Name: "myagent", File: "/etc/apparmor.d/usr.local.bin.myagent", Line: 3, Attachment: "/usr/local/bin/myagent"}

@@ -115,7 +115,7 @@ func Diff(d Desired, o Observed) Plan {
 		p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the attachment asks for", file))
 	}
 	wanted := diffSocketDropIns(&p, d, o)
-	for _, old := range sortedKeys(d.Record.DropIns) {
+	for _, old := range d.Record.DropIns.Paths() {
 		if old != file && !slices.Contains(wanted, old) {
 			p.add(RemoveDropIn, old, because(DropInStale, "%s is from an earlier attachment", old))
 		}
@@ -373,7 +373,7 @@ func stripped(d Desired, o Observed) *Reason {
 func diffDetach(d Desired, o Observed) Plan {
 	p := Plan{Unit: d.Unit, Profile: d.Record.Profile, Actions: []Action{}}
 	gone := because(Detached, "no attachment names %s", d.Unit)
-	for _, file := range sortedKeys(d.Record.DropIns) {
+	for _, file := range d.Record.DropIns.Paths() {
 		p.add(RemoveDropIn, file, gone)
 	}
 	if p.Has(RemoveDropIn) {
@@ -575,7 +575,7 @@ func overrides(d Desired, u Unit) []Reason {
 	file := d.DropInPath()
 	for _, other := range u.DropIns {
 		// What systemd read a while ago may be gone; after a reload it shows.
-		if _, ourOld := d.Record.DropIns[other]; !u.NeedReload && !ourOld && ours(other) && other != file && Outranks(other, file, u.ID) {
+		if !u.NeedReload && !d.Record.DropIns.Has(other) && ours(other) && other != file && Outranks(other, file, u.ID) {
 			return []Reason{because(DirectiveOverridden, "%s has the name of aaunit's drop-in and comes before it, so systemd reads it instead", other).
 				at(other).next("remove or rename it")}
 		}

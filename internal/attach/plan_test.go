@@ -88,7 +88,7 @@ func TestDiff(t *testing.T) {
 		{"drop-in removed by hand", func(_ *Desired, o *Observed) { o.DropIn = DropInState{} }, []string{"write-drop-in " + file, "daemon-reload " + unitName}, nil},
 		{"drop-in edited by hand", func(_ *Desired, o *Observed) { o.DropIn.Content += "\n" }, []string{"write-drop-in " + file, "daemon-reload " + unitName}, nil},
 		{"drop-in of another place", func(d *Desired, _ *Observed) {
-			d.Record.DropIns["/run/systemd/system/myagent.service.d/90-aaunit.conf"] = "x"
+			d.Record.DropIns = d.Record.DropIns.With("/run/systemd/system/myagent.service.d/90-aaunit.conf", "x")
 		}, []string{"remove-drop-in /run/systemd/system/myagent.service.d/90-aaunit.conf", "daemon-reload " + unitName}, nil},
 		{"killed between the write and the reload", func(_ *Desired, o *Observed) {
 			o.Unit.NeedReload = true

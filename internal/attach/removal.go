@@ -65,7 +65,7 @@ func (l LeftDropIn) Fate() (Fate, string) {
 	case !l.Exists:
 		return FateGone, ""
 	}
-	if !slices.ContainsFunc(l.Records, func(r Record) bool { return r.DropIns[l.Path] == l.Sum }) {
+	if !slices.ContainsFunc(l.Records, func(r Record) bool { return r.DropIns.Of(l.Path) == l.Sum }) {
 		return FateChanged, "it is not as aaunit wrote it"
 	}
 	fate, why := FateTaken, "it depends on the unit, and none is known"

@@ -7,7 +7,7 @@ import (
 func TestFateOfADropIn(t *testing.T) {
 	const path, sum = "/etc/systemd/system/a.service.d/90-aaunit.conf", "1234"
 	on := func(unit, profile string) Record {
-		return Record{Unit: unit, Profile: profile, DropIns: map[string]string{path: sum}}
+		return Record{Unit: unit, Profile: profile, DropIns: Sums{{Path: path, Sum: sum}}}
 	}
 	missing := map[string]string{"gone": "no file has it"}
 	for _, c := range []struct {

@@ -46,7 +46,7 @@ func diffSocketDropIns(p *Plan, d Desired, o Observed) (wanted []string) {
 		}
 	}
 	if o.SocketsProblem != "" { // what is there stays
-		for file := range d.Record.DropIns {
+		for _, file := range d.Record.DropIns.Paths() {
 			if file != d.DropInPath() {
 				wanted = append(wanted, file)
 			}

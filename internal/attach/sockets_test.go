@@ -235,7 +235,7 @@ func TestRemovalTakesTheStartLineAlong(t *testing.T) {
 		t.Errorf("%q\n%q", text, TextWithoutAaunit(text))
 	}
 	file := DropInPath("a.socket", false)
-	left := LeftDropIn{Path: file, Exists: true, Sum: "x", Records: []Record{{Profile: "a", DropIns: map[string]string{file: "x"}}}}
+	left := LeftDropIn{Path: file, Exists: true, Sum: "x", Records: []Record{{Profile: "a", DropIns: Sums{{Path: file, Sum: "x"}}}}}
 	mine := "# mine\n" + strings.ReplaceAll(text, "ExecStartPre=+", " ExecStartPre = -+")
 	if !Starts(mine) || Starts(TextWithoutStart(mine)) || !strings.Contains(TextWithoutStart(mine), "# mine\n") || len(mine)-len(TextWithoutStart(mine)) > 80 {
 		t.Errorf("%q\n%q", mine, TextWithoutStart(mine))

@@ -433,7 +433,7 @@ func (l *Loop) ownersOf(place string) (units []string) {
 	defer l.mu.Unlock()
 	for unit, r := range l.records {
 		for _, runtime := range []bool{false, true} {
-			if _, has := r.DropIns[attach.DropInPath(place, runtime)]; has {
+			if r.DropIns.Has(attach.DropInPath(place, runtime)) {
 				units = append(units, unit)
 			}
 		}

@@ -325,7 +325,7 @@ func (l *Loop) readDropInAt(d attach.Desired, path string) attach.DropInState {
 	if err != nil {
 		return attach.DropInState{Exists: true, Problem: err.Error()}
 	}
-	return attach.DropInState{Exists: exists, Content: text, Ours: d.Record.DropIns[path] != "" || l.wrote(path)}
+	return attach.DropInState{Exists: exists, Content: text, Ours: d.Record.DropIns.Has(path) || l.wrote(path)}
 }
 
 // wrote reports whether a record of any unit says that aaunit wrote the file;
@@ -334,7 +334,7 @@ func (l *Loop) wrote(path string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range l.records {
-		if _, ok := r.DropIns[path]; ok {
+		if r.DropIns.Has(path) {
 			return true
 		}
 	}

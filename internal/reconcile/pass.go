@@ -236,7 +236,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	j.before.Former = nil
 	switch {
 	case j.fresh:
-		for path := range j.d.Record.DropIns {
+		for _, path := range j.d.Record.DropIns.Paths() {
 			j.files[path] = nil // also what an attach wrote that was cut off
 		}
 	case former != nil:
@@ -578,20 +578,15 @@ func (j *job) dropIns() map[string]string {
 // written, and for every unit that one in a pattern's directory serves.
 func (l *Loop) recordDropIn(j *job) error {
 	r := &j.d.Record
-	want := map[string]string{}
+	want := r.DropIns
 	for path, text := range j.dropIns() {
-		if digest := sum(text); r.DropIns[path] != digest {
-			want[path] = digest
-		}
+		want = want.With(path, sum(text))
 	}
-	if len(want) == 0 {
+	if slices.Equal(want, r.DropIns) {
 		return nil
 	}
 	was := r.Clone()
-	if r.DropIns == nil {
-		r.DropIns = map[string]string{}
-	}
-	maps.Copy(r.DropIns, want)
+	r.DropIns = want
 	if r.Profile != j.d.Profile {
 		r.Proved = ""
 	}
@@ -610,12 +605,11 @@ func (l *Loop) recordDropIn(j *job) error {
 // units that share one and are all withdrawn in this pass finds that nobody
 // needs it. On disk the record keeps it until systemd has read its files again.
 func (l *Loop) disown(j *job, path string) {
-	delete(j.d.Record.DropIns, path)
+	j.d.Record.DropIns = j.d.Record.DropIns.Without(path)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if r, ok := l.records[j.d.Unit]; ok {
-		r = r.Clone()
-		delete(r.DropIns, path)
+		r.DropIns = r.DropIns.Without(path)
 		l.records[j.d.Unit] = r
 	}
 }
@@ -626,7 +620,7 @@ func (l *Loop) sharedDropIn(unit, path string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for other, r := range l.records {
-		if _, has := r.DropIns[path]; has && other != unit {
+		if r.DropIns.Has(path) && other != unit {
 			return true
 		}
 	}

@@ -17,9 +17,9 @@ func (l *Loop) holdPattern(ctx context.Context, j *job, path string) {
 	l.mu.Lock()
 	var held *attach.Record
 	for name, r := range l.records {
-		if _, has := r.DropIns[path]; has && attach.IsPattern(name) && name != j.d.Unit {
+		if r.DropIns.Has(path) && attach.IsPattern(name) && name != j.d.Unit {
 			r = r.Clone()
-			delete(r.DropIns, path)
+			r.DropIns = r.DropIns.Without(path)
 			r.Hold = &attach.Hold{Reasons: j.failed, Since: time.Now()}
 			held = &r
 		}

@@ -291,8 +291,8 @@ func (l *Loop) patternPause(unit string, at time.Time) (pattern string, pause *a
 	if a, ok := l.targets[unit]; ok {
 		longest(a.Placement(unit))
 	}
-	for file := range l.records[unit].DropIns {
-		longest(attach.PlaceOf(file))
+	for _, f := range l.records[unit].DropIns {
+		longest(attach.PlaceOf(f.Path))
 	}
 	return pattern, pause
 }
@@ -304,7 +304,7 @@ func (l *Loop) places(unit string) (out []string) {
 	if a, ok := l.targets[unit]; ok {
 		out = append(out, a.Placement(unit))
 	}
-	for _, file := range slices.Sorted(maps.Keys(l.records[unit].DropIns)) {
+	for _, file := range l.records[unit].DropIns.Paths() {
 		out = append(out, attach.PlaceOf(file))
 	}
 	return out
@@ -319,8 +319,8 @@ func pausedIn(records []attach.Record, at time.Time) map[string]bool {
 	}
 	for _, r := range records {
 		out[r.Unit] = own[r.Unit]
-		for file := range r.DropIns {
-			out[r.Unit] = out[r.Unit] || own[attach.PlaceOf(file)]
+		for _, f := range r.DropIns {
+			out[r.Unit] = out[r.Unit] || own[attach.PlaceOf(f.Path)]
 		}
 	}
 	return out

@@ -121,8 +121,8 @@ func (l *Loop) publish(unit string, change func(*attach.Status)) {
 	s.Held = r.Hold
 	s.Paused = l.pauseOf(unit, time.Now())
 	s.DropIn = ""
-	for path := range r.DropIns {
-		s.DropIn = max(s.DropIn, path)
+	for _, f := range r.DropIns {
+		s.DropIn = max(s.DropIn, f.Path)
 	}
 	s.Busy = false
 	change(&s)

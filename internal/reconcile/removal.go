@@ -55,7 +55,7 @@ func (r *Removal) Run(ctx context.Context) {
 	profiles := map[string]bool{}
 	for _, rec := range records {
 		r.records[rec.Unit] = rec
-		for path := range rec.DropIns {
+		for _, path := range rec.DropIns.Paths() {
 			units[path] = append(units[path], rec.Unit)
 			profiles[rec.Profile] = true
 		}
@@ -195,9 +195,9 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string)
 func (r *Removal) keep(left attach.LeftDropIn, text string) {
 	for _, rec := range left.Records {
 		rec = r.records[rec.Unit].Clone()
-		rec.DropIns[left.Path] = text
-		if text == "" {
-			delete(rec.DropIns, left.Path)
+		rec.DropIns = rec.DropIns.Without(left.Path)
+		if text != "" {
+			rec.DropIns = rec.DropIns.With(left.Path, text)
 		}
 		r.records[rec.Unit] = rec
 		if err := r.Store.Save(rec); err != nil {

@@ -28,7 +28,7 @@ func removal(units ...string) (w *world, run func(booted bool) string) {
 		a.Units, a.Profile = []string{u}, name
 		path, text := attach.DropInPath(u, false), attach.DropIn(a, name)
 		w.disk[path] = text
-		w.records[u] = attach.Record{Unit: u, Profile: name, DropIns: map[string]string{path: sum(text)}}
+		w.records[u] = attach.Record{Unit: u, Profile: name, DropIns: attach.Sums{{Path: path, Sum: sum(text)}}}
 	}
 	w.read = maps.Clone(w.disk)
 	return w, func(booted bool) string {
@@ -74,7 +74,7 @@ func TestRemovalKeepsWhatLasts(t *testing.T) {
 	// Records say what is there, so that a purge and a new installation go on.
 	for u, r := range w.records {
 		text, there := w.disk[path(u)]
-		want, has := r.DropIns[path(u)]
+		want, has := r.DropIns.Of(path(u)), r.DropIns.Has(path(u))
 		if has != there || has && u != "changed.service" && want != sum(text) {
 			t.Errorf("the record of %s has %q", u, r.DropIns)
 		}

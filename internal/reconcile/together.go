@@ -183,7 +183,7 @@ func (l *Loop) ties(unit string, files map[string][]string) []string {
 		add("profile ", r.Profile)
 		add("profile ", slices.Collect(maps.Keys(r.Accepted))...)
 		add("file ", slices.Collect(maps.Keys(r.Policies))...)
-		add("drop-in ", slices.Collect(maps.Keys(r.DropIns))...)
+		add("drop-in ", r.DropIns.Paths()...)
 	}
 	add("file ", l.statusOf(unit).ProfileFile)
 	return out

@@ -81,7 +81,7 @@ func TestUnitsThatBelongTogetherAreTakenOnTogether(t *testing.T) {
 			l.records[unit] = attach.Record{Unit: unit, Policies: map[string]string{"/etc/apparmor.d/k": "1"}}
 		}
 		if strings.HasSuffix(unit, "-place.service") {
-			l.records[unit] = attach.Record{Unit: unit, DropIns: map[string]string{"/etc/systemd/system/place@.service.d/90-aaunit.conf": "1"}}
+			l.records[unit] = attach.Record{Unit: unit, DropIns: attach.Sums{{Path: "/etc/systemd/system/place@.service.d/90-aaunit.conf", Sum: "1"}}}
 		}
 	}
 	// Two of them are in the same file, which only what was published says.
@@ -158,18 +158,18 @@ func TestWhatCannotWaitComesFirst(t *testing.T) {
 	urgent := map[string]bool{"u700.service": true}
 	l.targets["u701.service"] = &attach.Attachment{Source: "/etc/aaunit/attachments.d/two.conf", Profile: "%p"}
 	l.targets["u702.service"] = &attach.Attachment{Source: "/etc/aaunit/attachments.d/two.conf", Profile: "%p"}
-	in := map[string]string{attach.DropInPath("x", false): "1"}
+	in := attach.Sums{{Path: attach.DropInPath("x", false), Sum: "1"}}
 	l.records["u701.service"] = attach.Record{Unit: "u701.service", DropIns: in, Accepted: map[string]string{"u701": "1"}}
 	l.records["u703.service"] = attach.Record{Unit: "u703.service", DropIns: in, Trial: &attach.Trial{}}
 	l.records["u704.service"] = attach.Record{Unit: "u704.service", Accepted: map[string]string{"u704": "1"}} // not attached yet
-	in = map[string]string{attach.DropInPath("y", false): "1"}
+	in = attach.Sums{{Path: attach.DropInPath("y", false), Sum: "1"}}
 	for _, live := range []string{"u705", "u706"} {
 		w.kernel[live] = live
 		checksums, err := l.apparmor.Live([]string{live})
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.records[live+".service"] = attach.Record{Unit: live + ".service", Accepted: map[string]string{live: checksums[live].Checksum}, DropIns: map[string]string{attach.DropInPath(live, false): "1"}}
+		l.records[live+".service"] = attach.Record{Unit: live + ".service", Accepted: map[string]string{live: checksums[live].Checksum}, DropIns: attach.Sums{{Path: attach.DropInPath(live, false), Sum: "1"}}}
 	}
 	l.records["u703.service"] = attach.Record{Unit: "u703.service", DropIns: in, Trial: &attach.Trial{}}
 	first := l.together(due, urgent)

@@ -96,11 +96,11 @@ func (l *Loop) putBackDropIns(ctx context.Context, back []*job) (reload bool) {
 			var err error
 			if j.fresh && l.neededByOthers(j, back, path) {
 				j.stuck = true
-				delete(j.d.Record.DropIns, path)
+				j.d.Record.DropIns = j.d.Record.DropIns.Without(path)
 				j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s serves other units too, so %s cannot go back to running without the profile; it stays down", path, j.d.Unit).At(path))
 				continue
 			}
-			if _, lost := j.before.DropIns[path]; text == nil && lost && !j.fresh && j.before.Profile == j.d.Profile {
+			if text == nil && j.before.DropIns.Has(path) && !j.fresh && j.before.Profile == j.d.Profile {
 				continue // somebody had taken it away: what confines the unit stays
 			}
 			if text != nil && !j.fresh {
@@ -114,7 +114,7 @@ func (l *Loop) putBackDropIns(ctx context.Context, back []*job) (reload bool) {
 				continue
 			}
 			if text == nil || j.fresh {
-				delete(j.d.Record.DropIns, path)
+				j.d.Record.DropIns = j.d.Record.DropIns.Without(path)
 				l.holdPattern(ctx, j, path)
 			}
 			reload = reload || changed
@@ -129,8 +129,7 @@ func (l *Loop) neededByOthers(j *job, back []*job, path string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for other, r := range l.records {
-		_, has := r.DropIns[path]
-		if has && other != j.d.Unit && !attach.IsPattern(other) && !slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other }) {
+		if r.DropIns.Has(path) && other != j.d.Unit && !attach.IsPattern(other) && !slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other }) {
 			return true
 		}
 	}

@@ -110,18 +110,26 @@ func (d Dir) load(path string) (attach.Record, error) {
 // parse reads a record, which must be that of the unit after which its file is
 // named.
 func (d Dir) parse(path string, data []byte) (attach.Record, error) {
-	var r attach.Record
-	if err := json.Unmarshal(data, &r); err != nil {
+	var k kept
+	if err := json.Unmarshal(data, &k); err != nil {
 		return attach.Record{}, err
 	}
+	r := k.Record
+	r.DropIns = attach.SumsOf(k.DropIns)
 	if d.path(r.Unit) != path {
 		return attach.Record{}, fmt.Errorf("it is about %q", r.Unit)
 	}
 	return r, nil
 }
 
+// kept is a record as it is on disk.
+type kept struct {
+	attach.Record
+	DropIns map[string]string `json:"dropIns,omitempty"` // the record's
+}
+
 func format(r attach.Record) ([]byte, error) {
-	b, err := json.MarshalIndent(r, "", "  ")
+	b, err := json.MarshalIndent(kept{Record: r, DropIns: r.DropIns.Map()}, "", "  ")
 	return append(b, '\n'), err
 }
 

@@ -25,13 +25,17 @@ func TestRecordsSurviveAndBadOnesAreSetAside(t *testing.T) {
 	}
 	long := strings.Repeat("a", 247) + ".service"
 	want := []attach.Record{
-		{Unit: "a.service", Profile: "p q", DropIns: map[string]string{"/x": "1"}, Attaching: true},
+		{Unit: "a.service", Profile: "p q", DropIns: attach.Sums{{Path: "/x", Sum: "1"}}, Attaching: true},
 		{Unit: long, Profile: "l"},
 	}
 	for _, r := range want {
 		if err := d.Save(r); err != nil {
 			t.Fatal(err)
 		}
+	}
+	// As every version has written it.
+	if text, err := os.ReadFile(d.path("a.service")); err != nil || !strings.Contains(string(text), "\"dropIns\": {\n    \"/x\": \"1\"\n  }") {
+		t.Errorf("%s %v", text, err)
 	}
 	// A record under another unit's name, and what a write that was cut off has
 	// left.
@@ -77,7 +81,7 @@ func TestRecordsOfANewerDaemon(t *testing.T) {
 		}
 	}
 	got, problems := d.Load()
-	want := []attach.Record{{Unit: "a.service", Profile: "a", DropIns: map[string]string{"/x": "1"}}}
+	want := []attach.Record{{Unit: "a.service", Profile: "a", DropIns: attach.Sums{{Path: "/x", Sum: "1"}}}}
 	if diff := cmp.Diff(want, got); diff != "" || len(problems) != 1 {
 		t.Errorf("records (-want +got):\n%s\nproblems %v", diff, problems)
 	}
@@ -91,7 +95,7 @@ func TestRecordsOfANewerDaemon(t *testing.T) {
 func TestTornRecords(t *testing.T) {
 	d := Dir(filepath.Join(t.TempDir(), "units"))
 	d.Load()
-	r := attach.Record{Unit: "a.service", Profile: "a", DropIns: map[string]string{"/x": "1"}, Accepted: map[string]string{"a": "sha256:1"}}
+	r := attach.Record{Unit: "a.service", Profile: "a", DropIns: attach.Sums{{Path: "/x", Sum: "1"}}, Accepted: map[string]string{"a": "sha256:1"}}
 	if err := d.Save(r); err != nil {
 		t.Fatal(err)
 	}
