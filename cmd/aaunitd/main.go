@@ -87,7 +87,7 @@ func main() {
 		Boot:    state.Boot(),
 	}
 	if *policy {
-		if err := reconcile.MakePolicyLive(context.Background(), o); err != nil {
+		if err := reconcile.MakePolicyLive(context.Background(), breakable(o)); err != nil {
 			log.Error("not every accepted policy is live: " + err.Error())
 			os.Exit(1)
 		}
