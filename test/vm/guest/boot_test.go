@@ -73,7 +73,9 @@ func TestBootPolicyKilled(t *testing.T) {
 			default:
 				run(t, "systemctl", "start", "aaunit-policy.service")
 			}
-			waitFor(t, "the accepted policy", func() (bool, string) { return loadedProfiles(t)["crash"] == "enforce" && checksum(t, "crash") == accepted, "" })
+			waitFor(t, "the accepted policy", func() (bool, string) {
+				return loadedProfiles(t)["crash"] == "enforce" && checksum(t, "crash") == accepted, ""
+			})
 			run(t, "systemctl", "start", crashUnit)
 			if wrong := truth(t, crashUnit, "crash"); wrong != "" || !c.reads() {
 				t.Errorf("%s, step %d, afterwards: %s", name, n, wrong)
