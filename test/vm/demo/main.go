@@ -158,7 +158,7 @@ func (d *demo) furnish(deb, agent string) error {
 			return err
 		}
 	}
-	_, err := d.m.Output(d.ctx, "systemctl daemon-reload && systemctl start myagent other squid i2pd")
+	_, err := d.m.Output(d.ctx, "useradd --system agents && systemctl daemon-reload && systemctl start myagent other squid i2pd")
 	return err
 }
 

@@ -19,8 +19,10 @@ func TestBootPolicyKilled(t *testing.T) {
 	c := newCrashes(t)
 	c.attached("crash")
 	accepted := checksum(t, "crash")
+	const program = "/usr/local/sbin/aaunitd-crash" // where the sandbox shows it
+	c.File(program, read(t, payload(t, "aaunitd-crash")), 0o755)
 	c.Dropin("aaunit-policy.service", "crash.conf", fmt.Sprintf("[Unit]\nStartLimitIntervalSec=0\n[Service]\nExecStart=\nExecStart=%s -policy\nEnvironment=AAUNITD_CRASH=%s\n",
-		payload(t, "aaunitd-crash"), crashDir))
+		program, crashDir))
 	t.Cleanup(func() {
 		os.RemoveAll("/etc/systemd/system/aaunit-policy.service.d")
 		try0("systemctl", "daemon-reload")
