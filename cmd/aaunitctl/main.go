@@ -29,14 +29,11 @@ func local(o cli.LocalOptions) (cli.Local, func()) {
 	if o.Features != "" {
 		features, known = o.Features, true
 	}
-	texts := apparmor.New(apparmor.Options{Profiles: o.Base, Include: o.Include, Features: features, AnyOwner: true, Scratch: os.TempDir()})
-	asks := gate.New(func(id string) (attach.Compiled, error) {
-		return attach.Compiled{}, errors.New("no policy is kept here")
-	})
-	asks.UnixPaths = texts.UnixPaths
 	f := reconcile.Offline{
-		Texts:       texts,
-		Gate:        asks,
+		Texts: apparmor.New(apparmor.Options{Profiles: o.Base, Include: o.Include, Features: features, AnyOwner: true, Scratch: os.TempDir()}),
+		Gate: gate.New(func(id string) (attach.Compiled, error) {
+			return attach.Compiled{}, errors.New("no policy is kept here")
+		}),
 		Attachments: &config.Files{Dirs: config.DefaultDirs, AnyOwner: true, Options: sockopt.OptionName},
 		Kernel:      o.Why,
 	}

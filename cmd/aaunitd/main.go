@@ -68,7 +68,6 @@ func main() {
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
 	asks := gate.New(policies.Get)
 	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Audit: listen, Log: log})
-	asks.UnixPaths = host.UnixPaths
 	host.SweepStaging()
 	footprint := newMemory()
 	o := reconcile.Options{

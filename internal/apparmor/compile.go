@@ -381,45 +381,6 @@ func (s *System) kernelFeatures() string {
 	return s.features.digest
 }
 
-// UnixPaths says whether the kernel for which policy is compiled asks it about the
-// path of a unix socket that a task connects or sends to. That came with the rest of
-// the mediation of unix sockets, of which the feature af_unix tells
-// (security/apparmor/apparmorfs.c of Linux 6.17, and of Ubuntu's kernels before).
-func (s *System) UnixPaths() attach.Tri {
-	const feature = "af_unix"
-	if s.opt.Features != "" {
-		text, err := readRegular(os.OpenFile(s.opt.Features, os.O_RDONLY|unix.O_NONBLOCK, 0))
-		if err != nil || !bytes.Contains(text, []byte("network")) {
-			return attach.CouldNotTell
-		}
-		return attach.TriOf(bytes.Contains(text, []byte(feature)))
-	}
-	s.features.Lock()
-	defer s.features.Unlock()
-	if s.features.unixPaths != attach.CouldNotTell {
-		return s.features.unixPaths
-	}
-	dir := s.real(filepath.Join(securityDir, "features"))
-	names, err := os.ReadDir(dir)
-	if err != nil || len(names) == 0 {
-		return attach.CouldNotTell
-	}
-	a := attach.No
-	for _, name := range names {
-		// network, network_v8, network_v9
-		if !strings.HasPrefix(name.Name(), "network") {
-			continue
-		}
-		if _, err := os.Lstat(filepath.Join(dir, name.Name(), feature)); err == nil {
-			a = attach.Yes
-		} else if !errors.Is(err, fs.ErrNotExist) {
-			return attach.CouldNotTell
-		}
-	}
-	s.features.unixPaths = a
-	return a
-}
-
 // packagedFeatures are those of the kernel that the distribution's AppArmor was
 // made for (Debian's package apparmor).
 const packagedFeatures = "/usr/share/apparmor-features/features"

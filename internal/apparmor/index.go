@@ -229,14 +229,22 @@ func (s *System) Fingerprint(names []string, file string) string {
 		}
 	}
 	s.index.Unlock()
-	live, err := s.live(loaded)
+	fmt.Fprintln(h, s.LoadedState(loaded))
+	return string(h.Sum(nil))
+}
+
+// LoadedState tells what is loaded of these profiles, with their children and hats. It
+// differs when one was loaded, replaced or removed, and when that could not be told.
+// No parser is waited for.
+func (s *System) LoadedState(names []string) string {
+	live, err := s.live(names)
 	if err != nil {
-		fmt.Fprintln(h, rand.Text())
+		return rand.Text()
 	}
 	// With the number in the directory's name: one that was removed, which takes
 	// it off its tasks, and loaded again has another.
-	fmt.Fprintf(h, "%v\n", live) // maps are printed in order
-	return string(h.Sum(nil))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%v", live)) // maps are printed in order
+	return string(sum[:])
 }
 
 // present sorts profiles and says which links stand for their files now.

@@ -107,8 +107,7 @@ type System struct {
 	swept    bool
 	features struct {
 		sync.Mutex
-		digest    string
-		unixPaths attach.Tri
+		digest string
 	}
 	loading sync.Mutex // Load, Unload and Restore do not mix
 	version struct {

@@ -54,19 +54,18 @@ const MaxSettle = 10 * time.Minute
 type Attachment struct {
 	// Source is the file that declares it; Line is where its section begins.
 	Source string `json:"source"`
-	Line   int    `json:"line"`
+	Line   int32  `json:"line"`
 	// Runtime marks one from /run, which ends with the reboot.
 	Runtime bool `json:"runtime,omitempty"`
 	// Manual marks one that "aaunitctl attach" wrote.
 	Manual bool `json:"manual,omitempty"`
-	// RestartUnit lets a start that is not confined be ended for one that is.
-	RestartUnit bool `json:"restartUnit"`
 
 	Units           []string        `json:"units"`   // names and patterns, see Matches
 	Profile         string          `json:"profile"` // internal name; specifiers not yet expanded
 	ProfileFile     string          `json:"profileFile,omitempty"`
 	PrivateTmp      PrivateTmp      `json:"privateTmp"`
 	Mode            Wish            `json:"mode"`
+	RestartUnit     bool            `json:"restartUnit"`
 	OnFailedAttach  OnFailedAttach  `json:"onFailedAttach"`
 	OnViolation     OnViolation     `json:"onViolation"`
 	OnProfileChange OnProfileChange `json:"onProfileChange"`

@@ -38,7 +38,7 @@ func Parse(path string, data []byte, options attach.OptionNames) (attach.Attachm
 		p.bad(1, "it has no [Attachment] section")
 	} else if len(p.problems) == 0 {
 		if err := p.att.Check(); err != nil {
-			p.bad(p.att.Line, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+			p.bad(int(p.att.Line), "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 	}
 	return p.att, p.problems
@@ -93,7 +93,7 @@ func (p *parser) line(n int, l string) {
 		case name == "Attachment" && p.att.Line != 0:
 			p.bad(n, "a second [Attachment] section; write a file of its own for each attachment")
 		case name == "Attachment":
-			p.att.Line = n
+			p.att.Line = int32(n)
 		case name == "Assertions":
 		case name == "SocketOptions":
 			p.att.SocketOptions = p.att.SocketOptions.Begin(n)

@@ -21,11 +21,6 @@ type Gate struct {
 	// Facts looks at files and at the unit's main process. Where it is nil nothing is
 	// known of them.
 	Facts func(u attach.Unit, paths []string) attach.Facts
-	// UnixPaths says whether the kernel for which policy is compiled asks it about
-	// the path of a unix socket that a task connects or sends to. Where it is nil
-	// that is not known.
-	UnixPaths func() attach.Tri
-
 	bytes func(id string) (attach.Compiled, error)
 
 	mu      sync.Mutex
@@ -365,7 +360,7 @@ var ways = map[attach.Code]string{
 	attach.MayLeave:         "use ix (stay inside), Cx (a child profile) or Px (another profile)",
 	attach.MayEverything:    "name what the service needs instead",
 	attach.MayAskOthers:     "take the rule out",
-	attach.MayConnect:       "run the unit as a user of its own (User=, DynamicUser=), or keep unix sockets from it: take network unix out of the profile, or AF_UNIX out of RestrictAddressFamilies=",
+	attach.MayConnect:       "run the unit as a user of its own (User=, DynamicUser=), or keep unix sockets from it: deny network unix,",
 	attach.MayUserns:        "take the rule out unless the program is a browser or a container engine",
 	attach.MayNotDetached:   "add flags=(attach_disconnected) to the profile if such denials show",
 	attach.MayNotOwn:        "take owner off the rule, or give the file to the unit's user",

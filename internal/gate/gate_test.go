@@ -25,7 +25,7 @@ func compile(t testing.TB, text string) attach.Compiled {
 		t.Fatal(err)
 	}
 	var out, said bytes.Buffer
-	of := features(t, !strings.Contains(text, "# no dbus"))
+	of := features(t, !strings.Contains(text, "# no dbus"), strings.Contains(text, "# af_unix"))
 	cmd := exec.Command("apparmor_parser", "--skip-kernel-load", "--skip-cache", "--stdout", "--kernel-features="+of, "--policy-features="+of, file)
 	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/sbin:/usr/bin:/bin")
 	cmd.Path = "/usr/sbin/apparmor_parser"
@@ -44,19 +44,27 @@ func compile(t testing.TB, text string) attach.Compiled {
 	return c
 }
 
-// features describes a kernel. Debian's has no D-Bus mediation, Ubuntu's has.
-func features(t testing.TB, dbus bool) string {
+// features describes a kernel. Debian's has no mediation of D-Bus, and of unix sockets
+// by their addresses, Ubuntu's has.
+func features(t testing.TB, dbus, unix bool) string {
 	t.Helper()
 	const debian = "/usr/share/apparmor-features/features"
-	if !dbus {
+	if !dbus && !unix {
 		return debian
 	}
 	data, err := os.ReadFile(debian)
 	if err != nil {
 		t.Fatal(err)
 	}
+	more := ""
+	if dbus {
+		more += "dbus {mask {acquire send receive\n}\n}\n"
+	}
+	if unix {
+		more += "network {af_unix {yes\n}\n}\n"
+	}
 	file := filepath.Join(t.TempDir(), "features")
-	if err := os.WriteFile(file, append([]byte("dbus {mask {acquire send receive\n}\n}\n"), data...), 0o600); err != nil {
+	if err := os.WriteFile(file, append([]byte(more), data...), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return file
@@ -97,10 +105,12 @@ func ask(t testing.TB, q Question) []attach.Finding {
 	return New(func(string) (attach.Compiled, error) { return attach.Compiled{}, errors.New("nothing is kept") }).Ask(q)
 }
 
-// besides leaves out that most profiles here allow no network, and that some lead to
-// others.
+// besides leaves out that most profiles here allow no network, that some lead to
+// others, and that a user's unix sockets may connect anywhere.
 func besides(found []attach.Finding) []attach.Finding {
-	return slices.DeleteFunc(found, func(f attach.Finding) bool { return f.Code == attach.MayNoNetwork || f.Code == attach.MayChange })
+	return slices.DeleteFunc(found, func(f attach.Finding) bool {
+		return f.Code == attach.MayNoNetwork || f.Code == attach.MayChange || f.Code == attach.MayConnect && f.Severity == attach.Note
+	})
 }
 
 func codes(found []attach.Finding) (out []string) {
@@ -113,14 +123,14 @@ func codes(found []attach.Finding) (out []string) {
 
 // Each built-in assertion: rules that violate it, and rules close by that do not.
 func TestBuiltIn(t *testing.T) {
+	const paths = "# af_unix\n" // a kernel that looks at paths of unix sockets
 	for _, tt := range []struct {
 		name  string
 		rules string
 		set   []string
 		unit  func(*attach.Unit)
 		facts *attach.Facts
-		paths attach.Tri // whether the kernel looks at the paths of unix sockets
-		want  string     // of the worst finding, "" none
+		want  string // of the worst finding, "" none
 		shows string
 	}{
 		{name: "nothing"},
@@ -195,9 +205,8 @@ func TestBuiltIn(t *testing.T) {
 			u.Settings.PermissionsStartOnly = true
 			u.Settings.Exec = append(u.Settings.Exec, attach.ExecCommand{Property: "ExecStop", Path: "/usr/bin/stop"})
 		}},
-		{name: "no readiness, perhaps", rules: "deny /run/systemd/notify w,", want: "warning policy-may-not-notify", shows: "a kernel whose AppArmor looks at that"},
-		{name: "no readiness", rules: "deny /run/systemd/notify w,", paths: attach.Yes, want: "warning policy-may-not-notify", shows: "Type=notify"},
-		{name: "readiness all the same", rules: "deny /run/systemd/notify w,", paths: attach.No, want: "note policy-may-not-notify", shows: "does not look at that"},
+		{name: "no readiness", rules: paths + "unix,\ndeny /run/systemd/notify w,", want: "warning policy-may-not-notify", shows: "Type=notify"},
+		{name: "readiness all the same", rules: "network unix dgram,\ndeny /run/systemd/notify w,", want: "note policy-may-not-notify", shows: "does not look at that"},
 		{name: "no readiness wanted", rules: "deny /run/systemd/notify w,", unit: func(u *attach.Unit) { u.Type = "simple" }},
 		{name: "a directory of its own", unit: func(u *attach.Unit) {
 			u.Settings.Directories = []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/agent"}}
@@ -236,18 +245,25 @@ func TestBuiltIn(t *testing.T) {
 		}, want: "warning policy-may-not-use-own-directories"},
 		{name: "a user's file, for root", rules: "owner /etc/agent.key r,", facts: key(1000, 0), unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-not-use-files-of-others", shows: "runs as root"},
 		{name: "for root who may become another", rules: "owner /etc/agent.key r,\ncapability setuid,", facts: key(1000, 0), unit: func(u *attach.Unit) { u.Settings.User = "" }},
-		{name: "unix sockets of root's", rules: "network unix stream,", paths: attach.No, unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-connect-anywhere", shows: "/run/systemd/private"},
-		{name: "unix sockets of root's, with a deny rule", rules: "network unix stream,\ndeny /run/** rw,", paths: attach.No, unit: func(u *attach.Unit) { u.Settings.User, u.Type = "0", "simple" }, want: "warning policy-may-connect-anywhere"},
-		{name: "unix sockets of a user's", rules: "network unix dgram,", paths: attach.No, want: "note policy-may-connect-anywhere", shows: "mode and owner"},
-		{name: "unix sockets of a dynamic user's", rules: "network unix dgram,", paths: attach.No, unit: func(u *attach.Unit) { u.Settings.User, u.Settings.DynamicUser = "", true }, want: "note policy-may-connect-anywhere"},
-		{name: "unix sockets whose paths are looked at", rules: "network unix stream,", paths: attach.Yes, unit: func(u *attach.Unit) { u.Settings.User = "" }},
-		{name: "unix sockets, of a kernel that is not known", rules: "network unix stream,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
-		{name: "no unix sockets", rules: "network inet stream,", paths: attach.No, unit: func(u *attach.Unit) { u.Settings.User = "" }},
-		{name: "unix sockets that seccomp forbids", rules: "network unix stream,\nnetwork inet,\nnetwork inet6,", paths: attach.No, unit: func(u *attach.Unit) {
-			u.Settings.User, u.Settings.AddressFamilies = "", &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET", "AF_INET6"}}
+		{name: "unix sockets of root's", rules: "network unix stream,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-connect-anywhere", shows: "/run/systemd/private"},
+		{name: "unix sockets of root's, with a deny rule", rules: "network unix stream,\ndeny /run/** rw,", unit: func(u *attach.Unit) { u.Settings.User, u.Type = "0", "simple" }, want: "warning policy-may-connect-anywhere"},
+		{name: "unix sockets of a user's", rules: "network unix dgram,", want: "note policy-may-connect-anywhere", shows: "mode and owner"},
+		{name: "unix sockets of a dynamic user's", rules: "network unix dgram,", unit: func(u *attach.Unit) { u.Settings.User, u.Settings.DynamicUser = "", true }, want: "note policy-may-connect-anywhere"},
+		{name: "unix sockets of a user's who may become root", rules: "network unix dgram,\ncapability setuid,", unit: func(u *attach.Unit) { u.Settings.Ambient = 1 << 7 }, want: "warning policy-may-connect-anywhere", shows: "CAP_SETUID"},
+		{name: "unix sockets of a user's whose capability the profile takes", rules: "network unix dgram,", unit: func(u *attach.Unit) { u.Settings.Ambient = 1 << 7 }, want: "note policy-may-connect-anywhere"},
+		{name: "unix sockets whose paths are looked at", rules: paths + "unix,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "no unix sockets", rules: "network inet stream,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "unix sockets that are denied", rules: "unix,\nnetwork unix,\ndeny network unix,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "unix sockets that seccomp forbids", rules: "network unix stream,\nnetwork inet,\nnetwork inet6,", unit: func(u *attach.Unit) {
+			u.Settings.User, u.Settings.Architectures = "", []string{"native"}
+			u.Settings.AddressFamilies = &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET", "AF_INET6"}}
 		}, want: "note policy-may-use-other-families"},
-		{name: "unix sockets beside what seccomp forbids", rules: "network unix stream,", paths: attach.No, unit: func(u *attach.Unit) {
-			u.Settings.User, u.Settings.AddressFamilies = "", &attach.AddressFamilies{Families: []string{"AF_INET"}}
+		{name: "unix sockets that seccomp forbids to one architecture", rules: "network unix stream,\nnetwork inet,\nnetwork inet6,", unit: func(u *attach.Unit) {
+			u.Settings.User, u.Settings.AddressFamilies = "", &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET", "AF_INET6"}}
+		}, want: "warning policy-may-connect-anywhere"},
+		{name: "unix sockets beside what seccomp forbids", rules: "network unix stream,", unit: func(u *attach.Unit) {
+			u.Settings.User, u.Settings.Architectures = "", []string{"native"}
+			u.Settings.AddressFamilies = &attach.AddressFamilies{Families: []string{"AF_INET"}}
 		}, want: "warning policy-may-connect-anywhere"},
 		{name: "detached paths", unit: func(u *attach.Unit) { u.Settings.MountNamespace = true }, want: "note policy-may-not-reach-detached-paths"},
 
@@ -259,12 +275,17 @@ func TestBuiltIn(t *testing.T) {
 				tt.unit(&q.Unit)
 			}
 			g := New(nil)
-			g.UnixPaths = func() attach.Tri { return tt.paths }
 			if tt.facts != nil {
 				q.Compiled[0].Sources = map[string][]byte{q.Compiled[0].File: []byte(profile(tt.rules))}
 				g.Facts = func(attach.Unit, []string) attach.Facts { return *tt.facts }
 			}
-			found := besides(g.Ask(q))
+			found := g.Ask(q)
+			switch {
+			case !strings.Contains(tt.want, string(attach.MayConnect)):
+				found = besides(found)
+			case strings.HasPrefix(tt.want, "note"):
+				found = slices.DeleteFunc(found, func(f attach.Finding) bool { return f.Code == attach.MayNoNetwork })
+			}
 			if tt.want == "" {
 				if len(found) > 0 {
 					t.Errorf("%v", found)
@@ -288,6 +309,23 @@ func TestBuiltIn(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A rule without a type grants numbers that are no type of a unix socket, and that
+// "deny network unix" does not take back; sockets of other families may have any.
+func TestTypesThatNoSocketHas(t *testing.T) {
+	for line, want := range map[string]string{
+		"Deny=network unix":        "",
+		"Deny=network unix stream": "",
+		"Deny=network pppox":       "use sockets of pppox of any type",
+		"Deny=network netlink":     "use sockets of netlink of any type",
+	} {
+		q := question(t, profile("unix,\nnetwork,\ndeny network unix,\ndeny network pppox,"), line)
+		at := slices.IndexFunc(ask(t, q), func(f attach.Finding) bool { return f.Code == attach.AssertionFailed })
+		if at < 0 != (want == "") || at >= 0 && !strings.Contains(ask(t, q)[at].Detail, want) {
+			t.Errorf("%s: %v, want %q", line, ask(t, q), want)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -130,48 +131,51 @@ func (a *asking) notify(p *policydb.Profile) {
 		return
 	}
 	s, then := attach.Warning, ""
-	switch a.unixPaths() {
-	case attach.No:
-		s, then = attach.Note, ": the kernel's AppArmor does not look at that, and one that does refuses the readiness message"
-	case attach.CouldNotTell:
-		then = ": a kernel whose AppArmor looks at that refuses the readiness message"
+	switch p.UnixPaths() {
+	case policydb.No:
+		s, then = attach.Note, ": AppArmor does not look at that here, and where it does the readiness message is refused"
+	case policydb.Unknown, policydb.NotMediated:
+		then = ": where AppArmor looks at that the readiness message is refused"
 	}
 	a.find(s, p, socket, nil, attach.Because(attach.MayNotNotify, "profile %s may not write to %s, and the unit is of Type=%s%s", p.Name, socket, a.Unit.Type, then).
 		WithNext("add a rule: "+socket+" w,"))
 }
 
-// connections are those to sockets that have a path. Where the kernel does not ask
-// the policy about them, a rule on the path of a socket keeps nobody from it, not
-// even one with deny (seen on Linux 6.1 and 6.12): apparmor has no hook there before
-// security/apparmor/af_unix.c, of Ubuntu's kernels and of Linux 6.17.
+// connections are those to sockets that have a path. Where AppArmor does not ask the
+// policy about them, a rule on the path of a socket keeps nobody from it, not even one
+// with deny (seen on Linux 6.1 and 6.12).
 func (a *asking) connections() {
-	if a.unixPaths() != attach.No {
-		return
-	}
-	const unixFamily = 1
 	u := a.Unit.Settings
-	if r := u.AddressFamilies; r != nil && slices.Contains(r.Families, "AF_UNIX") != r.AllowList {
+	// seccomp looks at system calls of one architecture only, where that is not said.
+	if r := u.AddressFamilies; r != nil && slices.Contains(r.Families, "AF_UNIX") != r.AllowList && slices.Equal(u.Architectures, []string{"native"}) {
 		return
 	}
+	const unixFamily, dacOverride, setuid = 1, 1, 7
 	for _, p := range a.asked {
+		if p.UnixPaths() != policydb.No {
+			continue
+		}
 		if _, may := p.AnyNetwork(unixFamily, policydb.NetCreate); may == policydb.No {
 			continue
 		}
+		who := ""
+		for capability, what := range map[int]string{dacOverride: "what has CAP_DAC_OVERRIDE", setuid: "what has CAP_SETUID"} {
+			if u.Ambient&(1<<capability) != 0 && p.Capability(capability) != policydb.No {
+				who = max(who, what)
+			}
+		}
 		if !u.DynamicUser && (u.User == "" || u.User == "root" || u.User == "0") {
-			a.find(attach.Warning, p, "", nil, attach.Because(attach.MayConnect, "profile %s may make unix sockets, and the kernel's AppArmor does not look at which path they connect to: what runs as root reaches systemd (/run/systemd/private) and every other daemon, whatever the profile says", p.Name))
+			who = "what runs as root"
+		}
+		does := fmt.Sprintf("profile %s may make unix sockets, and AppArmor does not look at which path they connect to here", p.Name)
+		if who != "" {
+			a.find(attach.Warning, p, "", nil, attach.Because(attach.MayConnect, "%s: %s can have other daemons, such as systemd (/run/systemd/private), work for it, whatever the profile says", does, who))
 		} else {
-			a.find(attach.Note, p, "", nil, attach.Because(attach.MayConnect, "profile %s may make unix sockets, and the kernel's AppArmor does not look at which path they connect to: only the mode and owner of a socket keep the unit from it", p.Name).
-				WithNext("if it needs no unix socket, take network unix out of the profile"))
+			a.find(attach.Note, p, "", nil, attach.Because(attach.MayConnect, "%s: what keeps the unit from a socket is its mode and owner, and not the profile", does).
+				WithNext("if it needs no unix socket, add: deny network unix,"))
 		}
 		return
 	}
-}
-
-func (a *asking) unixPaths() attach.Tri {
-	if a.gate.UnixPaths == nil {
-		return attach.CouldNotTell
-	}
-	return a.gate.UnixPaths()
 }
 
 // directories are those that systemd makes for the unit.

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -81,9 +82,9 @@ func (l *Loop) lookBeside(ctx context.Context) {
 	}
 	l.mu.Unlock()
 	var all []attach.Desired
-	prints := map[string]string{}
+	states := map[string]string{}
 	for _, unit := range units {
-		if d, ok := l.leftAlone(unit); ok && l.differs(d, prints) {
+		if d, ok := l.leftAlone(unit); ok && l.differs(d, states) {
 			all = append(all, d)
 		}
 	}
@@ -117,17 +118,20 @@ func (l *Loop) lookBeside(ctx context.Context) {
 	}
 }
 
-// differs reports whether the policy of a unit is not as it was at the last change that
-// the loop has come to, or was not known then. Of those of which it is, nothing else
-// need be asked, however many there are. prints keeps what was found for the others.
-func (l *Loop) differs(d attach.Desired, prints map[string]string) bool {
-	p := policyOf(d.Attachment, d.Profile)
-	if _, read := prints[p.key]; !read {
-		prints[p.key] = l.apparmor.Fingerprint(p.names, p.file)
+// differs reports whether what is loaded for a unit is not as it was at the last change
+// that the loop has come to, or was not known then, or that the unit's turn since that
+// change has not come. Of those of which it is as it was nothing else need be asked,
+// however many there are. states keeps what was found for the others. No parser is
+// waited for.
+func (l *Loop) differs(d attach.Desired, states map[string]string) bool {
+	names := judgedBy(d)
+	key := strings.Join(names, "\x00")
+	if _, read := states[key]; !read {
+		states[key] = l.apparmor.LoadedState(names)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return prints[p.key] != l.prints[p.key]
+	return l.waiting[d.Unit] || states[key] != l.loaded[key]
 }
 
 // leftAlone is what is wished for a unit that is in place, if nothing is done to it

@@ -27,6 +27,9 @@ func TestPolicyThatChangesDuringAPassIsNamedAtOnce(t *testing.T) {
 			w.addUnit("slow.service")
 			w.files["b"] = "1"
 			w.run(t, func(l *Loop) {
+				w.policy <- struct{}{} // how things are is known
+				time.Sleep(time.Minute)
+				synctest.Wait()
 				w.declareUnit("/etc/aaunit/attachments.d/slow.conf", "slow.service", func(a *attach.Attachment) { a.Profile, a.Settle = "b", time.Hour })
 				l.queue.add(inputChanged, "a.service") // it is in the same pass
 				time.Sleep(time.Minute)

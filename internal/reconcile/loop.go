@@ -144,13 +144,10 @@ type Loop struct {
 	// than that: never while another is wanted.
 	disk chan struct{}
 
-	mu      sync.Mutex
-	passing bool            // something is being changed
-	handled map[string]bool // units at which the pass is
-	leave   map[string]bool // units whose policy could not be put back: it is not tried again yet
-	// prints is what the policy of units looked like at the last change that the loop
-	// came to, by what it depends on.
-	prints   map[string]string
+	mu       sync.Mutex
+	passing  bool            // something is being changed
+	handled  map[string]bool // units at which the pass is
+	leave    map[string]bool // units whose policy could not be put back: it is not tried again yet
 	declared attach.Declared
 	selector attach.Selector               // of what is declared
 	targets  map[string]*attach.Attachment // by unit; what applies to it; never changed in place
@@ -171,6 +168,13 @@ type Loop struct {
 	subs        map[int]func(*attach.Status)
 	nextSub     int
 
+	// prints is what the policy of units looked like at the last change that the loop
+	// came to, by what it depends on; loaded is what was loaded for them, by the
+	// profiles that count for their verdict; waiting are units that such a change may
+	// concern and that no pass has taken on since.
+	prints, loaded map[string]string
+	waiting        map[string]bool
+
 	// For Metrics.
 	began  time.Time
 	passes attach.Durations
@@ -190,7 +194,7 @@ func New(o Options) *Loop {
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, passUnits: o.PassUnits, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
-		leave:   map[string]bool{},
+		leave: map[string]bool{}, waiting: map[string]bool{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(*attach.Status){},
 	}
@@ -383,6 +387,11 @@ func (l *Loop) workOff(ctx context.Context) {
 	if len(due) == 0 {
 		return
 	}
+	l.mu.Lock()
+	for _, unit := range due {
+		delete(l.waiting, unit)
+	}
+	l.mu.Unlock()
 	begun = slices.DeleteFunc(begun, func(u string) bool { return !l.settled(u) })
 	out := l.pass(ctx, due, nil, nil)
 	l.queue.release(due)
@@ -632,6 +641,7 @@ func (l *Loop) everything() []string {
 func (l *Loop) touched() []string {
 	l.mu.Lock()
 	units, policies := map[string][]string{}, map[string]inUse{}
+	judged := map[string][]string{}
 	var out []string
 	for unit, a := range l.targets {
 		profile, err := a.ProfileFor(unit)
@@ -642,6 +652,8 @@ func (l *Loop) touched() []string {
 		p := policyOf(a, profile)
 		units[p.key] = append(units[p.key], unit)
 		policies[p.key] = p
+		names := judgedBy(attach.Desired{Unit: unit, Attachment: a, Profile: profile, Record: l.records[unit]})
+		judged[strings.Join(names, "\x00")] = names
 	}
 	for unit := range l.records {
 		if _, attached := l.targets[unit]; !attached {
@@ -653,6 +665,11 @@ func (l *Loop) touched() []string {
 	}
 	l.mu.Unlock()
 
+	// Before the fingerprints: what is loaded between both is found by these.
+	loaded := map[string]string{}
+	for key, names := range judged {
+		loaded[key] = l.apparmor.LoadedState(names)
+	}
 	// In any case: who asks for a profile next need not wait for the parser.
 	l.apparmor.Fingerprint(nil, "")
 	prints := map[string]string{}
@@ -665,8 +682,11 @@ func (l *Loop) touched() []string {
 			out = append(out, units[key]...)
 		}
 	}
-	l.prints = prints
+	l.prints, l.loaded = prints, loaded
 	out = slices.DeleteFunc(out, func(unit string) bool { return l.leave[unit] })
+	for _, unit := range out {
+		l.waiting[unit] = true
+	}
 	l.mu.Unlock()
 	slices.Sort(out)
 	return slices.Compact(out)

@@ -242,7 +242,7 @@ func (m *moment) liveOf(names []string) map[string]attach.LiveProfile {
 	return out
 }
 
-// judgedBy are the profiles that count for the verdict on a unit.
+// judgedBy are the profiles that count for the verdict on a unit, in order.
 func judgedBy(d attach.Desired) (names []string) {
 	if d.Attachment != nil {
 		names = slices.Clone(profilesOf(d))
@@ -250,7 +250,8 @@ func judgedBy(d attach.Desired) (names []string) {
 	for name := range d.Record.Accepted {
 		names = append(names, name)
 	}
-	return names
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 func (l *Loop) host(ctx context.Context) attach.Host {

@@ -72,6 +72,9 @@ type AppArmor interface {
 	// stand for these, and of what is loaded. It differs when any of that
 	// changed, and when it could not be told.
 	Fingerprint(names []string, file string) string
+	// LoadedState tells the same of what is loaded alone, with children and hats. It
+	// waits for no parser.
+	LoadedState(names []string) string
 
 	// Host reads the kernel's state; BootService is left to the caller.
 	Host() attach.Host

@@ -255,6 +255,16 @@ func (a apparmor) Fingerprint(names []string, file string) string {
 	return print
 }
 
+func (a apparmor) LoadedState(names []string) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	state := ""
+	for _, n := range names {
+		state += fmt.Sprintln(n, a.kernel[n])
+	}
+	return state
+}
+
 func (w *world) Glance(ctx context.Context, name string) (attach.Unit, error) {
 	w.mu.Lock()
 	w.glances = append(w.glances, name)

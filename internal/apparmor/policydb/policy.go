@@ -191,6 +191,25 @@ func (p *Profile) unix(data []byte) (some Perm, fine bool) {
 	return some, fine
 }
 
+// UnixPaths says whether a rule on the path of a unix socket counts when a task
+// connects or sends to that socket: where the policy mediates unix sockets by their
+// addresses, and the kernel for which it was compiled does (profile_peer_perm in
+// security/apparmor/af_unix.c of Linux 6.17 and of Ubuntu's kernels; the parser leaves
+// out what the kernel, or the policy's ABI, does not have). No is such a kernel or
+// policy; NotMediated one that looks at no socket at all.
+func (p *Profile) UnixPaths() Answer {
+	if !p.understood() {
+		return Unknown
+	}
+	if _, fine := p.unix([]byte{0, 1, 0, 1}); fine {
+		return Yes
+	}
+	if _, _, a := p.sockets(1, 1); a != Yes {
+		return a
+	}
+	return No
+}
+
 // NetworkGrant is what the policy grants to sockets of a family and type.
 type NetworkGrant struct {
 	Family, Type uint16
@@ -226,20 +245,20 @@ func (p *Profile) NetworkGrants() ([]NetworkGrant, Answer) {
 	return out, answer
 }
 
-// typesOf gives the types of socket that the kernel can make of a family: no other
-// number is one (include/linux/net.h), DCCP is of inet and inet6 alone, and unix has
-// four (unix_create in net/unix/af_unix.c). A rule without a type grants the other
-// numbers too, and "deny network unix" takes none of them back.
+// typesOf gives the types of socket that a family can have. Of unix the kernel makes
+// four (unix_create in net/unix/af_unix.c): a rule without a type grants the other
+// numbers too, and "deny network unix" takes none of them back. Other families may take
+// any number: some do not look at it (pppoe_create in drivers/net/ppp/pppoe.c).
 func typesOf(family uint16) []uint16 {
-	const stream, dgram, raw, rdm, seqpacket, dccp, packet = 1, 2, 3, 4, 5, 6, 10
-	switch family {
-	case 1: // AF_UNIX
+	const unix = 1
+	const stream, dgram, raw, seqpacket = 1, 2, 3, 5
+	if family == unix {
 		return []uint16{stream, dgram, raw, seqpacket}
-	case 2, 10: // AF_INET, AF_INET6
-		return []uint16{stream, dgram, raw, rdm, seqpacket, dccp, packet}
 	}
-	return []uint16{stream, dgram, raw, rdm, seqpacket, packet}
+	return allTypes
 }
+
+var allTypes = []uint16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10} // below maxType
 
 // AnyNetwork says whether some of want is allowed on some type of socket of a
 // family, and which type that is. No is a proof.
