@@ -79,7 +79,7 @@ func TestWhatPolicyMayNot(t *testing.T) {
 	}
 	if !unixPaths() {
 		rows = append(rows, row{attach.MayConnect, told, "", "", "", "User=nobody"}, row{attach.MayConnect, noted, "", "deny network unix,", "User=nobody", "User=nobody"},
-			row{attach.MayConnect, told, "deny /run/** rw,", "", "", "RestrictAddressFamilies=AF_INET AF_INET6"})
+			row{attach.MayConnect, told, "deny /run/** rw,", "", "", "RestrictAddressFamilies=AF_INET AF_INET6\nSystemCallArchitectures=native"})
 	}
 	// Rules that only newer parsers and kernels know.
 	abi := map[string]string{}
