@@ -32,12 +32,12 @@ func TestWhatIsKeptLetsGoOfMessages(t *testing.T) {
 		}
 	}
 	k := &kept{}
-	unit, deps := reflect.ValueOf(&k.U).Elem(), reflect.ValueOf(&k.Deps).Elem()
+	unit, deps := reflect.ValueOf(&k.u).Elem(), reflect.ValueOf(&k.deps).Elem()
 	n := 0
 	fill := func(v reflect.Value, _ string) { n++; v.SetString(message[n : n+10]) }
 	strs(unit, "Unit", fill)
 	strs(deps, "deps", fill)
-	k.Files = []stampedFile{{Path: message[3:9]}}
+	k.files = []stampedFile{{path: message[3:9]}}
 
 	k.compact()
 
@@ -48,8 +48,8 @@ func TestWhatIsKeptLetsGoOfMessages(t *testing.T) {
 	}
 	strs(unit, "Unit", check)
 	strs(deps, "deps", check)
-	strs(reflect.ValueOf(&k.Files[0].Path).Elem(), "files", check)
-	if k.U.ID != message[1:11] || k.Files[0].Path != message[3:9] {
-		t.Errorf("compact changed %q and %q", k.U.ID, k.Files[0].Path)
+	strs(reflect.ValueOf(&k.files[0].path).Elem(), "files", check)
+	if k.u.ID != message[1:11] || k.files[0].path != message[3:9] {
+		t.Errorf("compact changed %q and %q", k.u.ID, k.files[0].path)
 	}
 }

@@ -1,14 +1,12 @@
 package units
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -65,32 +63,10 @@ const maxKept = 4096
 
 // kept is a unit as it was read.
 type kept struct {
-	content
-	// packed is the content of a unit that does not run, of which there may be very
-	// many; then there is no other. It is pack's.
-	packed []byte
-}
-
-type content struct {
-	U     attach.Unit
-	Deps  []string
-	Files []stampedFile // unit file, drop-ins, and directories of drop-ins
-	Dirs  dirState      // of the round trip before
-}
-
-// pack puts what is kept into the memory that it needs.
-func (k *kept) pack() *kept {
-	return &kept{packed: slices.Clip(bytes.Clone(pack(nil, reflect.ValueOf(k.content))))}
-}
-
-// unpack gives what is kept as it was before it was packed, if it was.
-func (k *kept) unpack() *kept {
-	if k.packed == nil {
-		return k
-	}
-	out := &kept{}
-	unpack(k.packed, reflect.ValueOf(&out.content).Elem())
-	return out
+	u     attach.Unit
+	deps  []string
+	files []stampedFile // unit file, drop-ins, and directories of drop-ins
+	dirs  dirState      // of the round trip before
 }
 
 // reading is a read under way.
@@ -127,13 +103,13 @@ func (t *roundTrip) dirs(s *Systemd) dirState {
 
 // stamp tells a file or directory from what it was.
 type stamp struct {
-	Dev, Ino     uint64
-	Mtime, Ctime unix.Timespec
+	dev, ino     uint64
+	mtime, ctime unix.Timespec
 }
 
 type stampedFile struct {
-	Path  string
-	Stamp stamp
+	path string
+	stamp
 }
 
 // dirState tells the state of all unit directories from another one.
@@ -194,14 +170,13 @@ func (m *mirror) get(ctx context.Context, s *Systemd, unit string, files bool) (
 	if k == nil {
 		return nil, false
 	}
-	files = files || !k.U.Active()
+	files = files || !k.u.Active()
 	t := m.ask(ctx, s)
-	ok := t.err == nil && (k.U.Active() || s.unloaded(ctx, unit))
+	ok := t.err == nil && (k.u.Active() || s.unloaded(ctx, unit))
 	m.mu.Lock()
 	ok = ok && t.conn == m.conn && m.kept[unit] == k
 	m.mu.Unlock()
-	k = k.unpack()
-	if ok && files && (k.Dirs != t.dirs(s) || !s.unchanged(k.Files)) {
+	if ok && files && (k.dirs != t.dirs(s) || !s.unchanged(k.files)) {
 		m.stale(unit)
 		ok = false
 	}
@@ -215,7 +190,7 @@ func (m *mirror) during(ctx context.Context, s *Systemd, units []string, look fu
 	known := make(map[string]*kept, len(units))
 	m.mu.Lock()
 	for _, unit := range units {
-		if k := m.kept[unit]; k != nil && k.U.Active() {
+		if k := m.kept[unit]; k != nil && k.u.Active() {
 			known[unit] = k
 		}
 	}
@@ -280,20 +255,16 @@ func (m *mirror) end(unit string, r *reading, k *kept) {
 	if k == nil || k.changedSince(r.begun.Add(-racy)) || r.spoiled || r.changed > r.answered || m.conn == nil || r.conn != m.conn || len(m.kept) >= maxKept {
 		return
 	}
-	k.Dirs = r.dirs
-	if k.U.Active() {
-		k.compact()
-	} else {
-		k = k.pack()
-	}
-	m.kept[unit] = k
+	k.dirs = r.dirs
+	k.compact()
+	m.kept[k.u.ID] = k
 }
 
 // changedSince reports whether a file or directory was changed after a time, so
 // that whether the read has seen it cannot be told.
 func (k *kept) changedSince(t time.Time) bool {
-	for _, f := range k.Files {
-		if st := f.Stamp; st != (stamp{}) && time.Unix(st.Ctime.Unix()).After(t) {
+	for _, f := range k.files {
+		if st := f.stamp; st != (stamp{}) && time.Unix(st.ctime.Unix()).After(t) {
 			return true
 		}
 	}
@@ -382,7 +353,7 @@ func (s *Systemd) stampOf(path string) stamp {
 }
 
 func (s *Systemd) unchanged(files []stampedFile) bool {
-	return !slices.ContainsFunc(files, func(f stampedFile) bool { return s.stampOf(f.Path) != f.Stamp })
+	return !slices.ContainsFunc(files, func(f stampedFile) bool { return s.stampOf(f.path) != f.stamp })
 }
 
 // filesOf are the files that a unit was read from (source is what a generator
@@ -408,8 +379,8 @@ func (s *Systemd) filesOf(u attach.Unit, source string) (files []stampedFile) {
 			}
 		}
 	}
-	slices.SortFunc(files, func(a, b stampedFile) int { return strings.Compare(a.Path, b.Path) })
-	return slices.Clip(slices.CompactFunc(files, func(a, b stampedFile) bool { return a.Path == b.Path }))
+	slices.SortFunc(files, func(a, b stampedFile) int { return strings.Compare(a.path, b.path) })
+	return slices.Clip(slices.CompactFunc(files, func(a, b stampedFile) bool { return a.path == b.path }))
 }
 
 // compact gives the strings of what is kept a memory of their own, and equal ones
@@ -422,13 +393,13 @@ func (k *kept) compact() {
 			one(&list[i])
 		}
 	}
-	u, set := &k.U, &k.U.Settings
+	u, set := &k.u, &k.u.Settings
 	for _, p := range []*string{&u.ID, &u.LoadState, &u.LoadError, &u.ActiveState, &u.SubState, &u.Result, &u.UnitFileState, &u.FragmentPath,
 		&u.UserFile, &u.InvocationID, &u.Type, &u.ControlGroup, &set.Profile, &set.User, &set.PAMName, &set.RootDirectory} {
 		one(p)
 	}
 	set.PrivateTmp = unique.Make(set.PrivateTmp).Value()
-	for _, list := range [][]string{u.Names, u.DropIns, u.RestartsWith, u.Sockets, set.After, set.JoinsNamespaceOf, set.Architectures, k.Deps} {
+	for _, list := range [][]string{u.Names, u.DropIns, u.RestartsWith, u.Sockets, set.After, set.JoinsNamespaceOf, set.Architectures, k.deps} {
 		all(list)
 	}
 	if set.AddressFamilies != nil {
@@ -454,7 +425,7 @@ func (k *kept) compact() {
 		one(&u.Runs[i].Property)
 		one(&u.Runs[i].Path)
 	}
-	for i := range k.Files {
-		one(&k.Files[i].Path)
+	for i := range k.files {
+		one(&k.files[i].path)
 	}
 }

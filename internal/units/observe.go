@@ -96,7 +96,7 @@ func (s *Systemd) GlanceTogether(ctx context.Context, units []string, look func(
 	same := s.mirror.during(ctx, s, units, func(known map[string]*kept) {
 		out := make(map[string]attach.Unit, len(known))
 		for unit, k := range known {
-			out[unit] = k.U.Clone()
+			out[unit] = k.u.Clone()
 		}
 		look(out)
 	})
@@ -111,8 +111,8 @@ func (s *Systemd) StartingSockets(ctx context.Context, names []string) ([]attach
 		if err != nil {
 			return nil, fmt.Errorf("cannot observe %s: %w", shown(name), err)
 		}
-		out = append(out, attach.StartingSocket{ID: k.U.ID, Active: k.U.Active(), ControlGroup: k.U.ControlGroup,
-			NeedReload: k.U.NeedReload, Exec: k.U.Settings.Exec})
+		out = append(out, attach.StartingSocket{ID: k.u.ID, Active: k.u.Active(), ControlGroup: k.u.ControlGroup,
+			NeedReload: k.u.NeedReload, Exec: k.u.Settings.Exec})
 	}
 	return out, nil
 }
@@ -129,7 +129,7 @@ func (s *Systemd) observe(ctx context.Context, unit string, plan bool) (attach.U
 		r := s.mirror.begin(s, unit)
 		var err error
 		k, err = s.read(ctx, unit, r)
-		if err != nil || k.U.ID != unit || !k.U.Active() && !asUnloaded(k.U) {
+		if err != nil || k.u.ID != unit || !k.u.Active() && !asUnloaded(k.u) {
 			s.mirror.end(unit, r, nil)
 		} else {
 			s.mirror.end(unit, r, k)
@@ -138,10 +138,10 @@ func (s *Systemd) observe(ctx context.Context, unit string, plan bool) (attach.U
 			return attach.Unit{}, err
 		}
 	}
-	u := k.U.Clone()
+	u := k.u.Clone()
 	if plan && u.Active() {
 		var err error
-		if u.RestartsWith, u.RestartsUnknown, err = s.restartsWith(ctx, u.ID, k.Deps); err != nil {
+		if u.RestartsWith, u.RestartsUnknown, err = s.restartsWith(ctx, u.ID, k.deps); err != nil {
 			return attach.Unit{}, err
 		}
 	}
@@ -189,7 +189,7 @@ func (s *Systemd) read(ctx context.Context, unit string, r *reading) (*kept, err
 		}
 	}
 	u.NeedReload = u.NeedReload || s.unread(u)
-	return &kept{content: content{U: u, Deps: deps, Files: s.filesOf(u, read[string](p, "SourcePath"))}}, nil
+	return &kept{u: u, deps: deps, files: s.filesOf(u, read[string](p, "SourcePath"))}, nil
 }
 
 // permissionsStartOnly asks for the one property that must be asked for by
@@ -227,7 +227,7 @@ func (s *Systemd) invocation(ctx context.Context, unit string) (string, error) {
 		return "", err
 	}
 	if k, known := s.mirror.get(ctx, s, unit, false); known {
-		return k.U.InvocationID, nil
+		return k.u.InvocationID, nil
 	}
 	var v dbus.Variant
 	if err := s.call(ctx, s.wait.call, pathOf(unit), propsIface+".Get", []any{unitIface, "InvocationID"}, &v); err != nil {
