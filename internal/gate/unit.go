@@ -152,7 +152,7 @@ func (a *asking) connections() {
 	}
 	const unixFamily, dacOverride, setuid = 1, 1, 7
 	for _, p := range a.asked {
-		if p.UnixPaths() != policydb.No {
+		if looks := p.UnixPaths(); looks == policydb.Yes || looks == policydb.Unknown { // the latter is said of the whole policy
 			continue
 		}
 		if _, may := p.AnyNetwork(unixFamily, policydb.NetCreate); may == policydb.No {
