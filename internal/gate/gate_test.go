@@ -110,10 +110,10 @@ func ask(t testing.TB, q Question) []attach.Finding {
 }
 
 // besides leaves out that most profiles here allow no network, that some lead to
-// others, and that a user's unix sockets may connect anywhere.
+// others, and that unix sockets may connect anywhere.
 func besides(found []attach.Finding) []attach.Finding {
 	return slices.DeleteFunc(found, func(f attach.Finding) bool {
-		return f.Code == attach.MayNoNetwork || f.Code == attach.MayChange || f.Code == attach.MayConnect && f.Severity == attach.Note
+		return f.Code == attach.MayNoNetwork || f.Code == attach.MayChange || f.Code == attach.MayConnect
 	})
 }
 
@@ -249,14 +249,14 @@ func TestBuiltIn(t *testing.T) {
 		}, want: "warning policy-may-not-use-own-directories"},
 		{name: "a user's file, for root", rules: "owner /etc/agent.key r,", facts: key(1000, 0), unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-not-use-files-of-others", shows: "runs as root"},
 		{name: "for root who may become another", rules: "owner /etc/agent.key r,\ncapability setuid,", facts: key(1000, 0), unit: func(u *attach.Unit) { u.Settings.User = "" }},
-		{name: "unix sockets of root's", rules: "network unix stream,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-connect-anywhere", shows: "/run/systemd/private"},
-		{name: "unix sockets of root's, with a deny rule", rules: "network unix stream,\ndeny /run/** rw,", unit: func(u *attach.Unit) { u.Settings.User, u.Type = "0", "simple" }, want: "warning policy-may-connect-anywhere"},
+		{name: "unix sockets of root's", rules: "network unix stream,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "note policy-may-connect-anywhere", shows: "/run/systemd/private"},
+		{name: "unix sockets of root's, with a deny rule", rules: "network unix stream,\ndeny /run/** rw,", unit: func(u *attach.Unit) { u.Settings.User, u.Type = "0", "simple" }, want: "note policy-may-connect-anywhere", shows: "/run/systemd/private"},
 		{name: "unix sockets of a user's", rules: "network unix dgram,", want: "note policy-may-connect-anywhere", shows: "mode and owner"},
 		{name: "unix sockets of a dynamic user's", rules: "network unix dgram,", unit: func(u *attach.Unit) { u.Settings.User, u.Settings.DynamicUser = "", true }, want: "note policy-may-connect-anywhere"},
-		{name: "unix sockets of a user's who may become root", rules: "network unix dgram,\ncapability setuid,", unit: func(u *attach.Unit) { u.Settings.Ambient = 1 << 7 }, want: "warning policy-may-connect-anywhere", shows: "CAP_SETUID"},
+		{name: "unix sockets of a user's who may become root", rules: "network unix dgram,\ncapability setuid,", unit: func(u *attach.Unit) { u.Settings.Ambient = 1 << 7 }, want: "note policy-may-connect-anywhere", shows: "CAP_SETUID"},
 		{name: "unix sockets of a user's whose capability the profile takes", rules: "network unix dgram,", unit: func(u *attach.Unit) { u.Settings.Ambient = 1 << 7 }, want: "note policy-may-connect-anywhere"},
 		{name: "unix sockets whose paths are looked at", rules: paths + "unix,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
-		{name: "unix sockets, under a policy that looks at no sockets", rules: "# no network\n", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "warning policy-may-connect-anywhere"},
+		{name: "unix sockets, under a policy that looks at no sockets", rules: "# no network\n", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "note policy-may-connect-anywhere"},
 		{name: "no unix sockets", rules: "network inet stream,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
 		{name: "unix sockets that are denied", rules: "unix,\nnetwork unix,\ndeny network unix,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
 		{name: "unix sockets that seccomp forbids", rules: "network unix stream,\nnetwork inet,\nnetwork inet6,", unit: func(u *attach.Unit) {
@@ -265,11 +265,11 @@ func TestBuiltIn(t *testing.T) {
 		}, want: "note policy-may-use-other-families"},
 		{name: "unix sockets that seccomp forbids to one architecture", rules: "network unix stream,\nnetwork inet,\nnetwork inet6,", unit: func(u *attach.Unit) {
 			u.Settings.User, u.Settings.AddressFamilies = "", &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET", "AF_INET6"}}
-		}, want: "warning policy-may-connect-anywhere"},
+		}, want: "note policy-may-connect-anywhere"},
 		{name: "unix sockets beside what seccomp forbids", rules: "network unix stream,", unit: func(u *attach.Unit) {
 			u.Settings.User, u.Settings.Architectures = "", []string{"native"}
 			u.Settings.AddressFamilies = &attach.AddressFamilies{Families: []string{"AF_INET"}}
-		}, want: "warning policy-may-connect-anywhere"},
+		}, want: "note policy-may-connect-anywhere"},
 		{name: "detached paths", unit: func(u *attach.Unit) { u.Settings.MountNamespace = true }, want: "note policy-may-not-reach-detached-paths"},
 
 		{name: "waived", rules: "/bin/sh Ux,", set: []string{"Waive=policy-may-leave-profile the shell is for operators"}, want: "note assertion-waived", shows: "operators"},
@@ -285,11 +285,10 @@ func TestBuiltIn(t *testing.T) {
 				g.Facts = func(attach.Unit, []string) attach.Facts { return *tt.facts }
 			}
 			found := g.Ask(q)
-			switch {
-			case !strings.Contains(tt.want, string(attach.MayConnect)):
+			if strings.Contains(tt.want, string(attach.MayConnect)) {
+				found = slices.DeleteFunc(found, func(f attach.Finding) bool { return f.Code == attach.MayNoNetwork || f.Code == attach.MayOtherFamilies })
+			} else {
 				found = besides(found)
-			case strings.HasPrefix(tt.want, "note"):
-				found = slices.DeleteFunc(found, func(f attach.Finding) bool { return f.Code == attach.MayNoNetwork })
 			}
 			if tt.want == "" {
 				if len(found) > 0 {

@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -143,7 +142,8 @@ func (a *asking) notify(p *policydb.Profile) {
 
 // connections are those to sockets that have a path. Where AppArmor does not ask the
 // policy about them, a rule on the path of a socket keeps nobody from it, not even one
-// with deny (seen on Linux 6.1 and 6.12).
+// with deny (seen on Linux 6.1 and 6.12). It is a note: it is so of nearly every unit on
+// Debian, whatever its profile, and who is warned of every healthy unit reads no warning.
 func (a *asking) connections() {
 	u := a.Unit.Settings
 	// seccomp looks at system calls of one architecture only, where that is not said.
@@ -167,13 +167,11 @@ func (a *asking) connections() {
 		if !u.DynamicUser && (u.User == "" || u.User == "root" || u.User == "0") {
 			who = "what runs as root"
 		}
-		does := fmt.Sprintf("profile %s may make unix sockets, and AppArmor does not look at which path they connect to here", p.Name)
+		why, next := "what keeps the unit from a socket is its mode and owner, and not the profile", "if it needs no unix socket, add: deny network unix,"
 		if who != "" {
-			a.find(attach.Warning, p, "", nil, attach.Because(attach.MayConnect, "%s: %s can have other daemons, such as systemd (/run/systemd/private), work for it, whatever the profile says", does, who))
-		} else {
-			a.find(attach.Note, p, "", nil, attach.Because(attach.MayConnect, "%s: what keeps the unit from a socket is its mode and owner, and not the profile", does).
-				WithNext("if it needs no unix socket, add: deny network unix,"))
+			why, next = who+" can have other daemons, such as systemd (/run/systemd/private), work for it, whatever the profile says", ""
 		}
+		a.find(attach.Note, p, "", nil, attach.Because(attach.MayConnect, "profile %s may make unix sockets, and AppArmor does not look at which path they connect to here: %s", p.Name, why).WithNext(next))
 		return
 	}
 }

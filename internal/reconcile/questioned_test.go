@@ -56,7 +56,7 @@ func TestWhatTheKernelWasAskedIsTold(t *testing.T) {
 func TestAWarningAboutAPolicyLeavesNothingToBeDone(t *testing.T) {
 	w := attached(nil, "a")
 	w.gate = func(c attach.Compiled) []attach.Reason {
-		return []attach.Reason{attach.Because(attach.MayConnect, "connects anywhere").At(c.File)}
+		return []attach.Reason{attach.Because(attach.MayUserns, "makes user namespaces").At(c.File)}
 	}
 	w.run(t, func(l *Loop) {
 		change := func() {
@@ -65,7 +65,7 @@ func TestAWarningAboutAPolicyLeavesNothingToBeDone(t *testing.T) {
 			synctest.Wait()
 		}
 		change()
-		if got := codes(status(t, l, "a").Notes); !slices.Contains(got, attach.MayConnect) || answer(l, "a") != "confined" {
+		if got := codes(status(t, l, "a").Notes); !slices.Contains(got, attach.MayUserns) || answer(l, "a") != "confined" {
 			t.Fatalf("%v %s", got, answer(l, "a"))
 		}
 		before := l.Metrics()

@@ -1028,7 +1028,7 @@ func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compil
 			switch r.Code {
 			case attach.MayNoNetwork:
 				f.Severity = attach.Note
-			case attach.MayConnect:
+			case attach.MayUserns:
 				f.Severity = attach.Warning
 			}
 			out = append(out, f)

@@ -33,7 +33,7 @@ func TestCommands(t *testing.T) {
 	a := newAgents(t)
 	waitNothingAttached(t)
 	profiles := map[string]string{"c-one.service": "c-one", "c-plus.service": "c-plus", "c-quote.service": `c "q"`}
-	a.ProfileFile("c-one", profileText("c-one"))
+	a.ProfileFile("c-one", profileText("c-one", "deny network unix,")) // so that nothing is to be said of it
 	a.ProfileFile("c-plus", profileText("c-plus"))
 	// systemd takes the value of AppArmorProfile= as it stands.
 	a.ProfileFile("c-quote", profileText(`"c \"q\""`))
