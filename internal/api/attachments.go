@@ -190,15 +190,18 @@ func (b *board) changed() []string {
 	return out
 }
 
+// snapshot gives what is known of each unit. What comes after it counts as changed.
+func (b *board) snapshot() map[string]*attach.Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.dirty)
+	return maps.Clone(b.units)
+}
+
 // announce sends the signals for what happens on the board until the
-// connection ends. A new connection has new listeners, who ask before they
-// listen for changes: what was there when it began is not announced.
-func (s *session) announce() {
-	told := map[string]*attach.Status{}
-	s.board.changed()
-	for _, st := range s.board.all() {
-		told[st.Unit] = st
-	}
+// connection ends. A new connection has new listeners, who ask for what is there
+// as soon as it has the name: told, from before it had, is not announced.
+func (s *session) announce(told map[string]*attach.Status) {
 	for {
 		select {
 		case <-s.conn.Context().Done():

@@ -191,6 +191,7 @@ func (s *service) serveOnce(ctx context.Context) error {
 	n.conn = conn
 	close(complete)
 
+	told := s.board.snapshot()
 	reply, err := conn.RequestName(BusName, dbus.NameFlagDoNotQueue)
 	switch {
 	case err != nil:
@@ -200,7 +201,7 @@ func (s *service) serveOnce(ctx context.Context) error {
 	}
 	s.log.Debug("serving on the bus", "name", BusName)
 	s.ready()
-	n.announce()
+	n.announce(told)
 	// What wrote on it may have noticed first.
 	conn.Close()
 	return fmt.Errorf("the connection to the bus ended: %w", <-lost)

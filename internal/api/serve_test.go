@@ -555,6 +555,28 @@ func status(unit string, answer attach.Answer, reasons ...attach.Reason) attach.
 	}
 }
 
+func TestWhatComesWithTheNameIsAnnounced(t *testing.T) {
+	b, m := startBus(t), newFakeManager()
+	c := b.connect(t)
+	ch := make(chan *dbus.Signal, 100)
+	c.Signal(ch)
+	if err := c.AddMatchSignal(dbus.WithMatchInterface(objectManagerInterface)); err != nil {
+		t.Fatal(err)
+	}
+	// Somebody who asks as soon as the name is there, and is told that there is
+	// nothing, has to hear of what comes next.
+	startService(t, b, m, func(s *service) {
+		ready := s.ready
+		s.ready = func() {
+			m.tell(status("a.service", attach.Confined))
+			ready()
+		}
+	})
+	if s := receive(t, ch, "InterfacesAdded", named("InterfacesAdded")); s.Body[0] != UnitPath("a.service") {
+		t.Errorf("InterfacesAdded: %+v", s)
+	}
+}
+
 func TestAttachmentObjects(t *testing.T) {
 	r := startRig(t)
 	c := r.user(t, 1000)
