@@ -134,7 +134,8 @@ func (s *System) CompileText(ctx context.Context, file, text string) (attach.Com
 
 // CompileKept compiles policies anew from the texts that were kept with them,
 // for a parser or a kernel that is another one by now. Nothing is read from
-// /etc/apparmor.d.
+// /etc/apparmor.d. Each is made of its own texts: where two were kept with different
+// ones of a file that both include, they are not compiled side by side.
 func (s *System) CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason) {
 	problems = map[string]attach.Reason{}
 	env := s.Environment()
@@ -145,18 +146,34 @@ func (s *System) CompileKept(ctx context.Context, kept []attach.Compiled) (done 
 				continue
 			}
 			src, err := s.keptReader(k.Sources).source(k.File)
-			if err == nil && src.digest != k.Source {
+			if err == nil && (src.digest != k.Source || policyID(src, complain) != k.ID) {
 				err = errors.New("the texts that were kept are not those that it was made from")
 			}
 			if err != nil {
-				problems[k.File] = problem(k.File, &compileError{file: k.File, text: err.Error()})
+				problems[k.ID] = problem(k.File, &compileError{file: k.File, text: err.Error()})
 				continue
 			}
 			srcs = append(srcs, src)
 		}
-		made, bad := s.compile(ctx, srcs, complain, env)
-		done = append(done, made...)
-		maps.Copy(problems, bad)
+		for len(srcs) > 0 {
+			alike := &closure{}
+			var now, later []*source
+			for _, src := range srcs {
+				if alike.takes(src) {
+					now = append(now, src)
+				} else {
+					later = append(later, src)
+				}
+			}
+			made, bad := s.compile(ctx, now, complain, env)
+			done = append(done, made...)
+			for _, src := range now {
+				if p, ok := bad[src.file]; ok {
+					problems[policyID(src, complain)] = p
+				}
+			}
+			srcs = later
+		}
 	}
 	return done, problems
 }

@@ -1,9 +1,11 @@
 package apparmor
 
 import (
+	"bytes"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -48,6 +50,55 @@ func TestCompileKept(t *testing.T) {
 		if got, problems := h.CompileKept(ctx(t), []attach.Compiled{bad}); len(got) > 0 || len(problems) != 1 {
 			t.Errorf("%s: %d compiled, %v", name, len(got), problems)
 		}
+	}
+}
+
+// Policies that were kept with different texts of what they include, or of which one
+// had a file that another did not have, are each compiled of their own.
+func TestCompileKeptTogether(t *testing.T) {
+	h := newHost(t)
+	var kept []attach.Compiled
+	keep := func(name, text string) {
+		t.Helper()
+		f := h.profile(name, text)
+		done, problems := h.Compile(ctx(t), []string{f}, false)
+		if len(done) != 1 {
+			t.Fatal(problems)
+		}
+		kept = append(kept, done[0])
+	}
+	uses := func(name string) string {
+		return "profile " + name + " {\n  include <abstractions/x>\n  include <x.d>\n  include if exists <local/x>\n}\n"
+	}
+	h.write(profileDir+"/abstractions/x", "/old r,\n")
+	h.write(profileDir+"/x.d/one", "/one r,\n")
+	keep("a", uses("a"))
+	keep("alike", uses("alike"))
+	h.write(profileDir+"/abstractions/x", "/new r,\n")
+	keep("b", uses("b"))
+	h.write(profileDir+"/x.d/two", "/two r,\n")
+	keep("c", uses("c"))
+	h.write(profileDir+"/local/x", "/local r,\n")
+	keep("d", uses("d"))
+	if err := os.Remove(filepath.Join(h.root, profileDir, "local/x")); err != nil {
+		t.Fatal(err)
+	}
+	h.write(profileDir+"/local/x/file", "/deep r,\n")
+	keep("e", uses("e"))
+	keep("a", uses("a"))
+	slices.Reverse(kept)
+	for range 2 {
+		again, bad := New(h.opt).CompileKept(ctx(t), kept)
+		if len(bad) > 0 || len(again) != len(kept) {
+			t.Fatal(len(again), bad)
+		}
+		for _, k := range kept {
+			i := slices.IndexFunc(again, func(c attach.Compiled) bool { return c.ID == k.ID })
+			if i < 0 || !bytes.Equal(again[i].Blob, k.Blob) {
+				t.Errorf("%s with %d files was compiled with others", k.File, len(k.Sources))
+			}
+		}
+		slices.Reverse(kept)
 	}
 }
 

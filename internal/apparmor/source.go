@@ -1,6 +1,7 @@
 package apparmor
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -420,6 +421,68 @@ func digestOf(files map[string]*content) string {
 		h.Write(c.data)
 	}
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// closure is what sources that can lie in one tree include: none of them finds a file
+// there that it was not read with, nor another text.
+type closure struct {
+	tops  map[string]bool     // the sources themselves
+	files map[string]*content // those that are not there among them
+	dirs  map[string]bool     // included directories
+	above map[string]bool     // directories that hold something
+}
+
+// takes adds a source, and reports whether it could.
+func (c *closure) takes(src *source) bool {
+	if c.tops[src.file] {
+		return false
+	}
+	for p, f := range src.files {
+		if p == src.file {
+			continue
+		}
+		known := c.files[p]
+		switch {
+		case c.dirs[p] || c.above[p]:
+			return false
+		case known != nil && ((known.err == nil) != (f.err == nil) || !bytes.Equal(known.data, f.data)):
+			return false
+		case known == nil && f.err == nil && c.dirs[path.Dir(p)]:
+			return false
+		}
+		for d := path.Dir(p); f.err == nil && d != "/"; d = path.Dir(d) {
+			if c.files[d] != nil {
+				return false
+			}
+		}
+	}
+	for _, d := range src.dirs {
+		if c.files[d] != nil {
+			return false
+		}
+		for p, f := range c.files {
+			if f.err == nil && path.Dir(p) == d && src.files[p] == nil {
+				return false
+			}
+		}
+	}
+	if c.tops == nil {
+		c.tops, c.files, c.dirs, c.above = map[string]bool{}, map[string]*content{}, map[string]bool{}, map[string]bool{}
+	}
+	c.tops[src.file] = true
+	for p, f := range src.files {
+		if p == src.file {
+			continue
+		}
+		c.files[p] = f
+		for d := path.Dir(p); f.err == nil && d != "/"; d = path.Dir(d) {
+			c.above[d] = true
+		}
+	}
+	for _, d := range src.dirs {
+		c.dirs[d], c.above[d] = true, true
+	}
+	return true
 }
 
 // copied is a private copy of profiles and what they include, for a parser

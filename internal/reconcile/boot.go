@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -60,15 +61,14 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	}
 	if len(anew) > 0 {
 		made, problems := o.AppArmor.CompileKept(ctx, anew)
-		for _, file := range slices.Sorted(maps.Keys(problems)) {
-			say([]attach.Reason{problems[file]})
-		}
 		// What was accepted is better than what somebody else has loaded, or nothing.
 		// Another kernel may give it other checksums.
-		asItWas := map[string]bool{}
+		asItWas := map[string]bool{} // by ID
+		slices.SortStableFunc(anew, func(a, b attach.Compiled) int { return strings.Compare(a.File, b.File) })
 		for _, k := range anew {
-			if _, failed := problems[k.File]; failed {
-				k.Checksums, asItWas[k.File] = nil, true
+			if p, failed := problems[k.ID]; failed {
+				say([]attach.Reason{p})
+				k.Checksums, asItWas[k.ID] = nil, true
 				made = append(made, k)
 			}
 		}
@@ -85,7 +85,7 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 			if err := o.Policies.Keep(c); err != nil {
 				errs = append(errs, err)
 			}
-			if !asItWas[c.File] {
+			if !asItWas[c.ID] {
 				o.Log.Info("compiled the accepted policy of "+c.File+" anew: parser or kernel changed", journal.FieldFile, c.File)
 			}
 			ready = append(ready, c)

@@ -85,6 +85,7 @@ type AppArmor interface {
 	// disk.
 	CompileText(ctx context.Context, file, text string) (attach.Compiled, *attach.Reason)
 	// CompileKept compiles policies anew from the texts that were kept with them.
+	// problems are by the policies' IDs.
 	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason)
 	// Load makes compiled policies live, all of them in one go; what is wrong
 	// with one keeps no other from being loaded. failed holds an error for each file whose profiles the kernel

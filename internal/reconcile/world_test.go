@@ -614,7 +614,7 @@ func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []a
 	problems = map[string]attach.Reason{}
 	for _, k := range kept {
 		if k.File == w.tooNew {
-			problems[k.File] = attach.Because(attach.ProfileBroken, "the parser knows no such rule").At(k.File)
+			problems[k.ID] = attach.Because(attach.ProfileBroken, "the parser knows no such rule").At(k.File)
 			continue
 		}
 		k.Environment = w.Environment()
