@@ -141,8 +141,13 @@ type Hold struct {
 	Inputs  string    `json:"inputs"`
 	Reasons []Reason  `json:"reasons"`
 	Since   time.Time `json:"since"`
-	// Former is the profile that the undo brought back; "" none.
-	Former string `json:"former,omitempty"`
+	// Former is the profile that the undo brought back; "" none. The unit is kept
+	// under it, and DropIns are the texts of its drop-ins, by path.
+	Former  string            `json:"former,omitempty"`
+	DropIns map[string]string `json:"dropIns,omitempty"`
+	// Again is when it is tried again by itself, where the host was in the way, and
+	// none of Inputs: no room on the disk, say. Zero is never.
+	Again time.Time `json:"again,omitzero"`
 	// Texts: only the changed text of these files is held, by the ID of the policy
 	// that it gives. The unit runs under the policy that was accepted before, and
 	// all else about it goes on.
@@ -248,6 +253,9 @@ func (d Desired) heldText() bool { return d.Record.Hold.OnlyText() && d.Keeps() 
 // OnlyText reports whether the unit itself is attached and goes on, and no more
 // than a changed text of its profile is held.
 func (h *Hold) OnlyText() bool { return h != nil && len(h.Texts) > 0 }
+
+// Over reports whether it is to be tried again by itself.
+func (h *Hold) Over(now time.Time) bool { return !h.Again.IsZero() && !now.Before(h.Again) }
 
 // names are the profiles whose policy belongs to the unit.
 func (d Desired) names() []string {

@@ -157,7 +157,11 @@ func (e *Explanation) attached(s Status, c Case) {
 	e.add(true, s.Refused...)
 	if held {
 		// What the unit is without the attach says less than why there is none.
-		e.add(true, because(Held, "the attach failed at %s", s.Held.Since.Format("2006-01-02 15:04:05 MST")).next("aaunitctl attach "+e.Unit))
+		what := fmt.Sprintf("the attach failed at %s", s.Held.Since.Format("2006-01-02 15:04:05 MST"))
+		if !s.Held.Again.IsZero() {
+			what += ", and is tried again by itself at " + s.Held.Again.Format("15:04:05 MST")
+		}
+		e.add(true, because(Held, "%s", what).next("aaunitctl attach "+e.Unit))
 		e.add(true, s.Held.Reasons...)
 	}
 	for _, r := range v.Reasons {

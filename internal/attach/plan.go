@@ -91,14 +91,20 @@ func Diff(d Desired, o Observed) Plan {
 	}
 	if h := d.Record.Hold; h != nil {
 		what := fmt.Sprintf("the attach of %s failed and is held", d.Unit)
-		if d.heldText() {
+		switch {
+		case d.heldText():
 			what = fmt.Sprintf("a changed policy of %s was undone and is held", d.Unit)
+		case !h.Again.IsZero():
+			what = fmt.Sprintf("the attach of %s failed, and is tried again at %s", d.Unit, h.Again.Format("15:04:05 MST"))
 		}
 		p.Pending = append(p.Pending, append([]Reason{because(Held, "%s", what)}, h.Reasons...)...)
 		if !d.heldText() {
 			if d.Keeps() {
 				diffPolicy(&p, d, o)
+			} else {
+				diffFormer(&p, d, o)
 			}
+			diffFormerDropIn(&p, d, o)
 			return p
 		}
 	}
@@ -135,6 +141,30 @@ func Diff(d Desired, o Observed) Plan {
 		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
 	}
 	return p
+}
+
+// diffFormer keeps a unit whose attach is held under the policy of the profile that
+// the undo brought back.
+func diffFormer(p *Plan, d Desired, o Observed) {
+	if d.Record.Hold.Former == "" || len(d.Record.DropIns) == 0 {
+		return
+	}
+	for _, k := range d.Kept {
+		if needsLoading(k, o.Policy) != nil {
+			p.add(RestorePolicy, k.File, trampled(k, o.Policy))
+		}
+	}
+}
+
+// diffFormerDropIn keeps the drop-in that the undo brought back.
+func diffFormerDropIn(p *Plan, d Desired, o Observed) {
+	file := d.DropInPath()
+	text, has := d.Record.Hold.DropIns[file]
+	if !has || !d.Record.DropIns.Has(file) || o.DropIn.Exists && o.DropIn.Content == text {
+		return
+	}
+	p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the undo brought back", file))
+	p.add(Reload, d.Unit, because(ReloadNeeded, "its drop-in changes"))
 }
 
 // diffPolicy plans what is loaded. What a unit runs under is what was accepted
@@ -386,10 +416,14 @@ func diffDetach(d Desired, o Observed) Plan {
 	// one that would get the same profile from the unit's own files has not.
 	var former []string
 	if f := d.Record.Former; f != nil {
-		former = []string{f.Profile} // a change from it was cut off before the restart
+		former = append(former, f.Profile) // a change from it was cut off before the restart
 	}
-	if o.Unit.Found() && o.Scan != nil && ownProfile(o.Unit) != d.Record.Profile &&
-		slices.ContainsFunc(o.Scan.Tasks, func(t Task) bool { return t.Label.Fits(d.Record.Profile, former) != FitOther }) {
+	if h := d.Record.Hold; h != nil && h.Former != "" {
+		former = append(former, h.Former) // an undo went back to it
+	}
+	if own := ownProfile(o.Unit); o.Unit.Found() && o.Scan != nil && slices.ContainsFunc(o.Scan.Tasks, func(t Task) bool {
+		return t.Label.Fits(d.Record.Profile, former) != FitOther && (own == "" || t.Label.Fits(own, nil) == FitOther)
+	}) {
 		planRestart(&p, o.Unit, d.Record.RestartUnit, gone)
 	}
 	for _, c := range o.Policy.Compiled {

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -37,6 +38,8 @@ type job struct {
 	fresh bool
 	// before is the record as it was, for the way back.
 	before attach.Record
+	// heldBefore is the hold that this pass ended; nil none.
+	heldBefore *attach.Hold
 	// failed says why the attach failed; empty while it has not.
 	failed    []attach.Reason
 	reloaded  bool // systemd has read its files again for it
@@ -224,13 +227,19 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	}
 	j.out.Questioned = attach.QuestionedOf(j.o.Policy.Compiled)
 	ended := false
-	if h := j.d.Record.Hold; h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && h.Inputs != inputs(j)) {
+	h := j.d.Record.Hold
+	if h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && (h.Inputs != inputs(j) || h.Over(time.Now()))) {
 		// An input changed, or somebody asks. What does not compile says nothing
 		// yet: the parser may only have been in trouble.
 		j.d.Record.Hold, ended = nil, true
 	}
-	j.fresh = len(j.d.Record.DropIns) == 0 || j.d.Record.Attaching || j.d.Record.Proved == "" && free(j.o)
+	// A unit that is to get back a profile that was taken off it was confined before.
+	j.fresh = len(j.d.Record.DropIns) == 0 || j.d.Record.Attaching || j.d.Record.Proved == "" && j.d.Record.Retaking == "" && free(j.o)
 	j.before = j.d.Record.Clone()
+	if ended {
+		j.heldBefore = h
+		j.before.Profile = cmp.Or(h.Former, j.before.Profile) // what it runs under
+	}
 	j.files = map[string]*string{}
 	former := j.before.Former
 	j.before.Former = nil
@@ -470,12 +479,12 @@ func inputs(j *job) string {
 func (l *Loop) writeDropIns(jobs []*job) {
 	removes := func(j *job) bool { return j.d.Attachment == nil || j.plan.Has(attach.RemoveDropIn) }
 	eachAlive(jobs, func(j *job) {
-		if !j.held() && !removes(j) {
+		if !removes(j) && (!j.held() || j.plan.Has(attach.WriteDropIn)) {
 			l.writeDropIn(j)
 		}
 	})
 	for _, j := range jobs {
-		if !j.alive() || j.held() || !removes(j) {
+		if !j.alive() || !removes(j) {
 			continue
 		}
 		if j.d.Attachment == nil {
@@ -496,9 +505,15 @@ func (l *Loop) writeDropIn(j *job) {
 		switch a.Kind {
 		case attach.WriteDropIn:
 			// A file that is not on record would not be known as ours.
-			if err = l.recordDropIn(j); err == nil {
+			text := j.dropIns()[a.Target]
+			if j.held() {
+				text = j.d.Record.Hold.DropIns[a.Target] // which is on record
+			} else {
+				err = l.recordDropIn(j)
+			}
+			if err == nil {
 				done := l.onDisk()
-				changed, err = l.systemd.WriteDropIn(a.Target, j.dropIns()[a.Target])
+				changed, err = l.systemd.WriteDropIn(a.Target, text)
 				done()
 			}
 			if err == nil && changed && healed {
@@ -662,8 +677,8 @@ func (l *Loop) reload(ctx context.Context, jobs []*job) {
 
 // readBack is step 5 for one unit.
 func (l *Loop) readBack(ctx context.Context, j *job) {
-	if attach.IsPattern(j.d.Unit) {
-		return // the effect shows at the units to come
+	if attach.IsPattern(j.d.Unit) || j.held() {
+		return // the effect shows at the units to come, or is another attachment's
 	}
 	// What else has changed in its files counts for a hold.
 	if j.d.Attachment != nil && j.d.Attachment.SocketsWanted() == nil && !j.o.Unit.NeedReload {

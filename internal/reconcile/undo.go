@@ -43,6 +43,8 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 		switch {
 		case ctx.Err() != nil:
 			continue
+		case j.held():
+			l.notPutBack(ctx, j)
 		case j.tried:
 			tried = append(tried, j)
 		case j.unhealed && !j.fresh && op.withdrawal(j.d.Unit) == nil:
@@ -380,16 +382,47 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 }
 
 // leaveFor is how long what could not be put back is left alone: loading it is a
-// change of policy itself.
-const leaveFor = time.Minute
+// change of policy itself. What the host was in the way of is tried again after that,
+// and at least every maxLeave.
+const (
+	leaveFor = time.Minute
+	maxLeave = time.Hour
+)
+
+// ofTheHost reports whether what failed may work another time, though nothing of the
+// unit, its attachment or its policy has changed: a full disk, a systemd that does not
+// answer.
+func ofTheHost(c attach.Code) bool {
+	switch c {
+	case attach.DropInUnreadable, attach.ReloadNeeded, attach.SystemdUnheard, attach.PolicyNotKept:
+		return true
+	}
+	return false
+}
+
+// texts reads drop-ins of ours that are as we wrote them.
+func (l *Loop) texts(files attach.Sums) map[string]string {
+	out := map[string]string{}
+	for _, path := range files.Paths() {
+		done := l.onDisk()
+		text, exists, err := l.systemd.ReadDropIn(path)
+		done()
+		if err == nil && exists && files.Of(path) == sum(text) {
+			out[path] = text
+		}
+	}
+	return out
+}
 
 // notPutBack tells of a unit whose accepted policy the kernel does not take back. It
 // is tried again after a minute.
 func (l *Loop) notPutBack(ctx context.Context, j *job) {
 	l.log.Error("cannot put back the policy of "+j.d.Unit+": "+whyFailed(j.failed), journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit,
 		journal.FieldProfile, j.d.Profile, journal.FieldReason, string(j.failed[0].Code))
-	j.d.Record = j.before
-	l.remember(j.before)
+	if !j.held() {
+		j.d.Record = j.before
+	}
+	l.remember(j.d.Record)
 	if !j.unread {
 		l.backOff(j.d.Unit)
 	}
@@ -436,7 +469,16 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 	r.Attaching, r.Stopped, r.Former = false, false, nil
 	r.Hold = &attach.Hold{Inputs: inputs(j), Reasons: j.failed, Since: time.Now()}
 	if len(r.DropIns) > 0 && !j.fresh {
-		r.Hold.Former = cmp.Or(j.before.Profile, j.d.Profile)
+		r.Hold.Former, r.Hold.DropIns = cmp.Or(j.before.Profile, j.d.Profile), l.texts(r.DropIns)
+	}
+	if !j.restarted && !slices.ContainsFunc(j.failed, func(r attach.Reason) bool { return !ofTheHost(r.Code) }) {
+		// Twice as long each time, up to an hour.
+		if was := j.heldBefore; was != nil && !was.Again.IsZero() {
+			r.Hold.Since = was.Since
+		}
+		left := min(max(leaveFor, time.Since(r.Hold.Since)), maxLeave)
+		r.Hold.Again = time.Now().Add(left)
+		time.AfterFunc(left, func() { l.queue.add(inputChanged, r.Unit) })
 	}
 	l.remember(*r)
 	if attach.IsPattern(j.d.Unit) {

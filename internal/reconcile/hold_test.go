@@ -1,0 +1,182 @@
+package reconcile
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// changing is a unit that is confined by a, and a file that is changed to b, under
+// which it does not come up.
+func changing(t *testing.T, change func(*attach.Attachment)) (*world, *unit) {
+	t.Helper()
+	w := attached(change, "a")
+	u := w.units["a.service"]
+	w.files["b"] = "1"
+	u.breaks["b"] = true
+	return w, u
+}
+
+func toB(change func(*attach.Attachment)) func(*attach.Attachment) {
+	return func(a *attach.Attachment) {
+		if change != nil {
+			change(a)
+		}
+		a.Profile = "b"
+	}
+}
+
+// A changed attachment that fails again and again goes back each time to what the unit
+// was confined by before, and so does its end.
+func TestAnAttachThatFailsAgainGoesBackToTheFormerProfile(t *testing.T) {
+	for _, end := range []string{"detach", "mended"} {
+		w, u := changing(t, nil)
+		w.run(t, func(l *Loop) {
+			w.declareUnit(fileA, "a.service", toB(nil))
+			rest()
+			for _, version := range []string{"2", "3", "4"} {
+				w.mu.Lock()
+				w.files["b"] = version
+				w.mu.Unlock()
+				w.trigger()
+				rest()
+				s := status(t, l, "a")
+				if !u.running || u.label != "a (enforce)" || w.disk[dropIn] == "" || s.Held == nil || s.Held.Former != "a" {
+					t.Fatalf("version %s: %+v %+v %q", version, u, s.Held, w.trace)
+				}
+			}
+			switch end {
+			case "detach":
+				w.undeclare(fileA)
+				rest()
+				if u.label != "unconfined" || len(w.disk)+len(w.kernel)+len(w.records) > 0 {
+					t.Errorf("detached: %+v %q %q", u, w.disk, w.kernel)
+				}
+			case "mended":
+				w.mu.Lock()
+				w.files["b"] = "5"
+				u.breaks["b"] = false
+				w.mu.Unlock()
+				w.trigger()
+				rest()
+				if u.label != "b (enforce)" || answer(l, "a") != "confined" {
+					t.Errorf("mended: %+v %s", u, answer(l, "a"))
+				}
+			}
+		})
+	}
+}
+
+// What a held unit runs under is kept: its policy, and the drop-in for its next start.
+func TestAHeldUnitKeepsWhatTheUndoBroughtBack(t *testing.T) {
+	w, u := changing(t, nil)
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", toB(nil))
+		rest()
+		text := w.disk[dropIn]
+		for _, trample := range []func(){
+			func() { w.remove("a") },
+			func() { w.kernel["a"] = "other" },
+			func() { delete(w.disk, dropIn) },
+			func() { w.disk[dropIn] = "[Service]\nAppArmorProfile=\n" },
+		} {
+			w.mu.Lock()
+			w.calls = map[string]int{}
+			trample()
+			w.mu.Unlock()
+			w.tellPolicy()
+			w.trigger()
+			rest()
+			if w.kernel["a"] != "1" || w.disk[dropIn] != text || w.read[dropIn] != text {
+				t.Errorf("%q %q %q", w.kernel, w.disk, w.trace)
+			}
+			if s := status(t, l, "a"); s.Held == nil || s.Held.Former != "a" || w.calls["restart"]+w.calls["stop"] > 0 {
+				t.Errorf("%+v %q", s, w.calls)
+			}
+		}
+	})
+	// So it is in the daemon's next life.
+	u.label = "a (enforce)"
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		delete(w.disk, dropIn)
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if !strings.Contains(w.read[dropIn], "AppArmorProfile=a\n") || status(t, l, "a").Held == nil {
+			t.Errorf("%q", w.read)
+		}
+	})
+}
+
+// A full disk, or a systemd that does not answer, is no reason to hold an attach for
+// ever: once there is room it is done, and what confines an attached unit is put back.
+func TestWhatTheHostWasInTheWayOfIsTriedAgain(t *testing.T) {
+	for _, trouble := range []string{"full", "deaf"} {
+		w := attached(nil, "a")
+		b := w.addUnit("b.service")
+		w.run(t, func(l *Loop) {
+			set := func(is bool) {
+				defer w.lock()()
+				w.noRoom, w.deaf = nil, is && trouble == "deaf"
+				if is && trouble == "full" {
+					w.noRoom = func(int) bool { return true }
+				}
+			}
+			set(true)
+			w.mu.Lock()
+			delete(w.disk, dropIn)
+			w.mu.Unlock()
+			w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", nil)
+			w.trigger()
+			rest()
+			for _, unit := range []string{"a", "b"} {
+				if s := status(t, l, unit); s.Held == nil || s.Held.Again.IsZero() {
+					t.Errorf("%s, %s: %+v", trouble, unit, s)
+				}
+			}
+			tries := w.log.count("attach of b.service failed and was undone")
+			time.Sleep(3 * time.Hour)
+			rest()
+			if n := w.log.count("attach of b.service failed and was undone") - tries; n < 4 || n > 12 {
+				t.Errorf("%s: tried %d times in three hours", trouble, n)
+			}
+			set(false)
+			time.Sleep(maxLeave)
+			rest()
+			a := w.units["a.service"]
+			if answer(l, "a") != "confined" || answer(l, "b") != "confined" || w.read[dropIn] == "" || b.label != "b (enforce)" || a.start != 2 {
+				t.Errorf("%s: a is %s, b is %s, %q", trouble, answer(l, "a"), answer(l, "b"), w.read)
+			}
+			for _, s := range l.Status(nil).Units {
+				if s.Held != nil {
+					t.Errorf("%s is held: %+v", s.Unit, s.Held)
+				}
+			}
+		})
+	}
+}
+
+// A unit from whose tasks the profile was taken is no new one: where the restart that
+// was to put it on again was cut off, and then fails, what confined it stays.
+func TestARetakenUnitIsNoNewOne(t *testing.T) {
+	w := attached(nil, "a")
+	u := w.units["a.service"]
+	w.run(t, func(*Loop) {})
+	r := w.records["a.service"]
+	r.Proved, r.Retaking, r.Retaken = "", "a.service-2", time.Now()
+	w.records["a.service"] = r
+	u.label = "unconfined"
+	u.breaks["a"] = true
+	w.run(t, func(l *Loop) {
+		rest()
+		if u.running && u.label == "unconfined" || !strings.Contains(w.read[dropIn], "AppArmorProfile=a\n") || w.kernel["a"] != "1" {
+			t.Errorf("%+v %q %q %q", u, w.read, w.kernel, w.trace)
+		}
+		if answer(l, "a") == "confined" {
+			t.Error("confined")
+		}
+	})
+}
