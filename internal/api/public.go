@@ -61,7 +61,7 @@ func publicStatus(s attach.Status) attach.Status {
 	}
 	if s.Held != nil {
 		// The digest of its inputs is nobody's business either.
-		s.Held = &attach.Hold{Reasons: publicReasons(s.Held.Reasons), Since: s.Held.Since, Former: s.Held.Former, Texts: s.Held.Texts}
+		s.Held = &attach.Hold{Reasons: publicReasons(s.Held.Reasons), Since: s.Held.Since, Former: s.Held.Former, Again: s.Held.Again, Texts: s.Held.Texts}
 	}
 	s.Refused, s.Notes = publicReasons(s.Refused), publicReasons(s.Notes)
 	s.Questioned = nil // it names profiles and files

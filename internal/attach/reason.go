@@ -357,7 +357,7 @@ var entries = []Entry{
 	{RestartDrags, "A restart takes other units along", "Units that require this one, are bound to it or part of it are stopped or restarted with it.", Confined},
 	{Detached, "The attachment was withdrawn", "No attachment names the unit any more.", NotConfined},
 	{AttachFailed, "The unit did not come up confined and healthy", "After the restart the unit failed, restarted by itself or was not confined.", NotConfined},
-	{Held, "Held after a failed attach", "The attach failed. It is not tried again until the unit, the profile or the attachment changes, or someone asks.", NotConfined},
+	{Held, "Held after a failed attach", "The attach failed. It is not tried again until the unit, the profile or the attachment changes, or someone asks. Where a full disk or a systemd that does not answer was in the way, it is tried again by itself.", NotConfined},
 	{Paused, "Paused", "Somebody said that the unit's profile, drop-in or loaded policy is being changed on purpose. Until the pause is over aaunitd changes nothing about the unit: it puts nothing back, loads, restarts and stops nothing. It goes on looking, so the verdict is the truth as ever. When the time is over, or with aaunitctl resume UNIT, whatever is not as declared is put back.", Confined},
 	{PolicyKept, "Kept for other units", "Other units that are attached and not paused use the same policy or the same drop-in, and aaunitd goes on putting it back for them. Pause them too, to change it.", Confined},
 	{RivalAttachments, "Two attachments name the unit", "They name it equally closely, so which one was meant cannot be told. Remove the unit from one of them.", Unknown},

@@ -514,7 +514,11 @@ func (p *printer) status(s attach.Status) {
 	case s.Held.OnlyText():
 		rows = append(rows, row{mark: markWarn, label: "held", text: "a change of the profile was undone " + ago(p.now.Sub(s.Held.Since)) + ", and is not tried again by itself"})
 	case s.Held != nil:
-		rows = append(rows, row{mark: markBad, label: "held", text: "the attach failed " + ago(p.now.Sub(s.Held.Since)) + ", and is not tried again by itself"})
+		next := "is not tried again by itself"
+		if at := s.Held.Again; !at.IsZero() {
+			next = "is tried again at " + at.In(p.now.Location()).Format("15:04:05 MST")
+		}
+		rows = append(rows, row{mark: markBad, label: "held", text: "the attach failed " + ago(p.now.Sub(s.Held.Since)) + ", and " + next})
 	}
 	if s.Paused != nil {
 		rows = append(rows, row{mark: markWarn, label: "paused", text: p.pause(*s.Paused)})
