@@ -159,6 +159,27 @@ func TestWhatTheHostWasInTheWayOfIsTriedAgain(t *testing.T) {
 	}
 }
 
+// A package that brings an attachment restarts its service, too, and may do so just
+// after aaunitd has.
+func TestARestartByHandIsNoFailedAttach(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", nil)
+		for u.start < 2 {
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		w.mu.Lock()
+		_ = w.begin(u)
+		w.mu.Unlock()
+		rest()
+		if s := status(t, l, "a"); s.Held != nil || answer(l, "a") != "confined" || u.label != "a (enforce)" || u.start != 3 {
+			t.Errorf("%+v %+v %q", s, u, w.trace)
+		}
+	})
+}
+
 // A unit from whose tasks the profile was taken is no new one: where the restart that
 // was to put it on again was cut off, and then fails, what confined it stays.
 func TestARetakenUnitIsNoNewOne(t *testing.T) {

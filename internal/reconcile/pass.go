@@ -864,7 +864,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 		return
 	}
 	span := j.d.Attachment.Settle
-	why, err := l.watch(ctx, j.d.Unit, first.Start(), span, func() string { return "" })
+	why, err := l.watch(ctx, j.d.Unit, first.Start(), span, func() string { return "" }, func(attach.Start) {})
 	switch {
 	case ctx.Err() != nil:
 		j.over = true // the next start goes on from here
@@ -887,13 +887,21 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 }
 
 // watch looks at a unit, and asks also, for as long as span, and says what is
-// wrong with it, or "". It ends early when the answer is clear, or ctx ends.
-func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration, also func() string) (why string, err error) {
+// wrong with it, or "". It ends early when the answer is clear, or ctx ends. Where a
+// job starts the unit anew, that is no fault of it: the span begins again, and anew is
+// told.
+func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration, also func() string, anew func(attach.Start)) (why string, err error) {
 	interval := max(span/10, 100*time.Millisecond)
+	times := 0
 	for deadline := time.Now().Add(span); ; {
 		u, err := l.systemd.Glance(ctx, unit)
 		if err != nil {
 			return "", err
+		}
+		if times < maxAnew && startedByHand(first, u) {
+			times++
+			first, deadline = u.Start(), time.Now().Add(span)
+			anew(first)
 		}
 		if why := unhealthy(first, u); why != "" {
 			return why, nil
@@ -911,6 +919,18 @@ func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span 
 		case <-time.After(min(interval, left)):
 		}
 	}
+}
+
+// maxAnew is how often a unit may be started anew by hand while it is watched.
+const maxAnew = 10
+
+// startedByHand reports whether a unit was started anew by a job, as by systemctl
+// restart, a package or a boot, and not by systemd itself, which counts such starts
+// (NRestarts, from 0 again at each start by a job: service_start in systemd's
+// service.c).
+func startedByHand(first attach.Start, now attach.Unit) bool {
+	return now.InvocationID != "" && now.InvocationID != first.InvocationID && now.NRestarts == 0 && now.Active() &&
+		!strings.HasPrefix(now.SubState, "auto-restart")
 }
 
 // unhealthy compares a unit with how it was at the beginning.

@@ -99,6 +99,56 @@ func TestAPolicyOnTrial(t *testing.T) {
 	})
 }
 
+// Who edits a profile restarts the service next, and so do packages; a machine is
+// rebooted at any time. None of that is the policy's doing. What happens to the new
+// start is.
+func TestAStartByHandDuringATrial(t *testing.T) {
+	for _, how := range []string{"restart", "restart, then dies", "boot"} {
+		w := attached(func(a *attach.Attachment) { a.Settle = 10 * time.Second }, "a")
+		u := w.units["a.service"]
+		var started int
+		w.run(t, func(l *Loop) {
+			w.edit("2")
+			time.Sleep(3 * time.Second)
+			if w.kernel["a"] != "2" || w.records["a.service"].Trial == nil {
+				t.Fatalf("%q", w.trace)
+			}
+			if how == "boot" {
+				return
+			}
+			w.mu.Lock()
+			_ = w.begin(u)
+			started = u.start
+			w.mu.Unlock()
+			time.Sleep(3 * time.Second)
+			if how == "restart, then dies" {
+				w.mu.Lock()
+				u.running, u.failed = false, true
+				w.mu.Unlock()
+			}
+			rest()
+			if s := status(t, l, "a"); (s.Held != nil) != (how != "restart") || !u.running || w.records["a.service"].Trial != nil {
+				t.Errorf("%s: %+v %+v", how, s, u)
+			}
+			if how == "restart" && (w.kernel["a"] != "2" || answer(l, "a") != "confined" || u.start != started) {
+				t.Errorf("%s: %q %q", how, w.kernel, w.trace)
+			}
+		})
+		if how != "boot" {
+			continue
+		}
+		w.boots++
+		u.start++
+		w.run(t, func(l *Loop) {
+			time.Sleep(time.Minute)
+			rest()
+			if s := status(t, l, "a"); s.Held != nil || w.kernel["a"] != "2" || answer(l, "a") != "confined" || w.records["a.service"].Trial != nil {
+				t.Errorf("%s: %+v %q", how, s, w.kernel)
+			}
+		})
+	}
+}
+
 func TestAChangedPolicyThatAUnitFailsUnderIsUndone(t *testing.T) {
 	for _, what := range []string{"dies", "restarts"} {
 		w := attached(nil, "a", "b")

@@ -36,7 +36,13 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		}
 		return ""
 	}
-	why, err := l.watch(ctx, j.d.Unit, t.Unit, j.d.Attachment.Settle, denied)
+	anew := func(s attach.Start) {
+		trial := *t
+		trial.Unit = s
+		j.d.Record.Trial = &trial
+		l.remember(j.d.Record)
+	}
+	why, err := l.watch(ctx, j.d.Unit, t.Unit, j.d.Attachment.Settle, denied, anew)
 	switch {
 	case ctx.Err() != nil, err != nil:
 		j.over = true // neither good nor bad: the next trigger goes on
