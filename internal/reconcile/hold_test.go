@@ -180,6 +180,35 @@ func TestARestartByHandIsNoFailedAttach(t *testing.T) {
 	})
 }
 
+// A text that killed a unit and is held for it comes in by another unit's attach. Where
+// that attach fails, the first has its own accepted policy again, and its hold.
+func TestAFailedAttachGivesOthersTheirPolicyBack(t *testing.T) {
+	w := attached(nil, "b")
+	w.deadly["2"] = "dies"
+	a := w.addUnit("a.service")
+	w.files["a"] = "1"
+	w.run(t, func(l *Loop) {
+		w.edit("2")
+		rest()
+		if s := status(t, l, "b"); s.Held == nil || !s.Held.OnlyText() || w.kernel["a"] != "1" {
+			t.Fatalf("%+v %q", s.Held, w.kernel)
+		}
+		w.mu.Lock()
+		delete(w.deadly, "2") // it will kill b later
+		a.breaks["a"] = true
+		w.mu.Unlock()
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		rest()
+		if out[0].Exit == attach.ExitOK || a.label != "unconfined" || !a.running {
+			t.Fatalf("%+v %+v", out[0], a)
+		}
+		s := status(t, l, "b")
+		if w.kernel["a"] != "1" || s.Held == nil || !s.Held.OnlyText() || answer(l, "b") != "confined" || w.kept[textA+" 1"].ID == "" {
+			t.Errorf("%q, b: %s, %+v, kept %q", w.kernel, answer(l, "b"), s.Held, keptIDs(w))
+		}
+	})
+}
+
 // A unit from whose tasks the profile was taken is no new one: where the restart that
 // was to put it on again was cut off, and then fails, what confined it stays.
 func TestARetakenUnitIsNoNewOne(t *testing.T) {

@@ -38,6 +38,9 @@ type job struct {
 	fresh bool
 	// before is the record as it was, for the way back.
 	before attach.Record
+	// others are the records of units for which the policy of this one was accepted too,
+	// as they were before.
+	others []attach.Record
 	// heldBefore is the hold that this pass ended; nil none.
 	heldBefore *attach.Hold
 	// failed says why the attach failed; empty while it has not.

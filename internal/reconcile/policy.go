@@ -302,6 +302,7 @@ func (l *Loop) acceptForOthers(j *job) {
 			continue
 		}
 		differs := false
+		was := r.Clone()
 		r = r.Clone()
 		for file, id := range j.d.Record.Policies {
 			if old, has := r.Policies[file]; has && old != id {
@@ -313,7 +314,7 @@ func (l *Loop) acceptForOthers(j *job) {
 			if r.Hold.OnlyText() {
 				r.Hold = nil
 			}
-			changed = append(changed, r)
+			changed, j.others = append(changed, r), append(j.others, was)
 		}
 	}
 	l.mu.Unlock()
@@ -322,6 +323,26 @@ func (l *Loop) acceptForOthers(j *job) {
 		l.queue.add(inputChanged, r.Unit)
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.PolicyChanged, "%s runs under the changed policy too", r.Unit))
 	}
+}
+
+// giveBackToOthers undoes acceptForOthers: each has what was accepted for it before.
+func (l *Loop) giveBackToOthers(j *job) {
+	for _, was := range j.others {
+		l.mu.Lock()
+		r, ok := l.records[was.Unit]
+		r = r.Clone()
+		l.mu.Unlock()
+		for file, id := range j.d.Record.Policies {
+			ok = ok && (was.Policies[file] == "" || r.Policies[file] == id)
+		}
+		if !ok {
+			continue // something else has come since
+		}
+		r.Policies, r.Accepted, r.Hold = was.Policies, was.Accepted, was.Hold
+		l.remember(r)
+		l.queue.add(inputChanged, r.Unit)
+	}
+	j.others = nil
 }
 
 // retain removes what is kept and no unit can go back to.

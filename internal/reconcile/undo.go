@@ -79,6 +79,7 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 	}
 	for _, j := range back {
 		l.putBackSockets(j)
+		l.giveBackToOthers(j)
 	}
 	eachAll(back, func(j *job) { l.putBackUnit(ctx, j, back, saved) })
 	if ctx.Err() != nil {
@@ -261,7 +262,8 @@ func (l *Loop) startAgain(ctx context.Context, j *job) error {
 
 func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map[string]Saved) {
 	for _, c := range j.o.Policy.Compiled {
-		if l.loadedForOthers(j.d.Unit, back, c) {
+		used, alike := l.usedByOthers(j.d.Unit, back, c)
+		if alike {
 			continue
 		}
 		if s := saved[c.File]; s != nil {
@@ -271,7 +273,7 @@ func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map
 			}
 			j.d.Record.Loaded, j.d.Record.Softened = j.before.Loaded, j.before.Softened
 		}
-		if j.fresh && !j.d.Record.Before.Confined {
+		if j.fresh && !j.d.Record.Before.Confined && !used {
 			l.unloadCutOff(ctx, j, c)
 		}
 	}
@@ -317,18 +319,19 @@ func (l *Loop) unloadCutOff(ctx context.Context, j *job, c attach.Compiled) {
 	j.d.Record.Loaded = j.before.Loaded
 }
 
-// loadedForOthers reports whether another attached unit that did not fail runs
-// under a profile of the file.
-func (l *Loop) loadedForOthers(unit string, back []*job, c attach.Compiled) bool {
+// usedByOthers reports whether another attached unit that did not fail runs under a
+// profile of the file, and whether what was accepted for it is this policy.
+func (l *Loop) usedByOthers(unit string, back []*job, c attach.Compiled) (used, alike bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for other, r := range l.records {
-		if _, ours := c.Checksums[r.Profile]; ours && other != unit && len(r.DropIns) > 0 && r.Hold == nil &&
+		if _, ours := c.Checksums[r.Profile]; ours && other != unit && len(r.DropIns) > 0 && (r.Hold == nil || r.Hold.OnlyText()) &&
 			!slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other && !b.stuck }) {
-			return true
+			used = true
+			alike = alike || r.Policies[c.File] == c.ID || r.Policies[c.File] == ""
 		}
 	}
-	return false
+	return used, alike
 }
 
 // settleUndo is step 6, and says what the unit is now.
