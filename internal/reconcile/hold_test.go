@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -207,6 +208,26 @@ func TestAFailedAttachGivesOthersTheirPolicyBack(t *testing.T) {
 			t.Errorf("%q, b: %s, %+v, kept %q", w.kernel, answer(l, "b"), s.Held, keptIDs(w))
 		}
 	})
+}
+
+// An undo says what the unit is now, and not that it is as before where it is not.
+func TestAnUndoTellsOfAUnitThatStaysDown(t *testing.T) {
+	for _, down := range []bool{false, true} {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		u.breaks["a"], u.breaks[""] = true, down
+		w.run(t, func(l *Loop) {
+			out := attachUnits(t, l, attach.Request{Units: []string{"a"}})[0]
+			i := slices.IndexFunc(out.Events, func(e attach.Event) bool { return e.Step == attach.StepUndo })
+			want := attach.Event{Unit: "a.service", Step: attach.StepUndo, State: attach.Done, Text: "a.service is active, as it was before the attach"}
+			if down {
+				want.State, want.Text = attach.Failed, "what had been changed for a.service was taken back; it ran before the attach, and is failed now"
+			}
+			if i < 0 || out.Events[i] != want || u.running == down {
+				t.Errorf("%+v", out.Events)
+			}
+		})
+	}
 }
 
 // A unit from whose tasks the profile was taken is no new one: where the restart that

@@ -342,15 +342,17 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 	if !attach.IsPattern(j.d.Unit) {
 		u, err = l.systemd.Observe(ctx, j.d.Unit)
 	}
-	state := u.ActiveState
-	if err != nil {
-		state = "in a state that systemd did not tell"
+	ran := j.d.Record.Before.Running || !j.fresh && j.o.Unit.Active()
+	switch {
+	case !j.restarted:
+		j.event(attach.StepUndo, attach.Done, "%s was not touched; what had been changed for it was taken back", j.d.Unit)
+	case err != nil:
+		j.event(attach.StepUndo, attach.Warned, "what had been changed for %s was taken back; systemd did not tell in what state it is", j.d.Unit)
+	case ran && !u.Active():
+		j.event(attach.StepUndo, attach.Failed, "what had been changed for %s was taken back; it ran before the attach, and is %s now", j.d.Unit, u.ActiveState)
+	default:
+		j.event(attach.StepUndo, attach.Done, "%s is %s, as it was before the attach", j.d.Unit, u.ActiveState)
 	}
-	text := fmt.Sprintf("%s is %s, as it was before the attach", j.d.Unit, state)
-	if !j.restarted {
-		text = fmt.Sprintf("%s was not touched; what had been changed for it was taken back", j.d.Unit)
-	}
-	j.event(attach.StepUndo, attach.Done, "%s", text)
 	l.log.Error("attach of "+j.d.Unit+" failed and was undone: "+whyFailed(j.failed), journal.FieldMessageID, string(journal.MsgAttachUndone),
 		journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldReason, string(j.failed[0].Code))
 	if withdraw := op.withdrawal(j.d.Unit); withdraw != nil {
