@@ -116,13 +116,14 @@ type DenialKey struct {
 	info                                            string
 }
 
-// Key leaves out who and when: process, unit and time. Of the two users only
-// whether they are one counts, which is what "owner" rules ask.
+// Key leaves out who and when: process, unit and time; a process's number in a path
+// under /proc, too, which is another one at each start. Of the two users only whether
+// they are one counts, which is what "owner" rules ask.
 func (d Denial) Key() DenialKey {
 	return DenialKey{
 		allowed: d.Allowed, killed: d.Killed, owner: d.HasOwner && d.FSUID == d.OUID, cut: d.Cut,
 		namespace: d.Namespace, profile: d.Profile, operation: d.Operation, class: d.Class,
-		name: d.Name, target: d.Target, peer: d.Peer, requested: d.Requested, denied: d.Denied,
+		name: ofAnyProcess(d.Name), target: d.Target, peer: d.Peer, requested: d.Requested, denied: d.Denied,
 		family: d.Family, sockType: d.SockType, protocol: d.Protocol, capability: d.Capability,
 		signal: d.Signal, fsType: d.FSType, source: d.Source, flags: d.Flags, rlimit: d.Rlimit, rlimitTo: d.Value,
 		info: d.Info,

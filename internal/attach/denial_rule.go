@@ -373,21 +373,17 @@ func rulePath(path string) (text, note string, ok bool) {
 		return "", "", false
 	}
 	parts := strings.Split(path, "/")
-	pattern := make([]bool, len(parts))
-	if len(parts) > 2 && parts[1] == "proc" && isNumber(parts[2]) {
-		pattern[2] = true
-		if len(parts) > 4 && parts[3] == "task" && isNumber(parts[4]) {
-			pattern[4] = true
-		}
-		note = "[0-9]* is for the number of any process"
+	numbers := processNumbers(parts)
+	if len(numbers) > 0 {
+		note = anyProcess + " is for the number of any process"
 	}
 	var b strings.Builder
 	for i, part := range parts {
 		if i > 0 {
 			b.WriteByte('/')
 		}
-		if pattern[i] {
-			b.WriteString("[0-9]*")
+		if slices.Contains(numbers, i) {
+			b.WriteString(anyProcess)
 			continue
 		}
 		if !escapeRule(&b, part) {
@@ -395,6 +391,33 @@ func rulePath(path string) (text, note string, ok bool) {
 		}
 	}
 	return quoteRule(b.String()), note, true
+}
+
+// anyProcess is the pattern of a process's number.
+const anyProcess = "[0-9]*"
+
+// processNumbers says which parts of a path are numbers of processes or of their
+// threads.
+func processNumbers(parts []string) (at []int) {
+	if len(parts) > 2 && parts[0] == "" && parts[1] == "proc" && isNumber(parts[2]) {
+		at = append(at, 2)
+		if len(parts) > 4 && parts[3] == "task" && isNumber(parts[4]) {
+			at = append(at, 4)
+		}
+	}
+	return at
+}
+
+// ofAnyProcess puts the pattern in place of processes' numbers in a path.
+func ofAnyProcess(path string) string {
+	if !strings.HasPrefix(path, "/proc/") {
+		return path
+	}
+	parts := strings.Split(path, "/")
+	for _, i := range processNumbers(parts) {
+		parts[i] = anyProcess
+	}
+	return strings.Join(parts, "/")
 }
 
 func isNumber(s string) bool {

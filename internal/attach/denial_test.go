@@ -63,6 +63,20 @@ func TestDenialKey(t *testing.T) {
 			t.Errorf("another %s is the same denial", what)
 		}
 	}
+	for _, c := range []struct {
+		a, b string
+		same bool
+	}{
+		{"/proc/12/cgroup", "/proc/4711/cgroup", true}, {"/proc/12/task/13/comm", "/proc/14/task/15/comm", true}, {"/proc/12", "/proc/13", true},
+		{"/proc/12/cgroup", "/proc/12/status", false}, {"/proc/12/cgroup", "/proc/self/cgroup", false}, {"/proc/12/fd/1", "/proc/12/fd/2", false},
+		{"/srv/proc/12", "/srv/proc/13", false}, {"/tmp/12", "/tmp/13", false}, {"proc/12", "proc/13", false},
+	} {
+		a, b := d, d
+		a.Name, b.Name = c.a, c.b
+		if same := a.Key() == b.Key(); same != c.same {
+			t.Errorf("%s and %s are one denial: %v", c.a, c.b, same)
+		}
+	}
 }
 
 func TestDenialMerge(t *testing.T) {
