@@ -228,7 +228,7 @@ type look struct {
 	// starts holds the start times of the processes, as they were last read: a
 	// PID that was reused is another process.
 	starts  map[int]string
-	manager []os.FileInfo   // systemd's own executables
+	manager []fileID        // systemd's own executables
 	names   map[string]bool // of their files; nil: not looked up yet
 }
 
@@ -258,10 +258,29 @@ func (l *look) findManager() {
 		l.names[base] = true
 	}
 	for _, p := range []string{filepath.Join(procDir, "1", "exe"), systemdExecutor} {
-		if st, err := os.Stat(s.real(p)); err == nil {
-			l.manager = append(l.manager, st)
+		if id, ok := fileOf(s.real(p)); ok {
+			l.manager = append(l.manager, id)
 		}
 	}
+}
+
+// fileID tells a file from all others of the machine.
+type fileID struct {
+	major, minor uint32
+	ino          uint64
+}
+
+// fileOf says which file a path leads to. It asks no server: a program may lie on a
+// file system of a network or of another program, which may never answer, and all
+// that is to be known here is known to the kernel (AT_STATX_DONT_SYNC in statx(2);
+// nfs_getattr in fs/nfs/inode.c, fuse_update_get_attr in fs/fuse/dir.c).
+func fileOf(path string) (id fileID, ok bool) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+	}
+	return fileID{st.Dev_major, st.Dev_minor, st.Ino}, err == nil && st.Mask&unix.STATX_INO != 0
 }
 
 // tasks is one look, in the order of PID and TID.
@@ -355,10 +374,10 @@ func (l *look) process(pid int, out []attach.Task) (_ []attach.Task, own bool, e
 	}
 	exe, _ := os.Readlink(l.dir(pid) + "/exe")
 	l.findManager()
-	// By name first: a program may lie on a file system that does not answer.
-	if base, _, _ := strings.Cut(path.Base(exe), " "); !l.names[base] {
-	} else if st, err := os.Stat(l.dir(pid) + "/exe"); err == nil {
-		own = slices.ContainsFunc(l.manager, func(m os.FileInfo) bool { return os.SameFile(m, st) })
+	// By name first, which the kernel knows of every file.
+	if base, _, _ := strings.Cut(path.Base(exe), " "); l.names[base] {
+		id, ok := fileOf(l.dir(pid) + "/exe")
+		own = ok && slices.Contains(l.manager, id)
 	}
 	out, err = l.threads(pid, exe, out[:from])
 	return out, own, err

@@ -455,6 +455,43 @@ func TestScanKnowsSystemdsOwn(t *testing.T) {
 	}
 }
 
+// What counts is the file, wherever it lies, and not how it is called.
+func TestSystemdsExecutableIsToldByItsFile(t *testing.T) {
+	h := newHost(t)
+	h.proc(proc{pid: 1, comm: "systemd", exe: "/usr/lib/systemd/systemd", labels: one("unconfined", 1)})
+	h.mkdir("/container")
+	for _, exe := range []string{systemdExecutor, "/usr/lib/systemd/systemd"} {
+		h.write(exe, exe)
+		if err := os.Link(filepath.Join(h.root, exe), filepath.Join(h.root, "/container", filepath.Base(exe))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for exe, want := range map[string]bool{
+		"/usr/lib/systemd/systemd":    true,
+		"/container/systemd":          true,
+		"/container/systemd-executor": true,
+		"/srv/systemd":                false,
+		"/srv/systemd-executor":       false,
+		"/usr/bin/agent":              false,
+	} {
+		h.proc(proc{pid: 10, comm: "x", exe: exe, labels: one("unconfined", 10)})
+		if _, own, err := h.newLook().process(10, nil); own != want || err != nil {
+			t.Errorf("%s is systemd's: %v, %v", exe, own, err)
+		}
+		var st unix.Stat_t
+		file := filepath.Join(h.root, exe)
+		if err := unix.Stat(file, &st); err != nil {
+			t.Fatal(err)
+		}
+		if id, ok := fileOf(filepath.Join(h.root, "/proc/10/exe")); !ok || id != (fileID{unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino}) {
+			t.Errorf("%s is %+v, stat says %+v", exe, id, st)
+		}
+	}
+	if id, ok := fileOf(filepath.Join(h.root, "/proc/11/exe")); ok {
+		t.Errorf("what is not there is %+v", id)
+	}
+}
+
 // A process that ends while it is looked at leaves no question open; what cannot
 // be read of one that lives does.
 func TestTmpOfWhatHasEnded(t *testing.T) {
