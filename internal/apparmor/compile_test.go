@@ -1,8 +1,12 @@
 package apparmor
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -180,4 +184,92 @@ func TestAHangingParserIsNotWaitedForOncePerFile(t *testing.T) {
 	if d := time.Since(begin); d >= 40*h.opt.ParserTime {
 		t.Errorf("took %v, as long as waiting for each of 40 files", d)
 	}
+}
+
+// A daemon that was killed leaves its private copies behind, and others may be at work
+// beside the one that comes after it.
+func TestCopiesOfKilledProcessesAreSwept(t *testing.T) {
+	h := newHost(t)
+	dead, lives := exec.Command("true"), exec.Command("sleep", "60")
+	if err := errors.Join(dead.Run(), lives.Start()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = lives.Process.Kill(), lives.Wait() }()
+	own, err := h.copyTree()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := strconv.Itoa(dead.Process.Pid)
+	left := []string{"compile-" + pid + "-123", "compile-" + pid + "-4294967295", "compile-77"}
+	kept := []string{
+		"compile-" + strconv.Itoa(lives.Process.Pid) + "-123", "compile-" + strconv.Itoa(os.Getpid()) + "-123", "compile-1-123", filepath.Base(own.dir),
+		"compile-78", // it may be at work yet
+		"compile-0-123", "compile--1-123", "compile-99999999999999999999-123", "compile-" + pid, "compile-" + pid + "-", "compile-" + pid + "-x", "compile-x-123",
+		"compile-" + pid + "-123.d", "compile-cache", "recompile-" + pid + "-123", "attachments.d",
+	}
+	for _, n := range append(left, kept...) {
+		if err := os.MkdirAll(filepath.Join(h.opt.Scratch, n, "root", "etc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ago := time.Now().Add(-61 * time.Minute)
+	elsewhere := t.TempDir()
+	link, file := filepath.Join(h.opt.Scratch, "compile-"+pid+"-1"), filepath.Join(h.opt.Scratch, "compile-"+pid+"-2")
+	for _, err := range []error{
+		os.Chtimes(filepath.Join(h.opt.Scratch, "compile-77"), ago, ago),
+		os.Chtimes(filepath.Join(h.opt.Scratch, "compile-"+strconv.Itoa(lives.Process.Pid)+"-123"), ago, ago),
+		os.Mkdir(filepath.Join(elsewhere, "x"), 0o755), os.Symlink(elsewhere, link), os.WriteFile(file, nil, 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept = append(kept, filepath.Base(link), filepath.Base(file))
+	names := func() map[string]bool {
+		entries, err := os.ReadDir(h.opt.Scratch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]bool{}
+		for _, e := range entries {
+			out[e.Name()] = true
+		}
+		return out
+	}
+
+	// /tmp, where a check without a daemon has its copies.
+	if err := os.Chmod(h.opt.Scratch, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	h.SweepStaging()
+	if now := names(); len(now) != len(left)+len(kept) {
+		t.Errorf("where anybody can write it leaves %v", now)
+	}
+	if err := os.Chmod(h.opt.Scratch, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h.Stage(ctx(t), []attach.Compiled{{}})
+	if now := names(); len(now) != len(left)+len(kept) {
+		t.Errorf("a command leaves %v", now)
+	}
+
+	h.SweepStaging()
+	now := names()
+	for _, n := range left {
+		if now[n] {
+			t.Errorf("%s is still there", n)
+		}
+	}
+	for _, n := range kept {
+		if !now[n] {
+			t.Errorf("%s is gone", n)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(elsewhere, "x")); err != nil {
+		t.Error(err)
+	}
+	if want := "compile-" + strconv.Itoa(os.Getpid()) + "-"; !strings.HasPrefix(filepath.Base(own.dir), want) {
+		t.Errorf("the copy %s does not begin with %s", own.dir, want)
+	}
+	own.remove()
 }

@@ -16,6 +16,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -501,6 +502,10 @@ type copied struct {
 // child: they would need its user id to trace or kill it.
 const unusedIDs = 1_900_000_000
 
+// copyPrefix begins the name of every directory with a private copy. The process that
+// made it follows, and a random number; an earlier version had nothing but that.
+const copyPrefix = "compile-"
+
 // copyTree makes a private copy directory.
 func (s *System) copyTree() (*copied, error) {
 	if err := os.MkdirAll(s.opt.Scratch, 0o755); err != nil {
@@ -510,7 +515,7 @@ func (s *System) copyTree() (*copied, error) {
 	if _, err := rand.Read(b[:]); err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(s.opt.Scratch, "compile-")
+	dir, err := os.MkdirTemp(s.opt.Scratch, copyPrefix+strconv.Itoa(os.Getpid())+"-")
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a directory for the parser: %w", err)
 	}
@@ -544,6 +549,42 @@ func (s *System) copyTree() (*copied, error) {
 }
 
 func (c *copied) remove() { _ = os.RemoveAll(c.dir) }
+
+// sweepCopies removes private copies that a process left behind when it was killed.
+// Those of processes that live are left alone: the boot service compiles beside the
+// daemon. Where a number is another process's by now, the copy stays as long as that
+// one lives. In a directory in which others can write, such as /tmp, a name proves
+// nothing, and nothing is removed.
+func (s *System) sweepCopies() {
+	var st unix.Stat_t
+	if unix.Lstat(s.opt.Scratch, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return
+	}
+	entries, _ := os.ReadDir(s.opt.Scratch)
+	for _, e := range entries {
+		if e.IsDir() && abandoned(e) { // never a link
+			_ = os.RemoveAll(filepath.Join(s.opt.Scratch, e.Name()))
+		}
+	}
+}
+
+// abandoned reports whether a directory is a private copy of a process that is gone.
+// No parser is given as much as an hour by a name that does not tell the process.
+func abandoned(e os.DirEntry) bool {
+	rest, ok := strings.CutPrefix(e.Name(), copyPrefix)
+	of, random, named := strings.Cut(rest, "-")
+	pid, err := strconv.ParseUint(of, 10, 31)
+	switch {
+	case !ok || err != nil:
+		return false
+	case !named:
+		st, err := e.Info()
+		return err == nil && time.Since(st.ModTime()) > time.Hour
+	}
+	_, err = strconv.ParseUint(random, 10, 64)
+	// Not by /proc: Options.Root may have none, or another machine's.
+	return err == nil && pid > 0 && errors.Is(unix.Kill(int(pid), 0), unix.ESRCH)
+}
 
 // base is the copy's /etc/apparmor.d.
 func (c *copied) base() string { return c.of(c.profiles) }

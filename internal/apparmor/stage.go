@@ -191,12 +191,15 @@ func (e *kernelError) Error() string {
 }
 
 // SweepStaging removes staging namespaces that a process left behind when it was
-// killed, with the policy in them: at the start of the daemon, which may not
-// stage anything for a long time. Those of processes that live are left alone.
+// killed, with the policy in them, and its private copies of profiles: at the start
+// of the daemon, which may not stage anything for a long time. Those of processes
+// that live are left alone. Copies are removed here only: the directory that they lie
+// in is the daemon's own, and that of a command need not be.
 func (s *System) SweepStaging() {
 	s.staging.Lock()
 	defer s.staging.Unlock()
 	s.sweepOnce()
+	s.sweepCopies()
 }
 
 // sweepOnce is called with the lock held.
