@@ -189,7 +189,7 @@ func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env
 	}
 	srcs = slices.DeleteFunc(slices.Clone(srcs), func(src *source) bool {
 		if src.scan.tooLarge {
-			problems[src.file] = problem(src.file, &compileError{file: src.file, text: fmt.Sprintf("with its includes in place it is larger than %d bytes", rules.MaxText), run: true})
+			problems[src.file] = problem(src.file, &compileError{file: src.file, text: rules.TooLarge(), run: true})
 		}
 		e := s.built.refusal(policyID(src, complain) + env)
 		if e != nil && !src.scan.tooLarge {

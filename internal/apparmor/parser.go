@@ -210,8 +210,20 @@ func (s *System) limits(span time.Duration) limits {
 		{unix.RLIMIT_AS, "as", s.opt.ParserMemory},
 		{unix.RLIMIT_CORE, "core", 0},
 		{unix.RLIMIT_FSIZE, "fsize", uint64(s.opt.ParserOutput)},
-		{unix.RLIMIT_NOFILE, "nofile", 256},
+		{unix.RLIMIT_NOFILE, "nofile", openFiles()},
 	}
+}
+
+// openFiles is how many files the parser may have open: all that a profile may include,
+// since of a directory it opens every file before it reads the first (seen with 3.0.8),
+// and some more. Only CAP_SYS_RESOURCE goes beyond the bound that there is already.
+func openFiles() uint64 {
+	const most = maxFiles + 256
+	var here unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &here) == nil {
+		return min(most, here.Max)
+	}
+	return most
 }
 
 // limiter sets its own limits and becomes the program: for root without

@@ -1,6 +1,7 @@
 package apparmor
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -160,6 +161,23 @@ profile a\040b { }
 		return []rules.File{{Path: "f", Data: strings.Repeat("include <f>\n", 3)}}
 	}); !s.tooLarge {
 		t.Error("endless inclusion was followed")
+	}
+}
+
+// As many small files as an agent's package may bring for its plugins.
+func TestADirectoryOfManyFilesCompiles(t *testing.T) {
+	for _, n := range []int{101, 300, maxFiles - 10} {
+		h := newHost(t)
+		for i := range n {
+			h.profile(fmt.Sprintf("agents.d/%04d", i), fmt.Sprintf("  /srv/%d r,\n", i))
+		}
+		h.profile("agents.d/9999", "  /bin/sh Ux,\n")
+		done, problems := h.Compile(ctx(t), []string{h.profile("a", "profile a {\n  include <agents.d>\n}\n")}, false)
+		if len(problems) > 0 || len(done) != 1 {
+			t.Errorf("%d files: %v", n, problems)
+		} else if p := done[0].Profiles; len(p) != 1 || len(p[0].Leaves) != 1 {
+			t.Errorf("%d files: %+v", n, p)
+		}
 	}
 }
 

@@ -226,3 +226,63 @@ func TestProblems(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// openings keeps the lines at which blocks open.
+type openings struct{ lines []string }
+
+func (*openings) Assign(Token)   {}
+func (*openings) Rule(Statement) {}
+func (*openings) Close()         {}
+func (o *openings) Open(s Statement) {
+	o.lines = append(o.lines, fmt.Sprintf("%s:%d=%d", s.File.Path, s.Line(), s.Flat))
+}
+
+// How deep files include one another is one thing, and how many there are another.
+func TestBoundsOfIncludes(t *testing.T) {
+	walk := func(files map[string][]string) ([]string, bool) {
+		calls := 0
+		var o openings
+		ok := Walk(File{"top", files["top"][0]}, func(t Token) (out []File) {
+			calls++
+			for i, data := range files[t.Text] {
+				out = append(out, File{fmt.Sprintf("%s/%d", t.Text, i), data})
+			}
+			return out
+		}, &o)
+		if calls > MaxIncluded {
+			t.Errorf("%d includes were followed", calls)
+		}
+		return o.lines, ok
+	}
+	chain := func(n int) map[string][]string {
+		files := map[string][]string{"top": {"include <1>\n"}, fmt.Sprint(n): {"include <x>\np { }\n"}}
+		for i := 1; i < n; i++ {
+			files[fmt.Sprint(i)] = []string{fmt.Sprintf("include <%d>\n", i+1)}
+		}
+		return files
+	}
+	many := func(n int, text string) []string { return slices.Repeat([]string{text}, n) }
+	for name, c := range map[string]struct {
+		files map[string][]string
+		ok    bool
+		opens int
+	}{
+		"a directory":                   {map[string][]string{"top": {"include <d>\nq { }\n"}, "d": many(2000, "p { }\n")}, true, 2001},
+		"a directory in each of many":   {map[string][]string{"top": {"include <a>\n"}, "a": many(200, "include <d>\n"), "d": many(200, "p { }\n")}, true, 40_000},
+		"as deep as may be":             {chain(MaxDepth), true, 1},
+		"deeper":                        {chain(MaxDepth + 1), false, 0},
+		"endless":                       {map[string][]string{"top": {"include <a>\n"}, "a": many(2, "include <a>\n")}, false, 0},
+		"empty files":                   {map[string][]string{"top": {strings.Repeat("include <d>\n", 1000)}, "d": many(2000, "")}, false, 0},
+		"files that include two others": {map[string][]string{"top": {"include <a>\n"}, "a": {"include <b>\ninclude <b>\n"}, "b": many(1000, "include <c>\ninclude <c>\n"), "c": many(1000, "")}, false, 0},
+		"includes of nothing":           {map[string][]string{"top": {strings.Repeat("include <x>\n", MaxIncluded+1)}}, false, 0},
+	} {
+		if opens, ok := walk(c.files); ok != c.ok || ok && len(opens) != c.opens {
+			t.Errorf("%s: read to the end: %v, with %d blocks", name, ok, len(opens))
+		}
+	}
+	// A file that is still to come has no lines yet.
+	got, _ := walk(map[string][]string{"top": {"\ninclude <d>\nq { }\n"}, "d": {"\np { }\n", "p { }\n", "\n\np { }"}})
+	if want := []string{"d/0:2=4", "d/1:1=6", "d/2:3=10", "top:3=11"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+}

@@ -81,7 +81,7 @@ func Read(sources map[string][]byte, file, base string) (*Text, error) {
 		vars: newVariables(), patterns: map[string]*pattern{}, seen: map[string]bool{},
 	}
 	if !Walk(File{file, string(top)}, r.include, r) {
-		r.problem("%s: with its includes it is larger than %d bytes, or they nest too deep", file, MaxText)
+		r.problem("%s: %s", file, TooLarge())
 	}
 	r.finish()
 	return r.text, nil

@@ -1,15 +1,20 @@
 package rules
 
 import (
-	"slices"
+	"fmt"
 	"strings"
 )
 
 // Bounds on one profile file with all it includes.
 const (
 	// MaxText is how many bytes are read.
-	MaxText     = 8 << 20
-	maxIncludes = 100 // depth, as MAX_NEST_LEVEL of the parser
+	MaxText = 8 << 20
+	// MaxIncluded is how many files are put in place, each as often as it is included.
+	// Empty ones cost time, too, and so does an include of nothing, which counts as one.
+	MaxIncluded = 100_000
+	// MaxDepth is how deep files include one another. The parser has no such bound
+	// (seen with 3.0.8).
+	MaxDepth = 100
 )
 
 // File is a file of a profile's text.
@@ -52,38 +57,58 @@ type Visitor interface {
 // Includer gives the files that an include stands for.
 type Includer func(t Token) []File
 
+// TooLarge says what is wrong with a text that Walk did not read to its end.
+func TooLarge() string {
+	return fmt.Sprintf("with its includes in place it is larger than %d bytes or %d files, or files include one another more than %d deep", MaxText, MaxIncluded, MaxDepth)
+}
+
 // Walk reads a profile file with its includes in place. It says false when the
-// text is larger than it may be, and was not read to its end.
+// text is larger than it may be (TooLarge), and was not read to its end.
 func Walk(top File, include Includer, v Visitor) bool {
 	w := walker{include: include, v: v}
-	w.push(top)
+	w.push([]File{top})
 	w.run()
 	return !w.tooLarge
 }
 
-// frame is a file that is being read.
+// frame is a file that is being read, with those that come after it where an include
+// stands for several.
 type frame struct {
 	lex  *Lexer
 	file File
+	next []File
+}
+
+func begin(files []File) frame {
+	return frame{lex: NewLexer(files[0].Data), file: files[0], next: files[1:]}
 }
 
 type walker struct {
 	include  Includer
 	v        Visitor
-	files    []frame
+	files    []frame // each includes the one behind it
 	size     int
+	included int
 	flat     int // lines of the flattened text before the current files
 	stmt     Statement
 	parens   int
 	tooLarge bool
 }
 
-func (w *walker) push(f File) {
-	if w.size += len(f.Data); w.size > MaxText || len(w.files) > maxIncludes {
-		w.tooLarge = true
-		return
+func (w *walker) push(files []File) {
+	for _, f := range files {
+		w.size += len(f.Data)
 	}
-	w.files = append(w.files, frame{lex: NewLexer(f.Data), file: f})
+	w.included += max(1, len(files))
+	switch {
+	case w.size > MaxText || w.included > MaxIncluded:
+		w.tooLarge = true
+	case len(files) == 0:
+	case len(w.files) > MaxDepth:
+		w.tooLarge = true
+	default:
+		w.files = append(w.files, begin(files))
+	}
 }
 
 func (w *walker) run() {
@@ -93,11 +118,13 @@ func (w *walker) run() {
 		switch {
 		case t.Kind == End:
 			w.flat += f.lex.line
-			w.files = w.files[:len(w.files)-1]
-		case t.Kind == Include:
-			for _, file := range slices.Backward(w.include(t)) {
-				w.push(file)
+			if len(f.next) > 0 {
+				*f = begin(f.next)
+			} else {
+				w.files = w.files[:len(w.files)-1]
 			}
+		case t.Kind == Include:
+			w.push(w.include(t))
 		case t.Kind == ABI:
 		case t.Kind == Assign:
 			w.v.Assign(t)
