@@ -261,7 +261,7 @@ func TestAHangingParserHoldsUpNeitherHintsNorTheEnd(t *testing.T) {
 	}
 	c, cancel := context.WithCancel(ctx(t))
 	defer cancel()
-	h.follows(c)
+	h.Changes(c)
 	if got := names(h, "a"); got != "a@a" {
 		t.Fatalf("%q", got)
 	}

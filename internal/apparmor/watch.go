@@ -36,8 +36,8 @@ const (
 )
 
 // Changes tells, merged, that profile files changed or that somebody loaded,
-// replaced or removed policy on the host (seen on Debian 12 and 13). The channel is
-// closed when ctx ends. While it is open the index trusts the watch and looks
+// replaced or removed policy on the host (seen on Debian 12 and 13), from its return
+// on. The channel is closed when ctx ends. While it is open the index trusts the watch and looks
 // at files only after a change; where a watch cannot be had, or not on every
 // directory, it looks each time. When ctx ends, a look that waits for the
 // parser is cut off, and the index starts no parser any more.
@@ -60,31 +60,42 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 		}
 	}
 	go s.parserVersion(ctx) // an attach is not to wait for it
+	// Here: what happens after the return is told. Neither waits for anybody.
+	watch, revision := s.watchFiles(), s.openRevision()
 	files := make(chan struct{})
 	go func() {
 		defer close(files)
-		for seen := ""; ctx.Err() == nil; {
-			if s.watchFiles(ctx, tell) {
+		for seen := ""; ; {
+			if watch != nil {
+				watch.run(ctx, tell)
 				seen = "" // whatever happens until it watches again is missed
 			}
 			select {
 			case <-ctx.Done():
+				return
 			case <-time.After(s.index.watch.pause()):
-				if now := s.fingerprint(s.real(profileDir)); now != seen {
-					seen = now
-					tell()
-				}
+			}
+			watch = s.watchFiles()
+			if now := s.fingerprint(s.real(profileDir)); now != seen {
+				seen = now
+				tell()
 			}
 		}
 	}()
 	policy := make(chan struct{})
 	go func() {
 		defer close(policy)
-		for again := false; ctx.Err() == nil; again = true {
-			s.watchPolicy(ctx, loaded, again)
+		for {
+			if revision >= 0 {
+				watchPolicy(ctx, revision, loaded)
+			}
 			select {
 			case <-ctx.Done():
+				return
 			case <-time.After(s.index.watch.pause()):
+			}
+			if revision = s.openRevision(); revision >= 0 {
+				loaded() // whatever happened meanwhile was missed
 			}
 		}
 	}()
@@ -336,69 +347,90 @@ func (w *watching) concerns(root, p string) (matters, more bool) {
 	return why != 0 || inside && !isSkipped(p), why&(above|included) != 0
 }
 
-// watchFiles tells of changes below /etc/apparmor.d, and of files elsewhere on
-// which profiles depend, until ctx ends. What cannot be watched, since the
-// kernel's limit is reached (inotify(7)) or there is too much, it tries again
-// and again; until that succeeds it looks for changes itself, now and then.
-// Where there can be no watch at all it returns false, and the caller does so.
-func (s *System) watchFiles(ctx context.Context, tell func()) bool {
+// fileWatch is the watch on profile files, and on files elsewhere on which they
+// depend.
+type fileWatch struct {
+	s    *System
+	w    *fsnotify.Watcher
+	root string
+	lost <-chan struct{}
+	// seen is what everything was like when not all of it could be watched, "" where
+	// it is.
+	seen string
+}
+
+// watchFiles begins to watch what is below /etc/apparmor.d, and files elsewhere on
+// which profiles depend. Where there can be no watch at all it returns nil, and the
+// caller looks for changes itself.
+func (s *System) watchFiles() *fileWatch {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		s.unwatched(fmt.Errorf("cannot make a watch: %w", err))
-		return false
+		return nil
 	}
-	defer w.Close()
 	root := s.real(profileDir)
-	watch := &s.index.watch
-	lost := watch.begin(w, root)
-	defer watch.end(w)
-	// Those above come before those below, so that nothing comes unseen between
-	// two steps.
-	all := func() {
-		var lost error
-		for _, d := range wayTo(root) {
-			if err := watch.dir(w, d); err != nil {
-				lost = err
-			}
-		}
-		if err := s.watchTree(w, root); err != nil {
+	f := &fileWatch{s: s, w: w, root: root, lost: s.index.watch.begin(w, root)}
+	f.all()
+	if !s.index.watch.isWhole() {
+		f.seen = s.fingerprint(root)
+	}
+	return f
+}
+
+// all watches everything. Those above come before those below, so that nothing comes
+// unseen between two steps.
+func (f *fileWatch) all() {
+	watch := &f.s.index.watch
+	var lost error
+	for _, d := range wayTo(f.root) {
+		if err := watch.dir(f.w, d); err != nil {
 			lost = err
 		}
-		watch.followAll(w, lost)
 	}
-	all()
+	if err := f.s.watchTree(f.w, f.root); err != nil {
+		lost = err
+	}
+	watch.followAll(f.w, lost)
+}
+
+// run tells of changes until ctx ends, or until there is no watch any more. What cannot
+// be watched, since the kernel's limit is reached (inotify(7)) or there is too much, it
+// tries again and again; until that succeeds it looks for changes itself, now and then.
+func (f *fileWatch) run(ctx context.Context, tell func()) {
+	s, w, watch, root := f.s, f.w, &f.s.index.watch, f.root
+	defer w.Close()
+	defer watch.end(w)
 	var again <-chan time.Time
-	seen := ""
 	for {
 		switch {
 		case watch.isWhole():
-			again, seen = nil, ""
+			again, f.seen = nil, ""
 			s.watched()
 		case again == nil:
 			s.unwatched(watch.cause())
 			again = time.After(watch.pause())
-			if seen == "" {
-				seen = s.fingerprint(root)
+			if f.seen == "" {
+				f.seen = s.fingerprint(root)
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return true
-		case <-lost:
+			return
+		case <-f.lost:
 		case <-again:
 			again = nil
-			all()
-			if now := s.fingerprint(root); now != seen || watch.isWhole() {
-				seen = now
+			f.all()
+			if now := s.fingerprint(root); now != f.seen || watch.isWhole() {
+				f.seen = now
 				tell()
 			}
 		case <-w.Errors:
 			// Events were lost (the queue overran): all may have changed.
-			all()
+			f.all()
 			tell()
 		case ev, ok := <-w.Events:
 			if !ok {
-				return true
+				return
 			}
 			name := filepath.Clean(ev.Name) // fsnotify says "//etc" for what is in "/"
 			matters, more := watch.concerns(root, name)
@@ -407,7 +439,7 @@ func (s *System) watchFiles(ctx context.Context, tell func()) bool {
 			}
 			switch {
 			case more:
-				all()
+				f.all()
 			case under(root, name):
 				// It came, or had another name meanwhile, which ends its watch.
 				if st, err := os.Lstat(name); err == nil && st.IsDir() {
@@ -525,20 +557,33 @@ func (s *System) watchElsewhere(e *indexed) {
 	}
 }
 
-// watchPolicy waits on …/apparmor/revision, which becomes readable with every
-// change of policy in the host's namespace, until it cannot be read or ctx
-// ends. Staging happens in a namespace with a revision of its own. again says
-// that it could not be read before: whatever happened meanwhile was missed.
-func (s *System) watchPolicy(ctx context.Context, tell func(), again bool) {
+// openRevision opens …/apparmor/revision, which becomes readable with every change of
+// policy in the host's namespace from then on. Staging happens in a namespace with a
+// revision of its own. It gives -1 where there is no such file, or it cannot be read.
+func (s *System) openRevision() int {
 	fd, err := unix.Open(s.real(filepath.Join(securityDir, "revision")), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return
+		return -1
 	}
-	defer unix.Close(fd)
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil || st.Size > 0 {
-		return // a plain file says nothing about changes
+	if unix.Fstat(fd, &st) != nil || st.Size > 0 || !readRevision(fd) { // a plain file says nothing about changes
+		_ = unix.Close(fd)
+		return -1
 	}
+	return fd
+}
+
+// readRevision takes in what revision says: it is readable again with the next change.
+func readRevision(fd int) bool {
+	var buf [64]byte
+	_, err := unix.Read(fd, buf[:])
+	return err == nil || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
+}
+
+// watchPolicy waits on what openRevision opened until it cannot be read or ctx ends,
+// and closes it.
+func watchPolicy(ctx context.Context, fd int, tell func()) {
+	defer unix.Close(fd)
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return
@@ -554,24 +599,15 @@ func (s *System) watchPolicy(ctx context.Context, tell func(), again bool) {
 			<-done
 		}
 	}()
-	buf := make([]byte, 64)
-	for first := !again; ctx.Err() == nil; first = false {
-		if _, err := unix.Read(fd, buf); err != nil && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+	for ctx.Err() == nil {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
+		_, err := unix.Poll(fds, -1)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || fds[1].Revents != 0 || fds[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 || !readRevision(fd) {
 			return
 		}
-		if !first {
-			tell()
-		}
-		for {
-			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
-			_, err := unix.Poll(fds, -1)
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			if err != nil || fds[1].Revents != 0 || fds[0].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
-				return
-			}
-			break
-		}
+		tell()
 	}
 }

@@ -35,15 +35,6 @@ func (l *lines) String() string {
 	return l.Buffer.String()
 }
 
-// follows starts Changes and gives the watch time to be there.
-func (h *host) follows(c context.Context) <-chan struct{} {
-	told := h.Changes(c)
-	for end := time.Now().Add(500 * time.Millisecond); !h.index.watch.isWhole() && time.Now().Before(end); {
-		time.Sleep(time.Millisecond)
-	}
-	return told
-}
-
 // tells waits for a change to be told, and then for quiet.
 func (h *host) tells(told <-chan struct{}, what string) {
 	h.t.Helper()
@@ -77,6 +68,92 @@ func (h *host) limit(hit func(dir string) bool) {
 	}
 }
 
+// What changes before Changes returns is for the first look to find; what changes
+// afterwards has to be told, however slow it is to set up a watch.
+func TestWhatChangesOnceChangesHasReturnedIsTold(t *testing.T) {
+	// waits holds up whoever sets up a watch until something changed, or a while.
+	waits := func() (wait, changed func()) {
+		c := make(chan struct{})
+		return sync.OnceFunc(func() {
+			select {
+			case <-c:
+			case <-time.After(300 * time.Millisecond):
+			}
+		}), func() { close(c) }
+	}
+	t.Run("a file", func(t *testing.T) {
+		h := newHost(t, "/nowhere")
+		h.profile("a", "profile a { }\n")
+		wait, changed := waits()
+		h.index.watch.add = func(w *fsnotify.Watcher, dir string) error {
+			wait()
+			return w.Add(dir)
+		}
+		told := h.Changes(ctx(t))
+		h.profile("a", "profile abc { }\n")
+		changed()
+		h.tells(told, "a change of a file")
+	})
+	t.Run("a file that is not watched", func(t *testing.T) {
+		h := newHost(t, "/nowhere")
+		h.profile("a", "profile a { }\n")
+		h.limit(func(dir string) bool { return dir == filepath.Join(h.root, profileDir) })
+		wait, changed := waits()
+		h.opt.Log = slog.New(slog.NewTextHandler(writer(wait), nil)) // of what it says before it begins to look
+		told := h.Changes(ctx(t))
+		h.profile("a", "profile abc { }\n")
+		changed()
+		h.tells(told, "a change of a file that is not watched")
+	})
+	t.Run("what is loaded", func(t *testing.T) {
+		for range 20 {
+			h := newHost(t, "/nowhere")
+			h.mkdir(securityDir)
+			revision := filepath.Join(h.root, securityDir, "revision")
+			if err := unix.Mkfifo(revision, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f, err := os.OpenFile(revision, os.O_RDWR, 0) // never at its end
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			load := func(revision string) {
+				if _, err := f.WriteString(revision); err != nil {
+					t.Fatal(err)
+				}
+			}
+			load("1\n")
+			c, cancel := context.WithCancel(ctx(t))
+			defer cancel()
+			told := h.Changes(c)
+			fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}}
+			if n, err := unix.Poll(fds, 0); n != 0 || err != nil {
+				t.Fatalf("the revision was not read yet: %v", err)
+			}
+			select {
+			case <-told:
+				t.Fatal("nothing had happened")
+			case <-time.After(2 * quietLoads):
+			}
+			load("2\n")
+			select {
+			case <-told:
+			case <-time.After(time.Minute):
+				t.Fatal("a load was not told")
+			}
+		}
+	})
+}
+
+// writer is called for each line.
+type writer func()
+
+func (w writer) Write(p []byte) (int, error) {
+	w()
+	return len(p), nil
+}
+
 // A directory below /etc/apparmor.d, or one elsewhere, cannot be watched: the
 // index must not answer from what it knew before a change there, and the watch
 // must be had when there is room again.
@@ -94,7 +171,7 @@ func TestADirectoryThatCannotBeWatched(t *testing.T) {
 			h.limit(func(dir string) bool { return full.Load() && dir == filepath.Dir(filepath.Join(h.root, file)) })
 			h.write(file, "profile x1 { }\n")
 			h.profile("a", "include \""+file+"\"\n")
-			told := h.follows(ctx(t))
+			told := h.Changes(ctx(t))
 			if got := names(h, "x1"); got != "x1@a" {
 				t.Fatalf("%q", got)
 			}
@@ -134,7 +211,7 @@ func TestANewDirectoryThatCannotBeWatched(t *testing.T) {
 	h := newHost(t)
 	h.limit(func(dir string) bool { return strings.HasSuffix(dir, "/late") })
 	h.profile("a", "include if exists <late/x>\nprofile a { }\n")
-	told := h.follows(ctx(t))
+	told := h.Changes(ctx(t))
 	names(h, "a")
 	h.write(profileDir+"/late/x", "profile x1 { }\n")
 	h.tells(told, "a new directory")
@@ -157,7 +234,7 @@ func TestMoreDirectoriesThanAreWatched(t *testing.T) {
 	file := h.write(profileDir+"/z/x", "profile x1 { }\n")
 	h.profile("a", "include <z/x>\n")
 	h.index.watch.again = 100 * time.Millisecond
-	told := h.follows(ctx(t))
+	told := h.Changes(ctx(t))
 	if got := names(h, "x1"); got != "x1@a" {
 		t.Fatalf("%q", got)
 	}
@@ -176,7 +253,7 @@ func TestWhatComesInPlaceOfADirectoryIsWatched(t *testing.T) {
 	h := newHost(t)
 	h.mkdir("/opt/agent/rules.d")
 	h.profile("a", "include if exists \"/opt/agent/rules.d\"\ninclude if exists \"/opt/other/x\"\nprofile a { }\n")
-	told := h.follows(ctx(t))
+	told := h.Changes(ctx(t))
 	names(h, "a")
 	h.drain(told)
 	step := func(what, profile string) {
@@ -215,7 +292,7 @@ func TestWhatComesInPlaceOfADirectoryIsWatched(t *testing.T) {
 func TestAWatchOnLoadedPolicyThatBeginsAgainTells(t *testing.T) {
 	h := newHost(t)
 	h.index.watch.again = 300 * time.Millisecond
-	told := h.follows(ctx(t))
+	told := h.Changes(ctx(t))
 	h.mkdir(securityDir)
 	select {
 	case <-told:
@@ -246,7 +323,7 @@ func TestAParserThatComesBackIsAskedAgain(t *testing.T) {
 	}
 	h := newHost(t, parser)
 	file := h.profile("a", "profile a { }\n")
-	h.follows(ctx(t))
+	h.Changes(ctx(t))
 	time.Sleep(3 * racy)
 	names(h, "a")
 	if err := os.Chmod(parser, 0o755); err != nil {
