@@ -49,7 +49,7 @@ func TestAHeldChangeKeepsTheFormerProfile(t *testing.T) {
 	}
 	waitFor(t, "the drop-in to be back", func() (bool, string) {
 		b, _ := os.ReadFile(dropIn)
-		return string(b) == text && show(t, "held.service", "NeedDaemonReload") == "no", string(b)
+		return strings.TrimSuffix(string(b), "\n") == text && show(t, "held.service", "NeedDaemonReload") == "no", string(b)
 	})
 	run(t, "aa-complain", "/etc/apparmor.d/former")
 	waitFor(t, "the policy to be back", func() (bool, string) {
