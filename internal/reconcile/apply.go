@@ -117,7 +117,8 @@ func (l *Loop) proposeAttachment(ctx context.Context, file string, d attach.Decl
 	units := l.unitsOf(file)
 	for _, a := range d.Attachments {
 		if a.Source == file {
-			units = append(units, l.expand(ctx, []*attach.Attachment{a})...)
+			named, _ := l.expand(ctx, []*attach.Attachment{a})
+			units = append(units, named...)
 		}
 	}
 	selector := attach.NewSelector(d.Attachments)

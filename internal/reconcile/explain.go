@@ -26,6 +26,8 @@ const (
 // not attached it is looked at what an attach would come to. Nothing is changed.
 func (l *Loop) Explain(ctx context.Context, units []string, plans bool) attach.CaseReport {
 	known, missing := l.known(units)
+	idle, missing := l.toCome(missing)
+	known.Units = append(known.Units, idle...)
 	r := attach.CaseReport{Host: known.Host, Since: l.denials.start(), At: known.At, Cases: []attach.Case{}}
 	r.Lost, r.Deaf = l.denials.missed()
 	for _, s := range slices.Concat(known.Patterns, known.Units) {

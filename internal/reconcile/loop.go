@@ -153,6 +153,7 @@ type Loop struct {
 	targets  map[string]*attach.Attachment // by unit; what applies to it; never changed in place
 	rivals   map[string][]attach.Attachment
 	alias    map[string]string // name as declared -> canonical
+	unlisted map[string]bool   // targets that systemd listed nowhere when they were last declared; see spent
 	records  map[string]attach.Record
 	alike    map[string]string // the unit of a profile whose record was kept last, by profile
 	// unsaved are units of whose records the disk has an earlier state; a nil map has none.
@@ -477,7 +478,11 @@ func (l *Loop) declare(ctx context.Context) {
 	l.declaring.Lock()
 	defer l.declaring.Unlock()
 	d := l.attachments.Read()
-	names := l.expand(ctx, d.Attachments)
+	names, whole := l.expand(ctx, d.Attachments)
+	listed := map[string]bool{}
+	for _, unit := range names {
+		listed[unit] = true
+	}
 	selector := attach.NewSelector(d.Attachments)
 
 	l.mu.Lock()
@@ -489,7 +494,7 @@ func (l *Loop) declare(ctx context.Context) {
 	}
 	// What was attached and still is named stays a target, whether systemd
 	// lists it at the moment or not: an instance that was stopped is listed
-	// nowhere, and systemd may not answer.
+	// nowhere, and systemd may not answer. A pass forgets what is over (spent).
 	for unit := range l.targets {
 		names = append(names, unit)
 	}
@@ -556,6 +561,16 @@ func (l *Loop) declare(ctx context.Context) {
 		}
 	}
 	l.declared, l.selector, l.targets, l.rivals = d, selector, targets, rivals
+	l.unlisted = map[string]bool{}
+	for unit, a := range targets {
+		// What a broken file has attached is listed by nobody.
+		if whole && !listed[unit] && slices.Contains(d.Attachments, a) {
+			l.unlisted[unit] = true
+			if l.isSpent(unit) {
+				changed = append(changed, unit)
+			}
+		}
+	}
 	if l.sized != nil {
 		l.sized(len(targets))
 	}
@@ -579,9 +594,10 @@ func broken(d attach.Declared, source string) bool {
 }
 
 // expand lists the units that the attachments name, those of patterns included,
-// and the templates and prefixes themselves.
-func (l *Loop) expand(ctx context.Context, all []*attach.Attachment) []string {
-	var out []string
+// and the templates and prefixes themselves. whole is false where systemd did not
+// list all of them.
+func (l *Loop) expand(ctx context.Context, all []*attach.Attachment) (out []string, whole bool) {
+	whole = true
 	for _, a := range all {
 		for _, u := range a.Units {
 			glob := u
@@ -599,6 +615,7 @@ func (l *Loop) expand(ctx context.Context, all []*attach.Attachment) []string {
 			}
 			found, err := l.systemd.Expand(ctx, glob)
 			if err != nil {
+				whole = false
 				l.log.Warn("cannot list units", "pattern", u, "err", err)
 			}
 			for _, f := range found {
@@ -609,7 +626,7 @@ func (l *Loop) expand(ctx context.Context, all []*attach.Attachment) []string {
 		}
 	}
 	slices.Sort(out)
-	return slices.Compact(out)
+	return slices.Compact(out), whole
 }
 
 // everything lists all units that are attached or remembered, and those whose
@@ -781,6 +798,11 @@ func (l *Loop) forgetHost() {
 // up to date what is known of one that ended.
 func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 	d, err := l.desired(unit)
+	if err == nil && d.Attachment == nil && justStarted && l.forgotten(unit) {
+		l.queue.addDeclare()
+		l.queue.add(inputChanged|started, unit)
+		return
+	}
 	if err != nil || d.Attachment == nil || attach.IsPattern(unit) {
 		return
 	}

@@ -59,6 +59,7 @@ type job struct {
 	// stuck: the drop-in serves other units and cannot be taken back.
 	stuck bool
 	over  bool // nothing more is to be done for the unit in this pass
+	spent bool // it is over with the unit itself; see forgetSpent
 }
 
 // pass brings units to what is declared, all of them together:
@@ -99,6 +100,7 @@ func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *momen
 	l.handle(jobs, func(j *job) bool { return len(j.failed) > 0 || len(j.plan.Actions) > 0 }) // it may be taken back
 	l.undo(ctx, jobs, saved, op)
 	l.finishDetached(ctx, jobs)
+	l.forgetSpent(ctx, jobs)
 	l.retain()
 	if ctx.Err() != nil {
 		cutOff(jobs)
@@ -227,6 +229,10 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		// A unit that only a pattern named is gone: so is what it had from it.
 		l.drop(unit)
 		j.d.Attachment = nil
+	}
+	if op == nil && j.o.Unit.ActiveState == "inactive" && l.spent(unit) {
+		j.over, j.spent = true, true
+		return j
 	}
 	j.out.Questioned = attach.QuestionedOf(j.o.Policy.Compiled)
 	ended := false

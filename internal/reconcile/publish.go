@@ -191,6 +191,8 @@ func (l *Loop) Status(units []string) attach.Report {
 	r, missing := l.known(units)
 	l.questioned(r.Units)
 	l.questioned(r.Patterns)
+	idle, missing := l.toCome(missing)
+	r.Units = append(r.Units, idle...)
 	r.Missing = l.whyMissing(missing)
 	return r
 }

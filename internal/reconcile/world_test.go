@@ -140,7 +140,13 @@ type unit struct {
 	drags     []string
 	forked    int  // so many looks see systemd on its way to the program
 	crashLoop bool // dies under any profile, and systemd starts it again
+	// unloads: it has no file of its own, as an instance of a template, and systemd lets
+	// go of it when it ends: it is found all the same, and listed nowhere.
+	unloads bool
 }
+
+// loaded reports whether systemd has the unit loaded.
+func (u *unit) loaded() bool { return !u.unloads || u.running || u.failed }
 
 func newWorld() *world {
 	return &world{
@@ -327,7 +333,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 			u.Names = append(u.Names, alias)
 		}
 	}
-	if f.start > 0 {
+	if f.start > 0 && f.loaded() {
 		u.InvocationID, u.Left = fmt.Sprintf("%s-%d", name, f.start), f.since
 	}
 	switch {
@@ -368,8 +374,8 @@ func (w *world) Expand(_ context.Context, glob string) ([]string, error) {
 		return nil, errors.New("systemd does not answer")
 	}
 	var out []string
-	for n := range w.units {
-		if ok, _ := path.Match(glob, n); ok {
+	for n, u := range w.units {
+		if ok, _ := path.Match(glob, n); ok && u.loaded() {
 			out = append(out, n)
 		}
 	}

@@ -149,6 +149,21 @@ func TestPatterns(t *testing.T) {
 		t.Error("the unit that a glob names has no drop-in of its own")
 	}
 
+	// An instance that has ended is forgotten when everything is looked at anew; the
+	// drop-in of its template, which confines its next start, is not.
+	run(t, "systemctl", "stop", "g-tpl@two.service")
+	a.Reload()
+	waitFor(t, "an ended instance to be forgotten", func() (bool, string) {
+		rep, r := report(t, "status")
+		listed := slices.ContainsFunc(rep.Units, func(s attach.Status) bool { return s.Unit == "g-tpl@two.service" })
+		return !listed && !exists("/var/lib/aaunit/units/g-tpl@two.service.json"), r.stdout
+	})
+	if !exists(template + "/90-aaunit.conf") {
+		t.Error("the template's drop-in went with an instance")
+	}
+	run(t, "systemctl", "start", "g-tpl@two.service")
+	waitConfined(t, "g-tpl@two.service", units["g-tpl@two.service"])
+
 	// All of it is taken back with the files.
 	for _, file := range files {
 		if err := os.Remove(file); err != nil {

@@ -1,0 +1,312 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+const template = "/etc/systemd/system/w@.service.d/90-aaunit.conf"
+
+// instances is a world with an attached template and running instances of it.
+func instances(change func(*attach.Attachment), names ...string) *world {
+	w := newWorld()
+	for _, n := range names {
+		w.addUnit("w@" + n + ".service").unloads = true
+	}
+	w.files["w"] = "1"
+	w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) {
+		a.Profile = "w"
+		if change != nil {
+			change(a)
+		}
+	})
+	return w
+}
+
+// comes has a connection start an instance.
+func (w *world) comes(name string) *unit {
+	defer w.lock()()
+	u := w.units[name]
+	if u == nil {
+		u = w.addUnit(name)
+		u.running, u.unloads = false, true
+	}
+	_ = w.begin(u)
+	return u
+}
+
+// ends ends one.
+func (w *world) ends(name string) {
+	defer w.lock()()
+	w.units[name].running = false
+	w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: name}
+}
+
+// remembers lists what is kept of units, with nothing of the template.
+func remembers(w *world, l *Loop) (units []string) {
+	unlock := w.lock()
+	for unit := range w.records {
+		units = append(units, unit)
+	}
+	unlock()
+	l.mu.Lock()
+	for unit := range l.targets {
+		units = append(units, unit)
+	}
+	for unit := range l.statuses {
+		units = append(units, unit)
+	}
+	l.mu.Unlock()
+	slices.Sort(units)
+	return slices.DeleteFunc(slices.Compact(units), func(u string) bool { return u == "w@.service" })
+}
+
+func TestAnEndedInstanceIsForgotten(t *testing.T) {
+	for _, profile := range []string{"w", "%p"} {
+		w := instances(func(a *attach.Attachment) { a.Profile = profile }, "1", "2", "3", "4")
+		w.addUnit("w@own.service") // has a file of its own
+		w.run(t, func(l *Loop) {
+			rest()
+			var gone []string
+			l.Subscribe(context.Background(), func(s *attach.Status) {
+				if s.Attachment == "" {
+					gone = append(gone, s.Unit)
+				}
+			})
+			w.ends("w@2.service")
+			w.ends("w@own.service")
+			unlock := w.lock()
+			w.units["w@3.service"].running, w.units["w@3.service"].failed = false, true
+			unlock()
+			rest()
+			if got := remembers(w, l); !slices.Contains(got, "w@2.service") {
+				t.Errorf("%s: it may come again in a moment: %q", profile, got)
+			}
+			// A systemd that does not answer lists nothing, and that is no proof.
+			unlock = w.lock()
+			w.unlisted = true
+			unlock()
+			w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+			rest()
+			if got := remembers(w, l); !slices.Contains(got, "w@2.service") {
+				t.Errorf("%s: forgotten without an answer: %q", profile, got)
+			}
+			unlock = w.lock()
+			w.unlisted = false
+			unlock()
+			time.Sleep(DefaultRecheck)
+			rest()
+			if got, want := remembers(w, l), []string{"w@1.service", "w@3.service", "w@4.service", "w@own.service"}; !slices.Equal(got, want) {
+				t.Errorf("%s: remembered are %q, want %q", profile, got, want)
+			}
+			if !slices.Equal(gone, []string{"w@2.service"}) {
+				t.Errorf("%s: told as gone: %q", profile, gone)
+			}
+			if w.disk[template] == "" || answer(l, "w@1") != "confined" || len(l.Status(nil).Patterns) != 1 || w.kernel["w"] != "1" || w.calls["remove"]+w.calls["unload"]+w.calls["reload"] != 1 {
+				t.Errorf("%s: more than the instance went: %q", profile, w.trace)
+			}
+			// It is still named, and does not run; one of which there is no unit is none.
+			r := l.Status([]string{"w@2", "v@2"})
+			if len(r.Units) != 1 || r.Units[0].Attachment == "" || r.Units[0].DropIn != template || answer(l, "w@2") != "unknown" || len(r.Missing) != 1 || r.Missing[0].Reason.Code != attach.UnitNotFound {
+				t.Errorf("%s: asked about it: %+v", profile, r)
+			}
+			if c := l.Explain(context.Background(), []string{"w@2"}, false).Cases; len(c) != 1 || c[0].Status == nil {
+				t.Errorf("%s: explained as not attached: %+v", profile, c)
+			}
+			// Its next start is confined, and seen.
+			if u := w.comes("w@2.service"); u.label != "w (enforce)" {
+				t.Errorf("%s: it came back as %+v", profile, u)
+			}
+			rest()
+			if answer(l, "w@2") != "confined" || w.records["w@2.service"].Verdict == nil {
+				t.Errorf("%s: when it came back: %s, %+v", profile, answer(l, "w@2"), w.records["w@2.service"])
+			}
+			w.ends("w@2.service")
+			rest()
+		})
+		// What ended while no daemon ran is forgotten, too.
+		w.units["w@4.service"].running = false
+		w.run(t, func(l *Loop) {
+			rest()
+			if got, want := remembers(w, l), []string{"w@1.service", "w@3.service", "w@own.service"}; !slices.Equal(got, want) {
+				t.Errorf("%s: a new daemon remembers %q, want %q", profile, got, want)
+			}
+			w.undeclare("/etc/aaunit/attachments.d/w.conf")
+			rest()
+			if got := remembers(w, l); len(got) != 0 || len(w.records) != 0 || w.disk[template] != "" {
+				t.Errorf("%s: after the detach: %q %v %q", profile, got, w.records, w.disk)
+			}
+		})
+	}
+}
+
+// TestConnectionsLeaveNothingBehind is a socket with Accept=yes: each connection has an
+// instance of its own.
+func TestConnectionsLeaveNothingBehind(t *testing.T) {
+	w := instances(nil)
+	w.run(t, func(l *Loop) {
+		rest()
+		for i := range 40 {
+			name := fmt.Sprintf("w@%d.service", i)
+			w.comes(name)
+			rest()
+			if got := answer(l, name); got != "confined" {
+				t.Fatalf("%s is %s", name, got)
+			}
+			w.ends(name)
+			time.Sleep(time.Second)
+		}
+		if got := remembers(w, l); len(got) > 2 {
+			t.Errorf("after 40 connections: %q", got)
+		}
+		time.Sleep(DefaultRecheck)
+		rest()
+		if got := remembers(w, l); len(got) != 0 || len(w.records) != 1 {
+			t.Errorf("in the end: %q, %v", got, w.records)
+		}
+	})
+}
+
+// TestWhatIsNotOverIsRemembered: an instance about which something was decided, begun
+// or is to be taken back is not forgotten.
+func TestWhatIsNotOverIsRemembered(t *testing.T) {
+	const unit, other = "w@1.service", "w@2.service"
+	for name, tc := range map[string]struct {
+		attachment func(*attach.Attachment)
+		do         func(w *world, l *Loop)
+		kept       bool
+	}{
+		"nothing": {nil, func(*world, *Loop) {}, false},
+		"paused": {nil, func(w *world, l *Loop) {
+			if _, err := l.Pause(context.Background(), attach.Request{Units: []string{unit}, For: 24 * time.Hour}, nil); err != nil {
+				panic(err)
+			}
+		}, true},
+		"its template is paused": {nil, func(w *world, l *Loop) {
+			if _, err := l.Pause(context.Background(), attach.Request{Units: []string{"w@.service"}, For: 24 * time.Hour}, nil); err != nil {
+				panic(err)
+			}
+		}, true},
+		"held": {nil, func(_ *world, l *Loop) {
+			l.change1(unit, func(r *attach.Record) { r.Hold = &attach.Hold{Inputs: "x"} })
+		}, true},
+		"a drop-in of its own, which is taken back first": {nil, func(w *world, l *Loop) {
+			path := attach.DropInPath(unit, false)
+			l.change1(unit, func(r *attach.Record) { r.DropIns = r.DropIns.With(path, "1") })
+			defer w.lock()()
+			w.disk[path] = "from an earlier attachment"
+		}, false},
+		"socket options":              {nil, func(_ *world, l *Loop) { l.change1(unit, func(r *attach.Record) { r.SocketUnits = []string{unit} }) }, true},
+		"stopped to be started again": {nil, func(_ *world, l *Loop) { l.change1(unit, func(r *attach.Record) { r.Stopped = true }) }, true},
+		"a glob":                      {func(a *attach.Attachment) { a.Units = []string{"w@*.service"} }, func(*world, *Loop) {}, true},
+		"named itself":                {func(a *attach.Attachment) { a.Units = append(a.Units, unit) }, func(*world, *Loop) {}, true},
+		"a broken file": {nil, func(w *world, _ *Loop) {
+			defer w.lock()()
+			w.broken["/etc/aaunit/attachments.d/w.conf"] = true
+		}, true},
+		"a text that is only reported": {func(a *attach.Attachment) { a.Profile, a.OnProfileChange = "%p", attach.ChangeReport }, func(w *world, l *Loop) {
+			w.ends(other)
+		}, true},
+		"a text that is accepted for another one": {func(a *attach.Attachment) { a.Profile, a.OnProfileChange = "%p", attach.ChangeReport }, func(*world, *Loop) {}, false},
+	} {
+		w := instances(tc.attachment, "1", "2")
+		w.run(t, func(l *Loop) {
+			rest()
+			tc.do(w, l)
+			w.ends(unit)
+			time.Sleep(DefaultRecheck)
+			rest()
+			got := remembers(w, l)
+			if name == "a text that is only reported" {
+				if len(got) != 1 || len(w.kept) != 1 {
+					t.Errorf("%s: %q, %d policies", name, got, len(w.kept))
+				}
+				return
+			}
+			if kept := slices.Contains(got, unit); kept != tc.kept || w.disk[attach.DropInPath(unit, false)] != "" && name != "a glob" && name != "named itself" {
+				t.Errorf("%s: remembered are %q, on disk %q", name, got, w.disk)
+			}
+		})
+	}
+}
+
+// change1 changes the record of a unit.
+func (l *Loop) change1(unit string, change func(*attach.Record)) {
+	l.mu.Lock()
+	r := l.records[unit].Clone()
+	l.mu.Unlock()
+	change(&r)
+	l.remember(r)
+}
+
+// TestTheTemplateUnloadsWhatItsInstancesHadLoaded: the profile of an instance that is
+// forgotten stays loaded, or its next start would fail, until the template is detached.
+func TestTheTemplateUnloadsWhatItsInstancesHadLoaded(t *testing.T) {
+	w := instances(func(a *attach.Attachment) { a.Profile = "%p-%i" }, "1")
+	w.files["w-1"] = "1"
+	w.run(t, func(l *Loop) {
+		rest()
+		if got := w.records["w@1.service"].Loaded; len(got) != 1 {
+			t.Fatalf("it loaded %q", got)
+		}
+		w.ends("w@1.service")
+		time.Sleep(DefaultRecheck)
+		rest()
+		if got := remembers(w, l); len(got) != 0 || w.kernel["w-1"] != "1" {
+			t.Fatalf("%q, %v", got, w.kernel)
+		}
+		if u := w.comes("w@1.service"); u.label != "w-1 (enforce)" {
+			t.Errorf("its next start: %+v", u)
+		}
+		w.ends("w@1.service")
+		time.Sleep(DefaultRecheck)
+		rest()
+		w.undeclare("/etc/aaunit/attachments.d/w.conf")
+		rest()
+		if _, loaded := w.kernel["w-1"]; loaded || len(w.records) != 0 {
+			t.Errorf("after the detach: %v %v", w.kernel, w.records)
+		}
+	})
+}
+
+// TestAStartOnItsWayFindsAForgottenInstance: the signal was sorted while the instance
+// was known, and its look comes when it is not.
+func TestAStartOnItsWayFindsAForgottenInstance(t *testing.T) {
+	w := instances(nil, "1")
+	w.run(t, func(l *Loop) {
+		rest()
+		w.ends("w@1.service")
+		time.Sleep(DefaultRecheck)
+		rest()
+		if got := remembers(w, l); len(got) != 0 {
+			t.Fatalf("remembered are %q", got)
+		}
+		unlock := w.lock()
+		_ = w.begin(w.units["w@1.service"])
+		for len(w.events) > 0 {
+			<-w.events
+		}
+		unlock()
+		l.queue.add(started, "w@1.service")
+		rest()
+		if got := answer(l, "w@1"); got != "confined" {
+			t.Errorf("it is %s", got)
+		}
+		// One that has ended again is no cause for more.
+		w.ends("w@1.service")
+		time.Sleep(DefaultRecheck)
+		rest()
+		l.queue.add(started, "w@1.service")
+		synctest.Wait()
+		rest()
+		if got := remembers(w, l); len(got) != 0 || l.queue.isBusy("w@1.service") {
+			t.Errorf("remembered are %q", got)
+		}
+	})
+}
