@@ -157,7 +157,10 @@ type Loop struct {
 	records  map[string]attach.Record
 	alike    map[string]string // the unit of a profile whose record was kept last, by profile
 	// unsaved are units of whose records the disk has an earlier state; a nil map has none.
-	unsaved     map[string]bool
+	unsaved map[string]bool
+	// recordsUnlisted: there may be records on disk that could not be read.
+	recordsUnlisted bool
+
 	statuses    map[string]*attach.Status // none is changed in place: subscribers have it, too
 	problems    []attach.Reason           // of records
 	service     attach.Tri                // apparmor.service is enabled
@@ -208,6 +211,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	records, problems := l.store.Load()
+	unlisted := slices.ContainsFunc(problems, func(p attach.Reason) bool { return p.Where == "" })
 	problems = append(problems, l.policies.Load()...)
 	l.mu.Lock()
 	for _, r := range records {
@@ -217,7 +221,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 		}
 		l.put(r)
 	}
-	l.problems, l.began = problems, time.Now()
+	l.problems, l.began, l.recordsUnlisted = problems, time.Now(), unlisted
 	l.mu.Unlock()
 	for _, p := range problems {
 		l.log.Warn(p.Detail)

@@ -1110,10 +1110,23 @@ func (l *Loop) save(r attach.Record, anyhow bool) error {
 	if err == nil || anyhow {
 		l.mu.Lock()
 		l.put(r)
-		delete(l.unsaved, r.Unit)
+		l.noteSaved(r.Unit, err == nil)
 		l.mu.Unlock()
 	}
 	return err
+}
+
+// noteSaved notes whether the disk has the record of a unit as it is in memory. l.mu is
+// held.
+func (l *Loop) noteSaved(unit string, is bool) {
+	if is {
+		delete(l.unsaved, unit)
+		return
+	}
+	if l.unsaved == nil {
+		l.unsaved = map[string]bool{}
+	}
+	l.unsaved[unit] = true
 }
 
 // put keeps a record in memory. Units of one profile mostly have the same policy, so
@@ -1146,10 +1159,7 @@ func (l *Loop) rememberSoon(r attach.Record) {
 		r.Verdict = old.Verdict
 	}
 	l.put(r)
-	if l.unsaved == nil {
-		l.unsaved = map[string]bool{}
-	}
-	l.unsaved[r.Unit] = true
+	l.noteSaved(r.Unit, false)
 }
 
 // flush writes the record of a unit where the disk has an earlier state.
@@ -1172,10 +1182,9 @@ func (l *Loop) write(r attach.Record) {
 	done()
 	if err != nil {
 		l.log.Error("cannot keep the record of a unit", journal.FieldUnit, r.Unit, "err", err)
-		return
 	}
 	l.mu.Lock()
-	delete(l.unsaved, r.Unit)
+	l.noteSaved(r.Unit, err == nil)
 	l.mu.Unlock()
 }
 

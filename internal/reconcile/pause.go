@@ -223,7 +223,11 @@ func (l *Loop) setPause(r attach.Record, pause *attach.Pause) error {
 	r.Boot, r.Pause = l.boot, pause
 	l.records[r.Unit] = r
 	l.mu.Unlock()
-	return l.store.Save(r)
+	err := l.store.Save(r)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.noteSaved(r.Unit, err == nil)
+	return err
 }
 
 // endPause takes the pause off a record. Where that cannot be kept the next

@@ -345,10 +345,21 @@ func (l *Loop) giveBackToOthers(j *job) {
 	j.others = nil
 }
 
-// retain removes what is kept and no unit can go back to.
+// retain removes what is kept and no unit can go back to. The next daemon goes by what
+// is on disk: while there may be records that name something else, all of it stays.
 func (l *Loop) retain() {
+	l.mu.Lock()
+	behind := slices.Sorted(maps.Keys(l.unsaved))
+	l.mu.Unlock()
+	for _, unit := range behind {
+		l.flush(unit)
+	}
 	ids := map[string]bool{}
 	l.mu.Lock()
+	if len(l.unsaved) > 0 || l.recordsUnlisted {
+		l.mu.Unlock()
+		return
+	}
 	for _, r := range l.records {
 		for _, id := range r.Policies {
 			ids[id] = true

@@ -616,3 +616,65 @@ func TestAProfileThatGoesDuringAPass(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatRecordsOnDiskNameIsKept: the next daemon has no more than these.
+func TestWhatRecordsOnDiskNameIsKept(t *testing.T) {
+	const one, two = "/etc/apparmor.d/a 1", "/etc/apparmor.d/a 2"
+	has := func(w *world, id string) bool {
+		defer w.lock()()
+		_, ok := w.kept[id]
+		return ok
+	}
+	w := attached(nil, "a", "b")
+	w.run(t, func(l *Loop) {
+		rest()
+		unlock := w.lock()
+		w.noRecords = true
+		unlock()
+		w.edit("2")
+		rest()
+		if w.kernel["a"] != "2" || answer(l, "a") != "confined" || w.records["a.service"].Policies["/etc/apparmor.d/a"] != one {
+			t.Fatalf("%q %s %v", w.kernel, answer(l, "a"), w.records["a.service"])
+		}
+		if !has(w, one) || !has(w, two) {
+			t.Errorf("kept are %v", w.kept)
+		}
+	})
+	// Records that cannot be listed name nothing, and are there.
+	w.run(t, func(l *Loop) {
+		rest()
+		if !has(w, one) || !has(w, two) {
+			t.Errorf("without a list of records: kept are %v", w.kept)
+		}
+		unlock := w.lock()
+		w.noRecords = false
+		unlock()
+		w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+		rest()
+		if !has(w, one) || !has(w, two) {
+			t.Errorf("with records of this daemon only: kept are %v", w.kept)
+		}
+	})
+	w.run(t, func(l *Loop) {
+		rest()
+		unlock := w.lock()
+		w.noRecords = true
+		unlock()
+		w.edit("3")
+		rest()
+		unlock = w.lock()
+		w.noRecords = false
+		unlock()
+		// What could not be saved is saved with the next pass, whatever that is about.
+		w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", nil)
+		rest()
+		for _, unit := range []string{"a.service", "b.service"} {
+			if id := w.records[unit].Policies["/etc/apparmor.d/a"]; id != "/etc/apparmor.d/a 3" {
+				t.Errorf("the record of %s still names %s", unit, id)
+			}
+		}
+		if has(w, one) || has(w, two) {
+			t.Errorf("in the end there are %v", w.kept)
+		}
+	})
+}

@@ -216,7 +216,8 @@ type Policies interface {
 // Store keeps records across restarts of the daemon.
 type Store interface {
 	// Load reads all records; one that cannot be read is set aside and named
-	// in problems.
+	// in problems. A problem without a place (Where) is that they could not be listed:
+	// there may be any number of them.
 	Load() (records []attach.Record, problems []attach.Reason)
 	// Save writes a record so that a crash leaves the old or the new one.
 	Save(attach.Record) error

@@ -68,6 +68,8 @@ type world struct {
 	boots    int   // of the machine
 	diskFull bool  // records cannot be saved
 	refuses  error // writing an attachment
+	// noRecords: records alone cannot be saved, or, when the daemon starts, listed.
+	noRecords bool
 	// noRoom says of the write of that number, from 1, whether there is no room for it.
 	noRoom func(write int) bool
 	writes int
@@ -937,6 +939,9 @@ type store struct{ *world }
 
 func (s store) Load() ([]attach.Record, []attach.Reason) {
 	defer s.lock()()
+	if s.noRecords {
+		return nil, []attach.Reason{attach.Because(attach.RecordBad, "cannot list records: input/output error")}
+	}
 	var out []attach.Record
 	for _, r := range s.records {
 		out = append(out, r.Clone())
@@ -946,7 +951,7 @@ func (s store) Load() ([]attach.Record, []attach.Reason) {
 
 func (s store) Save(r attach.Record) error {
 	defer s.lock()()
-	if s.diskFull || s.isFull() {
+	if s.diskFull || s.noRecords || s.isFull() {
 		return noSpace{}
 	}
 	if err := s.step("save record " + r.Unit); err != nil {

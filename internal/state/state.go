@@ -46,7 +46,8 @@ type Dir string
 // Load reads all records. One that cannot be read, or that others than the
 // daemon's user could have written, is set aside and named: the unit is then
 // observed anew, and nothing of it is taken as ours. What a write that was cut
-// off has left is removed.
+// off has left is removed. Where the directory cannot be read, the problem has no
+// place: there may be records all the same.
 func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 	if err := safefile.MkdirAll(string(d), 0o700); err != nil {
 		return nil, []attach.Reason{attach.Because(attach.RecordBad, "cannot keep records: %v", err)}

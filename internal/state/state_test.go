@@ -67,6 +67,25 @@ func TestRecordsSurviveAndBadOnesAreSetAside(t *testing.T) {
 	}
 }
 
+// That records cannot be listed is told from one of them that cannot be read: there may
+// be any number of them then.
+func TestRecordsThatCannotBeListed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "units")
+	if err := os.Symlink(dir, dir); err != nil { // ELOOP
+		t.Fatal(err)
+	}
+	if records, problems := Dir(dir).Load(); len(records) != 0 || len(problems) != 1 || problems[0].Where != "" {
+		t.Errorf("%v %+v", records, problems)
+	}
+	dir = t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.service.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, problems := Dir(dir).Load(); len(problems) != 1 || problems[0].Where == "" {
+		t.Errorf("%+v", problems)
+	}
+}
+
 // A downgrade finds records of a daemon that knew more: what it understands it
 // takes, and what it does not understand it sets aside unharmed.
 func TestRecordsOfANewerDaemon(t *testing.T) {
