@@ -301,6 +301,11 @@ func planRestart(p *Plan, u Unit, wanted bool, why Reason) {
 	switch guard := Protected(u); {
 	case guard != nil:
 		p.Pending = append(p.Pending, *guard, pending)
+	case u.Type == "oneshot" && u.ActiveState == "activating":
+		// It is done when its program ends: a restart would kill a backup half-way, and
+		// take as long as the next one.
+		p.Pending = append(p.Pending, because(RestartPending, "%s is a oneshot at work, which a restart would cut off; %s takes effect at its next start", u.ID, cmp.Or(p.Profile, "the change")).
+			next("systemctl status "+u.ID))
 	case !wanted:
 		p.Pending = append(p.Pending, pending.next("systemctl restart "+u.ID))
 	default:

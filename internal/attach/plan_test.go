@@ -55,6 +55,14 @@ func TestDiff(t *testing.T) {
 			fresh(d, o)
 			o.Unit.RestartsWith = []string{"dbus.service"}
 		}, []string{"load-policy " + text, "write-drop-in " + file, "daemon-reload " + unitName}, []Code{UnitProtected, RestartPending}},
+		{"first attach of a oneshot at work", func(d *Desired, o *Observed) {
+			fresh(d, o)
+			o.Unit.Type, o.Unit.ActiveState, d.Asked = "oneshot", "activating", true
+		}, []string{"load-policy " + text, "write-drop-in " + file, "daemon-reload " + unitName}, []Code{RestartPending}},
+		{"first attach of a oneshot that stays", func(d *Desired, o *Observed) {
+			fresh(d, o)
+			o.Unit.Type = "oneshot"
+		}, []string{"load-policy " + text, "write-drop-in " + file, "daemon-reload " + unitName, "restart " + unitName}, nil},
 		{"held", func(d *Desired, o *Observed) {
 			fresh(d, o)
 			d.Record.Hold = &Hold{Reasons: []Reason{because(AttachFailed, "x")}}
@@ -181,6 +189,9 @@ func TestDiff(t *testing.T) {
 		}, []string{"remove-drop-in " + file, "daemon-reload " + unitName}, nil},
 		{"detached, no restart wanted", func(d *Desired, _ *Observed) {
 			d.Attachment, d.Record.RestartUnit = nil, false
+		}, []string{"remove-drop-in " + file, "daemon-reload " + unitName}, []Code{RestartPending}},
+		{"detached oneshot at work", func(d *Desired, o *Observed) {
+			d.Attachment, o.Unit.Type, o.Unit.ActiveState = nil, "oneshot", "activating"
 		}, []string{"remove-drop-in " + file, "daemon-reload " + unitName}, []Code{RestartPending}},
 		{"detached and gone", func(d *Desired, o *Observed) {
 			d.Attachment, o.Unit, o.Scan = nil, Unit{LoadState: "not-found"}, nil

@@ -858,6 +858,9 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 	if v.Answer != attach.NotConfined || d.Attachment.OnViolation != attach.ViolationStop || !o.Unit.Active() {
 		return
 	}
+	if o.Unit.ActiveState == "deactivating" {
+		return // it is stopped already, which may take as long as it likes
+	}
 	proved := !o.JustStarted && d.Record.ProvedAs(v.InvocationID, d.Profile)
 	if !o.JustStarted && !proved && !unseen(before, v) {
 		return

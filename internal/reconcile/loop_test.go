@@ -891,3 +891,72 @@ func TestNoRoomAtAnyWrite(t *testing.T) {
 		}
 	}
 }
+
+// TestAOneshotAtWorkIsNotRestarted: a restart would kill a backup half-way, and take as
+// long as the next one.
+func TestAOneshotAtWorkIsNotRestarted(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.oneshot = true
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", nil)
+	w.run(t, func(l *Loop) {
+		rest()
+		for _, how := range []string{"declared", "asked for"} {
+			s := l.Status([]string{"a"}).Units[0]
+			if w.calls["restart"] != 0 || !u.running || u.start != 1 || s.Held != nil || w.read[dropIn] == "" || s.Verdict.Answer != attach.NotConfined ||
+				!slices.ContainsFunc(s.Notes, func(r attach.Reason) bool {
+					return r.Code == attach.RestartPending && strings.Contains(r.Detail, "oneshot")
+				}) {
+				t.Fatalf("%s: %+v %+v %q", how, u, s, w.trace)
+			}
+			if how == "declared" {
+				if out := attachUnits(t, l, attach.Request{Units: []string{"a"}}); out[0].Exit != attach.ExitNotConfined || out[0].Restarted {
+					t.Errorf("asked for: %+v", out[0])
+				}
+			}
+		}
+		// Its next start.
+		unlock := w.lock()
+		_ = w.begin(u)
+		u.running = true
+		unlock()
+		rest()
+		if answer(l, "a") != "confined" || u.start != 2 || w.calls["restart"] != 0 {
+			t.Errorf("the next start: %s %+v %q", answer(l, "a"), u, w.trace)
+		}
+		// At a detach as well.
+		w.undeclare("/etc/aaunit/attachments.d/a.conf")
+		rest()
+		if !u.running || u.start != 2 || w.disk[dropIn] != "" {
+			t.Errorf("the detach: %+v %q", u, w.trace)
+		}
+	})
+}
+
+// TestAUnitThatIsBeingStoppedIsNotStoppedAgain: who waits for a stop waits for as long
+// as the unit takes.
+func TestAUnitThatIsBeingStoppedIsNotStoppedAgain(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop })
+	w.run(t, func(l *Loop) {
+		rest()
+		unlock := w.lock()
+		u.label, u.stopping = "other (enforce)", true
+		unlock()
+		w.events <- attach.UnitEvent{Kind: attach.UnitsReloaded}
+		w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: "a.service"}
+		rest()
+		if answer(l, "a") != "not-confined" || w.calls["stop"] != 0 {
+			t.Errorf("%s, %q", answer(l, "a"), w.trace)
+		}
+		unlock = w.lock()
+		u.stopping = false
+		unlock()
+		w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: "a.service"}
+		rest()
+		if w.calls["stop"] != 1 {
+			t.Errorf("one that runs: %q", w.trace)
+		}
+	})
+}

@@ -131,8 +131,9 @@ type unit struct {
 	name      string
 	running   bool
 	failed    bool
-	oneshot   bool
-	start     int // counts starts
+	oneshot   bool // at work while it runs
+	stopping  bool // it takes its time to stop
+	start     int  // counts starts
 	since     time.Time
 	label     string // of its task
 	tmp       bool   // private
@@ -330,6 +331,9 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	}
 	u := attach.Unit{ID: name, Names: []string{name}, LoadState: "loaded", ActiveState: "inactive", SubState: "dead", Type: "simple",
 		FragmentPath: "/etc/systemd/system/" + name, UnitFileState: "enabled", NRestarts: f.restarts, RestartsWith: f.drags}
+	if f.oneshot {
+		u.Type = "oneshot"
+	}
 	for alias, of := range w.aliases {
 		if of == name {
 			u.Names = append(u.Names, alias)
@@ -341,6 +345,12 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	switch {
 	case f.running:
 		u.ActiveState, u.SubState, u.MainPID = "active", "running", 1000+f.start
+		switch {
+		case f.stopping:
+			u.ActiveState, u.SubState = "deactivating", "stop-sigterm"
+		case f.oneshot:
+			u.ActiveState, u.SubState = "activating", "start"
+		}
 	case f.failed:
 		u.ActiveState, u.SubState, u.Result = "failed", "failed", "exit-code"
 	}
