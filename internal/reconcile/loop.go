@@ -855,19 +855,10 @@ func broughtBack(d attach.Desired, o attach.Observed) bool {
 // record as it was before the look, or before the pass that the look ends; mended
 // says that this pass has put back, or could not put back, what somebody had changed.
 func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach.Record, o *attach.Observed, v attach.Verdict, mended bool) {
-	if v.Answer != attach.NotConfined || d.Attachment.OnViolation != attach.ViolationStop || !o.Unit.Active() {
+	if !violates(d, before, *o, v) {
 		return
 	}
-	if o.Unit.ActiveState == "deactivating" {
-		return // it is stopped already, which may take as long as it likes
-	}
-	proved := !o.JustStarted && d.Record.ProvedAs(v.InvocationID, d.Profile)
-	if !o.JustStarted && !proved && !unseen(before, v) {
-		return
-	}
-	if broughtBack(d, *o) || complainsAsWished(d, v) {
-		return
-	}
+	proved := provedBefore(d, *o, v)
 	if l.whyPaused(d.Unit) != nil {
 		return
 	}
@@ -883,6 +874,25 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 	if u, err := l.systemd.Observe(ctx, d.Unit); err == nil {
 		o.Unit = u
 	}
+}
+
+// violates reports whether OnViolation=stop is about what was seen; see stopViolator.
+func violates(d attach.Desired, before attach.Record, o attach.Observed, v attach.Verdict) bool {
+	if v.Answer != attach.NotConfined || d.Attachment.OnViolation != attach.ViolationStop || !o.Unit.Active() {
+		return false
+	}
+	if o.Unit.ActiveState == "deactivating" {
+		return false // it is stopped already, which may take as long as it likes
+	}
+	if !o.JustStarted && !provedBefore(d, o, v) && !unseen(before, v) {
+		return false
+	}
+	return !broughtBack(d, o) && !complainsAsWished(d, v)
+}
+
+// provedBefore reports whether the start that was looked at was confined before.
+func provedBefore(d attach.Desired, o attach.Observed, v attach.Verdict) bool {
+	return !o.JustStarted && d.Record.ProvedAs(v.InvocationID, d.Profile)
 }
 
 // wouldAccept reports whether the kernel runs what the profile's file says and

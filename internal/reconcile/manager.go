@@ -653,8 +653,14 @@ func (l *Loop) verify(ctx context.Context, unit string, m *moment) (*attach.Verd
 				continue
 			}
 		}
-		if !busy {
-			l.stopViolator(ctx, d, d.Record, &o, v, false)
+		if !busy && violates(d, d.Record, o, v) {
+			// It is stopped by a look that has the unit to itself, so that nobody is
+			// told in between that it is left alone. This one is answered, and no more.
+			again := doubted
+			if unseen(d.Record, v) {
+				again = started // from now on it is on record
+			}
+			l.queue.add(again, unit)
 		}
 		l.conclude(d, o, v)
 		if !busy && slices.ContainsFunc(v.Reasons, func(r attach.Reason) bool { return r.Code == attach.SocketsNotHeld }) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -538,5 +539,71 @@ func TestMakePolicyLiveOfPausedUnits(t *testing.T) {
 				t.Errorf("%v: the kernel has %q", err, w.kernel["a"])
 			}
 		})
+	}
+}
+
+// TestAVerifyStopsNoPausedUnit: who is told that a unit is paused can rely on it, also
+// while somebody's look at it is under way that found it not confined. What stops it is
+// a look for which a pause waits.
+func TestAVerifyStopsNoPausedUnit(t *testing.T) {
+	for name, begin := range map[string]func(u *unit){
+		"a start that was confined":    func(*unit) {},
+		"a start that nobody heard of": func(u *unit) { u.start++ },
+	} {
+		for _, pauses := range []bool{false, true} {
+			w := newWorld()
+			u := w.addUnit("a.service")
+			w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop })
+			w.run(t, func(l *Loop) {
+				rest()
+				// The next look does not come back for a while, so that there is time
+				// for a pause before the stop that may follow it.
+				next := make(chan struct{})
+				scans := 0
+				unlock := w.lock()
+				begin(u)
+				u.label = "other (enforce)"
+				w.onScan = func() {
+					if scans++; scans == 2 { // one with all others, and one alone
+						w.hang = map[string]chan struct{}{"a.service": next}
+					}
+				}
+				unlock()
+				stops := func() int {
+					defer w.lock()()
+					return w.calls["stop"]
+				}
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					r, err := l.Verify(context.Background(), []string{"a"})
+					if err != nil || len(r.Units) != 1 || r.Units[0].Verdict.Answer != attach.NotConfined {
+						t.Errorf("%s: %v %+v", name, err, r)
+					}
+				})
+				time.Sleep(time.Second)
+				told := -1
+				if pauses {
+					wg.Go(func() {
+						if o := pause(t, l, time.Hour, "a")[0]; o.Exit != attach.ExitOK {
+							t.Errorf("%s: %+v", name, o)
+						}
+						told = stops()
+					})
+				}
+				time.Sleep(time.Second)
+				unlock = w.lock()
+				w.hang = nil
+				unlock()
+				close(next)
+				wg.Wait()
+				rest()
+				switch now := stops(); {
+				case pauses && now != told:
+					t.Errorf("%s: stopped when it was paused: %q", name, w.trace)
+				case !pauses && (now != 1 || u.running):
+					t.Errorf("%s: stopped %d times", name, now)
+				}
+			})
+		}
 	}
 }

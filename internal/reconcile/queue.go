@@ -20,6 +20,8 @@ const (
 	// ended: the unit has no tasks any more; what is known of it is brought up
 	// to date.
 	ended
+	// doubted: somebody asked, and saw it not confined; it needs another look.
+	doubted
 
 	needsPlan = inputChanged | review
 )
