@@ -97,8 +97,10 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 // checkFile checks a file that a caller of the daemon's names.
 func (l *Loop) checkFile(ctx context.Context, k checker, file string, trusted bool) attach.Outcome {
 	file = filepath.Clean(file)
-	if a, problems, is := l.attachments.One(file); is && (trusted || l.attachments.Holds(file)) {
-		return k.attachment(ctx, file, a, problems)
+	if trusted || l.attachments.Holds(file) {
+		if a, problems, is := l.attachments.One(file); is {
+			return k.attachment(ctx, file, a, problems)
+		}
 	}
 	if !filepath.IsAbs(file) || (!trusted && filepath.Dir(file) != "/etc/apparmor.d") {
 		o := attach.Outcome{Unit: file, File: file, Exit: attach.ExitFailed} // it was not looked at

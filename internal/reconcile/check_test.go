@@ -66,6 +66,50 @@ func TestCheckNamesFilesProfilesAndUnits(t *testing.T) {
 	}
 }
 
+// TestFilesOfOthersAreNotOpened: whoever is not root has no file read, not even looked at,
+// that may not be named: what opens it is root.
+func TestFilesOfOthersAreNotOpened(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.files["mine"] = "1"
+	w.att["/srv/y.conf"] = attach.Attachment{Units: []string{"y.service"}, Profile: "mine"}
+	w.att["/etc/aaunit/attachments.d/x.conf"] = attach.Attachment{Units: []string{"x.service"}, Profile: "mine"}
+	for _, trusted := range []bool{false, true} {
+		for _, file := range []string{"/srv/mine", "/srv/y.conf", "/etc/apparmor.d/../../srv/mine", "/etc/apparmor.d/sub/mine", "/etc/apparmor.d/mine", "/etc/aaunit/attachments.d/x.conf"} {
+			inPlace := path.Dir(path.Clean(file)) == "/etc/apparmor.d"
+			for name, ask := range map[string]func(l *Loop) ([]attach.Outcome, error){
+				"check": func(l *Loop) ([]attach.Outcome, error) { return l.Check(context.Background(), []string{file}, trusted) },
+				"plan": func(l *Loop) ([]attach.Outcome, error) {
+					return l.Plan(context.Background(), attach.Request{Units: []string{"a"}, Profile: file, Trusted: trusted})
+				},
+				"attach": func(l *Loop) ([]attach.Outcome, error) {
+					return l.Attach(context.Background(), attach.Request{Units: []string{"a"}, Profile: file, Trusted: trusted}, nil)
+				},
+			} {
+				w.run(t, func(l *Loop) {
+					unlock := w.lock()
+					w.opened = nil
+					unlock()
+					out, err := ask(l)
+					if err != nil || len(out) != 1 {
+						t.Fatalf("%s %s: %v %+v", name, file, err, out)
+					}
+					unlock = w.lock()
+					opened := w.opened
+					unlock()
+					may := trusted || inPlace || name == "check" && strings.HasPrefix(file, "/etc/aaunit/")
+					if !may && (len(opened) > 0 || !slices.Contains(codesOf(out[0].Reasons), attach.ProfileUntrusted)) {
+						t.Errorf("%s %s: opened %q, %+v", name, file, opened, out[0].Reasons)
+					}
+					if may && len(opened) == 0 {
+						t.Errorf("%s %s, trusted %v: not opened", name, file, trusted)
+					}
+				})
+			}
+		}
+	}
+}
+
 func codesOf(list []attach.Reason) (out []attach.Code) {
 	for _, r := range list {
 		out = append(out, r.Code)

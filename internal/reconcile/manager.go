@@ -350,6 +350,9 @@ func (l *Loop) compileAhead(ctx context.Context, units []string, r attach.Reques
 		if declared != nil && profile == "" {
 			profile, _ = declared.ProfileFor(unit)
 		}
+		if l.notForCaller(r, profile) {
+			continue // not even opened
+		}
 		choice, why := attach.Resolve(profile, attach.Unit{ID: unit}, l.apparmor)
 		// Of other files, whether they may be named at all is still to be found out.
 		if why == nil && filepath.Dir(choice.Profile.File) == "/etc/apparmor.d" {
@@ -469,7 +472,7 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 		p.refuse(attach.Because(attach.RivalAttachments, "%s is named by %s and %s", p.unit, rivals[0].Source, rivals[1].Source))
 		return false
 	}
-	if filepath.IsAbs(r.Profile) && !r.Trusted && filepath.Dir(filepath.Clean(r.Profile)) != "/etc/apparmor.d" && len(l.apparmor.ByName(r.Profile)) == 0 {
+	if l.notForCaller(r, r.Profile) {
 		p.refuse(attach.Because(attach.ProfileUntrusted, "only root may name a file outside /etc/apparmor.d").
 			WithNext("install the profile in /etc/apparmor.d, or run as root"))
 		return false
@@ -485,6 +488,12 @@ func (l *Loop) chooseProfile(p *prepared, u attach.Unit, r attach.Request) bool 
 		p.out.Events = append(p.out.Events, attach.Event{Unit: p.unit, Step: attach.StepResolve, State: attach.Warned, Text: w.Corrected.Detail, Reason: w.Corrected})
 	}
 	return true
+}
+
+// notForCaller reports whether what a caller calls a profile is a file that only root
+// may have read.
+func (l *Loop) notForCaller(r attach.Request, profile string) bool {
+	return filepath.IsAbs(profile) && !r.Trusted && filepath.Dir(filepath.Clean(profile)) != "/etc/apparmor.d" && len(l.apparmor.ByName(profile)) == 0
 }
 
 // named completes names, and expands globs to the attached units that match.

@@ -51,6 +51,7 @@ type world struct {
 	glances []string // units that were looked at one by one
 	rescans []string // and together with others
 	onScan  func()
+	opened  []string // profile and attachment files that were read by their names
 	// killAt is the number of the call before which the daemon is killed; from
 	// then on, nothing it calls has any effect.
 	killAt int
@@ -535,6 +536,9 @@ func (w *world) ByName(name string) []attach.Profile {
 func (w *world) Known(name string) []attach.Profile { return w.ByName(name) }
 
 func (w *world) InFile(p string) ([]attach.Profile, error) {
+	w.mu.Lock()
+	w.opened = append(w.opened, p)
+	w.mu.Unlock()
 	if found := w.ByName(path.Base(p)); found != nil {
 		return found, nil
 	}
@@ -858,6 +862,7 @@ type attachments struct{ *world }
 // One knows the files of the world's attachments.
 func (a attachments) One(path string) (attach.Attachment, []attach.Reason, bool) {
 	defer a.lock()()
+	a.opened = append(a.opened, path)
 	found, is := a.att[path]
 	found.Source = path
 	return found, nil, is
