@@ -247,6 +247,13 @@ func (g *denialLog) forget(unit string) {
 	}
 }
 
+// logged lists the units of which there are denials.
+func (g *denialLog) logged() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Sorted(maps.Keys(g.units))
+}
+
 // since lists the denials of a unit that happened at t or later, in the order in
 // which they were first seen, and those that may be its own: of a profile that
 // it shares with other units (attach.Denial.Candidates).

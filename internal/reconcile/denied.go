@@ -27,7 +27,9 @@ const (
 // Denials says what was denied to attached units (names and globs; none: all)
 // from since on.
 func (l *Loop) Denials(units []string, since time.Time) attach.DenialReport {
-	known, missing := l.known(units)
+	known, missing := l.denied(units)
+	idle, missing := l.toCome(missing)
+	known.Units = append(known.Units, idle...)
 	r := l.denialReport(known, maxTelling, func(unit string) []attach.Denial { return l.denials.since(unit, since) })
 	r.Missing = l.whyMissing(missing)
 	return r
@@ -41,7 +43,7 @@ func (l *Loop) WaitDenials(ctx context.Context, units []string, cursor string) a
 	for {
 		more := l.denials.more()
 		n, missedAt := l.denials.at(cursor)
-		known, _ := l.known(units)
+		known, _ := l.denied(units)
 		r := l.denialReport(known, maxNews, func(unit string) []attach.Denial { return l.denials.after(unit, n) })
 		r.Units = slices.DeleteFunc(r.Units, func(u attach.UnitDenials) bool { return len(u.Denials) == 0 && u.LeftOut == 0 })
 		if len(r.Units) > 0 || missedAt > n || ctx.Err() != nil {
@@ -57,6 +59,32 @@ func (l *Loop) WaitDenials(ctx context.Context, units []string, cursor string) a
 		case <-time.After(gather):
 		}
 	}
+}
+
+// denied is known, with the units of attached templates and prefixes that were denied
+// something and have been forgotten since, as they ended: what a connection was denied
+// is looked for when it is over.
+func (l *Loop) denied(words []string) (known attach.Report, missing []string) {
+	known, missing = l.known(words)
+	logged := l.denials.logged()
+	used := make([]bool, len(words))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, unit := range logged {
+		a := l.pendingAttachment(unit)
+		if a == nil {
+			continue
+		}
+		of := func(p attach.Status) bool { return isOf(unit, p.Unit) }
+		if !l.selected(unit, words, used) && !slices.ContainsFunc(known.Patterns, of) {
+			continue
+		}
+		s := attach.Status{Unit: unit, Attachment: a.Source}
+		s.Profile, _ = a.ProfileFor(unit)
+		known.Units = append(known.Units, s)
+	}
+	missing = slices.DeleteFunc(missing, func(name string) bool { return used[slices.Index(words, name)] })
+	return known, missing
 }
 
 // at gives the seq that a cursor stands for, and when lost or deaf last changed.

@@ -310,3 +310,47 @@ func TestAStartOnItsWayFindsAForgottenInstance(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatAnEndedInstanceWasDeniedIsTold: what a connection was denied is looked for
+// when it is over.
+func TestWhatAnEndedInstanceWasDeniedIsTold(t *testing.T) {
+	w := instances(nil, "1", "2", "3")
+	w.run(t, func(l *Loop) {
+		rest()
+		w.denials <- denial("w@2.service", "/etc/needed")
+		w.denials <- denial("v@2.service", "/etc/needed")
+		w.ends("w@2.service")
+		w.ends("w@3.service")
+		time.Sleep(DefaultRecheck)
+		rest()
+		if got := remembers(w, l); !slices.Equal(got, []string{"w@1.service"}) {
+			t.Fatalf("remembered are %q", got)
+		}
+		for _, words := range [][]string{nil, {"w@2"}, {"w@.service"}, {"w@*"}, {"w@2", "w@3", "v@2"}} {
+			var units []string
+			r := l.Denials(words, time.Time{})
+			for _, u := range r.Units {
+				if len(u.Denials) > 0 {
+					units = append(units, u.Unit+" "+u.Profile)
+				}
+			}
+			missing := 0
+			if len(words) == 3 {
+				missing = 1
+			}
+			if !slices.Equal(units, []string{"w@2.service w"}) || len(r.Missing) != missing {
+				t.Errorf("%q: denials of %q, missing %v", words, units, r.Missing)
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			if r := l.WaitDenials(ctx, words, ""); len(r.Units) != 1 {
+				t.Errorf("%q: followed are %+v", words, r.Units)
+			}
+			cancel()
+		}
+		w.undeclare("/etc/aaunit/attachments.d/w.conf")
+		rest()
+		if r := l.Denials(nil, time.Time{}); len(r.Units) != 0 {
+			t.Errorf("of what is attached no more: %+v", r.Units)
+		}
+	})
+}

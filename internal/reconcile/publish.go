@@ -185,7 +185,7 @@ func (l *Loop) Subscribe(ctx context.Context, f func(*attach.Status)) {
 }
 
 // Status answers from what is known. Names and globs select units, none
-// selects all. Only about a name that no attachment names is systemd asked,
+// selects all. Only about a name of which nothing is known is systemd asked,
 // whether there is such a unit.
 func (l *Loop) Status(units []string) attach.Report {
 	r, missing := l.known(units)
