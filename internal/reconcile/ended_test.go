@@ -119,6 +119,12 @@ func TestAnEndedInstanceIsForgotten(t *testing.T) {
 			if c := l.Explain(context.Background(), []string{"w@2"}, false).Cases; len(c) != 1 || c[0].Status == nil {
 				t.Errorf("%s: explained as not attached: %+v", profile, c)
 			}
+			if o := attachUnits(t, l, attach.Request{Units: []string{"w@2"}})[0]; o.Exit != attach.ExitUnknown || o.Verdict == nil || !slices.Contains(codes(o.Verdict.Reasons), attach.NotRunning) {
+				t.Errorf("%s: attached by name: %+v", profile, o)
+			}
+			if o := pause(t, l, time.Hour, "w@2")[0]; o.Exit != attach.ExitFailed || o.Reasons[0].Next != "aaunitctl pause w@.service" {
+				t.Errorf("%s: paused by name: %+v", profile, o)
+			}
 			// Its next start is confined, and seen.
 			if u := w.comes("w@2.service"); u.label != "w (enforce)" {
 				t.Errorf("%s: it came back as %+v", profile, u)

@@ -106,6 +106,9 @@ func (l *Loop) Attach(ctx context.Context, r attach.Request, progress func(attac
 		for i := range out {
 			if out[i].Exit == attach.ExitOK && out[i].Verdict == nil {
 				out[i].Exit = attach.ExitUnknown // nobody has looked at the unit
+				if idle, _ := l.toCome([]string{out[i].Unit}); len(idle) == 1 {
+					out[i].Verdict = idle[0].Verdict
+				}
 			}
 		}
 		return out

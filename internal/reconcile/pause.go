@@ -163,6 +163,15 @@ func (l *Loop) findAttached(ctx context.Context, p *prepared) *attach.Reason {
 		if l.lookUp(p) {
 			return nil
 		}
+	default:
+		l.mu.Lock()
+		if a := l.pendingAttachment(p.unit); a != nil {
+			not = attach.Because(attach.NotAttached, "%s does not run, and %s names it only with others", p.unit, a.Source)
+			if pattern := a.Placement(p.unit); pattern != p.unit {
+				not = not.WithNext("aaunitctl pause " + pattern)
+			}
+		}
+		l.mu.Unlock()
 	}
 	return &not
 }
