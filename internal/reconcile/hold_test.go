@@ -167,13 +167,14 @@ func TestARestartByHandIsNoFailedAttach(t *testing.T) {
 	u := w.addUnit("a.service")
 	w.run(t, func(l *Loop) {
 		w.declareUnit(fileA, "a.service", nil)
-		for u.start < 2 {
-			time.Sleep(100 * time.Millisecond)
+		for again := false; !again; {
+			time.Sleep(time.Second)
+			w.mu.Lock()
+			if again = u.start == 2; again {
+				_ = w.begin(u)
+			}
+			w.mu.Unlock()
 		}
-		time.Sleep(time.Second)
-		w.mu.Lock()
-		_ = w.begin(u)
-		w.mu.Unlock()
 		rest()
 		if s := status(t, l, "a"); s.Held != nil || answer(l, "a") != "confined" || u.label != "a (enforce)" || u.start != 3 {
 			t.Errorf("%+v %+v %q", s, u, w.trace)
