@@ -2,6 +2,7 @@ package units
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -250,6 +251,10 @@ func (f *follower) changed(sig *dbus.Signal) {
 	f.mu.Lock()
 	l := f.units[unit]
 	if l == nil {
+		if len(f.units) >= maxKept {
+			// Instances come and go: there may be any number of them.
+			maps.DeleteFunc(f.units, func(_ string, l *life) bool { return l.at == ended })
+		}
 		l = &life{}
 		f.units[unit] = l
 	}

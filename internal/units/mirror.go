@@ -252,8 +252,15 @@ func (m *mirror) end(unit string, r *reading, k *kept) {
 	if len(m.reads[unit]) == 0 {
 		delete(m.reads, unit)
 	}
-	if k == nil || k.changedSince(r.begun.Add(-racy)) || r.spoiled || r.changed > r.answered || m.conn == nil || r.conn != m.conn || len(m.kept) >= maxKept {
+	if k == nil || k.changedSince(r.begun.Add(-racy)) || r.spoiled || r.changed > r.answered || m.conn == nil || r.conn != m.conn {
 		return
+	}
+	if len(m.kept) >= maxKept {
+		// Instances come and go; those that run are asked about more often.
+		maps.DeleteFunc(m.kept, func(_ string, k *kept) bool { return !k.u.Active() })
+		if len(m.kept) >= maxKept {
+			return
+		}
 	}
 	k.dirs = r.dirs
 	k.compact()

@@ -1,6 +1,7 @@
 package units
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -317,5 +318,38 @@ func TestAUnitThatIsNotLoadedIsReadOnce(t *testing.T) {
 		check("with another "+name, true)
 		check("again with another "+name, true)
 		set(name, was)
+	}
+}
+
+// Instances of a template that come and go do not keep what runs from being kept, and
+// leave nothing behind.
+func TestInstancesThatEndedMakeRoom(t *testing.T) {
+	s := New(Options{Root: t.TempDir()})
+	defer s.Close()
+	m := &s.mirror
+	m.open(&dbus.Conn{})
+	f := &follower{s: s, wants: func(string) bool { return true }, units: map[string]*life{}, queue: newQueue()}
+	state := func(unit, active string) {
+		f.changed(&dbus.Signal{Path: pathOf(unit), Body: []any{unitIface, map[string]dbus.Variant{
+			"ActiveState": dbus.MakeVariant(active), "SubState": dbus.MakeVariant("x"), "InvocationID": dbus.MakeVariant(make([]byte, 16)),
+		}, []string{}}})
+	}
+	keep := func(unit, active string) {
+		m.end(unit, m.begin(s, unit), &kept{u: attach.Unit{ID: unit, ActiveState: active}})
+	}
+	state("runs.service", "active")
+	keep("runs.service", "active")
+	for i := range 3 * maxKept {
+		unit := fmt.Sprintf("conn@%d.service", i)
+		state(unit, "active")
+		state(unit, "inactive")
+		keep(unit, "inactive")
+	}
+	keep("new.service", "active")
+	if m.kept["runs.service"] == nil || m.kept["new.service"] == nil || len(m.kept) > maxKept {
+		t.Errorf("%d units are kept", len(m.kept))
+	}
+	if f.units["runs.service"] == nil || len(f.units) > maxKept {
+		t.Errorf("%d units are followed", len(f.units))
 	}
 }
