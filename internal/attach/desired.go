@@ -141,8 +141,8 @@ type Hold struct {
 	Inputs  string    `json:"inputs"`
 	Reasons []Reason  `json:"reasons"`
 	Since   time.Time `json:"since"`
-	// Former is the profile that the undo brought back; "" none. The unit is kept
-	// under it, and DropIns are the texts of its drop-ins, by path.
+	// Former is the profile that the undo brought back, or that the unit was left under;
+	// "" none. It is kept under that, and DropIns are the texts of its drop-ins, by path.
 	Former  string            `json:"former,omitempty"`
 	DropIns map[string]string `json:"dropIns,omitempty"`
 	// Again is when it is tried again by itself, where the host was in the way, and

@@ -213,7 +213,11 @@ func (e *Explanation) headline(s Status, v Verdict) string {
 	case len(s.Refused) > 0:
 		return fmt.Sprintf("%s shall run under %s, and aaunitd refused to attach it: %s.%s", e.Unit, profile, lowered(s.Refused[0].Code.Title()), after)
 	case s.Held != nil && !s.Held.OnlyText():
-		return fmt.Sprintf("%s shall run under %s; the attach failed, was undone and is not tried again by itself.%s", e.Unit, profile, after)
+		again := "is not tried again by itself"
+		if !s.Held.Again.IsZero() {
+			again = "is tried again by itself"
+		}
+		return fmt.Sprintf("%s shall run under %s; the attach failed, was undone and %s.%s", e.Unit, profile, again, after)
 	case e.Pattern:
 		return fmt.Sprintf("%s is a pattern: systemd starts every unit of it under %s, those to come included, and each one has a verdict of its own.%s", e.Unit, profile, after)
 	case v.Answer == Confined:

@@ -302,6 +302,9 @@ type Policy struct {
 	// tells.
 	Texts    []Compiled `json:"texts,omitempty"`
 	Standing []Reason   `json:"standing,omitempty"`
+	// Superseded names, by file, another unit for which another policy of the file was
+	// accepted than the one that is kept for this unit, whose attach is held.
+	Superseded map[string]string `json:"superseded,omitempty"`
 	// Problems says which file does not compile or may not be used, and why.
 	Problems []Reason `json:"problems,omitempty"`
 	// Findings are what the compiled policy says and somebody should know, though it

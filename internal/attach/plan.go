@@ -150,21 +150,31 @@ func diffFormer(p *Plan, d Desired, o Observed) {
 		return
 	}
 	for _, k := range d.Kept {
-		if needsLoading(k, o.Policy) != nil {
-			p.add(RestorePolicy, k.File, trampled(k, o.Policy))
+		if needsLoading(k, o.Policy) == nil {
+			continue
 		}
+		if who := o.Policy.Superseded[k.File]; who != "" {
+			// The kernel has one policy of a name, and that unit is not held.
+			p.Pending = append(p.Pending, because(PolicyChanged, "%s says something else by now, which was accepted for %s", k.File, who).at(k.File))
+			continue
+		}
+		p.add(RestorePolicy, k.File, trampled(k, o.Policy))
 	}
 }
 
-// diffFormerDropIn keeps the drop-in that the undo brought back.
+// diffFormerDropIn keeps the drop-in that the undo brought back. One that serves other
+// units, too, is theirs.
 func diffFormerDropIn(p *Plan, d Desired, o Observed) {
 	file := d.DropInPath()
 	text, has := d.Record.Hold.DropIns[file]
-	if !has || !d.Record.DropIns.Has(file) || o.DropIn.Exists && o.DropIn.Content == text {
-		return
+	switch {
+	case !has || !d.Record.DropIns.Has(file) || d.shared() || d.pattern():
+	case !o.DropIn.Exists || o.DropIn.Content != text:
+		p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the undo brought back", file))
+		p.add(Reload, d.Unit, because(ReloadNeeded, "its drop-in changes"))
+	case o.Unit.NeedReload:
+		p.add(Reload, d.Unit, because(ReloadNeeded, "systemd has not read the unit's files since they changed"))
 	}
-	p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the undo brought back", file))
-	p.add(Reload, d.Unit, because(ReloadNeeded, "its drop-in changes"))
 }
 
 // diffPolicy plans what is loaded. What a unit runs under is what was accepted

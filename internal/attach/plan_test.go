@@ -228,3 +228,53 @@ func TestPlanSaysWhatARestartTakesAlong(t *testing.T) {
 		t.Errorf("got %q", p.RestartsWith)
 	}
 }
+
+// What is kept of a unit whose attach is held: the policy that nobody else has another
+// one of, and the drop-in that serves it alone.
+func TestDiffOfAHeldUnit(t *testing.T) {
+	kinds := func(p Plan) (out []ActionKind) {
+		for _, a := range p.Actions {
+			out = append(out, a.Kind)
+		}
+		return out
+	}
+	for _, tt := range []struct {
+		name   string
+		unit   string // of the attachment
+		change func(*Desired, *Observed)
+		want   []ActionKind
+	}{
+		{"as it was", "a.service", nil, nil},
+		{"no drop-in", "a.service", func(_ *Desired, o *Observed) { o.DropIn.Exists = false }, []ActionKind{WriteDropIn, Reload}},
+		{"another drop-in", "a.service", func(_ *Desired, o *Observed) { o.DropIn.Content = "x" }, []ActionKind{WriteDropIn, Reload}},
+		{"not read", "a.service", func(_ *Desired, o *Observed) { o.Unit.NeedReload = true }, []ActionKind{Reload}},
+		{"not on record", "a.service", func(d *Desired, o *Observed) { d.Record.DropIns, o.DropIn.Exists = nil, false }, nil},
+		{"that of a template", "w@.service", func(_ *Desired, o *Observed) { o.DropIn.Content = "x" }, nil},
+		{"another policy", "a.service", func(_ *Desired, o *Observed) { o.Policy.Live = nil }, []ActionKind{RestorePolicy}},
+		{"a policy that another unit has", "a.service", func(_ *Desired, o *Observed) {
+			o.Policy.Live, o.Policy.Superseded = nil, map[string]string{"/etc/apparmor.d/former": "b.service"}
+		}, nil},
+		{"no former profile", "a.service", func(d *Desired, o *Observed) { d.Record.Hold.Former, o.Policy.Live = "", nil }, nil},
+	} {
+		a := NewAttachment()
+		a.Units, a.Profile = []string{tt.unit}, "wanted"
+		d := Desired{Unit: "a.service", Attachment: &a, Profile: "wanted"}
+		if tt.unit != d.Unit {
+			d.Unit = "w@1.service"
+		}
+		file := d.DropInPath()
+		sums := map[string]string{"former": "sha256:1"}
+		d.Kept = []Compiled{{File: "/etc/apparmor.d/former", Checksums: sums}}
+		d.Record = Record{Unit: d.Unit, Profile: "wanted", DropIns: Sums{}.With(file, "1"), Accepted: sums,
+			Hold: &Hold{Former: "former", DropIns: map[string]string{file: "text"}}}
+		o := Observed{Unit: Unit{ID: d.Unit, LoadState: "loaded", ActiveState: "active"}}
+		o.DropIn.Exists, o.DropIn.Content = true, "text"
+		o.Policy.Live = map[string]LiveProfile{"former": {Name: "former", Checksum: "sha256:1"}}
+		if tt.change != nil {
+			tt.change(&d, &o)
+		}
+		if got := kinds(Diff(d, o)); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}

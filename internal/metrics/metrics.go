@@ -44,7 +44,7 @@ var (
 	apparmor    = Family{"aaunit_apparmor_state", "gauge", "State of AppArmor in the kernel: 1 for the one that holds."}
 	units       = Family{"aaunit_units", "gauge", "Attached units by verdict; also those without series of their own."}
 	patterns    = Family{"aaunit_patterns", "gauge", "Templates and prefixes that are attached."}
-	held        = Family{"aaunit_held_attachments", "gauge", "Attachments that failed and are not tried again by themselves."}
+	held        = Family{"aaunit_held_attachments", "gauge", "Attachments that failed and are held: most are not tried again by themselves."}
 	pausedUnits = Family{"aaunit_paused_units", "gauge", "Units that are left alone for a time."}
 	problems    = Family{"aaunit_attachment_files_not_in_use", "gauge", "Attachment files, and records, that have an error."}
 	dropped     = Family{"aaunit_units_without_series", "gauge", "Units that have no series of their own, since there are too many."}

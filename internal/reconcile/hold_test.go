@@ -252,3 +252,167 @@ func TestARetakenUnitIsNoNewOne(t *testing.T) {
 		}
 	})
 }
+
+// still reports what goes on when nothing happens: nothing.
+func (w *world) still(t *testing.T, what string) {
+	t.Helper()
+	rest()
+	w.mu.Lock()
+	before := len(w.trace)
+	w.mu.Unlock()
+	time.Sleep(5 * time.Minute)
+	rest()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if more := w.trace[before:]; len(more) > 0 {
+		t.Errorf("%s: it does not come to rest: %q", what, more[:min(20, len(more))])
+	}
+}
+
+// Of a file that two units share the kernel has one policy: a unit that is held under
+// its former profile does not load the earlier one under another.
+func TestAHeldUnitLeavesAnothersPolicyAlone(t *testing.T) {
+	w, u := changing(t, nil)
+	w.tells = true
+	w.addUnit("c.service")
+	w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile = "a" })
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", toB(nil))
+		rest()
+		w.edit("2")
+		w.tellPolicy()
+		w.still(t, "another text of the former profile")
+		if w.kernel["a"] != "2" || answer(l, "c") != "confined" || u.label != "a (enforce)" || status(t, l, "a").Held == nil {
+			t.Errorf("%q, c is %s, %+v", w.kernel, answer(l, "c"), u)
+		}
+	})
+}
+
+// A unit that was brought back to its former profile, and lost it, is no new one.
+func TestAHeldUnitThatLostItsFormerProfileIsNoNewOne(t *testing.T) {
+	w, u := changing(t, nil)
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", toB(nil))
+		rest()
+		w.mu.Lock()
+		w.remove("a")
+		w.mu.Unlock()
+		w.tellPolicy()
+		rest()
+		w.mu.Lock()
+		w.files["b"] = "2"
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if !strings.Contains(w.read[dropIn], "AppArmorProfile=a\n") || u.running && u.label != "a (enforce)" || w.kernel["a"] != "1" {
+			t.Errorf("%+v %q %q", u, w.read, w.kernel)
+		}
+	})
+}
+
+// What a unit ran under is not forgotten when a second try does not come as far as the
+// first.
+func TestTheFormerProfileOutlivesATryThatIsRefused(t *testing.T) {
+	w, u := changing(t, nil)
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", toB(nil))
+		rest()
+		edit := func(version string, full bool) {
+			w.mu.Lock()
+			w.files["b"], w.noRoom = version, nil
+			if full {
+				w.noRoom = func(int) bool { return true }
+			}
+			w.mu.Unlock()
+			w.trigger()
+			rest()
+		}
+		edit("2", true)
+		edit("3", false)
+		if s := status(t, l, "a"); !u.running || u.label != "a (enforce)" || s.Held == nil || s.Held.Former != "a" {
+			t.Errorf("%+v %+v %q", u, s.Held, w.trace)
+		}
+	})
+}
+
+// A unit that was left as it is under a profile that it does not settle under goes back
+// to that one, and not to the one before.
+func TestAnAttachThatWasLeftAsItIsIsWhatTheNextGoesBackTo(t *testing.T) {
+	w, u := changing(t, nil)
+	u.breaks["b"] = false
+	w.files["c"] = "1"
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.onCall = func(call string) {
+			if call == "restart a.service" && u.start == 2 {
+				go func() { // it ends once, and systemd starts it again
+					time.Sleep(time.Second)
+					w.mu.Lock()
+					u.start++
+					u.restarts++
+					w.mu.Unlock()
+				}()
+			}
+		}
+		w.mu.Unlock()
+		w.declareUnit(fileA, "a.service", toB(func(a *attach.Attachment) { a.OnFailedAttach = attach.FailedKeep }))
+		rest()
+		if s := status(t, l, "a"); s.Held == nil || s.Held.Former != "b" || u.label != "b (enforce)" {
+			t.Fatalf("%+v %+v", s.Held, u)
+		}
+		w.mu.Lock()
+		w.onCall, u.breaks["c"] = nil, true
+		w.mu.Unlock()
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile = "c" })
+		rest()
+		if s := status(t, l, "a"); !u.running || u.label != "b (enforce)" || s.Held == nil || s.Held.Former != "b" {
+			t.Errorf("%+v %+v %q", u, s.Held, w.trace)
+		}
+	})
+}
+
+// systemd is told of a drop-in that was put back for a held unit, at the latest after a
+// while.
+func TestAHeldUnitsDropInIsReadAgain(t *testing.T) {
+	w, _ := changing(t, nil)
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", toB(nil))
+		rest()
+		w.mu.Lock()
+		delete(w.disk, dropIn)
+		delete(w.read, dropIn)
+		w.deaf = true
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		w.mu.Lock()
+		w.deaf = false
+		w.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		rest()
+		if !strings.Contains(w.read[dropIn], "AppArmorProfile=a\n") || status(t, l, "a").Held == nil {
+			t.Errorf("%q %q", w.read, w.trace)
+		}
+	})
+}
+
+// A hold that ends by itself does so after the daemon was restarted, too.
+func TestAHoldEndsByItselfInTheNextLife(t *testing.T) {
+	w := attached(nil, "a")
+	w.deaf = true
+	w.run(t, func(l *Loop) {
+		if s := status(t, l, "a"); s.Held == nil || s.Held.Again.IsZero() {
+			t.Errorf("%+v", s)
+		}
+	})
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.deaf = false
+		w.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		rest()
+		if answer(l, "a") != "confined" {
+			t.Errorf("%s %+v", answer(l, "a"), status(t, l, "a"))
+		}
+	})
+}

@@ -220,6 +220,9 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 			r.Boot, r.Loaded, r.Softened = l.boot, nil, nil
 		}
 		l.put(r)
+		if r.Hold != nil && !r.Hold.Again.IsZero() {
+			l.tryAgain(r.Unit, r.Hold.Again)
+		}
 	}
 	l.problems, l.began, l.recordsUnlisted = problems, time.Now(), unlisted
 	l.mu.Unlock()

@@ -240,15 +240,14 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	if h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && (h.Inputs != inputs(j) || h.Over(time.Now()))) {
 		// An input changed, or somebody asks. What does not compile says nothing
 		// yet: the parser may only have been in trouble.
-		j.d.Record.Hold, ended = nil, true
+		j.d.Record.Hold, j.heldBefore, ended = nil, h, true
+		j.d.Record.Profile = cmp.Or(h.Former, j.d.Record.Profile) // what it runs under
 	}
-	// A unit that is to get back a profile that was taken off it was confined before.
-	j.fresh = len(j.d.Record.DropIns) == 0 || j.d.Record.Attaching || j.d.Record.Proved == "" && j.d.Record.Retaking == "" && free(j.o)
+	// A unit that is to get back a profile that was taken off it was confined before, and
+	// so was one that an undo had brought back to its former profile.
+	j.fresh = len(j.d.Record.DropIns) == 0 || j.d.Record.Attaching ||
+		j.d.Record.Proved == "" && j.d.Record.Retaking == "" && (h == nil || h.Former == "") && free(j.o)
 	j.before = j.d.Record.Clone()
-	if ended {
-		j.heldBefore = h
-		j.before.Profile = cmp.Or(h.Former, j.before.Profile) // what it runs under
-	}
 	j.files = map[string]*string{}
 	former := j.before.Former
 	j.before.Former = nil
@@ -949,7 +948,7 @@ func unhealthy(first attach.Start, now attach.Unit) string {
 		return now.ID + " failed" + exitText(now)
 	case now.NRestarts > first.NRestarts || now.SubState == "auto-restart":
 		return now.ID + " ended and was restarted by systemd" + exitText(now)
-	case now.InvocationID != first.InvocationID:
+	case now.InvocationID != "" && now.InvocationID != first.InvocationID: // "" is no start at all
 		return fmt.Sprintf("%s was started anew", now.ID)
 	case now.Type != "oneshot" && first.Active && !now.Active() && now.Result != "success":
 		return now.ID + " ended" + exitText(now)

@@ -529,6 +529,16 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 	for name := range d.Record.Accepted {
 		names = append(names, name)
 	}
+	if h := d.Record.Hold; h != nil && h.Former != "" && !h.OnlyText() {
+		for file, id := range d.Record.Policies {
+			if who, _ := l.superseded(d.Unit, file, id); who != "" {
+				if p.Superseded == nil {
+					p.Superseded = map[string]string{}
+				}
+				p.Superseded[file] = who
+			}
+		}
+	}
 	if m != nil && m.covers(names) {
 		p.Live = m.liveOf(names)
 		return p
@@ -584,6 +594,20 @@ func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled,
 		}
 	}
 	return k, ""
+}
+
+// superseded finds another attached unit, one that is not held, for which another
+// policy of a file was accepted, and which.
+func (l *Loop) superseded(unit, file, id string) (who, now string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for other, r := range l.records {
+		has := r.Policies[file]
+		if other != unit && has != "" && has != id && settled(r) && (r.Hold == nil || r.Hold.OnlyText()) && (who == "" || other < who) {
+			who, now = other, has
+		}
+	}
+	return who, now
 }
 
 // softened is the policy, as their texts say it, of the files that an

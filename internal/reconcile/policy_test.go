@@ -103,7 +103,7 @@ func TestAPolicyOnTrial(t *testing.T) {
 // rebooted at any time. None of that is the policy's doing. What happens to the new
 // start is.
 func TestAStartByHandDuringATrial(t *testing.T) {
-	for _, how := range []string{"restart", "restart, then dies", "boot"} {
+	for _, how := range []string{"restart", "restart, then dies", "boot", "boot, not started", "stop"} {
 		w := attached(func(a *attach.Attachment) { a.Settle = 10 * time.Second }, "a")
 		u := w.units["a.service"]
 		var started int
@@ -114,12 +114,15 @@ func TestAStartByHandDuringATrial(t *testing.T) {
 			if w.kernel["a"] != "2" || w.records["a.service"].Trial == nil {
 				t.Errorf("%q", w.trace)
 			}
-			if how != "boot" {
+			switch how {
+			case "stop": // and systemd lets go of it
+				u.running, u.start = false, 0
+			case "restart", "restart, then dies":
 				_ = w.begin(u)
 				started = u.start
 			}
 			w.mu.Unlock()
-			if how == "boot" {
+			if strings.HasPrefix(how, "boot") {
 				return
 			}
 			time.Sleep(3 * time.Second)
@@ -129,22 +132,25 @@ func TestAStartByHandDuringATrial(t *testing.T) {
 				w.mu.Unlock()
 			}
 			rest()
-			if s := status(t, l, "a"); (s.Held != nil) != (how != "restart") || !u.running || w.records["a.service"].Trial != nil {
+			if s := status(t, l, "a"); (s.Held != nil) != (how == "restart, then dies") || u.running == (how == "stop") || w.records["a.service"].Trial != nil {
 				t.Errorf("%s: %+v %+v", how, s, u)
 			}
 			if how == "restart" && (w.kernel["a"] != "2" || answer(l, "a") != "confined" || u.start != started) {
 				t.Errorf("%s: %q %q", how, w.kernel, w.trace)
 			}
 		})
-		if how != "boot" {
+		if !strings.HasPrefix(how, "boot") {
 			continue
 		}
 		w.boots++
 		u.start++
+		if how == "boot, not started" {
+			u.running, u.start = false, 0
+		}
 		w.run(t, func(l *Loop) {
 			time.Sleep(time.Minute)
 			rest()
-			if s := status(t, l, "a"); s.Held != nil || w.kernel["a"] != "2" || answer(l, "a") != "confined" || w.records["a.service"].Trial != nil {
+			if s := status(t, l, "a"); s.Held != nil || w.kernel["a"] != "2" || (answer(l, "a") == "confined") != u.running || u.running != (how == "boot") || w.records["a.service"].Trial != nil {
 				t.Errorf("%s: %+v %q", how, s, w.kernel)
 			}
 		})

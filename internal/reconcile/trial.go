@@ -112,7 +112,8 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 // startAfterTrial starts a unit that ended under the changed policy again.
 func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
 	u, err := l.systemd.Observe(ctx, j.d.Unit)
-	if err != nil || !j.d.Record.Trial.Unit.Active || u.ActiveState == "active" || u.ActiveState == "reloading" {
+	if err != nil || !j.d.Record.Trial.Unit.Active || u.ActiveState == "active" || u.ActiveState == "reloading" ||
+		u.InvocationID == "" { // nobody has started it in this boot
 		return
 	}
 	if err := l.startAgain(ctx, j); err != nil {

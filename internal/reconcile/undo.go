@@ -286,7 +286,10 @@ func (l *Loop) restoreAccepted(ctx context.Context, j *job) {
 		return
 	}
 	var load []attach.Compiled
-	for _, id := range j.before.Policies {
+	for file, id := range j.before.Policies {
+		if _, now := l.superseded(j.d.Unit, file, id); now != "" {
+			id = now // the kernel has one policy of a name
+		}
 		if k, err := l.policies.Get(id); err == nil {
 			load = append(load, k)
 		}
@@ -405,6 +408,11 @@ func ofTheHost(c attach.Code) bool {
 	return false
 }
 
+// tryAgain sees to it that a held attach is tried again.
+func (l *Loop) tryAgain(unit string, at time.Time) {
+	time.AfterFunc(max(0, time.Until(at)), func() { l.queue.add(inputChanged, unit) })
+}
+
 // texts reads drop-ins of ours that are as we wrote them.
 func (l *Loop) texts(files attach.Sums) map[string]string {
 	out := map[string]string{}
@@ -474,16 +482,18 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 	r.Attaching, r.Stopped, r.Former = false, false, nil
 	r.Hold = &attach.Hold{Inputs: inputs(j), Reasons: j.failed, Since: time.Now()}
 	if len(r.DropIns) > 0 && !j.fresh {
-		r.Hold.Former, r.Hold.DropIns = cmp.Or(j.before.Profile, j.d.Profile), l.texts(r.DropIns)
+		r.Hold.Former, r.Hold.DropIns = j.d.Profile, l.texts(r.DropIns)
+		if j.out.Undone {
+			r.Hold.Former = cmp.Or(j.before.Profile, j.d.Profile)
+		}
 	}
 	if !j.restarted && !slices.ContainsFunc(j.failed, func(r attach.Reason) bool { return !ofTheHost(r.Code) }) {
 		// Twice as long each time, up to an hour.
 		if was := j.heldBefore; was != nil && !was.Again.IsZero() {
 			r.Hold.Since = was.Since
 		}
-		left := min(max(leaveFor, time.Since(r.Hold.Since)), maxLeave)
-		r.Hold.Again = time.Now().Add(left)
-		time.AfterFunc(left, func() { l.queue.add(inputChanged, r.Unit) })
+		r.Hold.Again = time.Now().Add(min(max(leaveFor, time.Since(r.Hold.Since)), maxLeave))
+		l.tryAgain(r.Unit, r.Hold.Again)
 	}
 	l.remember(*r)
 	if attach.IsPattern(j.d.Unit) {

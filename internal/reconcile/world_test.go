@@ -330,7 +330,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	if !ok {
 		return attach.Unit{ID: name, Names: []string{name}, LoadState: "not-found", ActiveState: "inactive"}, nil
 	}
-	u := attach.Unit{ID: name, Names: []string{name}, LoadState: "loaded", ActiveState: "inactive", SubState: "dead", Type: "simple",
+	u := attach.Unit{ID: name, Names: []string{name}, LoadState: "loaded", ActiveState: "inactive", SubState: "dead", Type: "simple", Result: "success",
 		FragmentPath: "/etc/systemd/system/" + name, UnitFileState: "enabled", NRestarts: f.restarts, RestartsWith: f.drags}
 	if f.oneshot {
 		u.Type = "oneshot"
@@ -371,6 +371,8 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		s.AssertAppArmor = true
 		s.Assignments = append(s.Assignments, at...)
 	}
+	mine := path.Join("/etc/systemd/system", name+".d", attach.DropInName)
+	u.NeedReload = w.disk[mine] != w.read[mine]
 	u.ControlGroup, u.Sockets = "/system.slice/"+name, w.triggers[name]
 	s.Exec = w.helperOf(name)
 	return u, nil
