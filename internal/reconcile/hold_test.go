@@ -211,6 +211,31 @@ func TestAFailedAttachGivesOthersTheirPolicyBack(t *testing.T) {
 	})
 }
 
+// A text that a person lets in for one unit has to do for the others that share it.
+func TestAnAttachAsksForOthersToo(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport }, "b")
+	w.addUnit("a.service")
+	w.files["a"] = "1"
+	w.notFor = map[string]string{"b.service": "2"}
+	w.run(t, func(l *Loop) {
+		w.edit("2")
+		rest()
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})[0]
+		rest()
+		if out.Exit == attach.ExitOK || len(out.Reasons) == 0 || out.Reasons[0].Code != attach.AssertionFailed || !strings.Contains(out.Reasons[0].Detail, "b.service would run under it too") {
+			t.Errorf("%+v", out)
+		}
+		if w.kernel["a"] != "1" || answer(l, "b") != "confined" || w.units["a.service"].label != "unconfined" {
+			t.Errorf("%q, b is %s", w.kernel, answer(l, "b"))
+		}
+		w.edit("3")
+		rest()
+		if out := attachUnits(t, l, attach.Request{Units: []string{"a"}})[0]; out.Exit != attach.ExitOK || w.kernel["a"] != "3" {
+			t.Errorf("a text that does for both: %+v", out)
+		}
+	})
+}
+
 // An undo says what the unit is now, and not that it is as before where it is not.
 func TestAnUndoTellsOfAUnitThatStaysDown(t *testing.T) {
 	for _, down := range []bool{false, true} {

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -567,9 +568,49 @@ func (l *Loop) askGate(ctx context.Context, d attach.Desired, u attach.Unit, p *
 			p.Asides = append(p.Asides, f)
 		}
 	}
+	if d.Asked && len(p.Problems) == 0 {
+		p.Problems = l.askForOthers(ctx, d, p.Texts)
+	}
 	if len(p.Problems) > 0 {
 		p.Compiled, p.Texts = nil, nil // as if it had not compiled
 	}
+}
+
+// askForOthers has policies that a person asks for on behalf of one unit checked for the
+// others that would run under them too (acceptForOthers).
+func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attach.Compiled) (problems []attach.Reason) {
+	var units []string
+	l.mu.Lock()
+	for other, r := range l.records {
+		if other != d.Unit && settled(r) && slices.ContainsFunc(texts, func(c attach.Compiled) bool {
+			_, its := c.Checksums[r.Profile]
+			return its && r.Policies[c.File] != "" && r.Policies[c.File] != c.ID
+		}) {
+			units = append(units, other)
+		}
+	}
+	l.mu.Unlock()
+	slices.Sort(units)
+	for _, other := range units {
+		its, err := l.desired(other)
+		if err != nil || its.Attachment == nil {
+			continue
+		}
+		var u attach.Unit
+		if !attach.IsPattern(other) {
+			if u, err = l.systemd.Observe(ctx, other); err != nil {
+				return append(problems, unheard(its, err).Reasons...)
+			}
+		}
+		for _, f := range l.gate.Check(ctx, its, u, texts) {
+			if f.Severity == attach.Error {
+				why := f.Reason
+				why.Detail = fmt.Sprintf("%s would run under it too: %s", other, why.Detail)
+				problems = append(problems, why)
+			}
+		}
+	}
+	return problems
 }
 
 // standing finds another unit that runs under an earlier version of a file, and

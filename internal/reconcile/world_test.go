@@ -78,6 +78,7 @@ type world struct {
 	// deadly: version of a policy -> what becomes of a unit that runs under it.
 	deadly   map[string]string
 	flags    map[string][]string // profile -> flags in its text
+	notFor   map[string]string   // unit -> version of profile a that its own assertions keep out
 	gate     func(attach.Compiled) []attach.Reason
 	parser   string
 	full     bool   // the kernel loads nothing
@@ -1046,11 +1047,14 @@ func (w *world) Query(_ context.Context, profile string, c attach.Compiled, q at
 }
 
 // Check is the gate's.
-func (w *world) Check(_ context.Context, _ attach.Desired, _ attach.Unit, compiled []attach.Compiled) (out []attach.Finding) {
-	if w.gate == nil {
-		return nil
-	}
+func (w *world) Check(_ context.Context, d attach.Desired, _ attach.Unit, compiled []attach.Compiled) (out []attach.Finding) {
 	for _, c := range compiled {
+		if v := w.notFor[d.Unit]; v != "" && slices.Contains(slices.Collect(maps.Values(c.Checksums)), "sha256:a"+v) {
+			out = append(out, attach.Finding{Severity: attach.Error, Reason: attach.Because(attach.AssertionFailed, "what it may not")})
+		}
+		if w.gate == nil {
+			continue
+		}
 		for _, r := range w.gate(c) {
 			f := attach.Finding{Severity: attach.Error, Reason: r}
 			switch r.Code {
