@@ -20,9 +20,11 @@ import (
 //  1. What was compiled for another parser or kernel is compiled anew, from the
 //     texts that were accepted; where that fails, it is used as it is.
 //  2. All of it is staged, so that the kernel's checksums are known.
-//  3. What the kernel does not have is loaded; nothing is ever removed.
+//  3. What the kernel does not have is loaded; nothing is ever removed. What a detach
+//     has to take back of that is on record before.
 //
-// What only paused units run under is left as it was loaded.
+// What only paused units run under is left as it was loaded, and what only attachments
+// had that ended with the reboot is not loaded.
 //
 // A policy that fails keeps no other from going live: what apparmor.service has
 // loaded stays in its place, and the daemon's verdict tells.
@@ -40,7 +42,7 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	ids := map[string]bool{}
 	alone := pausedIn(records, time.Now())
 	for _, r := range records {
-		if len(r.DropIns) > 0 && !alone[r.Unit] {
+		if len(r.DropIns) > 0 && !alone[r.Unit] && !endedWithBoot(r, o.Boot) {
 			for _, id := range r.Policies {
 				ids[id] = true
 			}
@@ -100,6 +102,7 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	if err != nil {
 		errs = append(errs, err) // then all of it is loaded
 	}
+	seen := err == nil
 	ready = slices.DeleteFunc(ready, func(c attach.Compiled) bool {
 		for name, sum := range c.Checksums {
 			if live[name].Checksum != sum {
@@ -111,6 +114,9 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	if len(ready) == 0 {
 		return errors.Join(errs...)
 	}
+	if seen {
+		errs = append(errs, noteLoads(o, records, ready, live)...)
+	}
 	failed := o.AppArmor.Load(ctx, ready)
 	for _, c := range ready {
 		if err := failed[c.File]; err != nil {
@@ -120,4 +126,40 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 		o.Log.Info("made the accepted policy of "+c.File+" live", journal.FieldFile, c.File)
 	}
 	return errors.Join(errs...)
+}
+
+// endedWithBoot reports whether a record is of an attachment that ended with the boot
+// before: what it wrote lay below /run.
+func endedWithBoot(r attach.Record, boot string) bool {
+	lasts := func(f attach.FileSum) bool { return !strings.HasPrefix(f.Path, "/run/") }
+	return boot != "" && r.Boot != boot && !slices.ContainsFunc(r.DropIns, lasts)
+}
+
+// noteLoads keeps on record what is about to be loaded, over what is live, for the
+// units that run under it: the daemon comes later, and could not tell it from what
+// apparmor.service has loaded. A record that was kept in this boot has it already, or
+// is in the hands of the daemon, for which a policy that went is put back, not new.
+func noteLoads(o Options, records []attach.Record, load []attach.Compiled, live map[string]attach.LiveProfile) []error {
+	var noted []attach.Record
+	for _, r := range records {
+		if o.Boot == "" || r.Boot == o.Boot || len(r.DropIns) == 0 || endedWithBoot(r, o.Boot) {
+			continue
+		}
+		r.Boot, r.Loaded, r.Softened = o.Boot, nil, nil
+		for _, c := range load {
+			if r.Policies[c.File] == c.ID {
+				noteLoad(&r, c, live, false)
+			}
+		}
+		if len(r.Loaded)+len(r.Softened) > 0 {
+			noted = append(noted, r)
+		}
+	}
+	errs := make([]error, len(noted))
+	each(len(noted), func(i int) {
+		if err := o.Store.Save(noted[i]); err != nil {
+			errs[i] = fmt.Errorf("cannot note what is loaded for %s, which a detach will not take back: %w", noted[i].Unit, err)
+		}
+	})
+	return errs
 }

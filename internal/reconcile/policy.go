@@ -213,18 +213,24 @@ func (j *job) willLoad() {
 		if !ok {
 			continue
 		}
-		soft := func(file string) bool { return file == c.File }
-		if !c.Complain {
-			r.Softened = slices.DeleteFunc(r.Softened, soft)
+		noteLoad(r, c, j.o.Policy.Live, healing(a))
+	}
+}
+
+// noteLoad notes that a policy is loaded over what is live. What somebody has removed
+// and a healing puts back was there before.
+func noteLoad(r *attach.Record, c attach.Compiled, live map[string]attach.LiveProfile, heals bool) {
+	soft := func(file string) bool { return file == c.File }
+	if !c.Complain {
+		r.Softened = slices.DeleteFunc(r.Softened, soft)
+	}
+	for _, name := range sortedNames(c) {
+		was, loaded := live[name]
+		if !loaded && !heals && !strings.Contains(name, "//") && !slices.Contains(r.Loaded, name) {
+			r.Loaded = append(r.Loaded, name)
 		}
-		for _, name := range sortedNames(c) {
-			live, loaded := j.o.Policy.Live[name]
-			if !loaded && !healing(a) && !strings.Contains(name, "//") && !slices.Contains(r.Loaded, name) {
-				r.Loaded = append(r.Loaded, name)
-			}
-			if loaded && c.Complain && live.Mode.Confines() && !slices.ContainsFunc(r.Softened, soft) && !slices.Contains(r.Loaded, name) {
-				r.Softened = append(r.Softened, c.File)
-			}
+		if loaded && c.Complain && was.Mode.Confines() && !slices.ContainsFunc(r.Softened, soft) && !slices.Contains(r.Loaded, name) {
+			r.Softened = append(r.Softened, c.File)
 		}
 	}
 }

@@ -1,7 +1,9 @@
 package reconcile
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -464,6 +466,163 @@ func TestMakePolicyLiveThatNoParserTakes(t *testing.T) {
 			t.Errorf("that its text is broken is not told: %+v", s)
 		}
 	})
+}
+
+// reboot has apparmor.service load these versions.
+func (w *world) reboot(loaded map[string]string) {
+	w.boots++
+	w.kernel = loaded
+	for p := range w.disk {
+		if strings.HasPrefix(p, "/run/") {
+			delete(w.disk, p)
+		}
+	}
+	for f, a := range w.att {
+		if a.Runtime {
+			delete(w.att, f)
+		}
+	}
+	w.read = maps.Clone(w.disk)
+}
+
+// What a boot loads beyond what apparmor.service has loaded is as much aaunit's as what
+// the daemon loads: a detach takes it back. Killed before any of its steps, and started
+// again, the boot has it on record all the same.
+func TestADetachTakesBackWhatTheBootLoaded(t *testing.T) {
+	for _, tt := range []struct {
+		name, booted string // what apparmor.service has loaded
+		mode         attach.Wish
+		noBoot, full bool
+		byPath       bool   // the profile attaches to the program by itself
+		live, left   string // after the boot and the detach
+	}{
+		{name: "nothing was loaded", live: "1"},
+		{name: "nothing was loaded of a profile that attaches by path", byPath: true, live: "1"},
+		{name: "in complain mode over what enforced", mode: attach.WishComplain, booted: "1", live: "1" + soft, left: "1"},
+		{name: "in complain mode where nothing was loaded", mode: attach.WishComplain, live: "1" + soft},
+		{name: "in complain mode over another text in it", mode: attach.WishComplain, booted: "2" + soft, live: "1" + soft, left: "1" + soft},
+		{name: "over another text", booted: "2", live: "1", left: "1"},
+		{name: "the same was loaded", booted: "1", live: "1", left: "1"},
+		{name: "no record can be kept", full: true, live: "1", left: "1"},
+		{name: "the boot is not known", noBoot: true, live: "1", left: "1"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for kill := 1; ; kill++ {
+				units := []string{"a", "b"}
+				if tt.byPath {
+					units = units[:1] // the other one would carry it by itself
+				}
+				w := attached(func(a *attach.Attachment) { a.Mode = cmp.Or(tt.mode, a.Mode) }, units...)
+				if tt.byPath {
+					w.byPath = map[string]bool{"a": true}
+				}
+				w.run(t, func(*Loop) {})
+				w.reboot(map[string]string{})
+				if tt.booted != "" {
+					w.kernel["a"] = tt.booted
+				}
+				o := w.options()
+				if tt.noBoot {
+					o.Boot = ""
+				}
+				var steps []string
+				w.onStep = func(step string) bool {
+					steps = append(steps, step)
+					return len(steps) == kill
+				}
+				o.Store = failing{o.Store, tt.full}
+				err := MakePolicyLive(t.Context(), o)
+				killed := w.dead
+				w.dead, w.onStep = false, nil
+				if killed {
+					err = MakePolicyLive(t.Context(), o)
+				}
+				if (err != nil) != tt.full || w.kernel["a"] != tt.live {
+					t.Fatalf("%v %q %q", err, w.kernel, steps)
+				}
+				if tt.full && !strings.Contains(err.Error(), "a.service") {
+					t.Error(err)
+				}
+				for _, u := range w.units {
+					u.start++
+				}
+				w.run(t, func(l *Loop) {
+					for _, unit := range units {
+						if answer(l, unit) != map[bool]string{true: "not-confined", false: "confined"}[tt.mode == attach.WishComplain] {
+							t.Errorf("%s is %s", unit, answer(l, unit))
+						}
+						if w.kernel["a"] != tt.live {
+							t.Errorf("%q: %s is still attached", w.kernel, unit)
+						}
+						w.undeclare("/etc/aaunit/attachments.d/" + unit + ".conf")
+						rest()
+					}
+				})
+				if w.kernel["a"] != tt.left || len(w.records) > 0 {
+					t.Errorf("%q %+v after %q", w.kernel, w.records, steps)
+				}
+				if u := w.units["a.service"]; u.label != "unconfined" || !u.running {
+					t.Errorf("%+v", u)
+				}
+				if !killed {
+					break
+				}
+			}
+		})
+	}
+}
+
+// failing cannot keep records.
+type failing struct {
+	Store
+	full bool
+}
+
+func (f failing) Save(r attach.Record) error {
+	if f.full {
+		return noSpace{}
+	}
+	return f.Store.Save(r)
+}
+
+// An attachment below /run ends with the reboot: nothing is loaded for it by the next
+// boot. The service may be started again in the same boot, where it has not ended.
+func TestABootLoadsNothingForWhatEndedWithTheLast(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		lasts        bool // another attachment to the profile
+		same, noBoot bool
+		want         string
+	}{
+		{"nobody else has it", false, false, false, ""},
+		{"another attachment lasts", true, false, false, "1"},
+		{"the same boot", false, true, false, "1"},
+		{"the boot is not known", false, false, true, "1"},
+	} {
+		w := attached(func(a *attach.Attachment) { a.Runtime = true }, "a")
+		w.addUnit("b.service")
+		w.files["b"] = "1"
+		w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) {
+			if tt.lasts {
+				a.Profile = "a"
+			}
+		})
+		w.run(t, func(*Loop) {})
+		w.reboot(map[string]string{})
+		if tt.same {
+			w.boots--
+		}
+		o := w.options()
+		if tt.noBoot {
+			o.Boot = ""
+		}
+		if err := MakePolicyLive(t.Context(), o); err != nil || w.kernel["a"] != tt.want {
+			t.Errorf("%s: %v %q", tt.name, err, w.kernel)
+		}
+		if r := w.records["a.service"]; !tt.same && len(r.Loaded) > 0 && r.Boot == o.Boot {
+			t.Errorf("%s: %+v", tt.name, r)
+		}
+	}
 }
 
 // A policy that the kernel reads otherwise than it was checked goes live neither
