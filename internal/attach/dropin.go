@@ -54,8 +54,14 @@ func DropIn(a Attachment, profile string) string {
 
 // SocketDropIn is the text of the drop-in of a .socket unit that starts an attached
 // service whose socket options are held or recorded.
+//
+// The start helper reads the rules below /var/lib/aaunit. A service is attached only
+// where it comes after local-fs.target (UnfitUnit); a .socket unit that starts it may
+// be earlier all the same, as syslog.socket is, and nothing may be mounted on /var yet.
+// RequiresMountsFor= orders it after the mount units on that path and no others, which
+// aaunit-policy.service needs before sysinit.target as well (systemd.unit(5)).
 func SocketDropIn(a Attachment) string {
-	return header(a) + "[Socket]\n" + SocketStartLine(a.SocketsWanted().Requires()) + "\n"
+	return header(a) + "[Unit]\nRequiresMountsFor=/var/lib/aaunit\n\n[Socket]\n" + SocketStartLine(a.SocketsWanted().Requires()) + "\n"
 }
 
 func header(a Attachment) string {

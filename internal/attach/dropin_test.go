@@ -39,6 +39,25 @@ PrivateTmp=yes
 	}
 }
 
+// A .socket unit may start before anything is mounted on /var, where the start helper
+// finds the rules: syslog.socket does (DefaultDependencies=no).
+func TestSocketDropInText(t *testing.T) {
+	d, _ := held(Yes)
+	d.Attachment.Source = "/etc/aaunit/attachments.d/a.conf"
+	const want = `# Written by aaunitd; changes are put back.
+# Attachment: /etc/aaunit/attachments.d/a.conf
+# To take it away: aaunitctl detach UNIT, or remove the attachment.
+[Unit]
+RequiresMountsFor=/var/lib/aaunit
+
+[Socket]
+ExecStartPre=+/usr/lib/aaunit/aaunit-sockopts %n
+`
+	if got := SocketDropIn(*d.Attachment); got != want {
+		t.Errorf("got:\n%s", got)
+	}
+}
+
 // In a pattern's directory, systemd expands the specifiers for each unit.
 func TestDropInTextOfPattern(t *testing.T) {
 	d, o := healthy()

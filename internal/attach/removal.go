@@ -33,7 +33,7 @@ const (
 )
 
 // OfSocket reports whether it is that of a .socket unit, which has nothing but the
-// line of the start helper.
+// line of the start helper and what that needs.
 func (l LeftDropIn) OfSocket() bool { return strings.HasSuffix(path.Dir(l.Path), ".socket.d") }
 
 // Starts reports whether a text has the line of the start helper, which fails a
