@@ -291,6 +291,15 @@ func TestAnImageIsRefusedForTheSameReasons(t *testing.T) {
 		"early in the boot": {func(f *tree) {
 			f.write("/usr/lib/systemd/system/myagent.service", "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/usr/local/bin/myagent\n")
 		}, "myagent", attach.UnitEarly},
+		"a prefix that reaches a unit early in the boot": {func(f *tree) {
+			f.write("/etc/aaunit/attachments.d/agent.conf", "[Attachment]\nUnit=agent-.service\nProfile=myagent\n")
+			f.write("/usr/lib/systemd/system/agent-disk.service", "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/usr/local/bin/myagent\n")
+		}, "agent-.service", attach.UnitEarly},
+		"a unit of that prefix": {func(f *tree) {
+			f.write("/etc/aaunit/attachments.d/agent.conf", "[Attachment]\nUnit=agent-.service\nProfile=myagent\n")
+			f.write("/usr/lib/systemd/system/agent-disk.service", "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/usr/local/bin/myagent\n")
+			f.write("/usr/lib/systemd/system/agent-a.service", "[Service]\nExecStart=/usr/local/bin/myagent\n")
+		}, "agent-a", attach.UnitEarly},
 		"a + before the program": {func(f *tree) {
 			f.write("/usr/lib/systemd/system/myagent.service.d/x.conf", "[Service]\nExecStart=\nExecStart=-+/usr/local/bin/myagent\n")
 		}, "myagent", attach.ExecPrivileged},

@@ -298,6 +298,14 @@ func IsPrefix(u string) bool {
 // drop-in directory for the units to come of either.
 func IsPattern(u string) bool { return IsTemplate(u) || IsPrefix(u) }
 
+// UnitsOf is the glob of the units that a template or prefix is for.
+func UnitsOf(pattern string) string {
+	if IsTemplate(pattern) {
+		return strings.Replace(pattern, "@.", "@*.", 1)
+	}
+	return strings.TrimSuffix(pattern, ".service") + "*.service"
+}
+
 // Specificity ranks how closely a Unit= value of an attachment names a unit.
 type Specificity int
 

@@ -393,9 +393,28 @@ type Observed struct {
 	SocketsProblem string
 	// Rules are what an image has for the start helper.
 	Rules ImageRules
+	// Early are the units that start too early for the drop-in of a template or prefix
+	// and that it would reach all the same: systemd asks for no attachment. They are
+	// looked for before it is written for the first time; EarlyProblem says why they
+	// could not be.
+	Early        []EarlyUnit
+	EarlyProblem string
 	// MayBPF: a profile of the unit lets a task change the kernel's BPF tables, given
 	// that the task has the capability. CouldNotTell counts as yes.
 	MayBPF Tri
+}
+
+// EarlyUnit is a unit that starts too early in boot to be attached, and its file.
+type EarlyUnit struct{ Unit, File string }
+
+// EarlyOf finds those of units that start too early in boot to be attached.
+func EarlyOf(units []Unit) (out []EarlyUnit) {
+	for _, u := range units {
+		if why := UnfitUnit(u, u.ID); why != nil && why.Code == UnitEarly {
+			out = append(out, EarlyUnit{u.ID, u.FragmentPath})
+		}
+	}
+	return out
 }
 
 // DropInState is what lies at the place where aaunit's drop-in belongs.

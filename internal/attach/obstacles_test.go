@@ -362,6 +362,51 @@ func TestEffective(t *testing.T) {
 	}
 }
 
+// A template's or prefix's drop-in is not written while it would reach a unit that
+// starts too early for it, neither for itself nor for a unit of it.
+func TestAPatternThatReachesAnEarlyUnit(t *testing.T) {
+	early := EarlyOf([]Unit{
+		{ID: "agent-fine.service", LoadState: "loaded", Settings: Settings{DefaultDependencies: true}},
+		{ID: "agent-disk.service", LoadState: "loaded", FragmentPath: "/usr/lib/systemd/system/agent-disk.service"},
+		{ID: "agent-late.service", LoadState: "loaded", Settings: Settings{After: []string{"sysinit.target"}}},
+		{ID: "agent-gone.service", LoadState: "not-found"},
+	})
+	if len(early) != 1 || early[0].Unit != "agent-disk.service" {
+		t.Fatalf("%+v", early)
+	}
+	for _, tt := range []struct{ pattern, unit, next string }{
+		{"agent-.service", "agent-.service", "name the services one by one in /etc/aaunit/attachments.d/myagent.conf, or a longer prefix"},
+		{"agent-.service", "agent-a.service", "name the services one by one in /etc/aaunit/attachments.d/myagent.conf, or a longer prefix"},
+		{"agent@.service", "agent@.service", "order agent-disk.service after sysinit.target"},
+	} {
+		d, o := healthy()
+		d.Unit, d.Record = tt.unit, Record{}
+		d.Attachment.Units = []string{tt.pattern}
+		o.Unit.ID, o.Unit.Names, o.DropIn = tt.unit, []string{tt.unit}, DropInState{}
+		if p := Diff(d, o); !p.Has(WriteDropIn) || len(p.Refusals) > 0 {
+			t.Fatalf("%s: %+v", tt.unit, p)
+		}
+		o.Early = early
+		p := Diff(d, o)
+		if len(p.Refusals) != 1 || len(p.Actions) > 0 {
+			t.Fatalf("%s: %+v", tt.unit, p)
+		}
+		want := Because(UnitEarly, "/etc/systemd/system/%s.d/90-aaunit.conf would reach agent-disk.service, which has DefaultDependencies=no and is not ordered after sysinit.target", tt.pattern).
+			At("/usr/lib/systemd/system/agent-disk.service").WithNext(tt.next)
+		if p.Refusals[0] != want {
+			t.Errorf("%s: %+v", tt.unit, p.Refusals[0])
+		}
+		o.Early = append(early, early...)
+		if r := Diff(d, o).Refusals; len(r) != 1 || !strings.HasSuffix(r[0].Detail, "sysinit.target; so with 1 more") {
+			t.Errorf("%s: %+v", tt.unit, r)
+		}
+		o.Early, o.EarlyProblem = nil, "no answer"
+		if r := Diff(d, o).Refusals; len(r) != 1 || r[0].Code != SystemdUnheard {
+			t.Errorf("%s: %+v", tt.unit, r)
+		}
+	}
+}
+
 // The order was seen with systemd-analyze verify of systemd 252: each line is
 // read instead of those after it.
 func TestOutranks(t *testing.T) {

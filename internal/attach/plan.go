@@ -589,8 +589,32 @@ func dropInObstacles(d Desired, o Observed) (refusals []Reason) {
 	case o.DropIn.Exists && !o.DropIn.Ours && o.DropIn.Content != d.DropInText(o.Unit):
 		refuse(because(DropInForeign, "%s exists and aaunit did not write it", d.DropInPath()).
 			at(d.DropInPath()).next("remove or rename it"))
+	case o.EarlyProblem != "":
+		code := SystemdUnheard
+		if o.Offline {
+			code = UnitBad
+		}
+		refuse(because(code, "the units that %s would reach could not be looked at: %s", d.DropInPath(), o.EarlyProblem))
+	case len(o.Early) > 0:
+		refuse(reachesEarly(d, o.Early))
 	}
 	return refusals
+}
+
+// reachesEarly says that the drop-in of a template or prefix would order units after
+// apparmor.service that start before it, of which systemd makes a cycle and leaves out
+// whatever breaks it.
+func reachesEarly(d Desired, early []EarlyUnit) Reason {
+	first, more := early[0], ""
+	if n := len(early) - 1; n > 0 {
+		more = fmt.Sprintf("; so with %d more", n)
+	}
+	way := "name the services one by one in " + d.Attachment.Source + ", or a longer prefix"
+	if IsTemplate(d.Attachment.Placement(d.Unit)) {
+		way = "order " + first.Unit + " after sysinit.target"
+	}
+	return because(UnitEarly, "%s would reach %s, which has DefaultDependencies=no and is not ordered after sysinit.target%s", d.DropInPath(), first.Unit, more).
+		at(first.File).next(way)
 }
 
 // notStaged finds profiles whose checksum is not known beforehand, so that

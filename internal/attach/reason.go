@@ -273,7 +273,7 @@ var entries = []Entry{
 	{UnitTemplate, "A template", "A template never runs by itself. Name an instance (agent@a.service), or attach to all of them with an attachment file that says Unit=agent@.service.", Unknown},
 	{UnitAlias, "An alias", "The name is an alias of another unit; the drop-in belongs to the unit's own name.", Confined},
 	{UnitOfUser, "A unit of a user manager", "AppArmorProfile= does not work for units of systemd --user: the user manager may not change the profile. Make it a system service with User=.", NotConfined},
-	{UnitEarly, "The unit starts too early in boot", "With DefaultDependencies=no the unit may start before AppArmor's profiles are loaded and /tmp is set up; ordering it after them makes a cycle.", Unknown},
+	{UnitEarly, "The unit starts too early in boot", "With DefaultDependencies=no the unit may start before AppArmor's profiles are loaded and /tmp is set up; ordering it after them makes a cycle. The drop-in of a template or prefix would order such a unit too, and is not written while it would reach one.", Unknown},
 	{UnitProtected, "A restart would take the system or the session with it", "Restarting this unit, or what hangs on it, breaks running sessions. The attachment takes effect at the next start, usually the next boot.", Confined},
 	{UnitFailedBefore, "The unit had failed before", "The unit is in state failed, so nothing was restarted; whether it works under the profile shows at its next start.", Confined},
 

@@ -276,6 +276,7 @@ func (i *Image) plan(ctx context.Context, u *unit) {
 	if err != nil {
 		u.o.DropIn = attach.DropInState{Exists: true, Problem: err.Error()}
 	}
+	i.reach(ctx, u)
 	i.sockets(ctx, u)
 	plan := attach.DiffImage(u.d, u.o)
 	u.out.Plan, u.out.Changed = &plan, len(plan.Refusals) == 0 && (len(plan.Actions) > 0 || u.differs)
@@ -289,6 +290,25 @@ func (i *Image) plan(ctx context.Context, u *unit) {
 	if len(plan.Refusals) > 0 {
 		u.refuse(plan.Refusals...)
 	}
+}
+
+// reach looks for units that start too early for the drop-in of a template or prefix,
+// where it is about to be written.
+func (i *Image) reach(ctx context.Context, u *unit) {
+	pattern := u.d.Attachment.Placement(u.name)
+	if !attach.IsPattern(pattern) || u.o.DropIn.Exists {
+		return
+	}
+	names, err := i.Units.Expand(ctx, attach.UnitsOf(pattern))
+	var units []attach.Unit
+	for _, name := range names {
+		found, problem := i.Units.Observe(ctx, name)
+		units, err = append(units, found), cmp.Or(err, problem)
+	}
+	if err != nil {
+		u.o.EarlyProblem = err.Error()
+	}
+	u.o.Early = attach.EarlyOf(units)
 }
 
 // sockets looks at what there is for the unit's socket options.

@@ -610,12 +610,9 @@ func (l *Loop) expand(ctx context.Context, all []*attach.Attachment) (out []stri
 			glob := u
 			switch {
 			case attach.IsGlob(u):
-			case attach.IsTemplate(u):
+			case attach.IsPattern(u):
 				out = append(out, u) // its drop-in is for units to come, too
-				glob = strings.Replace(u, "@.", "@*.", 1)
-			case attach.IsPrefix(u):
-				out = append(out, u)
-				glob = strings.TrimSuffix(u, ".service") + "*.service"
+				glob = attach.UnitsOf(u)
 			default:
 				out = append(out, u)
 				continue

@@ -98,6 +98,9 @@ func (l *Loop) observePolicy(ctx context.Context, d attach.Desired, how depth, m
 		if m == nil || how == full { // a verdict goes by what is in effect
 			o.DropIn = l.readDropIn(d)
 		}
+		if how == full {
+			l.observeReach(ctx, d, m, o)
+		}
 		o.Policy = l.policy(ctx, d, o.Unit, how, m)
 	case how == full && len(d.Record.Softened) > 0:
 		o.Policy = l.softened(ctx, d)
@@ -148,6 +151,7 @@ type moment struct {
 	// scans are looks at tasks by unit, for plans: to see that a task is not about to
 	// leave what it carries takes longer than all else that a plan needs.
 	scans map[string]sighting
+	reached
 }
 
 // sighting is a look at the tasks of a unit, as it was then.

@@ -2,6 +2,9 @@ package reconcile
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -50,4 +53,63 @@ func (l *Loop) releasePattern(d attach.Desired) {
 	r.Hold = nil
 	l.remember(r)
 	l.queue.add(inputChanged, name)
+}
+
+// reach is what is known of the units that the drop-in of a template or prefix would
+// reach.
+type reach struct {
+	early   []attach.EarlyUnit
+	problem string
+}
+
+// reached keeps that for all units of a pattern, which is looked at once.
+type reached struct {
+	mu sync.Mutex
+	by map[string]func() reach
+}
+
+// of gives what look finds the first time.
+func (r *reached) of(pattern string, look func() reach) reach {
+	r.mu.Lock()
+	if r.by == nil {
+		r.by = map[string]func() reach{}
+	}
+	if r.by[pattern] == nil {
+		r.by[pattern] = sync.OnceValue(look)
+	}
+	look = r.by[pattern]
+	r.mu.Unlock()
+	return look()
+}
+
+// observeReach looks for units that start too early for the drop-in of a template or
+// prefix, where it is about to be written. Where it is in place, or on record and taken
+// away by somebody, the units that it confines count on it, and nobody is asked.
+func (l *Loop) observeReach(ctx context.Context, d attach.Desired, m *moment, o *attach.Observed) {
+	pattern := d.Attachment.Placement(d.Unit)
+	if !attach.IsPattern(pattern) || o.DropIn.Exists || o.DropIn.Ours {
+		return
+	}
+	look := func() reach { return l.reach(ctx, pattern) }
+	var r reach
+	if m != nil {
+		r = m.of(pattern, look)
+	} else {
+		r = look()
+	}
+	o.Early, o.EarlyProblem = r.early, r.problem
+}
+
+func (l *Loop) reach(ctx context.Context, pattern string) reach {
+	names, err := l.systemd.Expand(ctx, attach.UnitsOf(pattern))
+	if err != nil {
+		return reach{problem: err.Error()}
+	}
+	names = slices.DeleteFunc(names, attach.IsTemplate)
+	units, errs := make([]attach.Unit, len(names)), make([]error, len(names))
+	each(len(names), func(i int) { units[i], errs[i] = l.systemd.Glance(ctx, names[i]) })
+	if err := errors.Join(errs...); err != nil {
+		return reach{problem: err.Error()}
+	}
+	return reach{early: attach.EarlyOf(units)}
 }

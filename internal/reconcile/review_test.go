@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -884,6 +885,106 @@ func TestAProfileThatAttachesByPathIsGoneBeforeTheNextStart(t *testing.T) {
 		rest()
 		if _, loaded := w.kernel["a"]; loaded || !u.running || u.label != "unconfined" || w.units["b.service"].start == starts {
 			t.Errorf("detach: %+v %q %q", u, w.kernel, w.trace)
+		}
+	})
+}
+
+// refusedOf is what speaks against a unit, a template or a prefix.
+func refusedOf(l *Loop, name string) (out []attach.Reason) {
+	r := l.Status([]string{name})
+	for _, s := range slices.Concat(r.Units, r.Patterns) {
+		out = append(out, s.Refused...)
+	}
+	return out
+}
+
+// The drop-in of a prefix reaches each unit of it, whatever aaunit says of one alone: it
+// is not written while one starts too early for it. Where it is in place it is kept,
+// and nobody is asked about all units again.
+func TestAPrefixThatReachesAnEarlyUnit(t *testing.T) {
+	const file, prefix = "/etc/systemd/system/acme-.service.d/90-aaunit.conf", "/etc/aaunit/attachments.d/acme.conf"
+	w := newWorld()
+	web, disk := w.addUnit("acme-web.service"), w.addUnit("acme-disk.service")
+	w.addUnit("acme-db.service")
+	w.files["acme"] = "1"
+	disk.early = true
+	// listings is how often a trigger has systemd list units: once it is to tell which
+	// units are attached.
+	listings := func() int {
+		before := w.lists
+		w.trigger()
+		rest()
+		return w.lists - before
+	}
+	w.run(t, func(l *Loop) {
+		w.declareUnit(prefix, "acme-.service", func(a *attach.Attachment) { a.Profile = "acme" })
+		rest()
+		for _, unit := range []string{"acme-", "acme-web", "acme-db"} {
+			refused := refusedOf(l, unit)
+			if len(refused) != 1 || refused[0].Code != attach.UnitEarly || !strings.Contains(refused[0].Detail, "acme-disk.service") || refused[0].Next == "" {
+				t.Errorf("%s: %+v", unit, refused)
+			}
+		}
+		if len(w.disk) > 0 || web.label != "unconfined" {
+			t.Errorf("%q %+v", w.disk, web)
+		}
+		if n := listings(); n != 2 {
+			t.Errorf("for a prefix and its units that are refused systemd lists units %d times", n)
+		}
+		// One by one they can be attached.
+		w.declareUnit("/etc/aaunit/attachments.d/web.conf", "acme-web.service", func(a *attach.Attachment) { a.Profile = "acme" })
+		rest()
+		if w.disk["/etc/systemd/system/acme-web.service.d/90-aaunit.conf"] == "" || len(w.disk) != 1 || answer(l, "acme-web") != "confined" {
+			t.Errorf("%q %s", w.disk, answer(l, "acme-web"))
+		}
+		w.undeclare("/etc/aaunit/attachments.d/web.conf")
+		rest()
+
+		w.mu.Lock()
+		disk.early = false
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if w.disk[file] == "" || answer(l, "acme-web") != "confined" || answer(l, "acme-disk") != "confined" {
+			t.Errorf("%q %s %s", w.disk, answer(l, "acme-web"), answer(l, "acme-disk"))
+		}
+		if n := listings(); n != 1 {
+			t.Errorf("for a prefix whose drop-in is in place systemd lists units %d times", n)
+		}
+
+		// What is in place is kept, and put back.
+		w.mu.Lock()
+		disk.early = true
+		delete(w.disk, file)
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if w.disk[file] == "" || answer(l, "acme-web") != "confined" {
+			t.Errorf("%q %s", w.disk, answer(l, "acme-web"))
+		}
+	})
+}
+
+// What cannot be told of the units that a prefix reaches keeps its drop-in away, until
+// it can be.
+func TestAPrefixWhoseUnitsCannotBeListed(t *testing.T) {
+	w := newWorld()
+	w.addUnit("acme-web.service")
+	w.files["acme"] = "1"
+	w.unlisted = true
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/acme.conf", "acme-.service", func(a *attach.Attachment) { a.Profile = "acme" })
+		rest()
+		if refused := refusedOf(l, "acme-"); len(refused) != 1 || refused[0].Code != attach.SystemdUnheard || len(w.disk) > 0 {
+			t.Errorf("%+v %q", refused, w.disk)
+		}
+		w.mu.Lock()
+		w.unlisted = false
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if len(w.disk) != 1 || answer(l, "acme-web") != "confined" {
+			t.Errorf("%q %s", w.disk, answer(l, "acme-web"))
 		}
 	})
 }

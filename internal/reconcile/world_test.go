@@ -61,6 +61,7 @@ type world struct {
 	daemon *Loop // that runs
 	// unlisted: systemd does not list units.
 	unlisted bool
+	lists    int // so often it was asked to
 	log      journalText
 	// hang: a look at these units ends when the channel is closed.
 	hang map[string]chan struct{}
@@ -145,6 +146,7 @@ type unit struct {
 	drags     []string
 	forked    int  // so many looks see systemd on its way to the program
 	crashLoop bool // dies under any profile, and systemd starts it again
+	early     bool // DefaultDependencies=no
 	// unloads: it has no file of its own, as an instance of a template, and systemd lets
 	// go of it when it ends: it is found all the same, and listed nowhere.
 	unloads bool
@@ -243,7 +245,8 @@ func (w *world) setting(unit, key string) (value string, at []attach.Assignment)
 	for _, p := range slices.Sorted(maps.Keys(w.read)) {
 		dir := path.Base(path.Dir(p))
 		place := strings.TrimSuffix(dir, ".d")
-		if place != unit && !(attach.IsTemplate(place) && attach.TemplateOf(unit) == place) {
+		serves := attach.IsTemplate(place) && attach.TemplateOf(unit) == place || attach.IsPrefix(place) && strings.HasPrefix(unit, strings.TrimSuffix(place, ".service"))
+		if place != unit && !serves {
 			continue
 		}
 		for i, l := range strings.Split(w.read[p], "\n") {
@@ -357,7 +360,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		u.ActiveState, u.SubState, u.Result = "failed", "failed", "exit-code"
 	}
 	s := &u.Settings
-	s.DefaultDependencies = true
+	s.DefaultDependencies = !f.early
 	s.PrivateTmp = attach.PrivateTmpNo
 	s.Profile = f.own
 	if v, at := w.setting(name, "AppArmorProfile"); len(at) > 0 {
@@ -386,6 +389,7 @@ func (w *world) Invocation(ctx context.Context, name string) (string, error) {
 
 func (w *world) Expand(_ context.Context, glob string) ([]string, error) {
 	defer w.lock()()
+	w.lists++
 	if w.unlisted {
 		return nil, errors.New("systemd does not answer")
 	}
