@@ -153,6 +153,10 @@ func TestObstacles(t *testing.T) {
 		{"a hat in complain mode", func(_ *Desired, o *Observed) {
 			o.Policy.Compiled[0].Profiles[1].Flags = []string{"complain"}
 		}, []Code{ProfileComplain}, nil, "myagent//helper"},
+		{"complain mode, in the text and compiled", func(d *Desired, o *Observed) {
+			d.Record, o.Policy.Compiled, prof(o).Flags = Record{}, nil, []string{"complain"}
+			o.Policy.Problems = []Reason{because(ProfileComplain, "it is in complain mode").at(flagObstacles(*prof(o), false)[0].Where)}
+		}, []Code{ProfileComplain}, nil, "flags=(complain)"},
 		{"enforced by another unit", func(_ *Desired, o *Observed) { o.Policy.EnforcedBy = "b.service" }, nil, nil, ""},
 		{"complain, enforced by another unit", func(d *Desired, o *Observed) {
 			d.Attachment.Mode, o.Policy.EnforcedBy = WishComplain, "b.service"

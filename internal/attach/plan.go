@@ -570,7 +570,11 @@ func textObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		refusals, warnings = append(refusals, r...), append(warnings, w...)
 	}
 	if o.Offline || d.Keeps() || !d.accepted(o.Policy) {
-		refusals = append(refusals, o.Policy.Problems...)
+		for _, r := range o.Policy.Problems {
+			if !SaidOf(refusals, r) {
+				refusals = append(refusals, r)
+			}
+		}
 	} else {
 		warnings = append(warnings, o.Policy.Problems...)
 	}
@@ -808,6 +812,13 @@ func ProfileObstacles(d Desired, o Observed, name string) (refusals, warnings []
 		}
 	}
 	return refusals, warnings
+}
+
+// SaidOf reports whether a list has the reason, or the same one about the same place in
+// other words: of a profile's mode the text speaks as well as the compiled policy.
+func SaidOf(list []Reason, r Reason) bool {
+	mode := r.Code == ProfileComplain || r.Code == ProfileUnconfined
+	return slices.ContainsFunc(list, func(q Reason) bool { return q == r || mode && q.Code == r.Code && q.Where == r.Where })
 }
 
 // flagObstacles finds flags with which a profile, or a child of one, does not

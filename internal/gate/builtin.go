@@ -43,9 +43,8 @@ var places = []place{
 func (a *asking) builtIn() {
 	a.whole = map[*policydb.Profile]bool{}
 	for _, p := range a.asked {
+		a.mode(p)
 		if p.Mode == policydb.Unconfined {
-			a.find(attach.Error, p, "", nil, attach.Because(attach.MayEverything, "profile %s has the mode unconfined: it takes nothing from its tasks", p.Name).
-				WithNext("take unconfined, or default_allow, out of its flags"))
 			continue
 		}
 		if a.wholesale(p) {
@@ -65,6 +64,26 @@ func (a *asking) builtIn() {
 	}
 	if len(a.asked) > 0 {
 		a.network(a.asked[0])
+	}
+}
+
+// mode is about what becomes of a denial. The compiled policy is asked, and not the
+// flags in the text: whose they are does not show where a name has variables, nor in a
+// profile that no list of a file's profiles has.
+func (a *asking) mode(p *policydb.Profile) {
+	switch p.Mode {
+	case policydb.Unconfined:
+		a.find(attach.Error, p, "", nil, attach.Because(attach.ProfileUnconfined, "profile %s has the mode unconfined: it takes nothing from its tasks", p.Name).
+			WithNext("take unconfined, or default_allow, out of its flags"))
+	case policydb.Complain:
+		if a.Desired.Attachment.Mode != attach.WishComplain {
+			a.find(attach.Error, p, "", nil, attach.Because(attach.ProfileComplain, "profile %s is in complain mode", p.Name).WithNext("aa-enforce "+a.text(p)))
+		}
+	case policydb.Prompt:
+		if a.Desired.Attachment.Mode != attach.WishComplain {
+			a.find(attach.Error, p, "", nil, attach.Because(attach.ProfileComplain, "profile %s is in prompt mode: what it does not allow happens where somebody says so", p.Name).
+				WithNext("take prompt out of its flags"))
+		}
 	}
 }
 

@@ -116,3 +116,43 @@ func TestTheRuleOfEachKindIsNamed(t *testing.T) {
 		}
 	}
 }
+
+// A profile that confines nobody does not pass, whatever its name is made of; who wants
+// complain mode gets it.
+func TestModes(t *testing.T) {
+	const variable = "@{exec_path}=/usr/bin/agent\nprofile agent /usr/bin/agent {\n  /bin/sh Cx -> sh,\n  change_profile -> @{exec_path},\n}\nprofile @{exec_path} {\n  profile sh flags=(complain) {\n  }\n}\n"
+	for _, c := range []struct {
+		name, text, want string
+		complain         bool
+		shows            string
+	}{
+		{name: "its own", text: "profile agent flags=(complain) {\n}\n", want: "error profile-complain", shows: "profile agent is in complain mode"},
+		{name: "wanted so", text: "profile agent flags=(complain) {\n}\n", complain: true},
+		{name: "a child", text: "profile agent {\n  /bin/sh Cx -> sh,\n  profile sh flags=(complain) {\n  }\n}\n", want: "error profile-complain", shows: "profile agent//sh is"},
+		{name: "a hat", text: "profile agent {\n  ^hat flags=(complain) {\n  }\n}\n", want: "error profile-complain", shows: "profile agent//hat is"},
+		{name: "a child of a name with a variable", text: variable, want: "error profile-complain", shows: "profile /usr/bin/agent//sh is"},
+		{name: "unconfined", text: "profile agent {\n  /bin/sh Cx -> sh,\n  profile sh flags=(unconfined) {\n  }\n}\n", want: "error profile-unconfined", shows: "agent//sh"},
+		{name: "unconfined all the same", text: "profile agent {\n  profile sh flags=(unconfined) {\n  }\n}\n", complain: true, want: "error profile-unconfined", shows: "agent//sh"},
+		{name: "a stranger", text: "profile agent {\n}\nprofile other flags=(complain) {\n}\n"},
+	} {
+		q := question(t, c.text)
+		q.Unit = attach.Unit{}
+		if c.complain {
+			q.Desired.Attachment.Mode = attach.WishComplain
+		}
+		found := besides(ask(t, q))
+		switch {
+		case c.want == "" && len(found) > 0, c.want != "" && !slices.Equal(codes(found), []string{c.want}):
+			t.Errorf("%s: %v", c.name, found)
+		case c.want != "" && (!strings.Contains(found[0].Detail, c.shows) || found[0].Next == ""):
+			t.Errorf("%s: %v", c.name, found)
+		}
+	}
+	// The parser of Debian 12 makes none in prompt mode.
+	q := question(t, "profile agent {\n}\n")
+	a := &asking{Question: q, policies: q.Compiled}
+	a.mode(&policydb.Profile{Name: "agent", Mode: policydb.Prompt})
+	if len(a.found) != 1 || a.found[0].Severity != attach.Error || a.found[0].Code != attach.ProfileComplain || a.found[0].Where != "/etc/apparmor.d/agent:1" {
+		t.Errorf("prompt mode: %v", a.found)
+	}
+}

@@ -288,12 +288,19 @@ func (a *asking) about(p *policydb.Profile, question string) search {
 func (a *asking) file(p *policydb.Profile) string {
 	for _, c := range a.policies {
 		for _, q := range c.Profiles {
-			if q.Name == p.Name {
-				if q.Line > 0 {
-					return fmt.Sprintf("%s:%d", c.File, q.Line)
-				}
-				return c.File
+			if q.Name == p.Name && q.Line > 0 {
+				return fmt.Sprintf("%s:%d", c.File, q.Line)
 			}
+		}
+	}
+	return a.text(p)
+}
+
+// text is the file that a profile stands in.
+func (a *asking) text(p *policydb.Profile) string {
+	for _, c := range a.policies {
+		if slices.ContainsFunc(c.Profiles, func(q attach.Profile) bool { return q.Name == p.Name }) {
+			return c.File
 		}
 	}
 	return a.policies[0].File

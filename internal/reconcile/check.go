@@ -128,24 +128,29 @@ func (k checker) file(ctx context.Context, name, file string) attach.Outcome {
 	if err != nil {
 		return k.nothingIn(ctx, o, file, err)
 	}
+	c, ok := k.compiled(ctx, &o, file)
+	var compiled []attach.Compiled
+	if ok {
+		compiled = []attach.Compiled{c}
+		profiles = all(profiles, c)
+	}
 	var names []string
 	for _, p := range profiles {
 		names = append(names, p.Name)
 	}
 	o.Profile = strings.Join(names, ", ")
-	c, ok := k.compiled(ctx, &o, file)
 	for _, p := range profiles {
 		d := alone(file, p.Name)
-		all := k.texts.ByName(p.Name)
-		if !slices.ContainsFunc(all, func(q attach.Profile) bool { return q.File == p.File }) {
+		candidates := k.texts.ByName(p.Name)
+		if !slices.ContainsFunc(candidates, func(q attach.Profile) bool { return q.File == p.File }) {
 			if k.sources {
-				all = nil // one that is installed is what this becomes
+				candidates = nil // one that is installed is what this becomes
 			}
-			all = append(all, p)
+			candidates = append(candidates, p)
 		}
-		k.obstacles(&o, d, map[string][]attach.Profile{p.Name: all}, nil)
+		k.obstacles(&o, d, map[string][]attach.Profile{p.Name: candidates}, compiled)
 		if ok {
-			k.ask(ctx, &o, d, attach.Unit{}, []attach.Compiled{c})
+			k.ask(ctx, &o, d, attach.Unit{}, compiled)
 		}
 	}
 	if !ok {
@@ -153,6 +158,22 @@ func (k checker) file(ctx context.Context, name, file string) attach.Outcome {
 	}
 	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
 	return o
+}
+
+// all are the profiles of a file that are not children of others in it. What the text
+// lists has none that is named as a child is, without its parent, and may have a name
+// with variables, which stands for another one.
+func all(listed []attach.Profile, c attach.Compiled) []attach.Profile {
+	out := slices.DeleteFunc(slices.Clone(listed), func(p attach.Profile) bool {
+		return strings.Contains(p.Name, "@{") && !slices.ContainsFunc(c.Profiles, func(q attach.Profile) bool { return q.Name == p.Name })
+	})
+	rest := slices.SortedFunc(slices.Values(c.Profiles), func(p, q attach.Profile) int { return strings.Compare(p.Name, q.Name) })
+	for _, p := range rest {
+		if !slices.ContainsFunc(out, func(q attach.Profile) bool { return p.Name == q.Name || strings.HasPrefix(p.Name, q.Name+"//") }) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // nothingIn says why there is nothing to check in a file. That it cannot be read
@@ -222,7 +243,7 @@ func (k checker) ask(ctx context.Context, o *attach.Outcome, d attach.Desired, u
 		return
 	}
 	for _, f := range k.gate.Check(ctx, d, u, compiled) {
-		if !slices.Contains(o.Findings, f) {
+		if !slices.Contains(o.Findings, f) && !attach.SaidOf(o.Reasons, f.Reason) {
 			o.Findings = append(o.Findings, f)
 		}
 	}
