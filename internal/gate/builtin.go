@@ -186,12 +186,17 @@ func (a *asking) userns(p *policydb.Profile) {
 
 // execs looks for a program whose exec has such a transition.
 func (a *asking) execs(p *policydb.Profile, question string, such func(policydb.Transition) bool) policydb.Result {
+	return a.execsBut(p, question, nil, such)
+}
+
+// execsBut is execs, less the programs that some profiles attach to.
+func (a *asking) execsBut(p *policydb.Profile, question string, but policydb.Except, such func(policydb.Transition) bool) policydb.Result {
 	return a.search(p, question, func() policydb.Result {
 		all, err := a.gate.pattern("/**")
 		if err != nil {
 			return policydb.Result{Why: err}
 		}
-		return p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories,
+		return p.Find(policydb.Query{Pattern: all, All: policydb.Exec, Objects: policydb.NotDirectories, Except: but,
 			Where: func(_ policydb.Perms, t policydb.Transition) bool { return such(t) }})
 	})
 }

@@ -99,6 +99,18 @@ func (a *asking) carried() []string {
 	return append([]string{a.Desired.Profile}, a.Desired.Attachment.AllowProfiles...)
 }
 
+// attaching are the allowed profiles among which the kernel looks for one that attaches
+// to a program: for a Px without a name no children (x_to_label in
+// security/apparmor/domain.c).
+func (a *asking) attaching() (out policydb.Except) {
+	for _, q := range a.asked {
+		if a.mayCarry(q.Name) && !strings.Contains(q.Name, "//") {
+			out = append(out, q)
+		}
+	}
+	return out
+}
+
 // others says to which profiles p leads that the attachment does not allow: a unit
 // whose task carries one is not confined, and what is in another file is not asked
 // about.
@@ -110,18 +122,27 @@ func (a *asking) others(p *policydb.Profile) {
 		if !named && !byAttachment(t) {
 			continue
 		}
-		r := a.execs(p, "runs by "+t.String(), func(u policydb.Transition) bool { return u == t })
+		question, but := "runs by "+t.String(), policydb.Except(nil)
+		if !named {
+			// One program of an allowed profile hides none of another.
+			if but = a.attaching(); len(but) > 0 {
+				question += " none of"
+			}
+			for _, q := range but {
+				question += fmt.Sprintf(" %q", a.about(q, ""))
+			}
+		}
+		r := a.execsBut(p, question, but, func(u policydb.Transition) bool { return u == t })
 		if r.Answer == policydb.Unknown {
 			a.unknown(p, attach.MayChange, why(r))
 		}
 		if r.Answer != policydb.Yes {
 			continue
 		}
-		switch {
-		case named:
+		if named {
 			a.find(attach.Note, p, r.Witness, execAs(r), attach.Because(attach.MayChange,
 				"profile %s runs %s under profile %s, which the attachment does not allow", p.Name, quoted(r.Witness), quoted(target)).WithNext(next))
-		case !slices.ContainsFunc(a.asked, func(q *policydb.Profile) bool { return a.mayCarry(q.Name) && q.Attaches(r.Witness) != policydb.No }):
+		} else {
 			a.find(attach.Note, p, r.Witness, execAs(r), attach.Because(attach.MayChange,
 				"profile %s runs %s under the profile that attaches to it (%s), and the attachment allows none that does", p.Name, quoted(r.Witness), t).WithNext(next))
 		}

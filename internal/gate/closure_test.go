@@ -60,7 +60,7 @@ func TestWhatItLeadsToIsAsked(t *testing.T) {
 // A profile that the attachment does not allow is told, and one that it allows is
 // not.
 func TestAProfileThatIsNotAllowedIsTold(t *testing.T) {
-	const others = "profile helper /usr/bin/help {\n/mnt/** rw,\n}\n"
+	const others = "profile helper /usr/bin/help {\n/mnt/** rw,\n}\nprofile a /usr/bin/a {\n}\nprofile /usr/bin/tool {\n}\n"
 	for _, c := range []struct {
 		rules string
 		set   []string
@@ -77,6 +77,11 @@ func TestAProfileThatIsNotAllowedIsTold(t *testing.T) {
 		{rules: "change_profile -> agent//a,"},
 		{rules: "change_profile -> {agent,helper},", set: []string{"AllowProfiles=helper"}},
 		{rules: "/usr/bin/help Cx,\nprofile /usr/bin/help {\n}"},
+		{rules: "/usr/bin/a Px,\n/usr/bin/help Px,", set: []string{"AllowProfiles=a"}, shows: "runs /usr/bin/help under the profile that attaches to it"},
+		{rules: "/usr/bin/{a,help} Px,", set: []string{"AllowProfiles=a helper"}},
+		{rules: "/usr/bin/{help,tool} Px,", set: []string{"AllowProfiles=helper /usr/bin/tool"}},
+		{rules: "/usr/bin/* Px,", set: []string{"AllowProfiles=a helper"}, shows: "under the profile that attaches to it"},
+		{rules: "/usr/bin/help Px,\nprofile help /usr/bin/help {\n}", shows: "runs /usr/bin/help under the profile that attaches to it"},
 		{rules: "/usr/bin/help ix,"},
 		{rules: "/usr/bin/help Px,", set: []string{"Waive=policy-may-change-profile it is meant"}},
 	} {

@@ -33,6 +33,8 @@ type Query struct {
 	As Who
 	// Objects is which paths.
 	Objects Objects
+	// Except are paths that are left out.
+	Except Except
 	// Limit is how many states the search may visit; 0 is DefaultLimit.
 	Limit int
 
@@ -220,6 +222,9 @@ func searchFrom(d *database, start uint32, pattern *Pattern, q Query, find bool)
 	}
 	lang, err := pattern.language(q.Objects)
 	if err != nil {
+		return Result{Why: err}
+	}
+	if lang, err = lang.without(q.Except); err != nil {
 		return Result{Why: err}
 	}
 	s.lang = lang

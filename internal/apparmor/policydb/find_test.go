@@ -55,6 +55,47 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// Paths that profiles attach to are left out, and no others.
+func TestFindExcept(t *testing.T) {
+	p := parse(t, sample) // attaches to /usr/bin/sample{,-helper}
+	named := &Profile{Name: "/usr/bin/tool"}
+	any := Query{Where: func(Perms, Transition) bool { return true }, Objects: NotDirectories}
+	for _, c := range []struct {
+		pattern string
+		except  Except
+		want    string // the witness, "" none
+	}{
+		{"/usr/bin/sample", nil, "/usr/bin/sample"},
+		{"/usr/bin/sample", Except{p}, ""},
+		{"/usr/bin/sample{,-helper}", Except{p}, ""},
+		{"/usr/bin/sample{,-helper,s}", Except{p}, "/usr/bin/samples"},
+		{"/usr/bin/{sample*,tool}", Except{p}, "/usr/bin/tool"},
+		{"/usr/bin/{sample,tool}", Except{p, named}, ""},
+		{"/usr/bin/{sample,tool}", Except{named, p}, ""},
+		{"/usr/bin/too?", Except{named}, "/usr/bin/tooa"},
+		{"/usr/bin/tool", Except{named, {Name: "tool"}}, ""},
+		{"/usr/bin/tool{,/*}", Except{named}, "/usr/bin/tool/a"},
+		{"/usr/bin/tool", Except{{Name: "/usr/bin/tool", Xattrs: []string{"user.x"}}}, "/usr/bin/tool"},
+	} {
+		any.Pattern, any.Except = pattern(t, c.pattern), c.except
+		want := No
+		if c.want != "" {
+			want = Yes
+		}
+		if r := p.Find(any); r.Answer != want || r.Witness != c.want {
+			t.Errorf("%s: %+v, want %q", c.pattern, r, c.want)
+		}
+		if c.want == "" {
+			continue
+		}
+		for _, q := range c.except {
+			if len(q.Xattrs) == 0 && q.Attaches(c.want) == Yes {
+				t.Errorf("%s: %s attaches to %s", c.pattern, q.Name, c.want)
+			}
+		}
+	}
+}
+
 func TestCovers(t *testing.T) {
 	p := parse(t, sample)
 	for _, c := range []struct {
