@@ -47,16 +47,13 @@ func (a *asking) builtIn() {
 		if p.Mode == policydb.Unconfined {
 			continue
 		}
-		if a.wholesale(p) {
-			a.whole[p] = true // every single path would say the same again
-			a.leaves(p)
-			a.userns(p)
-			continue
+		// Every single path would say the same again, where it was said.
+		if a.whole[p] = a.wholesale(p) && a.Desired.Attachment.Waived(attach.MayEverything) == nil; !a.whole[p] {
+			for _, pl := range places {
+				a.mustNotWrite(p, pl, attach.Error)
+			}
+			a.sharedTmp(p)
 		}
-		for _, pl := range places {
-			a.mustNotWrite(p, pl, attach.Error)
-		}
-		a.sharedTmp(p)
 		a.leaves(p)
 		a.others(p)
 		a.userns(p)
@@ -204,8 +201,8 @@ func (a *asking) execsBut(p *policydb.Profile, question string, but policydb.Exc
 // allCaps are the capabilities that the kernel of the time of writing has.
 const allCaps = 1<<41 - 1
 
-// wholesale finds rules that allow all of a kind. It reports whether that kind is
-// files.
+// wholesale finds rules that allow all of a kind. It reports whether files are
+// one.
 func (a *asking) wholesale(p *policydb.Profile) (every bool) {
 	say := func(what string, q *rules.Question) {
 		a.find(attach.Error, p, "", q, attach.Because(attach.MayEverything, "profile %s allows %s", p.Name, what))

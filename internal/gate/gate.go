@@ -257,7 +257,7 @@ type asking struct {
 	// asked are the profiles under which the unit's tasks can come to run, its own
 	// first.
 	asked []*policydb.Profile
-	whole map[*policydb.Profile]bool // that allow every file
+	whole map[*policydb.Profile]bool // that allow every file, which is said
 	found []attach.Finding
 }
 

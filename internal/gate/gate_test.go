@@ -172,7 +172,6 @@ func TestBuiltIn(t *testing.T) {
 		{name: "ix", rules: "/bin/sh ix,"},
 		{name: "a child leaves", rules: "/bin/sh Cx,\nprofile /bin/sh {\n/bin/sh mr,\n/bin/su Ux,\n}", want: "error policy-may-leave-profile", shows: "agent///bin/sh"},
 		{name: "file", rules: "file,", want: "error policy-may-everything"},
-		{name: "file, waived, and a way out", rules: "file,\n/bin/sh Ux,", set: []string{"Waive=policy-may-everything a rescue shell"}, want: "error policy-may-leave-profile"},
 		{name: "capability", rules: "capability,", want: "error policy-may-everything", shows: "capability"},
 		{name: "one capability", rules: "capability net_bind_service,"},
 		{name: "network", rules: "network,", want: "error policy-may-everything", shows: "every family"},
@@ -313,6 +312,29 @@ func TestBuiltIn(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Who waives that a profile allows everything of a kind waives no more than that.
+func TestTheWaiverOfEverythingWaivesNothingElse(t *testing.T) {
+	const rules = "file,\n/bin/sh Ux,\n/usr/bin/tool Px,\ndbus,\n"
+	kept := []string{"error policy-may-leave-profile", "note policy-may-change-profile", "warning policy-may-ask-others"}
+	single := []string{"error policy-may-ask-others", "error policy-may-write-own-executable", "error policy-may-write-policy", "error policy-may-write-proc-sys", "error policy-may-write-shared-tmp", "error policy-may-write-ssh-keys"}
+	for _, c := range []struct {
+		set  []string
+		want []string
+	}{
+		{nil, append([]string{"error policy-may-everything"}, kept...)},
+		{[]string{"Waive=policy-may-everything a rescue shell"}, slices.Concat([]string{"note assertion-waived"}, single, kept)},
+		{[]string{"Waive=policy-may-everything a rescue shell", "Waive=policy-may-write-policy it edits units"}, slices.Concat([]string{"note assertion-waived"}, single, kept)},
+	} {
+		if len(c.set) == 2 {
+			c.want = slices.DeleteFunc(c.want, func(s string) bool { return s == "error policy-may-write-policy" })
+		}
+		found := slices.DeleteFunc(ask(t, question(t, profile(rules), c.set...)), func(f attach.Finding) bool { return f.Code == attach.MayNoNetwork || f.Code == attach.MayConnect })
+		if got := codes(found); !slices.Equal(got, slices.Sorted(slices.Values(c.want))) {
+			t.Errorf("%q: %q", c.set, got)
+		}
 	}
 }
 
