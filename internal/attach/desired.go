@@ -21,6 +21,9 @@ type Desired struct {
 	// Asked: a person asks for it now, so that a changed text which is only to be
 	// reported goes live.
 	Asked bool
+	// Checked: a person asks what there is to say against the profiles' texts, also
+	// where the unit goes on under what was accepted before.
+	Checked bool
 	// PatternPause is the pause of Pattern, the template or prefix whose drop-in
 	// serves the unit; nil where that is not paused.
 	PatternPause *Pause

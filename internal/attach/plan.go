@@ -542,7 +542,7 @@ func policyObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	warn := func(r ...Reason) { warnings = append(warnings, r...) }
 	text, w := textObstacles(d, o)
 	warn(w...)
-	if d.Keeps() && !d.Asked {
+	if d.Keeps() && !d.Asked && !d.Checked {
 		warn(text...) // a text gone bad must not shake what runs
 	} else {
 		refuse(text...)
@@ -569,7 +569,7 @@ func textObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		r, w := ProfileObstacles(d, o, name)
 		refusals, warnings = append(refusals, r...), append(warnings, w...)
 	}
-	if o.Offline || d.Keeps() || !d.accepted(o.Policy) {
+	if o.Offline || d.Checked || d.Keeps() || !d.accepted(o.Policy) {
 		for _, r := range o.Policy.Problems {
 			if !SaidOf(refusals, r) {
 				refusals = append(refusals, r)

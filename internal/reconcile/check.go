@@ -77,6 +77,13 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 			if o.Exit == attach.ExitFailed && len(o.Reasons) > 0 {
 				o.Exit = attach.ExitNotConfined // nothing failed: it was found
 			}
+			warned := slices.Clone(o.Notes)
+			if o.Plan != nil {
+				warned = append(warned, o.Plan.Warnings...)
+			}
+			if slices.ContainsFunc(warned, func(r attach.Reason) bool { return r.Code == attach.AssertionUnknown }) {
+				o.Exit = attach.WorstExit(o.Exit, attach.ExitUnknown)
+			}
 			l.mu.Lock()
 			a := l.targets[o.Unit]
 			l.mu.Unlock()

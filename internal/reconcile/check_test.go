@@ -66,6 +66,58 @@ func TestCheckNamesFilesProfilesAndUnits(t *testing.T) {
 	}
 }
 
+// A unit that goes on under what was accepted for it is checked by its text, as one that
+// is not attached is, and nothing is done about it.
+func TestCheckOfAnAttachedUnitIsOfItsText(t *testing.T) {
+	finding := func(c attach.Code) func(*world) {
+		return func(w *world) {
+			w.gate = func(p attach.Compiled) []attach.Reason {
+				if strings.HasSuffix(p.ID, " 2") {
+					return []attach.Reason{attach.Because(c, "it says so").At(p.File)}
+				}
+				return nil
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		now  func(*world)
+		exit attach.Exit
+		code attach.Code
+	}{
+		"nothing is wrong":    {func(*world) {}, attach.ExitOK, ""},
+		"an assertion fails":  {finding(attach.AssertionFailed), attach.ExitNotConfined, attach.AssertionFailed},
+		"one is not answered": {func(w *world) { finding(attach.AssertionUnknown)(w); w.warns = true }, attach.ExitUnknown, attach.AssertionUnknown},
+		"it complains":        {func(w *world) { w.flags["a"] = []string{"complain"} }, attach.ExitNotConfined, attach.ProfileComplain},
+		"it does not compile": {func(w *world) { w.bad["a"] = true }, attach.ExitNotConfined, attach.ProfileBroken},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := attached(nil, "a")
+			w.run(t, func(l *Loop) {
+				unlock := w.lock()
+				c.now(w)
+				unlock()
+				if c.code != "" {
+					w.edit("2")
+				}
+				rest()
+				for _, args := range [][]string{{"a.service"}, nil} {
+					out, err := l.Check(t.Context(), args, true)
+					if err != nil || len(out) != 1 {
+						t.Fatalf("%v %+v", err, out)
+					}
+					said := slices.Concat(codesOf(out[0].Reasons), codesOf(out[0].Plan.Warnings))
+					if out[0].Exit != c.exit || c.code != "" && !slices.Contains(said, c.code) {
+						t.Errorf("exit %d, want %d: %v", out[0].Exit, c.exit, said)
+					}
+				}
+				if s := status(t, l, "a"); c.exit != attach.ExitUnknown && w.kernel["a"] != "1" || answer(l, "a") != "confined" || s.Held != nil || w.calls["restart"] != 1 {
+					t.Errorf("%q %s %+v", w.kernel, answer(l, "a"), s)
+				}
+			})
+		})
+	}
+}
+
 // TestFilesOfOthersAreNotOpened: whoever is not root has no file read, not even looked at,
 // that may not be named: what opens it is root.
 func TestFilesOfOthersAreNotOpened(t *testing.T) {

@@ -443,7 +443,7 @@ func (l *Loop) prepareUnit(ctx context.Context, p *prepared, r attach.Request) {
 	p.d.Record, p.d.Kept = l.recall(p.unit)
 	l.mu.Unlock()
 	p.d.Record.Hold, p.d.Record.Pause = nil, nil
-	p.d.Asked = !r.AsDeclared
+	p.d.Asked, p.d.Checked = !r.AsDeclared, r.AsDeclared
 	if u.Active() {
 		p.seen = &sighting{u, l.scanInTurn(ctx, u)} // while what is needed is compiled
 	}

@@ -81,6 +81,7 @@ type world struct {
 	flags    map[string][]string // profile -> flags in its text
 	notFor   map[string]string   // unit -> version of profile a that its own assertions keep out
 	gate     func(attach.Compiled) []attach.Reason
+	warns    bool // what the gate cannot tell is a warning
 	parser   string
 	full     bool   // the kernel loads nothing
 	tooNew   string // a file whose accepted text another parser does not take
@@ -1066,6 +1067,10 @@ func (w *world) Check(_ context.Context, d attach.Desired, _ attach.Unit, compil
 				f.Severity = attach.Note
 			case attach.MayUserns:
 				f.Severity = attach.Warning
+			case attach.AssertionUnknown:
+				if w.warns {
+					f.Severity = attach.Warning
+				}
 			}
 			out = append(out, f)
 		}
