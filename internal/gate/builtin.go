@@ -20,23 +20,34 @@ type place struct {
 	// question.
 	as   policydb.Who
 	what string
+	// needs is a capability without which the kernel refuses it all the same, 0 none.
+	needs int
 }
+
+// Capabilities by the kernel's number.
+const (
+	capSysPtrace = 19
+	capMacAdmin  = 33
+)
 
 // places are the same for every policy. The patterns have no variables: the paths
 // are where Debian, systemd and aaunit have them.
 var places = []place{
-	{attach.MayWriteTmp, "/dev/shm/**", policydb.Other, "/dev/shm, whoever owns the file"},
-	{attach.MayWritePolicy, "/etc/apparmor{,.d}/{,**}", policydb.Either, "AppArmor's own files"},
-	{attach.MayWritePolicy, "/{run,usr/lib,lib,usr/local/lib}/systemd/{system,user,system.control,transient,generator,generator.early,generator.late,system-generators,user-generators,system.attached}{,.conf}/**", policydb.Either, "systemd's unit files"},
-	{attach.MayWritePolicy, "/etc/systemd/{,**}", policydb.Either, "systemd's configuration and unit files"},
-	{attach.MayWritePolicy, "/{etc/aaunit,usr/lib/aaunit,run/aaunit,var/lib/aaunit}/{,**}", policydb.Either, "aaunit's files"},
-	{attach.MayWritePolicy, "/usr/{sbin/aaunitd,bin/aaunitctl,share/dbus-1/system{.d,-services}/org.aaunit1.*,share/polkit-1/actions/org.aaunit1.policy}", policydb.Either, "aaunit's programs, and who may use them"},
-	{attach.MayWriteKeys, "/{root,home/*}/.ssh/**", policydb.Other, "ssh keys of other users"},
+	{code: attach.MayWriteTmp, pattern: "/dev/shm/**", as: policydb.Other, what: "/dev/shm, whoever owns the file"},
+	{code: attach.MayWritePolicy, pattern: "/etc/apparmor{,.d}/{,**}", as: policydb.Either, what: "AppArmor's own files"},
+	{code: attach.MayWritePolicy, pattern: "/var/cache/apparmor/{,**}", as: policydb.Either, what: "AppArmor's cache, out of which compiled policy is loaded at boot"},
+	// aa_may_manage_policy asks for the capability (security/apparmor/policy.c).
+	{code: attach.MayWritePolicy, pattern: "/sys/kernel/security/apparmor/{.load,.replace,.remove}", as: policydb.Either, what: "the files that load policy into the kernel, and has the capability mac_admin", needs: capMacAdmin},
+	{code: attach.MayWritePolicy, pattern: "/{run,usr/lib,lib,usr/local/lib}/systemd/{system,user,system.control,transient,generator,generator.early,generator.late,system-generators,user-generators,system.attached}{,.conf}/**", as: policydb.Either, what: "systemd's unit files"},
+	{code: attach.MayWritePolicy, pattern: "/etc/systemd/{,**}", as: policydb.Either, what: "systemd's configuration and unit files"},
+	{code: attach.MayWritePolicy, pattern: "/{etc/aaunit,usr/lib/aaunit,run/aaunit,var/lib/aaunit}/{,**}", as: policydb.Either, what: "aaunit's files"},
+	{code: attach.MayWritePolicy, pattern: "/usr/{sbin/aaunitd,bin/aaunitctl,share/dbus-1/system{.d,-services}/org.aaunit1.*,share/polkit-1/actions/org.aaunit1.policy}", as: policydb.Either, what: "aaunit's programs, and who may use them"},
+	{code: attach.MayWriteKeys, pattern: "/{root,home/*}/.ssh/**", as: policydb.Other, what: "ssh keys of other users"},
 	// Not "/proc/sys/**": change_profile rules bring "/proc/*/attr/exec w".
-	{attach.MayWriteSysctl, "/proc/sys/{abi,crypto,debug,dev,fs,kernel,net,sunrpc,user,vm,xen}/**", policydb.Either, "kernel settings"},
-	{attach.MayAskOthers, "/{etc/cron.{d,daily,hourly,monthly,weekly,yearly}/**,etc/crontab,etc/anacrontab,var/spool/{cron,at,anacron}/**}", policydb.Either, "what cron and at run"},
-	{attach.MayAskOthers, "/{,var/}run/{docker.sock,containerd/**.sock,podman/podman.sock,crio/crio.sock,libvirt/libvirt-sock,lxd.socket}", policydb.Either, "the socket of a container engine"},
-	{attach.MayAskOthers, "/{,var/}run/systemd/private", policydb.Either, "systemd's own socket"},
+	{code: attach.MayWriteSysctl, pattern: "/proc/sys/{abi,crypto,debug,dev,fs,kernel,net,sunrpc,user,vm,xen}/**", as: policydb.Either, what: "kernel settings"},
+	{code: attach.MayAskOthers, pattern: "/{etc/cron.{d,daily,hourly,monthly,weekly,yearly}/**,etc/crontab,etc/anacrontab,var/spool/{cron,at,anacron}/**}", as: policydb.Either, what: "what cron and at run"},
+	{code: attach.MayAskOthers, pattern: "/{,var/}run/{docker.sock,containerd/**.sock,podman/podman.sock,crio/crio.sock,libvirt/libvirt-sock,lxd.socket}", as: policydb.Either, what: "the socket of a container engine"},
+	{code: attach.MayAskOthers, pattern: "/{,var/}run/systemd/private", as: policydb.Either, what: "systemd's own socket"},
 }
 
 // builtIn asks what is asserted of every policy.
@@ -50,11 +61,14 @@ func (a *asking) builtIn() {
 		// Every single path would say the same again, where it was said.
 		if a.whole[p] = a.wholesale(p) && a.Desired.Attachment.Waived(attach.MayEverything) == nil; !a.whole[p] {
 			for _, pl := range places {
-				a.mustNotWrite(p, pl, attach.Error)
+				if pl.needs == 0 || p.Capability(pl.needs) != policydb.No {
+					a.mustNotWrite(p, pl, attach.Error)
+				}
 			}
 			a.sharedTmp(p)
 		}
 		a.leaves(p)
+		a.traces(p)
 		a.others(p)
 		a.userns(p)
 		a.system(p)
@@ -139,7 +153,7 @@ func (a *asking) sharedTmp(p *policydb.Profile) {
 		which = "which the unit shares with " + strings.Join(joins, ", ") + " (JoinsNamespaceOf=)"
 	}
 	for _, dir := range []string{"/tmp", "/var/tmp"} {
-		a.mustNotWrite(p, place{attach.MayWriteTmp, dir + "/**", policydb.Either, dir + ", " + which}, s)
+		a.mustNotWrite(p, place{code: attach.MayWriteTmp, pattern: dir + "/**", as: policydb.Either, what: dir + ", " + which}, s)
 	}
 }
 
@@ -169,6 +183,37 @@ func (a *asking) leaves(p *policydb.Profile) {
 	if p.MayChangeProfile(attach.Unconfined) == policydb.Yes {
 		a.find(attach.Error, p, attach.Unconfined, changeTo(attach.Unconfined), attach.Because(attach.MayLeave, "profile %s may take itself off (change_profile -> unconfined)", p.Name))
 	}
+}
+
+// traces is about ptrace: whoever traces a process has it do whatever that may. Where
+// AppArmor does not look at it the kernel asks for the capability alone
+// (profile_tracer_perm in security/apparmor). Processes of the same user can be traced
+// without it, by what has their capabilities; only with it is every one within reach.
+func (a *asking) traces(p *policydb.Profile) {
+	has := p.Capability(capSysPtrace)
+	if has == policydb.No {
+		return
+	}
+	s := attach.Warning
+	if bounds := a.Unit.Settings.Bounding; a.asRoot() && (bounds == 0 || bounds&(1<<capSysPtrace) != 0) {
+		s = attach.Error
+	}
+	switch may := p.Ptrace(attach.Unconfined, policydb.PtraceTrace); {
+	case may == policydb.Yes && has == policydb.Yes:
+		a.find(s, p, attach.Unconfined, &rules.Question{Class: rules.ClassPtrace, Fields: map[string]string{"access": "trace", "peer": attach.Unconfined}},
+			attach.Because(attach.MayTrace, "profile %s may trace processes that are not confined, and has the capability sys_ptrace", p.Name))
+	case may == policydb.NotMediated && has == policydb.Yes:
+		a.find(s, p, attach.Unconfined, &rules.Question{Class: rules.ClassCapability, Capability: "sys_ptrace"},
+			attach.Because(attach.MayTrace, "profile %s has the capability sys_ptrace, and this kernel's AppArmor does not look at which process is traced with it", p.Name))
+	case may != policydb.No:
+		a.unknown(p, attach.MayTrace, "the rules on ptrace or on capabilities are not understood")
+	}
+}
+
+// asRoot reports whether the unit's processes begin as root.
+func (a *asking) asRoot() bool {
+	u := a.Unit.Settings
+	return a.Unit.ID != "" && a.Unit.Found() && (u.User == "" || u.User == "root" || u.User == "0") && !u.DynamicUser
 }
 
 // userns is about namespaces of users, where parser and kernel know rules on them.
@@ -256,7 +301,7 @@ func (a *asking) system(p *policydb.Profile) {
 	}
 	// Only root is obeyed without a question.
 	s := attach.Warning
-	if u := a.Unit.Settings; a.Unit.ID != "" && a.Unit.Found() && (u.User == "" || u.User == "root" || u.User == "0") && !u.DynamicUser {
+	if a.asRoot() {
 		s = attach.Error
 	}
 	r := a.search(p, "asks systemd", func() (r policydb.Result) {

@@ -367,6 +367,7 @@ var ways = map[attach.Code]string{
 	attach.MayLeave:         "use ix (stay inside), Cx (a child profile) or Px (another profile)",
 	attach.MayEverything:    "name what the service needs instead",
 	attach.MayAskOthers:     "take the rule out",
+	attach.MayTrace:         "name a peer that is confined in the ptrace rule, allow it to read alone, or take the capability out",
 	attach.MayConnect:       "run the unit as a user of its own (User=, DynamicUser=), or keep unix sockets from it: deny network unix,",
 	attach.MayUserns:        "take the rule out unless the program is a browser or a container engine",
 	attach.MayNotDetached:   "add flags=(attach_disconnected) to the profile if such denials show",

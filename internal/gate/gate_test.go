@@ -26,7 +26,7 @@ func compile(t testing.TB, text string) attach.Compiled {
 		t.Fatal(err)
 	}
 	var out, said bytes.Buffer
-	of := features(t, !strings.Contains(text, "# no dbus"), strings.Contains(text, "# af_unix"), !strings.Contains(text, "# no network"))
+	of := features(t, !strings.Contains(text, "# no dbus"), strings.Contains(text, "# af_unix"), !strings.Contains(text, "# no network"), !strings.Contains(text, "# no ptrace"))
 	cmd := exec.Command("apparmor_parser", "--skip-kernel-load", "--skip-cache", "--stdout", "--kernel-features="+of, "--policy-features="+of, file)
 	cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/sbin:/usr/bin:/bin")
 	cmd.Path = "/usr/sbin/apparmor_parser"
@@ -47,10 +47,10 @@ func compile(t testing.TB, text string) attach.Compiled {
 
 // features describes a kernel. Debian's has no mediation of D-Bus, and of unix sockets
 // by their addresses, Ubuntu's has.
-func features(t testing.TB, dbus, unix, network bool) string {
+func features(t testing.TB, dbus, unix, network, ptrace bool) string {
 	t.Helper()
 	const debian = "/usr/share/apparmor-features/features"
-	if !dbus && !unix && network {
+	if !dbus && !unix && network && ptrace {
 		return debian
 	}
 	data, err := os.ReadFile(debian)
@@ -59,6 +59,9 @@ func features(t testing.TB, dbus, unix, network bool) string {
 	}
 	if !network {
 		data = regexp.MustCompile(`network_v8 \{af_mask \{[^}]*\}\n\}\n`).ReplaceAll(data, nil)
+	}
+	if !ptrace {
+		data = regexp.MustCompile(`ptrace \{mask \{[^}]*\}\n\}\n`).ReplaceAll(data, nil)
 	}
 	more := ""
 	if dbus {
@@ -161,6 +164,19 @@ func TestBuiltIn(t *testing.T) {
 		{name: "profiles", rules: "/etc/apparmor.d/local/agent w,", want: "error policy-may-write-policy", shows: "/etc/apparmor.d/local/agent"},
 		{name: "units", rules: "/run/systemd/system/** w,", want: "error policy-may-write-policy"},
 		{name: "aaunit", rules: "/var/lib/*/** w,", want: "error policy-may-write-policy", shows: "/var/lib/aaunit/"},
+		{name: "compiled policy that is loaded at boot", rules: "/var/cache/** rw,", want: "error policy-may-write-policy", shows: "/var/cache/apparmor/"},
+		{name: "a cache of its own", rules: "/var/cache/agent/** rw,"},
+		{name: "policy, into the kernel", rules: "/sys/kernel/security/apparmor/.replace w,\ncapability mac_admin,", want: "error policy-may-write-policy", shows: "/sys/kernel/security/apparmor/.replace"},
+		{name: "policy, which the kernel refuses", rules: "/sys/kernel/security/apparmor/.replace w,"},
+		{name: "policy, the query file", rules: "/sys/kernel/security/apparmor/.access rw,\ncapability mac_admin,"},
+		{name: "ptrace, by root", rules: "ptrace,\ncapability sys_ptrace,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "error policy-may-trace-unconfined", shows: "not confined"},
+		{name: "ptrace, by a user", rules: "ptrace trace,\ncapability sys_ptrace,", want: "warning policy-may-trace-unconfined"},
+		{name: "ptrace, by root within bounds", rules: "ptrace trace peer=unconfined,\ncapability sys_ptrace,", unit: func(u *attach.Unit) { u.Settings.User, u.Settings.Bounding = "", 1<<10 }, want: "warning policy-may-trace-unconfined"},
+		{name: "ptrace without the capability", rules: "ptrace,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "ptrace of its own", rules: "ptrace trace peer=agent,\ncapability sys_ptrace,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "ptrace that reads", rules: "ptrace read,\ncapability sys_ptrace,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "the capability without ptrace", rules: "capability sys_ptrace,", unit: func(u *attach.Unit) { u.Settings.User = "" }},
+		{name: "ptrace, nobody looks", rules: "# no ptrace\ncapability sys_ptrace,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "error policy-may-trace-unconfined", shows: "does not look"},
 		{name: "other people's keys", rules: "/home/*/.ssh/** w,", want: "error policy-may-write-ssh-keys"},
 		{name: "its own keys", rules: "owner /home/*/.ssh/** rw,"},
 		{name: "sysctl", rules: "@{PROC}/sys/net/core/* rw,", want: "error policy-may-write-proc-sys"},
