@@ -566,6 +566,10 @@ func TestOutput(t *testing.T) {
 		}, []string{"check", "/srv/a", "b.service"}, 5},
 		{"check-findings-json", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent", "--json"}, 3},
 		{"check-findings", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent"}, 3},
+		{"check-noted", func(s *scene) {
+			s.daemon.outcomes = found()
+			s.daemon.outcomes[0].Exit, s.daemon.outcomes[0].Findings = 0, s.daemon.outcomes[0].Findings[2:]
+		}, []string{"check", "/etc/apparmor.d/agent"}, 0},
 		{"check-not-asked", func(s *scene) { s.daemon.outcomes = notAsked() }, []string{"check", "/etc/apparmor.d/agent"}, 0},
 		{"attach-not-asked", func(s *scene) { s.daemon.outcomes = notAsked() }, []string{"attach", "agent"}, 0},
 		{"check-findings-sarif", func(s *scene) { s.daemon.outcomes = found() }, []string{"check", "/etc/apparmor.d/agent", "--sarif"}, 3},

@@ -413,6 +413,7 @@ func (p *printer) check(o attach.Outcome) {
 			p.reason(markWarn, r)
 		}
 	}
+	spoken := len(said) > 0 // against it, and not only noted
 	for _, f := range o.Findings {
 		if said[f.Reason] {
 			continue
@@ -425,10 +426,15 @@ func (p *printer) check(o attach.Outcome) {
 		case attach.Warning:
 			m = markWarn
 		}
+		spoken = spoken || f.Severity != attach.Note
 		p.reason(m, f.Reason)
 	}
-	if len(said) == 0 && o.Exit == attach.ExitOK {
-		p.rows([]row{{mark: markOK, label: "good", text: "no way around the profile was found"}})
+	if !spoken && o.Exit == attach.ExitOK {
+		text := "no way around the profile was found"
+		if len(said) > 0 {
+			text += " besides what is noted"
+		}
+		p.rows([]row{{mark: markOK, label: "good", text: text}})
 	}
 }
 

@@ -285,6 +285,9 @@ func TestBuiltIn(t *testing.T) {
 			u.Settings.User, u.Settings.Architectures = "", []string{"native"}
 			u.Settings.AddressFamilies = &attach.AddressFamilies{Families: []string{"AF_INET"}}
 		}, want: "note policy-may-connect-anywhere"},
+		{name: "unix sockets of a unit that nobody knows", rules: "network unix stream,", unit: func(u *attach.Unit) { *u = attach.Unit{} }, want: "note policy-may-connect-anywhere", shows: "unless the unit runs as a user of its own"},
+		{name: "no unix sockets of a unit that nobody knows", rules: "deny network unix,", unit: func(u *attach.Unit) { *u = attach.Unit{} }},
+		{name: "unix sockets whose paths are looked at, of a unit that nobody knows", rules: paths + "unix,", unit: func(u *attach.Unit) { *u = attach.Unit{} }},
 		{name: "detached paths", unit: func(u *attach.Unit) { u.Settings.MountNamespace = true }, want: "note policy-may-not-reach-detached-paths"},
 
 		{name: "waived", rules: "/bin/sh Ux,", set: []string{"Waive=policy-may-leave-profile the shell is for operators"}, want: "note assertion-waived", shows: "operators"},

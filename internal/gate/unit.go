@@ -8,16 +8,17 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// unit asks what is asserted of policy and unit together. Nothing is asked of a
-// unit of which nothing is known, nor of a template.
+// unit asks what is asserted of policy and unit together. Of a unit of which nothing is
+// known, and of a template, no more is asked than what is so of nearly every one.
 func (a *asking) unit() {
-	if len(a.asked) == 0 || a.Unit.ID == "" || !a.Unit.Found() || attach.IsPattern(a.Desired.Unit) {
+	if len(a.asked) == 0 || a.asked[0].Mode == policydb.Unconfined {
+		return
+	}
+	if !a.known() {
+		a.connections()
 		return
 	}
 	p := a.asked[0]
-	if p.Mode == policydb.Unconfined {
-		return
-	}
 	a.programs(p)
 	a.notify(p)
 	a.directories(p)
@@ -28,6 +29,11 @@ func (a *asking) unit() {
 	for _, p := range a.asked {
 		a.owners(p)
 	}
+}
+
+// known reports whether there is a unit whose settings are known.
+func (a *asking) known() bool {
+	return a.Unit.ID != "" && a.Unit.Found() && !attach.IsPattern(a.Desired.Unit)
 }
 
 // programs are those of the unit's command lines. A compiled one needs no rule when
@@ -168,7 +174,10 @@ func (a *asking) connections() {
 			who = "what runs as root"
 		}
 		why, next := "what keeps the unit from a socket is its mode and owner, and not the profile", "if it needs no unix socket, add: deny network unix,"
-		if who != "" {
+		switch {
+		case !a.known():
+			why, next = "unless the unit runs as a user of its own, it can have other daemons, such as systemd (/run/systemd/private), work for it, whatever the profile says", ""
+		case who != "":
 			why, next = who+" can have other daemons, such as systemd (/run/systemd/private), work for it, whatever the profile says", ""
 		}
 		a.find(attach.Note, p, "", nil, attach.Because(attach.MayConnect, "profile %s may make unix sockets, and AppArmor does not look at which path they connect to here: %s", p.Name, why).WithNext(next))
