@@ -229,7 +229,7 @@ func leave(store state.Dir) {
 	systemd := units.New(units.Options{})
 	defer systemd.Close()
 	removal := reconcile.Removal{
-		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{}), Store: store, Booted: util.IsRunningSystemd(),
+		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{}), Store: store, Booted: util.IsRunningSystemd(), Boot: state.Boot(),
 		Tell: func(format string, args ...any) { fmt.Printf("aaunit: "+format+"\n", args...) },
 	}
 	removal.Run(ctx)

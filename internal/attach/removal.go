@@ -13,7 +13,8 @@ type LeftDropIn struct {
 	// Records are those that have it; several units of a pattern share one.
 	Records []Record
 	Exists  bool
-	Sum     string // SHA-256 of its text, as in the records
+	Text    string
+	Sum     string // SHA-256 of Text, as in the records
 	Problem string // why the file could not be read
 	// Missing says of each profile that systemd could not put on without
 	// aaunit, now or after the next boot, why not.
@@ -55,33 +56,152 @@ func TextWithoutStart(text string) string {
 	return b.String()
 }
 
-// Fate decides it, and says why. Confinement that lasts without aaunit stays:
-// the profile lies where apparmor.service finds it at boot. A file that somebody
-// has changed is kept, as dpkg keeps a changed configuration file.
-func (l LeftDropIn) Fate() (Fate, string) {
+// Fate decides it, and says why. text is what the file says where it stays.
+// Confinement that lasts without aaunit stays: the profile lies where
+// apparmor.service finds it at boot. A file that somebody has changed is kept, as
+// dpkg keeps a changed configuration file.
+func (l LeftDropIn) Fate() (fate Fate, text, why string) {
+	former, cutOff := l.former()
 	switch {
 	case l.Problem != "":
-		return FateUnread, l.Problem
-	case !l.Exists:
-		return FateGone, ""
+		return FateUnread, "", l.Problem
+	case !l.Exists && former == nil:
+		return FateGone, "", ""
+	case l.Exists && !l.written(former):
+		return FateChanged, TextWithoutStart(l.Text), "it is not as aaunit wrote it"
+	case l.OfSocket():
+		return FateTaken, "", "it runs a program of aaunit's"
+	case cutOff && former == nil:
+		return FateTaken, "", "the change to it was not finished"
+	case l.unfinished():
+		return FateTaken, "", "the attach to it was not finished"
 	}
-	if !slices.ContainsFunc(l.Records, func(r Record) bool { return r.DropIns.Of(l.Path) == l.Sum }) {
-		return FateChanged, "it is not as aaunit wrote it"
-	}
-	fate, why := FateTaken, "it depends on the unit, and none is known"
+	fate, why = FateTaken, "it depends on the unit, and none is known"
 	for _, r := range l.Records {
-		if l.OfSocket() {
-			return FateTaken, "it runs a program of aaunit's"
-		}
-		if r.Profile == "" {
+		profile := l.Profile(r)
+		if profile == "" {
 			continue // a pattern's, which depends on the unit
 		}
-		if cause := l.Missing[r.Profile]; cause != "" {
-			return FateTaken, cause
+		if cause := l.Missing[profile]; cause != "" {
+			return FateTaken, "", cause
 		}
 		fate, why = FateKept, ""
 	}
-	return fate, why
+	if fate == FateKept {
+		text = TextWithoutAaunit(l.stays())
+	}
+	return fate, text, why
+}
+
+// written reports whether the file is as aaunit wrote it, or still as it was before
+// a change that was on record and not made yet.
+func (l LeftDropIn) written(former *string) bool {
+	return former != nil && *former == l.Text || slices.ContainsFunc(l.Records, func(r Record) bool { return r.DropIns.Of(l.Path) == l.Sum })
+}
+
+// former is the text that the file had before a change of its attachment that was
+// cut off half-way, nil where there was none. The unit was confined by it, and need
+// not come up under the new one. cutOff is false where no change was cut off.
+func (l LeftDropIn) former() (text *string, cutOff bool) {
+	for _, r := range l.Records {
+		if r.Former == nil {
+			continue
+		}
+		was, touched := r.Former.DropIns[l.Path]
+		if !touched || was == nil && r.Former.Profile == r.Profile && !r.Former.hasText() {
+			continue // somebody had taken it away: what confines the unit stays
+		}
+		cutOff = true
+		if text == nil || *text == l.Text {
+			text = was // of units that share it, the last ones may have read the new text
+		}
+	}
+	return text, cutOff
+}
+
+// hasText reports whether the change was one of a drop-in that was there.
+func (f Former) hasText() bool {
+	for _, text := range f.DropIns {
+		if text != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// unfinished reports whether no unit was ever seen confined by the file. Where one
+// was, what confines it stays, as an undo leaves it.
+func (l LeftDropIn) unfinished() bool {
+	attaching := false
+	for _, r := range l.Records {
+		switch {
+		case IsPattern(r.Unit):
+		case !r.Attaching:
+			return false
+		default:
+			attaching = true
+		}
+	}
+	return attaching
+}
+
+// stays is the text that the file would stay with.
+func (l LeftDropIn) stays() string {
+	if former, _ := l.former(); former != nil {
+		return *former
+	}
+	return l.Text
+}
+
+// Profile is the one that the file, as it would stay, puts on the unit of a record. It
+// need not be the record's: the undo of a failed attach may have brought back another
+// one. It is "" for a pattern, where it depends on the unit.
+func (l LeftDropIn) Profile(r Record) string {
+	if IsPattern(r.Unit) {
+		return ""
+	}
+	profile := ""
+	for line := range strings.Lines(l.stays()) {
+		if v, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "AppArmorProfile="); ok {
+			profile, _ = ExpandSpecifiers(v, r.Unit)
+		}
+	}
+	return profile
+}
+
+// Interrupted reports whether aaunit was on its way with the unit: an attach, a change
+// or its undo, or a start after a stop.
+func (r Record) Interrupted() bool { return r.Attaching || r.Former != nil || r.Stopped }
+
+// ToStart reports whether a unit that aaunit was on its way with ran before, and is
+// down now though nobody wants it so. boot is the present one: of another boot only
+// a failure tells that.
+func (r Record) ToStart(u Unit, boot string) bool {
+	if !r.Stopped && !(r.Attaching && r.Before.Running) && !(r.Former != nil && r.Former.Running) {
+		return false
+	}
+	switch u.ActiveState {
+	case "failed":
+		return true
+	case "activating": // under what has gone now: it may fail in a moment
+		return u.Type != "oneshot"
+	case "deactivating":
+		return r.Stopped
+	case "inactive":
+		// What does its work once may have done it.
+		return r.Stopped || r.Boot == boot && boot != "" && u.Type != "oneshot"
+	}
+	return false
+}
+
+// Left is the record of a unit that aaunit is not on its way with any more: what it
+// was about to change is as it was.
+func (r Record) Left() Record {
+	if r.Former != nil && r.Former.Profile != r.Profile {
+		r.Profile, r.Proved = r.Former.Profile, ""
+	}
+	r.Attaching, r.Former, r.Stopped = false, nil, false
+	return r
 }
 
 // TextWithoutAaunit is a drop-in of aaunit's without what speaks of aaunit, and

@@ -243,7 +243,7 @@ func TestRemovalTakesTheStartLineAlong(t *testing.T) {
 	if other := "[Service]\nExecStartPre=+/bin/true\n"; TextWithoutStart(other) != other {
 		t.Errorf("%q", TextWithoutStart(other))
 	}
-	if fate, why := left.Fate(); fate != FateTaken || why == "" {
+	if fate, _, why := left.Fate(); fate != FateTaken || why == "" {
 		t.Errorf("the drop-in of a .socket unit: %v %q", fate, why)
 	}
 }

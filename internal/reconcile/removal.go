@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,12 +13,14 @@ import (
 )
 
 // Removal takes aaunit off a host: what the package has done before its programs
-// go. No unit is stopped or restarted, and no profile is unloaded. systemd is
-// reloaded only where it would run the start helper, which goes; the package does it
+// go. No unit is stopped or restarted, and no profile is unloaded. Only a unit that
+// aaunit was on its way with, and that is down for it, is started. systemd is reloaded
+// for that, and where it would run the start helper, which goes; the package does it
 // once more when its unit files are gone too.
 type Removal struct {
 	Systemd interface {
 		observer
+		Start(ctx context.Context, unit string) error
 		ReadDropIn(path string) (text string, exists bool, err error)
 		WriteDropIn(path, text string) (changed bool, err error)
 		RemoveDropIn(path string) (changed bool, err error)
@@ -35,10 +38,13 @@ type Removal struct {
 	// Booted: systemd runs and can be asked. It does not in a chroot, where the
 	// kernel's policy is another system's, too.
 	Booted bool
+	// Boot is the present boot, as in the records.
+	Boot string
 	// Tell gets a line for each thing that people should know.
 	Tell func(format string, args ...any)
 
 	records map[string]attach.Record
+	stuck   map[string]bool // units of which a drop-in could not be changed
 }
 
 // Run decides about every drop-in that is on record (attach.LeftDropIn), does
@@ -50,34 +56,39 @@ func (r *Removal) Run(ctx context.Context) {
 	for _, p := range problems {
 		r.Tell("%s", p.Detail)
 	}
-	r.records = map[string]attach.Record{}
+	r.records, r.stuck = map[string]attach.Record{}, map[string]bool{}
 	units := map[string][]string{} // by drop-in
-	profiles := map[string]bool{}
+	var cutOff []string
 	for _, rec := range records {
 		r.records[rec.Unit] = rec
-		for _, path := range rec.DropIns.Paths() {
+		for _, path := range touched(rec) {
 			units[path] = append(units[path], rec.Unit)
-			profiles[rec.Profile] = true
 		}
+		if rec.Interrupted() {
+			cutOff = append(cutOff, rec.Unit)
+		}
+	}
+	slices.Sort(cutOff)
+	var all []attach.LeftDropIn
+	profiles := map[string]bool{}
+	for _, path := range slices.Sorted(maps.Keys(units)) {
+		left := r.read(path)
+		for _, u := range slices.Sorted(slices.Values(units[path])) {
+			left.Records = append(left.Records, r.records[u])
+			profiles[left.Profile(r.records[u])] = true
+		}
+		all = append(all, left)
 	}
 	delete(profiles, "") // a pattern's, which depends on the unit
 	starts := false
 	missing := r.missing(ctx, slices.Sorted(maps.Keys(profiles)))
-	for _, path := range slices.Sorted(maps.Keys(units)) {
-		left := attach.LeftDropIn{Path: path, Missing: missing}
-		for _, u := range slices.Sorted(slices.Values(units[path])) {
-			left.Records = append(left.Records, r.records[u])
-		}
-		text, exists, err := r.Systemd.ReadDropIn(path)
-		left.Exists, left.Sum = exists, sum(text)
-		if err != nil {
-			left.Problem = err.Error()
-		}
-		starts = r.part(ctx, left, text) && attach.Starts(text) || starts
+	for _, left := range all {
+		left.Missing = missing
+		starts = r.part(ctx, left) && attach.Starts(left.Text) || starts
 	}
-	if starts && r.Booted {
+	if (starts || len(cutOff) > 0) && r.Booted {
 		if err := r.Systemd.Reload(ctx); err != nil {
-			r.Tell("cannot have systemd read its files again: %v; systemctl daemon-reload, or units whose socket options were held may not start", err)
+			r.Tell("cannot have systemd read its files again: %v; systemctl daemon-reload, or units whose socket options were held or whose attach was not finished may not start", err)
 		}
 	}
 	found, err := r.Systemd.DropIns()
@@ -89,6 +100,72 @@ func (r *Removal) Run(ctx context.Context) {
 			r.Tell("%s is not on record as written by aaunit, and stays", path)
 		}
 	}
+	r.comeBack(ctx, cutOff)
+}
+
+// touched lists the drop-ins that a record speaks of.
+func touched(rec attach.Record) []string {
+	paths := rec.DropIns.Paths()
+	if rec.Former != nil {
+		paths = slices.AppendSeq(paths, maps.Keys(rec.Former.DropIns))
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
+
+// read reads a drop-in.
+func (r *Removal) read(path string) attach.LeftDropIn {
+	text, exists, err := r.Systemd.ReadDropIn(path)
+	left := attach.LeftDropIn{Path: path, Exists: exists, Text: text, Sum: sum(text)}
+	if err != nil {
+		left.Problem = err.Error()
+	}
+	return left
+}
+
+// comeBack starts those of the units that aaunit was on its way with that are down for
+// it: what would have done that has gone.
+func (r *Removal) comeBack(ctx context.Context, units []string) {
+	said := make([]string, len(units))
+	up := make([]bool, len(units))
+	each(len(units), func(i int) {
+		if !attach.IsPattern(units[i]) && r.Booted {
+			said[i], up[i] = r.startAgain(ctx, r.records[units[i]])
+		}
+	})
+	for i, unit := range units {
+		if said[i] != "" {
+			r.Tell("%s", said[i])
+		}
+		if r.stuck[unit] {
+			continue
+		}
+		rec := r.records[unit].Clone()
+		stopped := rec.Stopped && !up[i]
+		rec = rec.Left()
+		rec.Stopped = stopped
+		r.save(rec)
+	}
+}
+
+// startAgain starts a unit that ran before aaunit was on its way with it and is down
+// now. It says what came of it.
+func (r *Removal) startAgain(ctx context.Context, rec attach.Record) (said string, up bool) {
+	u, err := r.Systemd.Observe(ctx, rec.Unit)
+	if err != nil {
+		return fmt.Sprintf("cannot tell whether %s is down because its attach was not finished: %v; next: systemctl status %s", rec.Unit, err, rec.Unit), false
+	}
+	if !u.Found() || !rec.ToStart(u, r.Boot) {
+		return "", u.ActiveState == "active"
+	}
+	err = r.Systemd.Start(ctx, rec.Unit)
+	if err != nil && u.ActiveState == "activating" {
+		err = r.Systemd.Start(ctx, rec.Unit) // that was the start which was under way
+	}
+	if err != nil {
+		return fmt.Sprintf("%s was down for an attach that was not finished, and does not start again: %v; next: journalctl -u %s", rec.Unit, err, rec.Unit), false
+	}
+	return rec.Unit + " was down for an attach that was not finished, and is started again", true
 }
 
 // missing says of each profile that systemd cannot put on without aaunit why
@@ -138,25 +215,28 @@ func (r *Removal) missing(ctx context.Context, names []string) map[string]string
 }
 
 // part does what is decided about one drop-in, and says whether it changed.
-func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string) (changed bool) {
-	fate, why := left.Fate()
+func (r *Removal) part(ctx context.Context, left attach.LeftDropIn) (changed bool) {
+	fate, text, why := left.Fate()
 	switch fate {
+	case attach.FateGone:
+		r.keep(left, "")
 	case attach.FateKept:
-		text = attach.TextWithoutAaunit(text)
 		if _, err := r.Systemd.WriteDropIn(left.Path, text); err != nil {
 			r.Tell("%v; its units do not start where AppArmor is off", err)
+			r.stay(left)
 			return false
 		}
 		changed = true
 		r.keep(left, sum(text))
 		for _, rec := range left.Records {
-			if rec.Profile != "" {
-				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; where AppArmor is off it starts unconfined", of(rec.Unit), rec.Profile, left.Path)
+			if profile := left.Profile(rec); profile != "" {
+				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; where AppArmor is off it starts unconfined", of(rec.Unit), profile, left.Path)
 			}
 		}
 	case attach.FateTaken:
 		if _, err := r.Systemd.RemoveDropIn(left.Path); err != nil {
-			r.Tell("%v; remove it, or its units may not start: profile %s: %s", err, left.Records[0].Profile, why)
+			r.Tell("%v; remove it, or its units may not start: profile %s: %s", err, r.profile(left, left.Records[0]), why)
+			r.stay(left)
 			return false
 		}
 		changed = true
@@ -171,11 +251,11 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string)
 				u, err = r.Systemd.Observe(ctx, rec.Unit)
 				known = err == nil
 			}
-			r.Tell("%s %s: of its profile %s, %s", of(rec.Unit), attach.Afterwards(u, known), rec.Profile, why)
+			r.Tell("%s %s: of its profile %s, %s", of(rec.Unit), attach.Afterwards(u, known), r.profile(left, rec), why)
 		}
 	case attach.FateChanged:
-		if rest := attach.TextWithoutStart(text); rest != text {
-			if _, err := r.Systemd.WriteDropIn(left.Path, rest); err != nil {
+		if text != left.Text {
+			if _, err := r.Systemd.WriteDropIn(left.Path, text); err != nil {
 				r.Tell("%v; take the line of %s out of it, or its units may not start", err, attach.SocketHelper)
 			} else {
 				changed = true
@@ -186,9 +266,22 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn, text string)
 			r.Tell("%s starts as %s says, which is kept: %s", of(rec.Unit), left.Path, why)
 		}
 	case attach.FateUnread:
+		r.stay(left)
 		r.Tell("%s stays: %s; where it has a line of %s, its units may not start until that is taken out", left.Path, why, attach.SocketHelper)
 	}
 	return changed
+}
+
+// profile names the profile of a record's unit to people.
+func (r *Removal) profile(left attach.LeftDropIn, rec attach.Record) string {
+	return cmp.Or(left.Profile(rec), rec.Profile)
+}
+
+// stay notes that a drop-in is as it was: the records still say how it should be.
+func (r *Removal) stay(left attach.LeftDropIn) {
+	for _, rec := range left.Records {
+		r.stuck[rec.Unit] = true
+	}
 }
 
 // keep has the records say which text a drop-in has now; "" that it is gone.
@@ -199,10 +292,15 @@ func (r *Removal) keep(left attach.LeftDropIn, text string) {
 		if text != "" {
 			rec.DropIns = rec.DropIns.With(left.Path, text)
 		}
-		r.records[rec.Unit] = rec
-		if err := r.Store.Save(rec); err != nil {
-			r.Tell("cannot keep the record of %s: %v", rec.Unit, err)
-		}
+		r.save(rec)
+	}
+}
+
+// save keeps a record.
+func (r *Removal) save(rec attach.Record) {
+	r.records[rec.Unit] = rec
+	if err := r.Store.Save(rec); err != nil {
+		r.Tell("cannot keep the record of %s: %v", rec.Unit, err)
 	}
 }
 

@@ -151,3 +151,108 @@ func TestRemovedAndInstalledAgain(t *testing.T) {
 		t.Errorf("%d restarts", n)
 	}
 }
+
+// removed takes aaunit off the world as the package does, and the package has systemd
+// read its files once more.
+func (w *world) removed() string {
+	w.events = make(chan attach.UnitEvent, 1000) // not of the daemon's bubble
+	var said strings.Builder
+	tell := func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
+	(&Removal{Systemd: w, AppArmor: w, Store: store{w}, Booted: true, Boot: fmt.Sprint("boot ", w.boots), Tell: tell}).Run(context.Background())
+	w.read = maps.Clone(w.disk)
+	return said.String()
+}
+
+// A removal stops the daemon wherever it is. No other comes that would go on: a unit
+// that ran must run, and start again, under what it had before; one that was confined
+// stays so.
+func TestRemovedBetweenAnyTwoSteps(t *testing.T) {
+	attachTo := func(profile string) func(*Loop) {
+		return func(l *Loop) {
+			_, _ = l.Attach(context.Background(), attach.Request{Units: []string{"a"}, Profile: profile}, nil)
+		}
+	}
+	for _, s := range []struct {
+		name   string
+		former string // the profile of the unit before; "" for none
+		loops  bool   // under a profile, the unit ends and is started over and over
+		ask    func(*Loop)
+		may    []string // labels that a start after it may have
+	}{
+		{"attach", "", false, attachTo("a"), []string{"unconfined", "a (enforce)"}},
+		{"undo", "", false, attachTo("bad"), []string{"unconfined"}},
+		{"undo of a loop", "", true, attachTo("bad"), []string{"unconfined"}},
+		{"other profile", "a", false, attachTo("b"), []string{"a (enforce)", "b (enforce)"}},
+		{"undo of another profile", "a", false, attachTo("bad"), []string{"a (enforce)"}},
+		{"detach", "a", false, func(l *Loop) {
+			_, _ = l.Detach(context.Background(), attach.Request{Units: []string{"a"}}, nil)
+		}, []string{"unconfined", "a (enforce)"}},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			for kill := 1; ; kill++ {
+				w := newWorld()
+				u := w.addUnit("a.service")
+				w.files["b"], w.files["bad"] = "1", "1"
+				u.breaks["bad"], u.crashLoop = !s.loops, s.loops
+				if s.former != "" {
+					w.run(t, func(l *Loop) {
+						attachTo(s.former)(l)
+						rest()
+					})
+				}
+				var steps []string
+				w.onStep = func(step string) bool {
+					steps = append(steps, step)
+					return len(steps) == kill
+				}
+				w.run(t, func(l *Loop) {
+					s.ask(l)
+					rest()
+				})
+				killed := w.dead
+				w.dead, w.onStep = false, nil
+				said := w.removed()
+				up := u.running
+				err := w.begin(u)
+				if !up || err != nil || !u.running || !slices.Contains(s.may, u.label) || strings.Contains(w.disk[dropIn], "AssertSecurity") {
+					t.Fatalf("removed at %q: up %v, then %v, %s, with\n%s\nand said\n%s", steps, up, err, u.label, w.disk[dropIn], said)
+				}
+				if r := w.records["a.service"]; r.Interrupted() || r.DropIns.Has(dropIn) != (w.disk[dropIn] != "") || r.DropIns.Has(dropIn) && r.DropIns.Of(dropIn) != sum(w.disk[dropIn]) {
+					t.Fatalf("removed at %q, the record is %+v", steps, r)
+				}
+				// Installed again, it goes on as if nothing had been.
+				w.run(t, func(l *Loop) {
+					rest()
+					checkConverged(t, w, l, s.former)
+				})
+				if t.Failed() {
+					t.Fatalf("removed at %q: %q", steps, said)
+				}
+				if !killed {
+					break
+				}
+			}
+		})
+	}
+}
+
+// What the undo of a failed attach has brought back is what its units run under: it is
+// kept where that profile lasts, whatever becomes of the one that failed.
+func TestRemovalKeepsWhatAnUndoBroughtBack(t *testing.T) {
+	for _, gone := range []string{"a", "b"} {
+		w, _ := changing(t, nil)
+		w.run(t, func(*Loop) {
+			w.declareUnit(fileA, "a.service", toB(nil))
+			rest()
+		})
+		delete(w.files, gone)
+		said := w.removed()
+		want := map[string]string{
+			"a": "a.service starts unconfined from its next start: of its profile a, no file in /etc/apparmor.d has it",
+			"b": "a.service goes on to start under profile a,",
+		}[gone]
+		if strings.Contains(w.disk[dropIn], "AppArmorProfile=a\n") != (gone == "b") || !strings.Contains(said, want) {
+			t.Errorf("without %s there is left %q, and it says\n%s", gone, w.disk[dropIn], said)
+		}
+	}
+}
