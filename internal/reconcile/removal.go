@@ -13,7 +13,8 @@ import (
 )
 
 // Removal takes aaunit off a host: what the package has done before its programs
-// go. No unit is stopped or restarted, and no profile is unloaded. Only a unit that
+// go. No unit is stopped or restarted, and no profile is unloaded, nor left in complain
+// mode where it was enforced. Only a unit that
 // aaunit was on its way with, and that is down for it, is started. systemd is reloaded
 // for that, and where it would run the start helper, which goes; the package does it
 // once more when its unit files are gone too.
@@ -32,6 +33,8 @@ type Removal struct {
 		ByName(name string) []attach.Profile
 		Host() attach.Host
 		Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason)
+		Stage(ctx context.Context, policies []attach.Compiled)
+		Load(ctx context.Context, policies []attach.Compiled) (failed map[string]error)
 		Live(names []string) (map[string]attach.LiveProfile, error)
 	}
 	Store Store
@@ -44,7 +47,8 @@ type Removal struct {
 	Tell func(format string, args ...any)
 
 	records map[string]attach.Record
-	stuck   map[string]bool // units of which a drop-in could not be changed
+	stuck   map[string]bool     // units of which a drop-in could not be changed
+	staying []attach.LeftDropIn // as somebody else has made them, or as they were
 }
 
 // Run decides about every drop-in that is on record (attach.LeftDropIn), does
@@ -100,7 +104,75 @@ func (r *Removal) Run(ctx context.Context) {
 			r.Tell("%s is not on record as written by aaunit, and stays", path)
 		}
 	}
+	r.harden(ctx)
 	r.comeBack(ctx, cutOff)
+}
+
+// harden loads what aaunit has loaded in complain mode, and was enforced before, as its
+// text says again, as a detach does.
+func (r *Removal) harden(ctx context.Context) {
+	soft := map[string]bool{}
+	for _, rec := range r.records {
+		if rec.Boot == r.Boot && r.Boot != "" {
+			for _, file := range rec.Softened {
+				soft[file] = true
+			}
+		}
+	}
+	if len(soft) == 0 || !r.Booted || r.AppArmor.Host().Enabled != attach.Yes {
+		return
+	}
+	stays := func(file, why string) {
+		r.Tell("%s may be left loaded in complain mode: %s; next: apparmor_parser -r %s", file, why, file)
+	}
+	done, problems := r.AppArmor.Compile(ctx, slices.Sorted(maps.Keys(soft)), false)
+	r.AppArmor.Stage(ctx, done)
+	for _, file := range slices.Sorted(maps.Keys(problems)) {
+		stays(file, problems[file].Detail)
+	}
+	var load []attach.Compiled
+	for _, c := range done {
+		live, err := r.AppArmor.Live(sortedNames(c))
+		complains := func(name string) bool {
+			p, loaded := live[name]
+			return loaded && !p.Mode.Confines() && p.Checksum != c.Checksums[name]
+		}
+		switch other := r.wantedBy(c); {
+		case err != nil:
+			stays(c.File, err.Error())
+		case !slices.ContainsFunc(sortedNames(c), complains): // somebody has been faster
+		case other != "":
+			stays(c.File, other+" stays, and may want it so")
+		default:
+			load = append(load, c)
+		}
+	}
+	if len(load) == 0 {
+		return
+	}
+	failed := r.AppArmor.Load(ctx, load)
+	for _, c := range load {
+		if err := failed[c.File]; err != nil {
+			stays(c.File, err.Error())
+			continue
+		}
+		r.Tell("%s, which aaunit had loaded in complain mode, is loaded as its text says again", c.File)
+	}
+}
+
+// wantedBy finds a drop-in that stays, and not as what is enforced, whose units are
+// under a profile of the file; "" none.
+func (r *Removal) wantedBy(c attach.Compiled) string {
+	for _, left := range r.staying {
+		for _, rec := range left.Records {
+			for _, name := range sortedNames(c) {
+				if _, accepted := rec.Accepted[name]; accepted || name == rec.Profile || name == left.Profile(rec) {
+					return left.Path
+				}
+			}
+		}
+	}
+	return ""
 }
 
 // touched lists the drop-ins that a record speaks of.
@@ -254,6 +326,7 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn) (changed boo
 			r.Tell("%s %s: of its profile %s, %s", of(rec.Unit), attach.Afterwards(u, known), r.profile(left, rec), why)
 		}
 	case attach.FateChanged:
+		r.staying = append(r.staying, left)
 		if text != left.Text {
 			if _, err := r.Systemd.WriteDropIn(left.Path, text); err != nil {
 				r.Tell("%v; take the line of %s out of it, or its units may not start", err, attach.SocketHelper)
@@ -279,6 +352,7 @@ func (r *Removal) profile(left attach.LeftDropIn, rec attach.Record) string {
 
 // stay notes that a drop-in is as it was: the records still say how it should be.
 func (r *Removal) stay(left attach.LeftDropIn) {
+	r.staying = append(r.staying, left)
 	for _, rec := range left.Records {
 		r.stuck[rec.Unit] = true
 	}

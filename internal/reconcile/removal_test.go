@@ -155,7 +155,7 @@ func TestRemovedAndInstalledAgain(t *testing.T) {
 // removed takes aaunit off the world as the package does, and the package has systemd
 // read its files once more.
 func (w *world) removed() string {
-	w.events = make(chan attach.UnitEvent, 1000) // not of the daemon's bubble
+	w.events, w.policy = make(chan attach.UnitEvent, 1000), nil // not of the daemon's bubble
 	var said strings.Builder
 	tell := func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
 	(&Removal{Systemd: w, AppArmor: w, Store: store{w}, Booted: true, Boot: fmt.Sprint("boot ", w.boots), Tell: tell}).Run(context.Background())
@@ -253,6 +253,38 @@ func TestRemovalKeepsWhatAnUndoBroughtBack(t *testing.T) {
 		}[gone]
 		if strings.Contains(w.disk[dropIn], "AppArmorProfile=a\n") != (gone == "b") || !strings.Contains(said, want) {
 			t.Errorf("without %s there is left %q, and it says\n%s", gone, w.disk[dropIn], said)
+		}
+	}
+}
+
+// What was enforced before aaunit loaded it in complain mode is enforced again, unless
+// somebody has made a unit's drop-in his own that may want it so.
+func TestRemovalEnforcesWhatWasEnforcedBefore(t *testing.T) {
+	const file = "/etc/apparmor.d/a"
+	for _, c := range []struct {
+		name   string
+		change func(*world)
+		want   string
+		said   string
+	}{
+		{"", func(*world) {}, "1", file + ", which aaunit had loaded in complain mode, is loaded as its text says again"},
+		{"changed", func(w *world) { w.disk[dropIn] += "# mine\n" }, "1-complain", file + " may be left loaded in complain mode: " + dropIn + " stays, and may want it so; next: apparmor_parser -r " + file},
+		{"broken", func(w *world) { w.bad["a"] = true }, "1-complain", "next: apparmor_parser -r " + file},
+		{"full", func(w *world) { w.full = true }, "1-complain", "the kernel has no memory; next: apparmor_parser -r " + file},
+		{"of another boot", func(w *world) { w.boots++ }, "1-complain", ""},
+		{"enforced meanwhile", func(w *world) { w.kernel["a"] = "other" }, "other", ""},
+		{"unloaded meanwhile", func(w *world) { delete(w.kernel, "a") }, "", ""},
+	} {
+		w := attached(func(a *attach.Attachment) { a.Mode = attach.WishComplain }, "a")
+		w.kernel["a"] = "1"
+		w.run(t, func(*Loop) {})
+		if w.kernel["a"] != "1-complain" || len(w.records["a.service"].Softened) != 1 {
+			t.Fatalf("%q %+v", w.kernel, w.records)
+		}
+		c.change(w)
+		said := w.removed()
+		if w.kernel["a"] != c.want || !strings.Contains(said, c.said) || c.said == "" && strings.Contains(said, file+" ") {
+			t.Errorf("%s: %q, and it says\n%s", c.name, w.kernel, said)
 		}
 	}
 }
