@@ -169,6 +169,24 @@ func (l LeftDropIn) Profile(r Record) string {
 	return profile
 }
 
+// Recovered gives a drop-in that no record has the record that its text makes, where
+// aaunit wrote it to the letter: into an image, say, or the record was lost. ok is
+// false for one of somebody else's.
+func (l LeftDropIn) Recovered() (with LeftDropIn, ok bool) {
+	if ok = !l.OfSocket() && WroteDropIn(l.Text) || l.OfSocket() && WroteSocketDropIn(l.Text); !ok {
+		return l, false
+	}
+	r := Record{Unit: strings.TrimSuffix(path.Base(path.Dir(l.Path)), ".d"), DropIns: Sums{{Path: l.Path, Sum: l.Sum}}}
+	r.Profile = l.Profile(r)
+	for line := range strings.Lines(l.Text) {
+		if file, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "# Attachment: "); ok {
+			r.Attachment = file
+		}
+	}
+	l.Records = []Record{r}
+	return l, true
+}
+
 // Interrupted reports whether aaunit was on its way with the unit: an attach, a change
 // or its undo, or a start after a stop.
 func (r Record) Interrupted() bool { return r.Attaching || r.Former != nil || r.Stopped }

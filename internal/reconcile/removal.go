@@ -47,11 +47,12 @@ type Removal struct {
 	Tell func(format string, args ...any)
 
 	records map[string]attach.Record
+	blind   bool                // there may be records that could not be listed
 	stuck   map[string]bool     // units of which a drop-in could not be changed
 	staying []attach.LeftDropIn // as somebody else has made them, or as they were
 }
 
-// Run decides about every drop-in that is on record (attach.LeftDropIn), does
+// Run decides about every drop-in that aaunit wrote (attach.LeftDropIn), does
 // it, and tells of each unit what it loses. What cannot be done is told and
 // keeps nothing else from being done. Records stay: a package that is installed
 // again goes on from them.
@@ -59,6 +60,7 @@ func (r *Removal) Run(ctx context.Context) {
 	records, problems := r.Store.Load()
 	for _, p := range problems {
 		r.Tell("%s", p.Detail)
+		r.blind = r.blind || p.Where == ""
 	}
 	r.records, r.stuck = map[string]attach.Record{}, map[string]bool{}
 	units := map[string][]string{} // by drop-in
@@ -83,8 +85,12 @@ func (r *Removal) Run(ctx context.Context) {
 		}
 		all = append(all, left)
 	}
+	lost, starts := r.notRecorded(units)
+	for _, left := range lost {
+		profiles[left.Profile(left.Records[0])] = true
+	}
+	all = append(all, lost...)
 	delete(profiles, "") // a pattern's, which depends on the unit
-	starts := false
 	missing := r.missing(ctx, slices.Sorted(maps.Keys(profiles)))
 	for _, left := range all {
 		left.Missing = missing
@@ -93,15 +99,6 @@ func (r *Removal) Run(ctx context.Context) {
 	if (starts || len(cutOff) > 0) && r.Booted {
 		if err := r.Systemd.Reload(ctx); err != nil {
 			r.Tell("cannot have systemd read its files again: %v; systemctl daemon-reload, or units whose socket options were held or whose attach was not finished may not start", err)
-		}
-	}
-	found, err := r.Systemd.DropIns()
-	if err != nil {
-		r.Tell("%v", err)
-	}
-	for _, path := range found {
-		if len(units[path]) == 0 {
-			r.Tell("%s is not on record as written by aaunit, and stays", path)
 		}
 	}
 	r.harden(ctx)
@@ -173,6 +170,40 @@ func (r *Removal) wantedBy(c attach.Compiled) string {
 		}
 	}
 	return ""
+}
+
+// notRecorded looks at the drop-ins with the name of ours that no record has. Those that
+// aaunit wrote come back with the record that they lack. All others stay, without the
+// line of the start helper; starts says whether one had it.
+func (r *Removal) notRecorded(recorded map[string][]string) (lost []attach.LeftDropIn, starts bool) {
+	found, err := r.Systemd.DropIns()
+	if err != nil {
+		r.Tell("%v", err)
+	}
+	for _, path := range found {
+		if len(recorded[path]) > 0 {
+			continue
+		}
+		left := r.read(path)
+		if with, ours := left.Recovered(); ours && left.Problem == "" {
+			lost = append(lost, with)
+			continue
+		}
+		switch rest := attach.TextWithoutStart(left.Text); {
+		case left.Problem != "":
+			r.Tell("%s is not on record as written by aaunit, and stays: %s; where it has a line of %s, its units may not start until that is taken out", path, left.Problem, attach.SocketHelper)
+		case rest == left.Text:
+			r.Tell("%s is not on record as written by aaunit, and stays", path)
+		default:
+			if _, err := r.Systemd.WriteDropIn(path, rest); err != nil {
+				r.Tell("%v; take the line of %s out of it, or its units may not start", err, attach.SocketHelper)
+				continue
+			}
+			starts = true
+			r.Tell("%s is not on record as written by aaunit, and stays, but for the line that runs a program of aaunit's", path)
+		}
+	}
+	return lost, starts
 }
 
 // touched lists the drop-ins that a record speaks of.
@@ -361,7 +392,12 @@ func (r *Removal) stay(left attach.LeftDropIn) {
 // keep has the records say which text a drop-in has now; "" that it is gone.
 func (r *Removal) keep(left attach.LeftDropIn, text string) {
 	for _, rec := range left.Records {
-		rec = r.records[rec.Unit].Clone()
+		switch known, has := r.records[rec.Unit]; {
+		case has:
+			rec = known.Clone()
+		case text == "" || r.blind:
+			continue // nothing is left, or its record may be there all the same
+		}
 		rec.DropIns = rec.DropIns.Without(left.Path)
 		if text != "" {
 			rec.DropIns = rec.DropIns.With(left.Path, text)

@@ -106,6 +106,67 @@ func TestRemovalTakesTheStartHelperOutOfAChangedDropIn(t *testing.T) {
 	}
 }
 
+// What aaunit wrote and no record has, as in an image, is known by its text. Of what
+// others wrote only the line goes that would keep a unit from starting.
+func TestRemovalOfDropInsThatAreNotOnRecord(t *testing.T) {
+	w, run := removal("stays.service", "nofile.service", "both.service")
+	delete(w.files, "nofile")
+	path := func(u string) string { return attach.DropInPath(u, false) }
+	a := attach.NewAttachment()
+	a.Source = "/etc/aaunit/attachments.d/x.conf"
+	options(attach.SocketsEnforce, nodelay...)(&a)
+	for _, u := range []string{"stays.service", "nofile.service"} {
+		delete(w.records, u)
+		w.disk[path(u)] = attach.DropIn(a, strings.TrimSuffix(u, ".service"))
+	}
+	both := attach.DropInPath("both.service", true)
+	w.disk[both] = attach.DropIn(a, "both")
+	w.disk[path("stays.socket")] = attach.SocketDropIn(a)
+	foreign := "[Service]\nAppArmorProfile=foreign\n"
+	w.disk[path("foreign.service")] = foreign
+	w.disk[path("mine.service")] = foreign + attach.SocketStartLine(true) + "\n# mine\n"
+
+	said := run(true)
+	want := []string{both, path("both.service"), path("foreign.service"), path("mine.service"), path("stays.service")}
+	slices.Sort(want)
+	if got := slices.Sorted(maps.Keys(w.disk)); !slices.Equal(got, want) {
+		t.Errorf("there is left %q", got)
+	}
+	for file, text := range w.disk {
+		if attach.Starts(text) || !strings.Contains(text, "\nAppArmorProfile=") {
+			t.Errorf("%s is\n%s", file, text)
+		}
+	}
+	if w.disk[path("foreign.service")] != foreign || w.disk[path("mine.service")] != foreign+"# mine\n" {
+		t.Errorf("of others there is left %q", w.disk)
+	}
+	for _, want := range []string{
+		"stays.service goes on to start under profile stays,",
+		"nofile.service starts unconfined from its next start: of its profile nofile, no file",
+		"both.service goes on to start under profile both, by " + both,
+		path("foreign.service") + " is not on record as written by aaunit, and stays\n",
+		path("mine.service") + " is not on record as written by aaunit, and stays, but for the line that runs a program of aaunit's\n",
+	} {
+		if !strings.Contains(said, want) {
+			t.Errorf("it does not say %q:\n%s", want, said)
+		}
+	}
+	// A purge and a new installation find what stays, and nothing else.
+	for u, paths := range map[string][]string{"stays.service": {path("stays.service")}, "both.service": {path("both.service"), both}} {
+		r := w.records[u]
+		if r.Profile != strings.TrimSuffix(u, ".service") || !slices.Equal(r.DropIns.Paths(), paths) || r.DropIns.Of(paths[0]) != sum(w.disk[paths[0]]) {
+			t.Errorf("the record of %s is %+v", u, r)
+		}
+	}
+	if len(w.records) != 2 || w.records["stays.service"].Attachment != a.Source || w.calls["reload"] != 1 {
+		t.Errorf("%d reloads, and records %+v", w.calls["reload"], w.records)
+	}
+	before := maps.Clone(w.disk)
+	if run(true); !maps.Equal(before, w.disk) || w.calls["reload"] != 1 {
+		t.Errorf("a second time leaves %q", w.disk)
+	}
+}
+
 // In a chroot there is nobody to ask, and what the kernel has loaded is not this
 // system's.
 func TestRemovalInAChroot(t *testing.T) {
