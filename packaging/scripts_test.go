@@ -157,3 +157,38 @@ func TestPurgeTakesBackWhatIsOnRecord(t *testing.T) {
 		t.Errorf("it speaks of a unit that had nothing:\n%s", out)
 	}
 }
+
+// In a chroot, where no systemd runs, the programs for socket options in /sys are those of
+// the system around it. Nothing is removed here: whatever the script calls only says so.
+func TestPurgeInAChrootLeavesTheKernelAlone(t *testing.T) {
+	text := read(t, "deb/postrm")
+	for _, booted := range []bool{true, false} {
+		dir := t.TempDir()
+		there := filepath.Join(dir, "systemd")
+		if booted {
+			there = dir
+		}
+		bin := filepath.Join(dir, "bin")
+		if err := os.Mkdir(bin, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"rm", "rmdir", "getent", "userdel", "sed", "systemctl", "deb-systemd-helper", "cat"} {
+			if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\necho \"$0 $*\" >&2\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		script := filepath.Join(dir, "postrm")
+		if err := os.WriteFile(script, []byte(strings.ReplaceAll(text, "/run/systemd/system ]", there+" ]")), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("/bin/sh", script, "purge")
+		cmd.Env = []string{"PATH=" + bin, "DPKG_MAINTSCRIPT_PACKAGE=aaunit"}
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "rm -rf /var/lib/aaunit ") {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if got := strings.Contains(string(out), "rm -rf /sys/fs/bpf/aaunit"); got != booted {
+			t.Errorf("systemd runs %v: the pins are removed %v\n%s", booted, got, out)
+		}
+	}
+}

@@ -229,14 +229,11 @@ func leave(store state.Dir) {
 	systemd := units.New(units.Options{})
 	defer systemd.Close()
 	removal := reconcile.Removal{
-		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{}), Store: store, Booted: util.IsRunningSystemd(), Boot: state.Boot(),
+		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{}), SocketOptions: sockopt.New(sockopt.Options{}),
+		Store: store, Booted: util.IsRunningSystemd(), Boot: state.Boot(),
 		Tell: func(format string, args ...any) { fmt.Printf("aaunit: "+format+"\n", args...) },
 	}
 	removal.Run(ctx)
-	// No start helper takes their place any more.
-	if err := sockopt.New(sockopt.Options{}).RemoveAll(); err != nil {
-		removal.Tell("%v", err)
-	}
 }
 
 // watchdog tells the service manager that the loop still turns, twice as often

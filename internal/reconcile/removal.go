@@ -37,9 +37,12 @@ type Removal struct {
 		Load(ctx context.Context, policies []attach.Compiled) (failed map[string]error)
 		Live(names []string) (map[string]attach.LiveProfile, error)
 	}
-	Store Store
+	// SocketOptions takes off the programs that hold socket options, of all units: no
+	// start helper takes their place any more.
+	SocketOptions interface{ RemoveAll() error }
+	Store         Store
 	// Booted: systemd runs and can be asked. It does not in a chroot, where the
-	// kernel's policy is another system's, too.
+	// kernel's policy is another system's, too, and so are its programs.
 	Booted bool
 	// Boot is the present boot, as in the records.
 	Boot string
@@ -102,6 +105,11 @@ func (r *Removal) Run(ctx context.Context) {
 		}
 	}
 	r.harden(ctx)
+	if r.Booted {
+		if err := r.SocketOptions.RemoveAll(); err != nil {
+			r.Tell("%v", err)
+		}
+	}
 	r.comeBack(ctx, cutOff)
 }
 

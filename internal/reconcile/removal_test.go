@@ -17,6 +17,12 @@ func (w *world) DropIns() ([]string, error) {
 	return slices.Sorted(maps.Keys(w.disk)), nil
 }
 
+func (s sockets) RemoveAll() error {
+	defer s.lock()()
+	clear(s.attached)
+	return nil
+}
+
 // removal gives a world with attached units, and what removes aaunit from it.
 func removal(units ...string) (w *world, run func(booted bool) string) {
 	w = newWorld()
@@ -34,7 +40,7 @@ func removal(units ...string) (w *world, run func(booted bool) string) {
 	return w, func(booted bool) string {
 		var said strings.Builder
 		tell := func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
-		(&Removal{Systemd: w, AppArmor: w, Store: store{w}, Booted: booted, Tell: tell}).Run(context.Background())
+		(&Removal{Systemd: w, AppArmor: w, SocketOptions: sockets{w}, Store: store{w}, Booted: booted, Tell: tell}).Run(context.Background())
 		return said.String()
 	}
 }
@@ -103,6 +109,18 @@ func TestRemovalTakesTheStartHelperOutOfAChangedDropIn(t *testing.T) {
 	}
 	if !strings.Contains(said, "which is kept: it is not as aaunit wrote it, but for the line") || w.calls["reload"] != 1 {
 		t.Errorf("%d reloads, and it says\n%s", w.calls["reload"], said)
+	}
+}
+
+// The programs of socket options that are in the kernel go on in a chroot, where they are
+// another system's, whose /sys may be bound there.
+func TestRemovalTakesOffProgramsWhereTheyAreItsOwn(t *testing.T) {
+	for _, booted := range []bool{true, false} {
+		w, run := removal("a.service")
+		w.attached["a.service"] = attach.SocketOptions{}
+		if run(booted); len(w.attached) > 0 == booted {
+			t.Errorf("booted %v, and there is left %v", booted, w.attached)
+		}
 	}
 }
 
@@ -195,7 +213,7 @@ func TestRemovedAndInstalledAgain(t *testing.T) {
 		t.Fatalf("drop-ins %q", attached)
 	}
 	delete(w.files, "b")
-	(&Removal{Systemd: w, AppArmor: w, Store: store{w}, Booted: true, Tell: t.Logf}).Run(t.Context())
+	(&Removal{Systemd: w, AppArmor: w, SocketOptions: sockets{w}, Store: store{w}, Booted: true, Tell: t.Logf}).Run(t.Context())
 	if len(w.disk) != 1 || maps.Equal(w.disk, attached) {
 		t.Errorf("after the removal there is %q", w.disk)
 	}
@@ -219,7 +237,7 @@ func (w *world) removed() string {
 	w.events, w.policy = make(chan attach.UnitEvent, 1000), nil // not of the daemon's bubble
 	var said strings.Builder
 	tell := func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
-	(&Removal{Systemd: w, AppArmor: w, Store: store{w}, Booted: true, Boot: fmt.Sprint("boot ", w.boots), Tell: tell}).Run(context.Background())
+	(&Removal{Systemd: w, AppArmor: w, SocketOptions: sockets{w}, Store: store{w}, Booted: true, Boot: fmt.Sprint("boot ", w.boots), Tell: tell}).Run(context.Background())
 	w.read = maps.Clone(w.disk)
 	return said.String()
 }
