@@ -55,7 +55,9 @@ func TestScriptsKnowTheUnits(t *testing.T) {
 	for _, script := range []string{"postinst", "postrm"} {
 		same(t, "unit", "packaging/systemd", units, script, list(t, script, "units"))
 	}
-	same(t, "socket", "packaging/systemd", optional, "postrm", list(t, "postrm", "optional"))
+	for _, script := range []string{"postinst", "postrm"} {
+		same(t, "socket", "packaging/systemd", optional, script, list(t, script, "optional"))
+	}
 	same(t, "service of a socket", "packaging/systemd", ondemand, "postinst", list(t, "postinst", "ondemand"))
 	same(t, "what a socket starts", "packaging/systemd", slices.Concat(optional, ondemand), "prerm", list(t, "prerm", "ondemand"))
 	for _, script := range []string{"postinst", "prerm"} {
@@ -190,5 +192,50 @@ func TestPurgeInAChrootLeavesTheKernelAlone(t *testing.T) {
 		if got := strings.Contains(string(out), "rm -rf /sys/fs/bpf/aaunit"); got != booted {
 			t.Errorf("systemd runs %v: the pins are removed %v\n%s", booted, got, out)
 		}
+	}
+}
+
+// What an administrator has enabled is forgotten by a purge, too: deb-systemd-helper, of
+// which every Debian has one, knows nothing of a unit that postinst does not name to it.
+func TestPurgeLeavesNoLinkToAUnit(t *testing.T) {
+	root := t.TempDir()
+	if err := os.CopyFS(filepath.Join(root, "usr/lib/systemd/system"), os.DirFS("systemd")); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) {
+		t.Helper()
+		cmd := exec.Command("sh", args...)
+		cmd.Env = append(os.Environ(), "DPKG_ROOT="+root, "DPKG_MAINTSCRIPT_PACKAGE=aaunit")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, out)
+		}
+	}
+	run("deb/postinst", "configure", "")
+	link := filepath.Join(root, "etc/systemd/system/sockets.target.wants/aaunit-metrics.socket")
+	if _, err := os.Lstat(link); err == nil {
+		t.Error("the socket of the metrics is enabled without anybody's asking")
+	}
+	// systemctl enable aaunit-metrics.socket
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/usr/lib/systemd/system/aaunit-metrics.socket", link); err != nil {
+		t.Fatal(err)
+	}
+	run("deb/postinst", "configure", "0.1") // an upgrade leaves it so
+	if _, err := os.Lstat(link); err != nil {
+		t.Error(err)
+	}
+	run("deb/postrm", "remove")
+	run("deb/postrm", "purge")
+	var left []string
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && !strings.HasPrefix(path, root+"/usr/") && strings.Contains(path, "aaunit") {
+			left = append(left, path)
+		}
+		return err
+	})
+	if err != nil || len(left) > 0 {
+		t.Errorf("%v, and a purge leaves %q", err, left)
 	}
 }

@@ -186,7 +186,8 @@ func TestPackage(t *testing.T) {
 			t.Errorf("installed again, there is\n%s\nand not\n%s", now, files)
 		}
 
-		// All at once.
+		// All at once. The link by which an administrator has enabled something goes, too.
+		output(t, m, "systemctl enable aaunit-metrics.socket && test -L /etc/systemd/system/sockets.target.wants/aaunit-metrics.socket")
 		said = dpkg("--purge aaunit")
 		for _, want := range []string{
 			"aaunit: agent.service is not attached to profile agentprofile any more: it starts unconfined from its next start",
