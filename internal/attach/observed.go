@@ -305,6 +305,9 @@ type Policy struct {
 	// Superseded names, by file, another unit for which another policy of the file was
 	// accepted than the one that is kept for this unit, whose attach is held.
 	Superseded map[string]string `json:"superseded,omitempty"`
+	// Barred are the texts that may not go live for this unit, though they compile: by
+	// file, the ID of the policy that each gives.
+	Barred map[string]string `json:"barred,omitempty"`
 	// Problems says which file does not compile or may not be used, and why.
 	Problems []Reason `json:"problems,omitempty"`
 	// Findings are what the compiled policy says and somebody should know, though it

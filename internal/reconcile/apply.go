@@ -135,6 +135,10 @@ func (l *Loop) proposeAttachment(ctx context.Context, file string, d attach.Decl
 		wishes = append(wishes, p.d)
 	}
 	m := l.momentOfPlans(ctx, wishes)
+	m.proposed = map[string]attach.Desired{}
+	for _, d := range wishes {
+		m.proposed[d.Unit] = d
+	}
 	each(len(proposals), func(i int) { l.planProposal(ctx, proposals[i], m) })
 	out := []attach.Outcome{}
 	for _, p := range proposals {

@@ -313,6 +313,72 @@ func TestAHeldUnitLeavesAnothersPolicyAlone(t *testing.T) {
 	})
 }
 
+// Nor do two that are held, and had accepted different texts of it.
+func TestTwoHeldUnitsDoNotTakeTurns(t *testing.T) {
+	w, _ := changing(t, nil)
+	w.tells = true
+	c := w.addUnit("c.service")
+	c.breaks["b"] = true
+	fileC := "/etc/aaunit/attachments.d/c.conf"
+	w.declareUnit(fileC, "c.service", func(a *attach.Attachment) { a.Profile = "a" })
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", toB(nil))
+		rest()
+		w.edit("2")
+		rest()
+		w.declareUnit(fileC, "c.service", toB(nil))
+		w.still(t, "two held units")
+		for _, unit := range []string{"a", "c"} {
+			if s := status(t, l, unit); s.Held == nil || w.units[unit+".service"].label != "a (enforce)" {
+				t.Errorf("%s: %+v", unit, s)
+			}
+		}
+	})
+}
+
+// A text that the assertions of one unit forbid does not go live for another that
+// shares it either: the kernel has one of a name.
+func TestATextThatOneUnitForbidsIsNotLoadedForAnother(t *testing.T) {
+	for _, unit := range []string{"a.service", "b.service"} {
+		w := attached(nil, "a", "b")
+		w.tells, w.notFor = true, map[string]string{unit: "2"}
+		w.run(t, func(l *Loop) {
+			w.mu.Lock()
+			loads := w.calls["load"]
+			w.mu.Unlock()
+			w.edit("2")
+			w.still(t, "a text that "+unit+" forbids")
+			if w.kernel["a"] != "1" || answer(l, "a") != "confined" || answer(l, "b") != "confined" || w.calls["load"] != loads {
+				t.Errorf("%s: %q, a is %s, b is %s, %d loads", unit, w.kernel, answer(l, "a"), answer(l, "b"), w.calls["load"]-loads)
+			}
+			w.edit("3")
+			w.still(t, "another text")
+			if w.kernel["a"] != "3" || answer(l, "a") != "confined" || answer(l, "b") != "confined" {
+				t.Errorf("%s: %q, a is %s, b is %s", unit, w.kernel, answer(l, "a"), answer(l, "b"))
+			}
+		})
+	}
+}
+
+// What is proposed for several units of one profile is asked with the proposed
+// attachments of all of them.
+func TestAProposalIsAskedForAllItsUnits(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.Units = []string{"a.service", "b.service"} }, "a")
+	w.addUnit("b.service")
+	w.files["a"] = "1"
+	w.notFor = map[string]string{"a.service": "2", "b.service": "2"}
+	w.run(t, func(l *Loop) {
+		w.edit("2")
+		rest()
+		for text, exit := range map[string]attach.Exit{"a.service,b.service a waive": attach.ExitOK, "a.service,b.service a": attach.ExitFailed} {
+			out, err := l.Propose(t.Context(), fileA, text)
+			if err != nil || len(out) != 2 || out[0].Exit != exit || out[1].Exit != exit {
+				t.Errorf("%s: %v %+v", text, err, out)
+			}
+		}
+	})
+}
+
 // A unit that was brought back to its former profile, and lost it, is no new one.
 func TestAHeldUnitThatLostItsFormerProfileIsNoNewOne(t *testing.T) {
 	w, u := changing(t, nil)
@@ -438,6 +504,29 @@ func TestAHoldEndsByItselfInTheNextLife(t *testing.T) {
 		rest()
 		if answer(l, "a") != "confined" {
 			t.Errorf("%s %+v", answer(l, "a"), status(t, l, "a"))
+		}
+	})
+}
+
+// That a drop-in was put back is said where somebody had changed it, and not where its
+// attachment has.
+func TestOnlyWhatSomebodyChangedIsSaidToBePutBack(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile, a.PrivateTmp = "a", attach.PrivateTmpNo })
+		rest()
+		if n := w.log.count("put back the drop-in"); n != 0 || strings.Contains(w.read[dropIn], "PrivateTmp") {
+			t.Errorf("said %d times of a changed attachment; %q", n, w.read)
+		}
+		for i, trample := range []func(){func() { delete(w.disk, dropIn) }, func() { w.disk[dropIn] = "x" }} {
+			w.mu.Lock()
+			trample()
+			w.mu.Unlock()
+			w.trigger()
+			rest()
+			if n := w.log.count("put back the drop-in"); n != i+1 {
+				t.Errorf("said %d times, want %d", n, i+1)
+			}
 		}
 	})
 }

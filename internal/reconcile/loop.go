@@ -168,9 +168,12 @@ type Loop struct {
 	asking      *serviceQuestion      // about that, under way
 	bpf         map[string]attach.Tri // see mayBPF
 	stuck       map[string]bool       // units whose look does not come back
-	rescanning  sync.Mutex            // held during a look at the tasks of many units
-	subs        map[int]func(*attach.Status)
-	nextSub     int
+	// barred are the texts that do not go live for attached units for what is asserted of
+	// them, by unit and file, as the last plan found: the ID of the policy.
+	barred     map[string]map[string]string
+	rescanning sync.Mutex // held during a look at the tasks of many units
+	subs       map[int]func(*attach.Status)
+	nextSub    int
 
 	// prints is what the policy of units looked like at the last change that the loop
 	// came to, by what it depends on; loaded is what was loaded for them, by the
@@ -200,7 +203,7 @@ func New(o Options) *Loop {
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
 		leave: map[string]bool{}, waiting: map[string]bool{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
-		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, subs: map[int]func(*attach.Status){},
+		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
 	}
 }
 

@@ -151,7 +151,10 @@ type moment struct {
 	// scans are looks at tasks by unit, for plans: to see that a task is not about to
 	// leave what it carries takes longer than all else that a plan needs.
 	scans map[string]sighting
+	// proposed are wishes that are not declared yet, by unit.
+	proposed map[string]attach.Desired
 	reached
+	others objections
 }
 
 // sighting is a look at the tasks of a unit, as it was then.

@@ -165,6 +165,12 @@ func (l *Loop) plan(ctx context.Context, units []string, op *operation, m *momen
 		m = l.momentOfPlans(ctx, all)
 	}
 	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op, m) })
+	for i, j := range jobs {
+		// What one found to speak against a text counts for all that share it.
+		if j.d.Attachment != nil && !j.over && l.barredFor(j) {
+			jobs[i] = l.planUnit(ctx, units[i], op, m)
+		}
+	}
 	// An alias leads to a unit that may be in the list already.
 	seen := map[string]bool{}
 	return slices.DeleteFunc(jobs, func(j *job) bool {
@@ -235,6 +241,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		return j
 	}
 	j.out.Questioned = attach.QuestionedOf(j.o.Policy.Compiled)
+	l.bar(j)
 	ended := false
 	h := j.d.Record.Hold
 	if h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && (h.Inputs != inputs(j) || h.Over(time.Now()))) {
@@ -524,7 +531,9 @@ func (l *Loop) writeDropIn(j *job) {
 				changed, err = l.systemd.WriteDropIn(a.Target, text)
 				done()
 			}
-			if err == nil && changed && healed {
+			was := j.files[a.Target]
+			tampered := was == nil && j.before.DropIns.Has(a.Target) || was != nil && j.before.DropIns.Of(a.Target) != sum(*was)
+			if err == nil && changed && healed && tampered {
 				l.log.Warn("put back the drop-in of "+j.d.Unit+": "+a.Reason.String(), journal.FieldMessageID, string(journal.MsgDropInHealed),
 					journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, a.Target)
 			}
@@ -1194,6 +1203,7 @@ func (l *Loop) forget(unit string) {
 	l.mu.Lock()
 	delete(l.records, unit)
 	delete(l.unsaved, unit)
+	delete(l.barred, unit)
 	l.mu.Unlock()
 	if err := l.store.Delete(unit); err != nil {
 		l.log.Error("cannot remove the record of a unit", journal.FieldUnit, unit, "err", err)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -516,7 +517,7 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 		}
 		p.Problems = append(p.Problems, problems...)
 		p.Texts = slices.Clone(p.Compiled)
-		l.askGate(ctx, d, u, &p)
+		l.askGate(ctx, d, u, &p, m)
 		for i, c := range p.Compiled {
 			if k, who := l.standing(d, c); who != "" {
 				p.Compiled[i] = k
@@ -525,7 +526,11 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 			}
 		}
 		if d.Attachment.Mode == attach.WishComplain {
-			p.EnforcedBy = l.wantedBy(d.Unit, attach.WishEnforce, append(l.namesIn(files), names...))
+			var proposed map[string]attach.Desired
+			if m != nil {
+				proposed = m.proposed
+			}
+			p.EnforcedBy = l.wantedBy(d.Unit, attach.WishEnforce, append(l.namesIn(files), names...), proposed)
 		}
 	}
 	// A file may define more profiles than the unit's: what is not read here
@@ -560,7 +565,7 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 }
 
 // askGate has the compiled policy checked, where all of it compiled.
-func (l *Loop) askGate(ctx context.Context, d attach.Desired, u attach.Unit, p *attach.Policy) {
+func (l *Loop) askGate(ctx context.Context, d attach.Desired, u attach.Unit, p *attach.Policy, m *moment) {
 	if l.gate == nil || len(p.Problems) > 0 {
 		return
 	}
@@ -575,16 +580,47 @@ func (l *Loop) askGate(ctx context.Context, d attach.Desired, u attach.Unit, p *
 		}
 	}
 	if d.Asked && len(p.Problems) == 0 {
-		p.Problems = l.askForOthers(ctx, d, p.Texts)
+		p.Problems = l.askForOthers(ctx, d, p.Texts, m)
 	}
 	if len(p.Problems) > 0 {
+		p.Barred = map[string]string{}
+		for _, c := range p.Texts {
+			p.Barred[c.File] = c.ID
+		}
 		p.Compiled, p.Texts = nil, nil // as if it had not compiled
 	}
 }
 
+// objections keeps what units say of policies that another one is asked to have: each is
+// asked once, however many share the file.
+type objections struct {
+	sync.Mutex
+	said map[string]func() []attach.Reason
+}
+
+func (o *objections) of(key string, ask func() []attach.Reason) []attach.Reason {
+	o.Lock()
+	if o.said == nil {
+		o.said = map[string]func() []attach.Reason{}
+	}
+	if o.said[key] == nil {
+		o.said[key] = sync.OnceValue(ask)
+	}
+	said := o.said[key]
+	o.Unlock()
+	return said()
+}
+
 // askForOthers has policies that a person asks for on behalf of one unit checked for the
 // others that would run under them too (acceptForOthers).
-func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attach.Compiled) (problems []attach.Reason) {
+func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attach.Compiled, m *moment) (problems []attach.Reason) {
+	if m == nil {
+		m = &moment{}
+	}
+	key := ""
+	for _, c := range texts {
+		key += " " + c.ID
+	}
 	var units []string
 	l.mu.Lock()
 	for other, r := range l.records {
@@ -598,25 +634,56 @@ func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attac
 	l.mu.Unlock()
 	slices.Sort(units)
 	for _, other := range units {
-		its, err := l.desired(other)
-		if err != nil || its.Attachment == nil {
+		its, isProposed := m.proposed[other]
+		if !isProposed {
+			var err error
+			if its, err = l.desired(other); err != nil {
+				continue
+			}
+		}
+		// One that wants another mode is in the way for that; see EnforcedBy.
+		if its.Attachment == nil || its.Attachment.Mode != d.Attachment.Mode {
 			continue
 		}
-		var u attach.Unit
-		if !attach.IsPattern(other) {
-			if u, err = l.systemd.Observe(ctx, other); err != nil {
-				return append(problems, unheard(its, err).Reasons...)
-			}
+		problems = append(problems, m.others.of(other+key, func() []attach.Reason { return l.objects(ctx, its, texts) })...)
+	}
+	return problems
+}
+
+// objects asks what speaks against a unit's running under policies.
+func (l *Loop) objects(ctx context.Context, d attach.Desired, texts []attach.Compiled) (problems []attach.Reason) {
+	var u attach.Unit
+	if !attach.IsPattern(d.Unit) {
+		var err error
+		if u, err = l.systemd.Glance(ctx, d.Unit); err != nil {
+			return unheard(d, err).Reasons
 		}
-		for _, f := range l.gate.Check(ctx, its, u, texts) {
-			if f.Severity == attach.Error {
-				why := f.Reason
-				why.Detail = fmt.Sprintf("%s would run under it too: %s", other, why.Detail)
-				problems = append(problems, why)
-			}
+	}
+	for _, f := range l.gate.Check(ctx, d, u, texts) {
+		if f.Severity == attach.Error {
+			why := f.Reason
+			why.Detail = fmt.Sprintf("%s would run under it too: %s", d.Unit, why.Detail)
+			problems = append(problems, why)
 		}
 	}
 	return problems
+}
+
+// bar notes which texts the plan of an attached unit keeps from going live.
+func (l *Loop) bar(j *job) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(j.o.Policy.Barred) == 0 || !settled(j.d.Record) {
+		delete(l.barred, j.d.Unit)
+		return
+	}
+	l.barred[j.d.Unit] = j.o.Policy.Barred
+}
+
+// barredFor reports whether a policy that a plan takes for that of its unit is kept from
+// going live by another unit.
+func (l *Loop) barredFor(j *job) bool {
+	return slices.ContainsFunc(j.o.Policy.Compiled, func(c attach.Compiled) bool { _, who := l.standing(j.d, c); return who != "" })
 }
 
 // standing finds another unit that runs under an earlier version of a file, and
@@ -634,7 +701,7 @@ func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled,
 		if !has || id == c.ID || other == d.Unit || !settled(r) {
 			continue
 		}
-		if a, ok := l.targets[other]; ok && (a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID) {
+		if a, ok := l.targets[other]; ok && (a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || l.barred[other][c.File] == c.ID) {
 			if k, ok := l.policies.Lookup(id); ok && k.Complain == c.Complain {
 				return k, other
 			}
@@ -643,15 +710,19 @@ func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled,
 	return k, ""
 }
 
-// superseded finds another attached unit, one that is not held, for which another
-// policy of a file was accepted, and which.
+// superseded finds another attached unit for which another policy of a file was accepted
+// than for one that is held, and which: best one that is not held itself.
 func (l *Loop) superseded(unit, file, id string) (who, now string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	loose := false // who is not held
 	for other, r := range l.records {
-		has := r.Policies[file]
-		if other != unit && has != "" && has != id && settled(r) && (r.Hold == nil || r.Hold.OnlyText()) && (who == "" || other < who) {
-			who, now = other, has
+		has, free := r.Policies[file], r.Hold == nil || r.Hold.OnlyText()
+		switch {
+		case other == unit || has == "" || has == id || !settled(r):
+		case !free && (loose || other > unit): // of two that are held the first counts
+		case who == "" || free && !loose || other < who:
+			who, now, loose = other, has, free
 		}
 	}
 	return who, now
@@ -663,7 +734,7 @@ func (l *Loop) superseded(unit, file, id string) (who, now string) {
 func (l *Loop) softened(ctx context.Context, d attach.Desired) attach.Policy {
 	var files []string
 	for _, file := range d.Record.Softened {
-		if l.wantedBy(d.Unit, attach.WishComplain, l.namesIn([]string{file})) == "" {
+		if l.wantedBy(d.Unit, attach.WishComplain, l.namesIn([]string{file}), nil) == "" {
 			files = append(files, file)
 		}
 	}
@@ -693,13 +764,17 @@ func (l *Loop) namesIn(files []string) (names []string) {
 }
 
 // wantedBy finds another unit that is attached in the given mode to one of the
-// profiles; "" none. Of several it is the first by name.
-func (l *Loop) wantedBy(unit string, mode attach.Wish, profiles []string) string {
+// profiles; "" none. Of several it is the first by name. proposed are wishes that take
+// the place of what is declared.
+func (l *Loop) wantedBy(unit string, mode attach.Wish, profiles []string, proposed map[string]attach.Desired) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var units []string
 	for other, a := range l.targets {
-		if other == unit || a.Mode != mode {
+		if d, is := proposed[other]; is {
+			a = d.Attachment
+		}
+		if other == unit || a == nil || a.Mode != mode {
 			continue
 		}
 		name, err := a.ProfileFor(other)
