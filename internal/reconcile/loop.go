@@ -6,7 +6,7 @@
 // (internal/attach).
 //
 // Read it in this order: loop.go (what triggers what), pass.go (one pass, step
-// by step), policy.go (what is loaded), trial.go (a changed policy), undo.go (the
+// by step), policy.go (what is loaded), shared.go (by whom), trial.go (a changed policy), undo.go (the
 // way back), manager.go (what people ask for), evidence.go (what a verdict
 // rests on), boot.go (what is done without the daemon).
 package reconcile

@@ -1,0 +1,205 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// The kernel has one policy of a name. What one unit is to run under is therefore for
+// all to say that share the file: what was accepted for one, is held for one, is only
+// to be reported to one or is asserted not to be.
+
+// acceptForOthers: the kernel has one policy of a name. What a person asks for
+// on behalf of one unit is accepted for all that share the file.
+func (l *Loop) acceptForOthers(j *job) {
+	var changed []attach.Record
+	l.mu.Lock()
+	for other, r := range l.records {
+		if other == j.d.Unit {
+			continue
+		}
+		differs := false
+		was := r.Clone()
+		r = r.Clone()
+		for file, id := range j.d.Record.Policies {
+			if old, has := r.Policies[file]; has && old != id {
+				r.Policies[file], differs = id, true
+			}
+		}
+		if differs {
+			r.Accepted = acceptedOf(l.policies, r)
+			if r.Hold.OnlyText() {
+				r.Hold = nil
+			}
+			changed, j.others = append(changed, r), append(j.others, was)
+		}
+	}
+	l.mu.Unlock()
+	for _, r := range changed {
+		l.remember(r)
+		l.queue.add(inputChanged, r.Unit)
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.PolicyChanged, "%s runs under the changed policy too", r.Unit))
+	}
+}
+
+// giveBackToOthers undoes acceptForOthers: each has what was accepted for it before.
+func (l *Loop) giveBackToOthers(j *job) {
+	for _, was := range j.others {
+		l.mu.Lock()
+		r, ok := l.records[was.Unit]
+		r = r.Clone()
+		l.mu.Unlock()
+		for file, id := range j.d.Record.Policies {
+			ok = ok && (was.Policies[file] == "" || r.Policies[file] == id)
+		}
+		if !ok {
+			continue // something else has come since
+		}
+		r.Policies, r.Accepted, r.Hold = was.Policies, was.Accepted, was.Hold
+		l.remember(r)
+		l.queue.add(inputChanged, r.Unit)
+	}
+	j.others = nil
+}
+
+// objections keeps what units say of policies that another one is asked to have: each is
+// asked once, however many share the file.
+type objections struct {
+	sync.Mutex
+	said map[string]func() []attach.Reason
+}
+
+func (o *objections) of(key string, ask func() []attach.Reason) []attach.Reason {
+	o.Lock()
+	if o.said == nil {
+		o.said = map[string]func() []attach.Reason{}
+	}
+	if o.said[key] == nil {
+		o.said[key] = sync.OnceValue(ask)
+	}
+	said := o.said[key]
+	o.Unlock()
+	return said()
+}
+
+// askForOthers has policies that a person asks for on behalf of one unit checked for the
+// others that would run under them too (acceptForOthers).
+func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attach.Compiled, m *moment) (problems []attach.Reason) {
+	if m == nil {
+		m = &moment{}
+	}
+	key := ""
+	for _, c := range texts {
+		key += " " + c.ID
+	}
+	var units []string
+	l.mu.Lock()
+	for other, r := range l.records {
+		if other != d.Unit && settled(r) && slices.ContainsFunc(texts, func(c attach.Compiled) bool {
+			_, its := c.Checksums[r.Profile]
+			return its && r.Policies[c.File] != "" && r.Policies[c.File] != c.ID
+		}) {
+			units = append(units, other)
+		}
+	}
+	l.mu.Unlock()
+	slices.Sort(units)
+	for _, other := range units {
+		its, isProposed := m.proposed[other]
+		if !isProposed {
+			var err error
+			if its, err = l.desired(other); err != nil {
+				continue
+			}
+		}
+		// One that wants another mode is in the way for that; see EnforcedBy.
+		if its.Attachment == nil || its.Attachment.Mode != d.Attachment.Mode {
+			continue
+		}
+		problems = append(problems, m.others.of(other+key, func() []attach.Reason { return l.objects(ctx, its, texts) })...)
+	}
+	return problems
+}
+
+// objects asks what speaks against a unit's running under policies.
+func (l *Loop) objects(ctx context.Context, d attach.Desired, texts []attach.Compiled) (problems []attach.Reason) {
+	var u attach.Unit
+	if !attach.IsPattern(d.Unit) {
+		var err error
+		if u, err = l.systemd.Glance(ctx, d.Unit); err != nil {
+			return unheard(d, err).Reasons
+		}
+	}
+	for _, f := range l.gate.Check(ctx, d, u, texts) {
+		if f.Severity == attach.Error {
+			why := f.Reason
+			why.Detail = fmt.Sprintf("%s would run under it too: %s", d.Unit, why.Detail)
+			problems = append(problems, why)
+		}
+	}
+	return problems
+}
+
+// bar notes which texts the plan of an attached unit keeps from going live.
+func (l *Loop) bar(j *job) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(j.o.Policy.Barred) == 0 || !settled(j.d.Record) {
+		delete(l.barred, j.d.Unit)
+		return
+	}
+	l.barred[j.d.Unit] = j.o.Policy.Barred
+}
+
+// barredFor reports whether a policy that a plan takes for that of its unit is kept from
+// going live by another unit.
+func (l *Loop) barredFor(j *job) bool {
+	return slices.ContainsFunc(j.o.Policy.Compiled, func(c attach.Compiled) bool { _, who := l.standing(j.d, c); return who != "" })
+}
+
+// standing finds another unit that runs under an earlier version of a file, and
+// is not to leave it: the kernel has one policy of a name, so that one counts for
+// all units, until a person says otherwise.
+func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled, who string) {
+	if d.Asked {
+		return k, ""
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, other := range slices.Sorted(maps.Keys(l.records)) {
+		r := l.records[other]
+		id, has := r.Policies[c.File]
+		if !has || id == c.ID || other == d.Unit || !settled(r) {
+			continue
+		}
+		if a, ok := l.targets[other]; ok && (a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || l.barred[other][c.File] == c.ID) {
+			if k, ok := l.policies.Lookup(id); ok && k.Complain == c.Complain {
+				return k, other
+			}
+		}
+	}
+	return k, ""
+}
+
+// superseded finds another attached unit for which another policy of a file was accepted
+// than for one that is held, and which: best one that is not held itself.
+func (l *Loop) superseded(unit, file, id string) (who, now string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	loose := false // who is not held
+	for other, r := range l.records {
+		has, free := r.Policies[file], r.Hold == nil || r.Hold.OnlyText()
+		switch {
+		case other == unit || has == "" || has == id || !settled(r):
+		case !free && (loose || other > unit): // of two that are held the first counts
+		case who == "" || free && !loose || other < who:
+			who, now, loose = other, has, free
+		}
+	}
+	return who, now
+}
