@@ -6,9 +6,10 @@
 // (internal/attach).
 //
 // Read it in this order: loop.go (what triggers what), pass.go (one pass, step
-// by step), policy.go (what is loaded), shared.go (by whom), trial.go (a changed policy), undo.go (the
-// way back), manager.go (what people ask for), evidence.go (what a verdict
-// rests on), boot.go (what is done without the daemon).
+// by step), policy.go (what is loaded), shared.go (what all say that share it),
+// trial.go (a changed policy), undo.go (the way back), ended.go (what is
+// forgotten), manager.go (what people ask for), evidence.go (what a verdict rests
+// on), boot.go (what is done without the daemon).
 package reconcile
 
 import (
