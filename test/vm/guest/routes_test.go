@@ -55,7 +55,6 @@ func TestEachWayAroundTheProfileIsNamed(t *testing.T) {
 	add("r-child", attach.ChildLeaves, false, "/etc/apparmor.d/r-child", profileText("r-child", "/usr/bin/id PUx,"), a.agentUnit())
 	add("r-pxunc", attach.MayLeave, true, "/etc/apparmor.d/r-pxunc", profileText("r-pxunc", "/usr/bin/id Px -> unconfined,"), a.agentUnit())
 	add("r-hat", attach.ProfileComplain, true, "/etc/apparmor.d/r-hat:", profileText("r-hat", "profile kid flags=(complain) {", "}"), a.agentUnit())
-	add("r-var", attach.ProfileComplain, true, "/etc/apparmor.d/r-var", strings.Replace(profileText("r-var", "profile kid flags=(complain) {", "}"), "profile r-var {", "@{r_var}=r-var\nprofile @{r_var} {", 1), a.agentUnit())
 	add("r-twice", attach.ProfileDuplicate, true, "/etc/apparmor.d/r-twice", ok("r-twice"), a.agentUnit())
 	add("r-reset", attach.DirectiveOverridden, true, "r-reset.service.d/99-x.conf:2", ok("r-reset"), a.agentUnit())
 	add("r-minus", attach.IgnorePrefix, true, "r-minus.service.d/99-x.conf:2", ok("r-minus"), a.agentUnit())
