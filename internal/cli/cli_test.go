@@ -413,7 +413,7 @@ func mixedReport() attach.Report {
 	}
 	held := st("c.service", nil)
 	held.ActiveState = "failed"
-	held.Held = &attach.Hold{Since: now.Add(-3 * time.Hour), Reasons: []attach.Reason{attach.Because(attach.AttachFailed, "c.service failed after the restart").WithNext("aaunitctl attach c.service")}}
+	held.Held = &attach.Hold{Former: "old", Since: now.Add(-3 * time.Hour), Reasons: []attach.Reason{attach.Because(attach.AttachFailed, "c.service failed after the restart").WithNext("aaunitctl attach c.service")}}
 	undone := st("e.service", confined("e.service"))
 	undone.Held = &attach.Hold{Since: now.Add(-time.Minute), Texts: map[string]string{"/etc/apparmor.d/myagent": "x"}, Former: "myagent",
 		Reasons: []attach.Reason{attach.Because(attach.PolicyUndone, "under the changed policy e.service failed: exit status 3").At("/etc/apparmor.d/myagent"),

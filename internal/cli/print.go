@@ -524,6 +524,9 @@ func (p *printer) status(s attach.Status) {
 		if at := s.Held.Again; !at.IsZero() {
 			next = "is tried again at " + at.In(p.now.Location()).Format("15:04:05 MST")
 		}
+		if former := s.Held.Former; former != "" && former != s.Profile {
+			next += "; meanwhile it is kept under profile " + p.text(former)
+		}
 		rows = append(rows, row{mark: markBad, label: "held", text: "the attach failed " + ago(p.now.Sub(s.Held.Since)) + ", and " + next})
 	}
 	if s.Paused != nil {
