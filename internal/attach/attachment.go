@@ -335,6 +335,13 @@ func (a Attachment) closest(unit string) (best Specificity, value string) {
 	return best, value
 }
 
+// Closer reports whether a names unit more closely than b does.
+func (a Attachment) Closer(b Attachment, unit string) bool {
+	m, value := a.closest(unit)
+	n, other := b.closest(unit)
+	return m > n || m == n && m == MatchPrefix && len(value) > len(other)
+}
+
 func matchOne(pattern, unit string) Specificity {
 	switch {
 	case pattern == unit:

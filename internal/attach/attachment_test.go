@@ -109,6 +109,27 @@ func TestSetRefuses(t *testing.T) {
 }
 
 // What systemd reads for which unit was seen with systemd-analyze verify of 252.
+func TestCloser(t *testing.T) {
+	of := func(units ...string) Attachment { return Attachment{Units: units} }
+	for _, tt := range []struct {
+		a, b Attachment
+		want bool
+	}{
+		{of("agent-db-.service"), of("agent-.service"), true},
+		{of("agent-.service"), of("agent-db-.service"), false},
+		{of("agent-.service"), of("agent-.service"), false},
+		{of("agent-db-1.service"), of("agent-db-.service"), true},
+		{of("agent-*.service"), of("agent-.service"), false},
+		{of("*-db-1.service"), of("agent-db-*.service"), false}, // of globs none is closer
+		{of("other.service", "agent-db-.service"), of("agent-.service"), true},
+		{of("agent-.service"), of("other.service"), true},
+	} {
+		if got := tt.a.Closer(tt.b, "agent-db-1.service"); got != tt.want {
+			t.Errorf("%q closer than %q: %v", tt.a.Units, tt.b.Units, got)
+		}
+	}
+}
+
 func TestMatches(t *testing.T) {
 	for _, tt := range []struct {
 		pattern, unit string

@@ -542,7 +542,7 @@ func (l *Loop) declare(ctx context.Context) {
 	for unit, old := range l.targets {
 		now, has := targets[unit]
 		_, contested := rivals[unit]
-		if has && broken(d, old.Source) && now.Matches(unit) < old.Matches(unit) || !has && (contested || broken(d, old.Source)) {
+		if has && broken(d, old.Source) && old.Closer(*now, unit) || !has && (contested || broken(d, old.Source)) {
 			targets[unit] = old
 		}
 	}

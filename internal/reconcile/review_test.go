@@ -308,6 +308,32 @@ func TestABrokenFileHandsNoUnitToAPattern(t *testing.T) {
 	})
 }
 
+// A shorter prefix does not take the units of a longer one whose file is broken.
+func TestABrokenFileHandsNoUnitToAShorterPrefix(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("agent-db-1.service")
+	w.files["agent"], w.files["agent-db"] = "1", "1"
+	w.declareUnit(fileA, "agent-db-.service", func(a *attach.Attachment) { a.Profile = "agent-db" })
+	w.declareUnit("/etc/aaunit/attachments.d/z.conf", "agent-.service", func(a *attach.Attachment) {
+		a.Profile, a.OnViolation = "agent", attach.ViolationStop
+	})
+	w.run(t, func(l *Loop) {
+		rest()
+		w.mu.Lock()
+		w.broken[fileA] = true
+		restarts := w.calls["restart"]
+		w.mu.Unlock()
+		w.tellFiles()
+		rest()
+		if u.label != "agent-db (enforce)" || w.calls["restart"] != restarts || w.calls["stop"] != 0 {
+			t.Errorf("%+v %q", u, w.trace)
+		}
+		if r := l.Status([]string{"agent-db-1.service"}); len(r.Units) != 1 || r.Units[0].Held != nil || r.Units[0].Verdict.Answer != attach.Confined {
+			t.Errorf("%+v", r.Units)
+		}
+	})
+}
+
 func TestARefusedAttachmentThatIsWithdrawnIsShownNoMore(t *testing.T) {
 	w := newWorld()
 	w.addUnit("a.service")
