@@ -150,16 +150,23 @@ func diffFormer(p *Plan, d Desired, o Observed) {
 		return
 	}
 	for _, k := range d.Kept {
-		if needsLoading(k, o.Policy) == nil {
-			continue
-		}
-		if who := o.Policy.Superseded[k.File]; who != "" {
-			// The kernel has one policy of a name, and that unit is not held.
-			p.Pending = append(p.Pending, because(PolicyChanged, "%s says something else by now, which was accepted for %s", k.File, who).at(k.File))
-			continue
-		}
-		p.add(RestorePolicy, k.File, trampled(k, o.Policy))
+		restore(p, k, o.Policy)
 	}
+}
+
+// restore plans that a policy which was accepted is live again. What has come in its
+// place is left where it was accepted for another unit, which is not held: the kernel
+// has one policy of a name.
+func restore(p *Plan, k Compiled, have Policy) {
+	why := needsLoading(k, have)
+	if who := have.Superseded[k.File]; why != nil && who != "" {
+		p.Pending = append(p.Pending, because(PolicyChanged, "%s says something else by now, which was accepted for %s", k.File, who).at(k.File))
+		return
+	}
+	if why != nil {
+		p.add(RestorePolicy, k.File, trampled(k, have))
+	}
+	planStrays(p, k, have, false)
 }
 
 // diffFormerDropIn keeps the drop-in that the undo brought back. One that serves other
@@ -185,10 +192,7 @@ func diffPolicy(p *Plan, d Desired, o Observed) {
 	report := d.Attachment.OnProfileChange == ChangeReport && !d.Asked && (d.Keeps() || d.accepted(o.Policy)) && !d.otherMode(o.Policy)
 	if p.KeepsPolicy = d.Keeps() && (len(text) > 0 || d.Record.Hold != nil || report); p.KeepsPolicy {
 		for _, k := range d.Kept {
-			if needsLoading(k, o.Policy) != nil {
-				p.add(RestorePolicy, k.File, trampled(k, o.Policy))
-			}
-			planStrays(p, k, o.Policy, false)
+			restore(p, k, o.Policy)
 		}
 		for _, c := range o.Policy.Compiled {
 			if report && !d.acceptedText(c) {

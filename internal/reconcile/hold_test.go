@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -309,6 +310,81 @@ func TestAHeldUnitLeavesAnothersPolicyAlone(t *testing.T) {
 		w.still(t, "another text of the former profile")
 		if w.kernel["a"] != "2" || answer(l, "c") != "confined" || u.label != "a (enforce)" || status(t, l, "a").Held == nil {
 			t.Errorf("%q, c is %s, %+v", w.kernel, answer(l, "c"), u)
+		}
+	})
+}
+
+// Nor does one that is held under the profile that it had: what failed was something else.
+func TestAUnitHeldUnderItsProfileLeavesAnothersPolicyAlone(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.PrivateTmp = attach.PrivateTmpNo }, "a", "c")
+	w.tells = true
+	u := w.units["a.service"]
+	u.breaks["PrivateTmp"] = true
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", nil)
+		rest()
+		if s := status(t, l, "a"); s.Held == nil || u.label != "a (enforce)" || u.tmp {
+			t.Fatalf("%+v %+v", s.Held, u)
+		}
+		w.edit("2")
+		w.still(t, "another text")
+		if w.kernel["a"] != "2" || answer(l, "c") != "confined" || u.label != "a (enforce)" || status(t, l, "a").Held == nil {
+			t.Errorf("%q, c is %s, %+v", w.kernel, answer(l, "c"), u)
+		}
+	})
+}
+
+// One that something else speaks against keeps the texts that it has, and they count for
+// all: of two the kernel has one.
+func TestAUnitThatKeepsItsPolicyKeepsItForAll(t *testing.T) {
+	w := attached(nil, "c")
+	w.tells = true
+	w.addUnit("a.service")
+	w.files["h"] = "1"
+	w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.AllowProfiles = []string{"h"} })
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.bad["h"] = true
+		w.mu.Unlock()
+		w.edit("2")
+		w.still(t, "another text beside a broken one")
+		if w.kernel["a"] != "1" || answer(l, "a") != "confined" || answer(l, "c") != "confined" {
+			t.Errorf("%q, a is %s, c is %s", w.kernel, answer(l, "a"), answer(l, "c"))
+		}
+		w.mu.Lock()
+		w.bad["h"] = false
+		w.mu.Unlock()
+		w.trigger()
+		w.still(t, "mended")
+		if w.kernel["a"] != "2" || answer(l, "a") != "confined" || answer(l, "c") != "confined" {
+			t.Errorf("%q, a is %s, c is %s", w.kernel, answer(l, "a"), answer(l, "c"))
+		}
+	})
+}
+
+// A policy that somebody had accepted for one unit, and that is undone, leaves it as it
+// was that the attach of another unit that runs under it too is held.
+func TestAnUndoneTrialLeavesTheHoldOfAnotherUnit(t *testing.T) {
+	w, u := changing(t, nil)
+	c := w.addUnit("c.service")
+	w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile = "a" })
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", toB(nil))
+		rest()
+		before := status(t, l, "a").Held
+		w.mu.Lock()
+		w.files["a"], w.deadly["2"], u.survives = "2", "dies", true
+		w.mu.Unlock()
+		if _, err := l.Apply(context.Background(), attach.Request{Units: []string{"/etc/aaunit/attachments.d/c.conf"}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.still(t, "undone")
+		s := status(t, l, "a")
+		if !u.running || u.label != "a (enforce)" || s.Held == nil || s.Held.Former != "a" || s.Held.OnlyText() || len(s.Held.DropIns) != len(before.DropIns) {
+			t.Errorf("%+v %+v %q", u, s.Held, w.trace)
+		}
+		if !c.running || w.kernel["a"] != "1" {
+			t.Errorf("%+v %q", c, w.kernel)
 		}
 	})
 }

@@ -241,7 +241,6 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		return j
 	}
 	j.out.Questioned = attach.QuestionedOf(j.o.Policy.Compiled)
-	l.bar(j)
 	ended := false
 	h := j.d.Record.Hold
 	if h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && (h.Inputs != inputs(j) || h.Over(time.Now()))) {
@@ -269,6 +268,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		maps.Copy(j.files, former.DropIns)
 	}
 	j.plan = attach.Diff(j.d, j.o)
+	l.bar(j)
 	j.out.Notes = append(j.out.Notes, j.plan.Warnings...)
 	j.out.Notes = append(j.out.Notes, j.plan.Pending...)
 	if j.d.Attachment != nil {

@@ -145,15 +145,27 @@ func (l *Loop) objects(ctx context.Context, d attach.Desired, texts []attach.Com
 	return problems
 }
 
-// bar notes which texts the plan of an attached unit keeps from going live.
+// bar notes which texts the plan of an attached unit keeps from going live: those that
+// may not, and where something else speaks against its texts all that it did not accept.
 func (l *Loop) bar(j *job) {
+	barred := maps.Clone(j.o.Policy.Barred)
+	if r := j.d.Record; j.plan.KeepsPolicy && r.Hold == nil {
+		for _, c := range j.o.Policy.Texts {
+			if id := r.Policies[c.File]; id != "" && id != c.ID {
+				if barred == nil {
+					barred = map[string]string{}
+				}
+				barred[c.File] = c.ID
+			}
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(j.o.Policy.Barred) == 0 || !settled(j.d.Record) {
+	if len(barred) == 0 || !settled(j.d.Record) {
 		delete(l.barred, j.d.Unit)
 		return
 	}
-	l.barred[j.d.Unit] = j.o.Policy.Barred
+	l.barred[j.d.Unit] = barred
 }
 
 // barredFor reports whether a policy that a plan takes for that of its unit is kept from

@@ -157,10 +157,12 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map
 		l.denials.tried(unit, r.Trial.Since.Add(-behind), false)
 	}
 	r.Trial, r.Stopped, r.Accepted = nil, false, acceptedOf(l.policies, *r)
-	r.Hold = &attach.Hold{Reasons: first.failed, Since: time.Now(), Former: r.Profile, Texts: undone}
-	var seen attach.Observed
-	if seen, err = l.observe(ctx, d, full); err == nil {
-		r.Hold.Inputs = inputs(&job{d: d, o: seen})
+	if r.Hold == nil || r.Hold.OnlyText() { // one whose attach is held stays so
+		r.Hold = &attach.Hold{Reasons: first.failed, Since: time.Now(), Former: r.Profile, Texts: undone}
+		var seen attach.Observed
+		if seen, err = l.observe(ctx, d, full); err == nil {
+			r.Hold.Inputs = inputs(&job{d: d, o: seen})
+		}
 	}
 	l.remember(*r)
 	l.log.Error("the changed policy of "+unit+" was undone: "+whyFailed(first.failed), journal.FieldMessageID, string(journal.MsgPolicyUndone),

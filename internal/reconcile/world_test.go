@@ -146,6 +146,7 @@ type unit struct {
 	restarts  uint32
 	drags     []string
 	forked    int  // so many looks see systemd on its way to the program
+	survives  bool // whatever policy its profile gets
 	crashLoop bool // dies under any profile, and systemd starts it again
 	early     bool // DefaultDependencies=no
 	// unloads: it has no file of its own, as an instance of a template, and systemd lets
@@ -472,7 +473,7 @@ func (w *world) begin(u *unit) error {
 	switch {
 	case !w.help(u.name):
 		u.failed = true
-	case p != "" && !loaded, u.breaks[p]:
+	case p != "" && !loaded, u.breaks[p], u.tmp && u.breaks["PrivateTmp"]:
 		u.failed = true
 	case p != "" && u.crashLoop:
 		u.running = true
@@ -708,7 +709,7 @@ func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error 
 func (w *world) replace(name, version string) {
 	w.kernel[name] = version
 	for _, u := range w.units {
-		if !u.running || !strings.HasPrefix(u.label, name+" ") {
+		if !u.running || u.survives || !strings.HasPrefix(u.label, name+" ") {
 			continue
 		}
 		switch w.deadly[version] {
