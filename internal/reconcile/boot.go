@@ -41,9 +41,14 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 
 	ids := map[string]bool{}
 	alone := pausedIn(records, time.Now())
+	attached := slices.DeleteFunc(slices.Clone(records), func(r attach.Record) bool { return alone[r.Unit] || endedWithBoot(r, o.Boot) })
 	for _, r := range records {
-		if len(r.DropIns) > 0 && !alone[r.Unit] && !endedWithBoot(r, o.Boot) {
-			for _, id := range r.Policies {
+		if len(r.DropIns) == 0 || alone[r.Unit] || endedWithBoot(r, o.Boot) {
+			continue
+		}
+		for file, id := range r.Policies {
+			// As in a pass, a unit that is held gives way to one that is not.
+			if who, _ := supersededIn(slices.Values(attached), r.Unit, file, id); who == "" || !heldAtAttach(r) {
 				ids[id] = true
 			}
 		}

@@ -389,6 +389,29 @@ func TestAnUndoneTrialLeavesTheHoldOfAnotherUnit(t *testing.T) {
 	})
 }
 
+// Nor does the boot service make live what such a unit had, whatever apparmor.service has
+// loaded.
+func TestABootLeavesAnothersPolicyAlone(t *testing.T) {
+	for _, loaded := range []map[string]string{{"a": "2"}, {"a": "1"}, {}} {
+		w, _ := changing(t, nil)
+		w.addUnit("c.service")
+		w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile = "a" })
+		w.run(t, func(l *Loop) {
+			w.declareUnit(fileA, "a.service", toB(nil))
+			rest()
+			w.edit("2")
+			rest()
+			if w.records["a.service"].Policies["/etc/apparmor.d/a"] == w.records["c.service"].Policies["/etc/apparmor.d/a"] {
+				t.Fatal("both accepted the same")
+			}
+		})
+		w.reboot(loaded)
+		if err := MakePolicyLive(t.Context(), w.options()); err != nil || w.kernel["a"] != "2" {
+			t.Errorf("%q: %v %q", loaded, err, w.kernel)
+		}
+	}
+}
+
 // Nor do two that are held, and had accepted different texts of it.
 func TestTwoHeldUnitsDoNotTakeTurns(t *testing.T) {
 	w, _ := changing(t, nil)

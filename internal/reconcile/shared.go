@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"sync"
@@ -203,15 +204,23 @@ func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled,
 func (l *Loop) superseded(unit, file, id string) (who, now string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return supersededIn(maps.Values(l.records), unit, file, id)
+}
+
+func supersededIn(records iter.Seq[attach.Record], unit, file, id string) (who, now string) {
 	loose := false // who is not held
-	for other, r := range l.records {
-		has, free := r.Policies[file], r.Hold == nil || r.Hold.OnlyText()
+	for r := range records {
+		has, free := r.Policies[file], !heldAtAttach(r)
 		switch {
-		case other == unit || has == "" || has == id || !settled(r):
-		case !free && (loose || other > unit): // of two that are held the first counts
-		case who == "" || free && !loose || other < who:
-			who, now, loose = other, has, free
+		case r.Unit == unit || has == "" || has == id || !settled(r):
+		case !free && (loose || r.Unit > unit): // of two that are held the first counts
+		case who == "" || free && !loose || r.Unit < who:
+			who, now, loose = r.Unit, has, free
 		}
 	}
 	return who, now
 }
+
+// heldAtAttach reports whether the unit itself is held, and not only a changed text of its
+// profile.
+func heldAtAttach(r attach.Record) bool { return r.Hold != nil && !r.Hold.OnlyText() }
