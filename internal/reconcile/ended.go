@@ -47,17 +47,19 @@ func (l *Loop) isSpent(unit string) bool {
 			return false
 		}
 	}
-	return a.OnProfileChange != attach.ChangeReport || l.acceptedBeside(unit)
+	return l.acceptedBeside(unit, a.OnProfileChange == attach.ChangeReport)
 }
 
-// acceptedBeside reports whether what was accepted for a unit was accepted for another
-// one, too: where a changed text is only reported, the last record of what was accepted
-// before is what it is compared with. l.mu is held.
-func (l *Loop) acceptedBeside(unit string) bool {
+// acceptedBeside reports whether policy of the files that a unit has policy of was
+// accepted for another one, too: nobody else would put it back, or make it live after a
+// boot. Where a changed text is only reported it must be the same: the last record of what
+// was accepted before is what it is compared with. l.mu is held.
+func (l *Loop) acceptedBeside(unit string, same bool) bool {
 	for file, id := range l.records[unit].Policies {
 		beside := false
 		for other, r := range l.records {
-			beside = beside || other != unit && settled(r) && r.Policies[file] == id
+			has := r.Policies[file]
+			beside = beside || other != unit && settled(r) && has != "" && (has == id || !same)
 		}
 		if !beside {
 			return false

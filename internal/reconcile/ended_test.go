@@ -251,34 +251,67 @@ func (l *Loop) change1(unit string, change func(*attach.Record)) {
 	l.remember(r)
 }
 
-// TestTheTemplateUnloadsWhatItsInstancesHadLoaded: the profile of an instance that is
-// forgotten stays loaded, or its next start would fail, until the template is detached.
+// TestTheTemplateUnloadsWhatItsInstancesHadLoaded: what an instance that is forgotten had
+// loaded stays loaded, or its next start would fail, until the template is detached.
 func TestTheTemplateUnloadsWhatItsInstancesHadLoaded(t *testing.T) {
-	w := instances(func(a *attach.Attachment) { a.Profile = "%p-%i" }, "1")
-	w.files["w-1"] = "1"
+	w := instances(func(a *attach.Attachment) { a.Profile = "%p-of-%i" }, "1")
+	w.files["w-of-1"] = "1"
 	w.run(t, func(l *Loop) {
 		rest()
 		if got := w.records["w@1.service"].Loaded; len(got) != 1 {
 			t.Fatalf("it loaded %q", got)
 		}
+		// Another unit comes to run under it.
+		w.addUnit("b.service")
+		w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) { a.Profile = "w-of-1" })
+		rest()
 		w.ends("w@1.service")
 		time.Sleep(DefaultRecheck)
 		rest()
-		if got := remembers(w, l); len(got) != 0 || w.kernel["w-1"] != "1" {
+		if got := remembers(w, l); slices.Contains(got, "w@1.service") || w.kernel["w-of-1"] != "1" {
 			t.Fatalf("%q, %v", got, w.kernel)
 		}
-		if u := w.comes("w@1.service"); u.label != "w-1 (enforce)" {
+		if u := w.comes("w@1.service"); u.label != "w-of-1 (enforce)" {
 			t.Errorf("its next start: %+v", u)
 		}
 		w.ends("w@1.service")
 		time.Sleep(DefaultRecheck)
 		rest()
+		w.undeclare("/etc/aaunit/attachments.d/b.conf")
+		rest()
 		w.undeclare("/etc/aaunit/attachments.d/w.conf")
 		rest()
-		if _, loaded := w.kernel["w-1"]; loaded || len(w.records) != 0 {
+		if _, loaded := w.kernel["w-of-1"]; loaded || len(w.records) != 0 {
 			t.Errorf("after the detach: %v %v", w.kernel, w.records)
 		}
 	})
+}
+
+// TestAnInstanceWithAPolicyOfItsOwnIsKept: nobody else would put it back while the
+// instance is stopped, or make it live after a boot.
+func TestAnInstanceWithAPolicyOfItsOwnIsKept(t *testing.T) {
+	w := instances(func(a *attach.Attachment) { a.Profile = "%p-%i" }, "1")
+	w.tells = true
+	w.files["w-1"] = "1"
+	w.run(t, func(l *Loop) {
+		rest()
+		w.ends("w@1.service")
+		time.Sleep(DefaultRecheck)
+		rest()
+		unlock := w.lock()
+		w.replace("w-1", "1"+soft) // as aa-complain does
+		w.tellPolicy()
+		unlock()
+		rest()
+		if w.kernel["w-1"] != "1" {
+			t.Errorf("it was not put back: %q", w.kernel)
+		}
+	})
+	w.tells = false
+	w.reboot(map[string]string{"w-1": "1" + soft})
+	if err := MakePolicyLive(t.Context(), w.options()); err != nil || w.kernel["w-1"] != "1" {
+		t.Errorf("after a boot: %v %q", err, w.kernel)
+	}
 }
 
 // TestAStartOnItsWayFindsAForgottenInstance: the signal was sorted while the instance
