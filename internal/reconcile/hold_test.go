@@ -237,6 +237,30 @@ func TestAnAttachAsksForOthersToo(t *testing.T) {
 	})
 }
 
+// So is one that only allows the profile to its tasks.
+func TestAnAttachAsksForThoseThatAllowTheProfileToo(t *testing.T) {
+	w := attached(nil, "a")
+	w.addUnit("b.service")
+	w.files["b"] = "1"
+	w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) { a.AllowProfiles = []string{"a"} })
+	w.notFor = map[string]string{"b.service": "2"}
+	w.run(t, func(l *Loop) {
+		w.edit("2")
+		rest()
+		if w.kernel["a"] != "1" {
+			t.Fatalf("%q", w.kernel)
+		}
+		out := attachUnits(t, l, attach.Request{Units: []string{"a"}})[0]
+		rest()
+		if out.Exit == attach.ExitOK || len(out.Reasons) == 0 || !strings.Contains(out.Reasons[0].Detail, "b.service would run under it too") {
+			t.Errorf("%+v", out)
+		}
+		if w.kernel["a"] != "1" || answer(l, "a") != "confined" || answer(l, "b") != "confined" {
+			t.Errorf("%q, a is %s, b is %s", w.kernel, answer(l, "a"), answer(l, "b"))
+		}
+	})
+}
+
 // An undo says what the unit is now, and not that it is as before where it is not.
 func TestAnUndoTellsOfAUnitThatStaysDown(t *testing.T) {
 	for _, down := range []bool{false, true} {

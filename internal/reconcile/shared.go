@@ -98,19 +98,17 @@ func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attac
 	for _, c := range texts {
 		key += " " + c.ID
 	}
-	var units []string
+	with := map[string][]attach.Compiled{} // by unit, all that it would run under
 	l.mu.Lock()
 	for other, r := range l.records {
-		if other != d.Unit && settled(r) && slices.ContainsFunc(texts, func(c attach.Compiled) bool {
-			_, its := c.Checksums[r.Profile]
-			return its && r.Policies[c.File] != "" && r.Policies[c.File] != c.ID
-		}) {
-			units = append(units, other)
+		if other != d.Unit && settled(r) {
+			if all, others := l.withTexts(r, texts); others {
+				with[other] = all
+			}
 		}
 	}
 	l.mu.Unlock()
-	slices.Sort(units)
-	for _, other := range units {
+	for _, other := range slices.Sorted(maps.Keys(with)) {
 		its, isProposed := m.proposed[other]
 		if !isProposed {
 			var err error
@@ -122,9 +120,26 @@ func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attac
 		if its.Attachment == nil || its.Attachment.Mode != d.Attachment.Mode {
 			continue
 		}
-		problems = append(problems, m.others.of(other+key, func() []attach.Reason { return l.objects(ctx, its, texts) })...)
+		if r := its.Record; heldAtAttach(r) && r.Hold.Former != "" && !isProposed {
+			its.Profile = r.Hold.Former
+		}
+		problems = append(problems, m.others.of(other+key, func() []attach.Reason { return l.objects(ctx, its, with[other]) })...)
 	}
 	return problems
+}
+
+// withTexts gives the policies that were accepted for a unit, with texts in place of those
+// of the same files, and reports whether that makes any difference. l.mu is held.
+func (l *Loop) withTexts(r attach.Record, texts []attach.Compiled) (all []attach.Compiled, differs bool) {
+	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
+		id := r.Policies[file]
+		if i := slices.IndexFunc(texts, func(c attach.Compiled) bool { return c.File == file }); i >= 0 {
+			all, differs = append(all, texts[i]), differs || texts[i].ID != id
+		} else if k, ok := l.policies.Lookup(id); ok {
+			all = append(all, k)
+		}
+	}
+	return all, differs
 }
 
 // objects asks what speaks against a unit's running under policies.
