@@ -71,6 +71,45 @@ func TestAnAttachThatFailsAgainGoesBackToTheFormerProfile(t *testing.T) {
 	}
 }
 
+// That the new profile is refused by now, too, changes nothing about it.
+func TestAHeldUnitIsKeptWhateverBecomesOfTheNewProfile(t *testing.T) {
+	for what, become := range map[string]func(w *world){
+		"broken":   func(w *world) { w.bad["b"] = true },
+		"gone":     func(w *world) { delete(w.files, "b") },
+		"complain": func(w *world) { w.flags["b"] = []string{"complain"} },
+	} {
+		w, u := changing(t, nil)
+		w.run(t, func(l *Loop) {
+			w.declareUnit(fileA, "a.service", toB(nil))
+			rest()
+			text := w.disk[dropIn]
+			w.mu.Lock()
+			become(w)
+			w.mu.Unlock()
+			w.trigger()
+			rest()
+			for _, trample := range []func(){
+				func() { w.remove("a") },
+				func() { w.kernel["a"] = "other" },
+				func() { delete(w.disk, dropIn) },
+			} {
+				w.mu.Lock()
+				trample()
+				w.mu.Unlock()
+				w.tellPolicy()
+				w.trigger()
+				w.still(t, what)
+				if w.kernel["a"] != "1" || w.disk[dropIn] != text || w.read[dropIn] != text || !u.running {
+					t.Errorf("%s: %q %q %q", what, w.kernel, w.disk, w.trace)
+				}
+				if s := status(t, l, "a"); s.Held == nil || s.Held.Former != "a" || len(s.Refused) == 0 {
+					t.Errorf("%s: %+v", what, s)
+				}
+			}
+		})
+	}
+}
+
 // What a held unit runs under is kept: its policy, and the drop-in for its next start.
 func TestAHeldUnitKeepsWhatTheUndoBroughtBack(t *testing.T) {
 	w, u := changing(t, nil)

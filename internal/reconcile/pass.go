@@ -241,13 +241,18 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		return j
 	}
 	j.out.Questioned = attach.QuestionedOf(j.o.Policy.Compiled)
-	ended := false
 	h := j.d.Record.Hold
-	if h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && (h.Inputs != inputs(j) || h.Over(time.Now()))) {
+	ended := h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && (h.Inputs != inputs(j) || h.Over(time.Now())))
+	if ended {
 		// An input changed, or somebody asks. What does not compile says nothing
 		// yet: the parser may only have been in trouble.
-		j.d.Record.Hold, j.heldBefore, ended = nil, h, true
-		j.d.Record.Profile = cmp.Or(h.Former, j.d.Record.Profile) // what it runs under
+		free := j.d
+		free.Record.Hold = nil
+		free.Record.Profile = cmp.Or(h.Former, free.Record.Profile) // what it runs under
+		// What is refused is not tried: the unit goes on as it is kept.
+		if ended = op != nil || len(attach.Diff(free, j.o).Refusals) == 0; ended {
+			j.d, j.heldBefore = free, h
+		}
 	}
 	// A unit that is to get back a profile that was taken off it was confined before, and
 	// so was one that an undo had brought back to its former profile.
@@ -296,6 +301,9 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 			// Another policy in its place may be what a unit that shares it has
 			// accepted, and is only told: the two would take turns for ever.
 			l.restoreAccepted(ctx, j)
+		}
+		if j.held() && len(j.plan.Actions) > 0 {
+			j.over = false // what the undo brought back is kept all the same
 		}
 		return j
 	}
