@@ -53,6 +53,9 @@ type Record struct {
 	// Policies are the accepted policies that Accepted comes from: profile file and
 	// the ID under which the policy is kept.
 	Policies map[string]string `json:"policies,omitempty"`
+	// Lent is set while the policy that a person asked for on behalf of another unit was
+	// accepted for this one, too, and that one's attach is not over.
+	Lent *Lent `json:"lent,omitempty"`
 	// Trial is set while a changed policy has yet to show that the unit stays
 	// healthy under it.
 	Trial *Trial `json:"trial,omitempty"`
@@ -98,6 +101,15 @@ func (r Record) Clone() Record {
 	r.Policies = maps.Clone(r.Policies)
 	r.SocketUnits = slices.Clone(r.SocketUnits)
 	return r
+}
+
+// Lent is what a unit had before the policy of another one, By, was accepted for it. It is
+// given back when that one's attach fails.
+type Lent struct {
+	By       string            `json:"by"`
+	Accepted map[string]string `json:"accepted"`
+	Policies map[string]string `json:"policies"`
+	Hold     *Hold             `json:"hold,omitempty"`
 }
 
 // Trial is what a changed policy goes back to when the unit fails under it, is

@@ -251,6 +251,40 @@ func TestAFailedAttachGivesOthersTheirPolicyBack(t *testing.T) {
 	})
 }
 
+// So it is when the daemon is killed at any step of that attach, and goes on with it.
+func TestAFailedAttachThatWasCutOffGivesOthersTheirPolicyBack(t *testing.T) {
+	for kill := range 40 {
+		w := attached(nil, "b")
+		w.deadly["2"] = "dies"
+		a := w.addUnit("a.service")
+		w.files["a"] = "1"
+		w.run(t, func(l *Loop) {
+			w.edit("2")
+			rest()
+			w.mu.Lock()
+			delete(w.deadly, "2") // it will kill b later
+			a.breaks["a"] = true
+			w.killAt = len(w.trace) + 1 + kill
+			w.mu.Unlock()
+			_, _ = l.Attach(context.Background(), attach.Request{Units: []string{"a"}}, nil)
+			rest()
+		})
+		cut := w.dead
+		w.dead, w.killAt = false, 0
+		w.run(t, func(l *Loop) {
+			w.still(t, "after a kill")
+			s := status(t, l, "b")
+			if w.kernel["a"] != "1" || s.Held == nil || !s.Held.OnlyText() || answer(l, "b") != "confined" || w.records["b.service"].Lent != nil {
+				t.Errorf("killed at %d: %q, b: %s, %+v, %q", kill, w.kernel, answer(l, "b"), s.Held, w.trace)
+			}
+		})
+		if !cut {
+			return
+		}
+	}
+	t.Error("the attach has more steps than were tried")
+}
+
 // A text that a person lets in for one unit has to do for the others that share it.
 func TestAnAttachAsksForOthersToo(t *testing.T) {
 	w := attached(func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport }, "b")

@@ -38,9 +38,6 @@ type job struct {
 	fresh bool
 	// before is the record as it was, for the way back.
 	before attach.Record
-	// others are the records of units for which the policy of this one was accepted too,
-	// as they were before.
-	others []attach.Record
 	// heldBefore is the hold that this pass ended; nil none.
 	heldBefore *attach.Hold
 	// failed says why the attach failed; empty while it has not.
@@ -185,6 +182,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	if op != nil {
 		j.tell, j.unattended = op.progress, op.unattended
 	}
+	l.settleLent(unit)
 	var err error
 	j.d, err = l.desired(unit)
 	j.d.Asked = op != nil

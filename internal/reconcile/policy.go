@@ -322,6 +322,11 @@ func (l *Loop) retain() {
 				ids[id] = true
 			}
 		}
+		if r.Lent != nil {
+			for _, id := range r.Lent.Policies {
+				ids[id] = true
+			}
+		}
 	}
 	l.mu.Unlock()
 	if err := l.policies.Retain(ids); err != nil {

@@ -25,7 +25,7 @@ func (l *Loop) acceptForOthers(j *job) {
 			continue
 		}
 		differs := false
-		was := r.Clone()
+		lent := &attach.Lent{By: j.d.Unit, Accepted: r.Accepted, Policies: r.Policies, Hold: r.Hold}
 		r = r.Clone()
 		for file, id := range j.d.Record.Policies {
 			if old, has := r.Policies[file]; has && old != id {
@@ -37,7 +37,10 @@ func (l *Loop) acceptForOthers(j *job) {
 			if r.Hold.OnlyText() {
 				r.Hold = nil
 			}
-			changed, j.others = append(changed, r), append(j.others, was)
+			if r.Lent == nil || r.Lent.By != j.d.Unit {
+				r.Lent = lent
+			}
+			changed = append(changed, r)
 		}
 	}
 	l.mu.Unlock()
@@ -50,22 +53,58 @@ func (l *Loop) acceptForOthers(j *job) {
 
 // giveBackToOthers undoes acceptForOthers: each has what was accepted for it before.
 func (l *Loop) giveBackToOthers(j *job) {
-	for _, was := range j.others {
-		l.mu.Lock()
-		r, ok := l.records[was.Unit]
-		r = r.Clone()
-		l.mu.Unlock()
-		for file, id := range j.d.Record.Policies {
-			ok = ok && (was.Policies[file] == "" || r.Policies[file] == id)
+	var back []attach.Record
+	l.mu.Lock()
+	for _, r := range l.records {
+		if r.Lent != nil && r.Lent.By == j.d.Unit {
+			back = append(back, returned(r, j.d.Record.Policies))
 		}
-		if !ok {
-			continue // something else has come since
-		}
-		r.Policies, r.Accepted, r.Hold = was.Policies, was.Accepted, was.Hold
+	}
+	l.mu.Unlock()
+	for _, r := range back {
 		l.remember(r)
 		l.queue.add(inputChanged, r.Unit)
 	}
-	j.others = nil
+}
+
+// returned is a record with what was accepted for its unit before it was lent policies;
+// where something else has come since, that stays.
+func returned(r attach.Record, lent map[string]string) attach.Record {
+	was := *r.Lent
+	r.Lent = nil
+	for file, id := range lent {
+		if was.Policies[file] != "" && r.Policies[file] != id {
+			return r
+		}
+	}
+	r.Policies, r.Accepted, r.Hold = was.Policies, was.Accepted, was.Hold
+	return r
+}
+
+// settleLent ends what a unit was lent when the attach of the other one is over, in this
+// life of the daemon or in the one before.
+func (l *Loop) settleLent(unit string) {
+	l.mu.Lock()
+	r, ok := l.records[unit]
+	if !ok || r.Lent == nil {
+		l.mu.Unlock()
+		return
+	}
+	by, remembered := l.records[r.Lent.By]
+	l.mu.Unlock()
+	if remembered && midway(by) {
+		return
+	}
+	kept := remembered && settled(by)
+	for file := range r.Lent.Policies {
+		kept = kept && (by.Policies[file] == "" || by.Policies[file] == r.Policies[file])
+	}
+	if kept {
+		r.Lent = nil
+	} else {
+		r = returned(r, r.Policies)
+	}
+	l.remember(r)
 }
 
 // objections keeps what units say of policies that another one is asked to have: each is
