@@ -46,8 +46,12 @@ func (k *Keeper) Check(ctx context.Context, unit string, now *attach.Evidence, s
 	k.disk.Unlock()
 	k.mu.Lock()
 	var last head
+	next := "there is no record of any start of the unit; one is made at its next look"
 	if st := k.heads[unit]; st != nil {
 		last = st.last
+		if st.known { // it was recorded, and evict has reset last
+			next = "its records had to make room for those of other units; one is made at its next start"
+		}
 	}
 	k.mu.Unlock()
 	s.Records = len(c.records)
@@ -57,7 +61,7 @@ func (k *Keeper) Check(ctx context.Context, unit string, now *attach.Evidence, s
 	case late != nil:
 		s.Links = append(s.Links, attach.EvidenceLink{Link: attach.LinkRecords, What: unit, Why: late.Error()})
 	case newest == nil && len(s.Links) == 0:
-		s.Links = append(s.Links, attach.EvidenceLink{Link: attach.LinkRecords, What: unit, Why: "there is no record of any start of the unit; one is made at its next look"})
+		s.Links = append(s.Links, attach.EvidenceLink{Link: attach.LinkRecords, What: unit, Why: next})
 	case len(s.Links) == 0:
 		s.Links = append(s.Links, attach.EvidenceLink{Link: attach.LinkRecords, Holds: attach.Yes, What: fmt.Sprintf("%d records", len(c.records))})
 	}

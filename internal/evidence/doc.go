@@ -11,7 +11,8 @@
 // in the journal, which gets the checksum of each record. schema.json describes
 // the document. The last of a unit are kept; anchor.json holds the number and the
 // checksum of the last one that was pruned, on which the first that is left
-// follows. A detach removes nothing.
+// follows. A detach removes nothing. Where there are too many units the records of one
+// go as a whole (Keeper.makeRoom), and its next is number 1 again.
 //
 // Records are made beside the loop (Keeper.Run): reading a program's file can
 // take long, and holds up neither a verdict nor a pass.

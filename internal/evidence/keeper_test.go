@@ -254,6 +254,53 @@ func TestInstancesPushOutTheirOwnOnly(t *testing.T) {
 	}
 }
 
+// That records had to make room is not taken for somebody having removed them, and the
+// next start begins a new chain.
+func TestWhatMadeRoomWasNotTamperedWith(t *testing.T) {
+	instance := func(i int, invocation string) attach.Evidence {
+		e := seen(invocation)
+		e.Unit = fmt.Sprintf("conn@%d.service", i)
+		return e
+	}
+	b := newBench(t, "", func(o *Options) { o.Keep = 1 })
+	b.record(instance(0, "a0"))
+	b.record(instance(0, "a1")) // so that there is an anchor, too
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(b.dirOf("conn@0.service"), old, old); err != nil {
+		t.Fatal(err)
+	}
+	// A crash while another made room has left this.
+	put(t, b.opt.Dir, removedName+"/anchor.json", "{}")
+	for i := range maxInstances {
+		b.record(instance(i+1, "a1"))
+	}
+	if entries, err := os.ReadDir(b.opt.Dir); err != nil || len(entries) != maxInstances {
+		t.Fatalf("%d directories, %v", len(entries), err)
+	}
+	first := instance(0, "a1")
+	if s := b.check(first); s.Exit != attach.ExitUnknown || s.Records != 0 || s.First == nil || !strings.Contains(s.First.Why, "had to make room") {
+		t.Error(describe(s))
+	}
+	// The same start is not recorded again: of more instances than are kept, each would
+	// push out another for ever.
+	if !b.Has(first.Unit, first.Key()) {
+		t.Error("it would be recorded again at its next look")
+	}
+	b.record(instance(0, "a2"))
+	if s := b.check(instance(0, "a2")); s.Holds != attach.Yes || s.Newest.Number != 1 {
+		t.Error(describe(s))
+	}
+	// Another life knows nothing of it and comes to the same.
+	b.stop()
+	b = newBench(t, b.root, nil)
+	if s := b.check(instance(1, "a1")); s.Exit != attach.ExitUnknown || s.Records != 0 {
+		t.Error(describe(s))
+	}
+	if s := b.check(instance(0, "a2")); s.Holds != attach.Yes {
+		t.Error(describe(s))
+	}
+}
+
 func TestTooMuchAtOnceIsSaid(t *testing.T) {
 	const maxQueue = 25
 	b := newBench(t, "", func(o *Options) { o.Queue = maxQueue })

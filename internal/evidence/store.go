@@ -13,13 +13,17 @@ import (
 	"strings"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/journal"
 	"github.com/aaunit/aaunit/internal/safefile"
 )
 
 const (
 	anchorName = "anchor.json"
 	suffix     = ".json"
-	digits     = 12 // of a number, so that names sort as numbers do
+	// removedName is where the directory of a unit goes to be removed; none of them is
+	// named so.
+	removedName = ".removed"
+	digits      = 12 // of a number, so that names sort as numbers do
 )
 
 // Bounds on the directories of units. Who can have instances of a template
@@ -209,7 +213,7 @@ func (k *Keeper) makeRoom(unit, dir string) error {
 	total := 0
 	template := attach.TemplateOf(unit)
 	for _, e := range entries {
-		if !e.IsDir() || e.Name() == filepath.Base(dir) {
+		if !e.IsDir() || e.Name() == filepath.Base(dir) || e.Name() == removedName {
 			continue
 		}
 		total++
@@ -226,15 +230,40 @@ func (k *Keeper) makeRoom(unit, dir string) error {
 		}
 	}
 	if count >= maxInstances {
-		old := filepath.Join(k.opt.Dir, oldest.Name())
-		if err := os.RemoveAll(old); err != nil {
-			return fmt.Errorf("cannot make room for evidence: %w", err)
+		if err := k.evict(oldest.Name()); err != nil {
+			return err
 		}
-		k.opt.Log.Info("removed the evidence of "+oldest.Name()+": that of the last "+strconv.Itoa(maxInstances)+" units of "+template+" is kept", "directory", old)
+		k.opt.Log.Info("removed the evidence of "+oldest.Name()+": that of the last "+strconv.Itoa(maxInstances)+" units of "+template+" is kept", journal.FieldUnit, oldest.Name(), "directory", filepath.Join(k.opt.Dir, oldest.Name()))
 		total--
 	}
 	if total >= maxUnitDirs {
 		return fmt.Errorf("cannot keep evidence of %s: there is that of %d units, and no more is kept; remove directories of units that are no more from %s", unit, total, k.opt.Dir)
+	}
+	return nil
+}
+
+// evict removes all that is kept of a unit, and what is remembered of it: its chain
+// begins anew, and nobody is to miss a record of the old one. The directory goes as a
+// whole, since half of one is a chain with records missing for whoever reads it after a
+// crash.
+func (k *Keeper) evict(name string) error {
+	removed := filepath.Join(k.opt.Dir, removedName)
+	err := os.RemoveAll(removed) // what a crash has left
+	if err == nil {
+		err = os.Rename(filepath.Join(k.opt.Dir, name), removed)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot make room for evidence: %w", err)
+	}
+	k.mu.Lock()
+	for unit, s := range k.heads {
+		if filepath.Base(k.dirOf(unit)) == name {
+			s.last = head{}
+		}
+	}
+	k.mu.Unlock()
+	if err := os.RemoveAll(removed); err != nil {
+		k.opt.Log.Warn("cannot remove evidence that had to make room; it is tried again with the next", "directory", removed, "err", err)
 	}
 	return nil
 }
