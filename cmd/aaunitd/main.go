@@ -113,6 +113,7 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 	o.SocketOptions = sockopt.Host{System: sockopt.New(sockopt.Options{}), Store: sockopt.DefaultStore}
 	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log, Options: sockopt.OptionName}
 	loop := reconcile.New(breakable(o))
+	keeper.Living = loop.Living
 
 	var parts sync.WaitGroup
 	var ready sync.WaitGroup

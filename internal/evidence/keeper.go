@@ -51,6 +51,10 @@ type Options struct {
 // Keeper keeps evidence. Its methods may be called at the same time, and hold up
 // nobody but Check.
 type Keeper struct {
+	// Living gives the units whose records are not removed to make room for those of
+	// another unit, or nil: none. It is set before Run.
+	Living func() []string
+
 	opt    Options
 	kernel string
 	queue  chan *job // of pointers: it has room for many, and is mostly empty

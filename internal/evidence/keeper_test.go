@@ -254,6 +254,82 @@ func TestInstancesPushOutTheirOwnOnly(t *testing.T) {
 	}
 }
 
+// Of a prefix or glob come units of any name: they keep no other from being recorded, and
+// push out no unit that is living.
+func TestOfTooManyUnitsTheLivingKeepTheirs(t *testing.T) {
+	b := newBench(t, "", nil)
+	var living []string
+	b.Living = func() []string { return living }
+	start := func(name string) attach.EvidenceStatus {
+		e := seen("a1")
+		e.Unit, e.Executable = name, attach.EvidenceProgram{Problem: "none"}
+		b.record(e)
+		return b.Check(context.Background(), name, nil, nil)
+	}
+	long := strings.Repeat("l", 243) + ".service"
+	for i, name := range []string{unit, "ended.service", long} {
+		if s := start(name); s.Records != 1 {
+			t.Fatal(describe(s))
+		}
+		at := time.Now().Add(time.Duration(i-1000) * time.Hour)
+		if err := os.Chtimes(b.dirOf(name), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	living = []string{unit, long}
+	for i := range maxUnitDirs - 3 {
+		living = append(living, fmt.Sprintf("job-%d.service", i))
+		if err := os.Mkdir(b.dirOf(living[2+i]), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := start("new.service"); s.Records != 1 {
+		t.Error(describe(s))
+	}
+	if s := b.Check(context.Background(), "ended.service", nil, nil); s.Exit != attach.ExitUnknown || s.Records != 0 {
+		t.Error("it was not told apart from tampering:", describe(s))
+	}
+	if !strings.Contains(b.log.String(), "removed the evidence of ended.service") {
+		t.Error("it was not told")
+	}
+	// Where all are living no more is kept, and none goes.
+	living = append(living, "new.service")
+	if s := start("more.service"); s.Records != 0 || !strings.Contains(b.log.String(), "cannot keep evidence of more.service") {
+		t.Error(describe(s), b.log)
+	}
+	living = living[2:]
+	if s := start("more.service"); s.Records != 1 {
+		t.Error(describe(s))
+	}
+	for name, want := range map[string]int{unit: 0, long: 1, "new.service": 1} {
+		if s := b.Check(context.Background(), name, nil, nil); s.Records != want {
+			t.Errorf("of %s %d records are left, want %d", name, s.Records, want)
+		}
+	}
+}
+
+// An instance whose name is as long as systemd's names can be counts as one, and one that
+// has ended goes before one that is living.
+func TestInstancesThatHaveEndedGoFirst(t *testing.T) {
+	b := newBench(t, "", nil)
+	instance := func(i int) string { return fmt.Sprintf("conn@%0242d.service", i) } // 255 bytes
+	b.Living = func() []string { return []string{instance(0)} }
+	for i := range maxInstances + 1 {
+		e := seen("a1")
+		e.Unit, e.Executable = instance(i), attach.EvidenceProgram{Problem: "none"}
+		b.record(e)
+		old := time.Now().Add(time.Duration(i-1000) * time.Minute)
+		if err := os.Chtimes(b.dirOf(e.Unit), old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, want := range map[int]int{0: 1, 1: 0, 2: 1, maxInstances: 1} {
+		if _, records := b.files(instance(i)); len(records) != want {
+			t.Errorf("of number %d %d records are left, want %d", i, len(records), want)
+		}
+	}
+}
+
 // That records had to make room is not taken for somebody having removed them, and the
 // next start begins a new chain.
 func TestWhatMadeRoomWasNotTamperedWith(t *testing.T) {

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/journal"
@@ -28,7 +30,8 @@ const (
 
 // Bounds on the directories of units. Who can have instances of a template
 // started, by connecting to a socket for example, pushes out evidence of that
-// template's units only.
+// template's units only. Who can have units of a prefix or glob started, which no name
+// tells from others, pushes out evidence of units that are not living.
 const (
 	maxInstances = 100
 	maxUnitDirs  = 5000
@@ -38,9 +41,9 @@ const (
 // into a file name, else after its digest.
 func (k *Keeper) dirOf(unit string) string {
 	name := unit
-	// As internal/state names its files; an escape sequence in a name is for who
-	// lists the directory to bear.
-	if len(name) > 240 || name == "" || strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
+	// systemd's names fit (systemd.unit(5)), and so instances are known by them; an escape
+	// sequence in a name is for who lists the directory to bear.
+	if len(name) > 255 || name == "" || strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
 		sum := sha256.Sum256([]byte(unit))
 		name = "sha256-" + hex.EncodeToString(sum[:])
 	}
@@ -198,9 +201,9 @@ func (k *Keeper) prune(unit, dir string, records []stored) error {
 	return nil
 }
 
-// makeRoom keeps the number of directories within bounds before a new one is made:
-// of too many instances of a template the one goes that was written to least
-// recently. Whoever is not one of many is never pushed out.
+// makeRoom keeps the number of directories within bounds before a new one is made. The
+// one goes that was written to least recently: of too many instances of a template one
+// of them, if possible of a unit that is not living; of too many units one of those only.
 func (k *Keeper) makeRoom(unit, dir string) error {
 	entries, err := os.ReadDir(k.opt.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -209,44 +212,62 @@ func (k *Keeper) makeRoom(unit, dir string) error {
 	if err != nil {
 		return fmt.Errorf("cannot keep evidence: %w", err)
 	}
-	count, oldest := 0, os.FileInfo(nil)
-	total := 0
+	var all, instances []fs.DirEntry
 	template := attach.TemplateOf(unit)
 	for _, e := range entries {
 		if !e.IsDir() || e.Name() == filepath.Base(dir) || e.Name() == removedName {
 			continue
 		}
-		total++
-		if template == "" || attach.TemplateOf(e.Name()) != template {
-			continue
-		}
-		info, err := e.Info()
-		if err != nil {
-			continue
-		}
-		count++
-		if oldest == nil || info.ModTime().Before(oldest.ModTime()) {
-			oldest = info
+		all = append(all, e)
+		if template != "" && attach.TemplateOf(e.Name()) == template {
+			instances = append(instances, e)
 		}
 	}
-	if count >= maxInstances {
-		if err := k.evict(oldest.Name()); err != nil {
-			return err
-		}
-		k.opt.Log.Info("removed the evidence of "+oldest.Name()+": that of the last "+strconv.Itoa(maxInstances)+" units of "+template+" is kept", journal.FieldUnit, oldest.Name(), "directory", filepath.Join(k.opt.Dir, oldest.Name()))
-		total--
+	if len(instances) >= maxInstances {
+		ended, living := k.oldest(instances)
+		return k.evict(cmp.Or(ended, living), fmt.Sprintf("that of the last %d units of %s is kept", maxInstances, template))
 	}
-	if total >= maxUnitDirs {
-		return fmt.Errorf("cannot keep evidence of %s: there is that of %d units, and no more is kept; remove directories of units that are no more from %s", unit, total, k.opt.Dir)
+	if len(all) >= maxUnitDirs {
+		ended, _ := k.oldest(all)
+		if ended == "" {
+			return fmt.Errorf("cannot keep evidence of %s: there is that of %d attached units, and no more is kept; detach some of them", unit, len(all))
+		}
+		return k.evict(ended, fmt.Sprintf("that of %d units is kept, and of those that are not attached, or have ended, it was the oldest", maxUnitDirs))
 	}
 	return nil
 }
 
-// evict removes all that is kept of a unit, and what is remembered of it: its chain
-// begins anew, and nobody is to miss a record of the old one. The directory goes as a
-// whole, since half of one is a chain with records missing for whoever reads it after a
+// oldest finds the directories that were written to least recently: of a unit that has
+// ended and of one that is living; "" where there is none.
+func (k *Keeper) oldest(dirs []fs.DirEntry) (ended, living string) {
+	lives := map[string]bool{}
+	if k.Living != nil {
+		for _, unit := range k.Living() {
+			lives[filepath.Base(k.dirOf(unit))] = true
+		}
+	}
+	var endedAt, livingAt time.Time
+	for _, e := range dirs {
+		info, err := e.Info()
+		if err != nil {
+			continue // it is gone
+		}
+		name, at := &ended, &endedAt
+		if lives[e.Name()] {
+			name, at = &living, &livingAt
+		}
+		if *name == "" || info.ModTime().Before(*at) {
+			*name, *at = e.Name(), info.ModTime()
+		}
+	}
+	return ended, living
+}
+
+// evict removes all that a directory has of a unit, and what is remembered of it: its
+// chain begins anew, and nobody is to miss a record of the old one. The directory goes as
+// a whole, since half of one is a chain with records missing for whoever reads it after a
 // crash.
-func (k *Keeper) evict(name string) error {
+func (k *Keeper) evict(name, why string) error {
 	removed := filepath.Join(k.opt.Dir, removedName)
 	err := os.RemoveAll(removed) // what a crash has left
 	if err == nil {
@@ -262,6 +283,7 @@ func (k *Keeper) evict(name string) error {
 		}
 	}
 	k.mu.Unlock()
+	k.opt.Log.Info("removed the evidence of "+name+": "+why, journal.FieldUnit, name, "directory", filepath.Join(k.opt.Dir, name))
 	if err := os.RemoveAll(removed); err != nil {
 		k.opt.Log.Warn("cannot remove evidence that had to make room; it is tried again with the next", "directory", removed, "err", err)
 	}

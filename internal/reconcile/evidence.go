@@ -31,6 +31,27 @@ func (l *Loop) gatherEvidence(d attach.Desired, o attach.Observed, v attach.Verd
 	return e
 }
 
+// Living lists the units whose evidence is not to make room for that of others: what is
+// attached, but for units that a pattern alone names and that have ended. Those of a glob
+// are remembered all the same, since nobody else knows of their drop-ins.
+func (l *Loop) Living() (units []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for unit := range l.records {
+		if _, attached := l.targets[unit]; !attached { // its attachment is frozen, or about to be undone
+			units = append(units, unit)
+		}
+	}
+	for unit, a := range l.targets {
+		runs := attach.Unit{ActiveState: l.statusOf(unit).ActiveState}.Active()
+		m := a.Matches(unit)
+		if named := m == attach.MatchName || m == attach.NoMatch; named || runs || !l.unlisted[unit] { // NoMatch: by an alias
+			units = append(units, unit)
+		}
+	}
+	return units
+}
+
 // VerifyEvidence looks again, now, at attached units, and says whether what their
 // last verdicts rest on still holds.
 func (l *Loop) VerifyEvidence(ctx context.Context, units []string) (attach.EvidenceReport, error) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/evidence"
@@ -281,6 +282,32 @@ func TestVerifyEvidence(t *testing.T) {
 			}
 		})
 	})
+}
+
+// Whose evidence may make room for that of other units: of what is attached, no more than
+// what a pattern alone names and has ended.
+func TestLiving(t *testing.T) {
+	for pattern, own := range map[string]string{"w@.service": "w@.service", "w@*.service": ""} {
+		w := instances(func(a *attach.Attachment) { a.Units = []string{pattern, "w@named.service"} }, "named", "1", "2", "3")
+		w.addUnit("detached.service")
+		w.declareUnit("/etc/aaunit/attachments.d/detached.conf", "detached.service", nil)
+		w.run(t, func(l *Loop) {
+			rest()
+			w.undeclare("/etc/aaunit/attachments.d/detached.conf")
+			for _, name := range []string{"named", "1", "2"} {
+				w.ends("w@" + name + ".service")
+			}
+			time.Sleep(DefaultRecheck)
+			rest()
+			w.comes("w@2.service") // again
+			rest()
+			got := slices.DeleteFunc(l.Living(), func(unit string) bool { return unit == own })
+			slices.Sort(got)
+			if want := []string{"w@2.service", "w@3.service", "w@named.service"}; !slices.Equal(got, want) {
+				t.Errorf("%s: %q, want %q", pattern, got, want)
+			}
+		})
+	}
 }
 
 func TestWithoutEvidenceNothingIsProved(t *testing.T) {
