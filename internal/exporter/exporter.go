@@ -105,7 +105,8 @@ func (e *exporter) metrics(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(text) // who went away does not read it
 }
 
-// get asks the daemon, unless it was asked a moment ago.
+// get asks the daemon, unless it was asked a moment ago. Who goes away waits no more; the
+// answer is for others, too, so a question that was put is not cut off.
 func (e *exporter) get(ctx context.Context) ([]byte, error) {
 	select {
 	case e.asking <- struct{}{}:
@@ -116,7 +117,7 @@ func (e *exporter) get(ctx context.Context) ([]byte, error) {
 	if e.text != nil && time.Since(e.at) < e.o.Fresh {
 		return e.text, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 	defer cancel()
 	var b bytes.Buffer
 	m, err := e.o.Ask(ctx)

@@ -95,6 +95,37 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// Who asks and goes away at once neither cuts the question off nor has others read that
+// the daemon does not answer.
+func TestWhoGoesAwayIsNoAnswer(t *testing.T) {
+	asked := make(chan struct{}, 10)
+	c, _ := serve(t, Options{Log: quiet, Fresh: time.Minute, Ask: func(ctx context.Context) (attach.Metrics, error) {
+		asked <- struct{}{}
+		select {
+		case <-ctx.Done():
+			return attach.Metrics{}, ctx.Err()
+		case <-time.After(500 * time.Millisecond): // in which it is seen that the client has gone
+			return attach.Metrics{Version: "9", At: time.Now()}, nil
+		}
+	}})
+	ctx, leave := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		leave()
+	}()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://aaunit/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := c.Do(r); err == nil {
+		r.Body.Close()
+		t.Fatal("it was answered before it went away")
+	}
+	if code, text, _ := get(t, c, "/metrics"); code != 200 || !strings.Contains(text, `aaunit_build_info{version="9"} 1`) {
+		t.Errorf("%d\n%s", code, text)
+	}
+}
+
 // It ends when nobody asks, and goes on while somebody does.
 func TestServeEndsWhenIdle(t *testing.T) {
 	c, ended := serve(t, Options{Log: quiet, Idle: 2 * time.Second, Ask: func(context.Context) (attach.Metrics, error) { return attach.Metrics{}, nil }})
