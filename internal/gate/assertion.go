@@ -48,14 +48,15 @@ func (a *asking) assert(as attach.Assertion) {
 	}
 }
 
-// executables are those that the unit's command lines name, under every path that
-// they may have, or only under the real one.
+// executables are those that the unit's command lines name: under every path that they
+// may have, or only where they really lie, which is what the kernel checks when one is
+// read, executed or mapped. Who may write the link puts another in its place.
 func (a *asking) executables(every bool) (out []string) {
 	for _, c := range a.Unit.Settings.Exec {
 		if c.Path == "" {
 			continue
 		}
-		paths := merged(c.Path)
+		paths := a.reallyAt(c.Path)
 		if !every {
 			paths = paths[len(paths)-1:]
 		}

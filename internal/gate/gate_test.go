@@ -447,6 +447,35 @@ change_profile -> worker,`
 	}
 }
 
+// The kernel checks a file where it really lies. What may be done to the links on the way
+// there matters to Deny= alone.
+func TestAnExecutableBehindALink(t *testing.T) {
+	const link, real = "/usr/local/bin/app", "/opt/app/bin/app"
+	for _, tt := range []struct {
+		rules, line string
+		want        string // the witness of what does not hold; "" holds
+	}{
+		{real + " mr,", "Deny=map @{exec}", real},
+		{real + " mr,", "Allow=read @{exec}", ""},
+		{link + " mr,", "Allow=read @{exec}", real},
+		{real + " mr,", "Deny=write @{exec}", ""},
+		{link + " w,", "Deny=write @{exec}", link}, // another could take its place
+	} {
+		q := question(t, profile(tt.rules), tt.line)
+		q.Unit.Settings.Exec = []attach.ExecCommand{{Property: "ExecStart", Path: link}}
+		g := New(nil)
+		g.Facts = func(attach.Unit, []string) attach.Facts {
+			return attach.Facts{User: -1, Files: map[string]attach.File{link: {Kind: attach.FileCompiled, Path: real}}}
+		}
+		found := slices.DeleteFunc(g.Ask(q), func(f attach.Finding) bool {
+			return f.Code != attach.AssertionFailed && f.Code != attach.AssertionUnknown
+		})
+		if len(found) != min(len(tt.want), 1) || tt.want != "" && found[0].Witness != tt.want {
+			t.Errorf("%s of a profile with %q: %v, want %q", tt.line, tt.rules, found, tt.want)
+		}
+	}
+}
+
 // The profiles that the unit's tasks can come to run under are asked, too.
 func TestTheClosureIsAsked(t *testing.T) {
 	text := profile("/bin/sh Cx -> sub,\nprofile sub {\n/bin/sh mr,\n/srv/** rw,\n}") +
