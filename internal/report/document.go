@@ -13,7 +13,6 @@ import (
 	"cmp"
 	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"reflect"
@@ -62,30 +61,90 @@ func New(h attach.HostReport, made time.Time) Document {
 const (
 	MaxSize   = 256 << 20 // bytes
 	maxHosts  = 100_000
-	maxList   = 20_000   // elements of a list that is none of hosts
-	maxValues = 20 << 20 // of all lists together
-	maxString = 8192     // bytes
+	maxList   = 20_000 // elements of a list that is none of the document's own
+	maxString = 8192   // bytes
+	maxNested = 64     // of objects and lists within each other
+	// An empty object is two bytes of text, and hundreds when it is decoded. On average
+	// there has to be so much text for each object and each element of a list, which is a
+	// fraction of what there is in any report; the first few are free.
+	textOfValue = 32 // bytes
+	freeValues  = 1000
 )
 
 // Parse reads a document. What is too large, or no report, is an error; a word that is
 // not known, in the place of one of a few, reads as "could not tell".
 func Parse(r io.Reader) (Document, error) {
-	limited := &io.LimitedReader{R: r, N: MaxSize + 1}
-	dec := json.NewDecoder(limited)
-	var d Document
-	if err := dec.Decode(&d); err != nil {
-		if limited.N <= 0 {
-			return Document{}, fmt.Errorf("it is larger than %d MiB", MaxSize>>20)
-		}
-		return Document{}, fmt.Errorf("it is no report: %w", err)
+	text, err := io.ReadAll(io.LimitReader(r, MaxSize+1))
+	switch {
+	case err != nil:
+		return Document{}, fmt.Errorf("it cannot be read: %w", err)
+	case len(text) > MaxSize:
+		return Document{}, fmt.Errorf("it is larger than %d MiB", MaxSize>>20)
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Document{}, errors.New("something follows the report")
+	if _, err := measure(text); err != nil {
+		return Document{}, err
+	}
+	var d Document
+	if err := json.Unmarshal(text, &d); err != nil {
+		return Document{}, fmt.Errorf("it is no report: %w", err)
 	}
 	if err := d.check(); err != nil {
 		return Document{}, err
 	}
 	return d, nil
+}
+
+// measure counts objects and elements of lists in a JSON text, before memory is taken for
+// them, and refuses too many. Of what is no JSON the count means nothing.
+func measure(text []byte) (values int, err error) {
+	var elements [maxNested]int // of the lists that are open; -1 is an object
+	depth := -1
+	inList := func() bool { return depth >= 0 && elements[depth] >= 0 }
+	most := freeValues + len(text)/textOfValue
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			for i++; i < len(text) && text[i] != '"'; i++ {
+				if text[i] == '\\' {
+					i++
+				}
+			}
+			continue
+		case '{':
+			if !inList() {
+				values++ // else it was counted as an element
+			}
+			if depth++; depth < maxNested {
+				elements[depth] = -1
+			}
+		case '[':
+			values++
+			if depth++; depth < maxNested {
+				elements[depth] = 1
+			}
+		case ']', '}':
+			depth = max(depth-1, -1)
+			continue
+		case ',':
+			if !inList() {
+				continue
+			}
+			values++
+			// The document's own lists are of all hosts together.
+			if elements[depth]++; depth > 1 && elements[depth] > maxList {
+				return values, fmt.Errorf("a list has more than %d elements", maxList)
+			}
+		default:
+			continue
+		}
+		if depth >= maxNested {
+			return values, fmt.Errorf("it is nested more than %d deep", maxNested)
+		}
+		if values > most {
+			return values, fmt.Errorf("it has more than %d values in %d bytes, which no report has", most, len(text))
+		}
+	}
+	return values, nil
 }
 
 func (d Document) check() error {
@@ -97,7 +156,6 @@ func (d Document) check() error {
 	case len(d.Hosts) > maxHosts:
 		return fmt.Errorf("it has %d hosts, at most %d are read", len(d.Hosts), maxHosts)
 	}
-	values := 0
 	for i := range d.Hosts {
 		h := &d.Hosts[i]
 		if h.Unattached != nil {
@@ -111,7 +169,7 @@ func (d Document) check() error {
 		if h.At.IsZero() {
 			return fmt.Errorf("host %q does not say of when it is", shorten(h.Machine.Name))
 		}
-		if err := bounded(reflect.ValueOf(h).Elem(), &values); err != nil {
+		if err := bounded(reflect.ValueOf(h).Elem()); err != nil {
 			return fmt.Errorf("host %q: %w", shorten(h.Machine.Name), err)
 		}
 		for _, u := range h.Units {
@@ -120,35 +178,35 @@ func (d Document) check() error {
 			}
 		}
 	}
-	return bounded(reflect.ValueOf(d.Left), &values)
+	return bounded(reflect.ValueOf(d.Left))
 }
 
 // bounded refuses a text or list that is too long, and a text that is no UTF-8.
-func bounded(v reflect.Value, values *int) error {
+func bounded(v reflect.Value) error {
 	switch v.Kind() {
 	case reflect.String:
 		if s := v.String(); len(s) > maxString || !utf8.ValidString(s) {
 			return fmt.Errorf("a text is longer than %d bytes, or no UTF-8: %q", maxString, shorten(s))
 		}
 	case reflect.Slice:
-		if *values += v.Len(); v.Len() > maxList || *values > maxValues {
+		if v.Len() > maxList {
 			return fmt.Errorf("a list has %d elements, more than are read", v.Len())
 		}
 		for i := range v.Len() {
-			if err := bounded(v.Index(i), values); err != nil {
+			if err := bounded(v.Index(i)); err != nil {
 				return err
 			}
 		}
 	case reflect.Pointer:
 		if !v.IsNil() {
-			return bounded(v.Elem(), values)
+			return bounded(v.Elem())
 		}
 	case reflect.Struct:
 		if v.Type() == reflect.TypeFor[time.Time]() {
 			return nil
 		}
 		for i := range v.NumField() {
-			if err := bounded(v.Field(i), values); err != nil {
+			if err := bounded(v.Field(i)); err != nil {
 				return err
 			}
 		}

@@ -216,6 +216,54 @@ func TestParseIsBounded(t *testing.T) {
 	}
 }
 
+// One host's file does not use up the memory of the machine that merges: what is counted
+// as too much is not decoded first, and what is decoded takes no more than some ten times
+// the room of its text.
+func TestParseTakesNoMoreMemoryThanTheFileIsLarge(t *testing.T) {
+	host := func(units string) string {
+		return `{"at":"2026-06-01T12:00:00Z","units":[` + units + `]},`
+	}
+	list := func(element string, n int) string {
+		return strings.TrimSuffix(strings.Repeat(element+",", n), ",")
+	}
+	whole := func(hosts string) string {
+		return `{"kind":"aaunit-report","format":1,"made":"2026-06-01T12:00:00Z","hosts":[` + strings.TrimSuffix(hosts, ",") + `]}`
+	}
+	for name, text := range map[string]string{
+		"one list":           whole(host(list("{}", 300_000))),
+		"many lists":         whole(strings.Repeat(host(list("{}", 15_000)), 20)),
+		"units with a name":  whole(strings.Repeat(host(list(`{"unit":"a"}`, 15_000)), 5)),
+		"hosts":              whole(list("{}", 300_000)),
+		"what are no units":  whole(strings.Repeat(host(list("0", 15_000)), 20)),
+		"nothing":            whole(strings.Repeat(host(list("null", 15_000)), 20)),
+		"members":            whole(host(list(`{"unit":"a","verdict":{},"paused":{},"evidence":{},"sockets":{},"seen":{}}`, 15_000))),
+		"quotes in a string": whole(`{"version":"\\\"[","units":[` + list("{}", 300_000) + `]}`),
+		"deep":               strings.Repeat(`{"hosts":[`, 100_000),
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := Parse(strings.NewReader(text))
+		runtime.ReadMemStats(&after)
+		if err == nil {
+			t.Errorf("%s: it is taken", name)
+		}
+		// The text is read into memory that grows.
+		if took := after.TotalAlloc - before.TotalAlloc; took > 8*uint64(len(text)) {
+			t.Errorf("%s: a file of %d bytes took %d bytes (%v)", name, len(text), took, err)
+		}
+	}
+	// A report has far more text than that, written as closely as can be, too.
+	for _, d := range []Document{sampleDocument(), fleetHost(1), fleet(1200)} {
+		text, err := json.Marshal(d)
+		if err == nil {
+			_, err = Parse(bytes.NewReader(text))
+		}
+		if n, _ := measure(text); err != nil || len(text) < 2*textOfValue*n {
+			t.Errorf("%d bytes with %d values: %v", len(text), n, err)
+		}
+	}
+}
+
 func TestStanding(t *testing.T) {
 	verdict := func(a attach.Answer, codes ...attach.Code) *attach.Verdict {
 		v := &attach.Verdict{Answer: a}
