@@ -229,8 +229,10 @@ func leave(store state.Dir) {
 	defer cancel()
 	systemd := units.New(units.Options{})
 	defer systemd.Close()
+	looking, done := context.WithTimeout(ctx, reconcile.MaxPolicy)
+	defer done()
 	removal := reconcile.Removal{
-		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{}), SocketOptions: sockopt.New(sockopt.Options{}),
+		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{Life: looking}), SocketOptions: sockopt.New(sockopt.Options{}),
 		Store: store, Booted: util.IsRunningSystemd(), Boot: state.Boot(),
 		Tell: func(format string, args ...any) { fmt.Printf("aaunit: "+format+"\n", args...) },
 	}

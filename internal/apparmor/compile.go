@@ -321,7 +321,7 @@ func compiled(src *source, blob []byte, complain bool) (attach.Compiled, error) 
 	}
 	elements, err := policydb.Split(blob)
 	if err != nil {
-		return fail("the parser's output makes no sense: %v", err)
+		return attach.Compiled{}, &compileError{file: src.file, text: fmt.Sprintf("the parser's output makes no sense: %v", err), silent: true}
 	}
 	if len(elements) == 0 {
 		return fail("it defines no profile")

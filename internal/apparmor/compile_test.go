@@ -120,16 +120,19 @@ func TestCompileRefuses(t *testing.T) {
 }
 
 func TestParserThatMisbehaves(t *testing.T) {
-	for name, c := range map[string]struct{ script, want string }{
-		"hangs":          {"exec sleep 100", "did not end within"},
-		"hangs forked":   {"sleep 100 & wait", "did not end within"},
-		"garbage":        {"head -c 100000 /dev/urandom", "makes no sense"},
-		"floods":         {"exec cat /dev/zero", "printed more than"},
-		"lies":           {"echo 'AppArmor parser error for x in /etc/apparmor.d/a at line 7: boom'  >&2; exit 0", ":7: apparmor_parser gave up here. (apparmor_parser: boom)"},
-		"silent failure": {"exit 3", "exit status 3"},
-		"says nothing":   {"exit 0", "it defines no profile"},
-		"dies":           {"kill -SEGV $$", "signal"},
-		"too much":       {"x=a; while :; do x=$x$x; done", "cannot compile"},
+	for name, c := range map[string]struct {
+		script, want string
+		refused      bool // the text, as far as can be told
+	}{
+		"hangs":          {"exec sleep 100", "did not end within", false},
+		"hangs forked":   {"sleep 100 & wait", "did not end within", false},
+		"garbage":        {"head -c 100000 /dev/urandom", "makes no sense", false},
+		"floods":         {"exec cat /dev/zero", "printed more than", false},
+		"lies":           {"echo 'AppArmor parser error for x in /etc/apparmor.d/a at line 7: boom'  >&2; exit 0", ":7: apparmor_parser gave up here. (apparmor_parser: boom)", true},
+		"silent failure": {"exit 3", "exit status 3", false},
+		"says nothing":   {"exit 0", "it defines no profile", true},
+		"dies":           {"kill -SEGV $$", "signal", false},
+		"too much":       {"x=a; while :; do x=$x$x; done", "cannot compile", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t, fakeParser(t, c.script))
@@ -137,7 +140,11 @@ func TestParserThatMisbehaves(t *testing.T) {
 			f := h.profile("a", "profile a { }\n")
 			begin := time.Now()
 			done, problems := h.Compile(ctx(t), []string{f}, false)
-			if len(done) > 0 || len(problems) != 1 || problems[0].Code != attach.ProfileBroken || !strings.Contains(problems[0].Detail, c.want) {
+			want := attach.ProfileNotCompiled
+			if c.refused {
+				want = attach.ProfileBroken
+			}
+			if len(done) > 0 || len(problems) != 1 || problems[0].Code != want || !strings.Contains(problems[0].Detail, c.want) {
 				t.Errorf("%+v %+v", done, problems)
 			}
 			if time.Since(begin) > 20*time.Second {

@@ -452,11 +452,14 @@ func (s *System) reindex(files []string, known map[string]*indexed) map[string]*
 
 // indexing is the context in which the parser runs for the index, whoever asked:
 // what it finds serves the next ones too. It is bounded, since all who ask wait
-// meanwhile, and ends with the one that Changes has.
+// meanwhile, and ends with the one that Changes has, or Options.Life.
 func (s *System) indexing() (context.Context, context.CancelFunc) {
 	s.index.watch.Lock()
 	life := s.index.watch.life
 	s.index.watch.Unlock()
+	if life == nil {
+		life = s.opt.Life
+	}
 	if life == nil {
 		life = context.Background()
 	}

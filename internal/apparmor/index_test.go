@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
 
 func TestIndexFindsNamesWhateverTheFileIsCalled(t *testing.T) {
@@ -323,5 +325,22 @@ func TestALookIsBoundedInAll(t *testing.T) {
 	}
 	if d, all := time.Since(begin), 60*500*time.Millisecond/parallel; d > all*3/4 {
 		t.Errorf("took %v; one after the other they take %v", d, all)
+	}
+}
+
+// A command that may not wait long: what it gets then are the names that the texts say.
+func TestALookEndsWithItsCommand(t *testing.T) {
+	h := newHost(t, fakeParser(t, "exec sleep 100"))
+	h.opt.ParserTime = time.Minute
+	life, cancel := context.WithTimeout(ctx(t), time.Second)
+	defer cancel()
+	h.opt.Life = life
+	f := h.profile("a", "profile a { }\n")
+	begin := time.Now()
+	if got := names(h, "a"); got != "a@a" || time.Since(begin) > 20*time.Second {
+		t.Errorf("ByName = %q after %v", got, time.Since(begin))
+	}
+	if done, problems := h.Compile(life, []string{f}, false); len(done) > 0 || len(problems) != 1 || problems[0].Code != attach.ProfileNotCompiled {
+		t.Errorf("%+v %+v", done, problems)
 	}
 }

@@ -414,7 +414,7 @@ func (s *System) alone(ctx context.Context, c *copied, src *source, path string,
 	if out.err != nil || strings.Contains(said, "parser error") {
 		e := newCompileError(src, said, out.err, s.parserVersion(ctx))
 		if exit := (*exec.ExitError)(nil); errors.As(out.err, &exit) && !exit.Exited() {
-			e.again = later() // somebody, or the kernel for want of memory, has killed it
+			e.again, e.silent = later(), true // somebody, or the kernel for want of memory, has killed it
 		}
 		return nil, e
 	}
@@ -430,6 +430,8 @@ type compileError struct {
 	run   bool      // the parser could not be run, or did not end
 	// unread: the file could not be read.
 	unread bool
+	// silent: the parser was killed, or said nothing on the text that makes sense.
+	silent bool
 	// again is when it is worth another try although no input has changed; zero:
 	// never.
 	again time.Time
@@ -457,7 +459,7 @@ func newCompileError(src *source, said string, ended error, version string) *com
 	case e.found.Code != "":
 		e.text = e.found.String()
 	case ended != nil:
-		e.text = "apparmor_parser ended with " + ended.Error() + " and said nothing"
+		e.text, e.silent = "apparmor_parser ended with "+ended.Error()+" and said nothing", true
 	}
 	return e
 }
@@ -567,16 +569,20 @@ func problem(file string, err error) attach.Reason {
 		if where == "" {
 			where = file
 		}
-		r := attach.Because(attach.ProfileBroken, "%v", ce).At(where)
+		code := attach.ProfileBroken
+		if ce.run || ce.silent {
+			code = attach.ProfileNotCompiled
+		}
+		r := attach.Because(code, "%v", ce).At(where)
 		switch {
-		case ce.found.Code != "":
+		case ce.found.Code != "" && !ce.silent:
 			return ce.found.reason(r)
-		case !ce.run:
+		case code == attach.ProfileBroken:
 			r = r.WithNext("correct the file; apparmor_parser -Q -K " + file + " shows whether it compiles")
 		case strings.Contains(ce.text, tooLong), strings.Contains(ce.text, tooLarge):
 			r = r.WithNext("make the file simpler: alternations such as {a,b} multiply, the more so behind **; it is tried again when it changes, and now and then")
 		}
 		return r
 	}
-	return attach.Because(attach.ProfileBroken, "%v", err).At(file).WithNext(safefile.WayOut(err))
+	return attach.Because(attach.ProfileNotCompiled, "%v", err).At(file).WithNext(safefile.WayOut(err))
 }

@@ -161,7 +161,7 @@ func TestAParserThatIsKilledIsTriedAgain(t *testing.T) {
 	h.opt.Parsers = []string{fakeParser(t, "if [ -e '"+mark+"' ]; then '"+real+"' \"$@\" | head -c 100; kill -KILL $$; fi\nexec '"+real+"' \"$@\"")}
 	f := h.profile("a", "profile a { /etc/hostname r, }\n")
 	done, problems := h.Compile(ctx(t), []string{f}, false)
-	if len(done) > 0 || len(problems) != 1 || !strings.Contains(problems[0].Detail, "signal: killed") {
+	if len(done) > 0 || len(problems) != 1 || problems[0].Code != attach.ProfileNotCompiled || !strings.Contains(problems[0].Detail, "signal: killed") {
 		t.Fatalf("%+v %+v", done, problems)
 	}
 	if err := os.Remove(mark); err != nil {
@@ -193,7 +193,7 @@ func TestAProfileThatExplodes(t *testing.T) {
 	good := h.profile("good", "profile good { }\n")
 	boom := h.profile("boom", explosive("boom"))
 	done, problems := h.Compile(ctx(t), []string{boom, good}, false)
-	if len(done) != 1 || done[0].File != good || len(problems) != 1 || problems[0].Code != attach.ProfileBroken ||
+	if len(done) != 1 || done[0].File != good || len(problems) != 1 || problems[0].Code != attach.ProfileNotCompiled ||
 		!strings.HasPrefix(problems[0].Detail, "cannot compile "+boom) || problems[0].Next == "" {
 		t.Errorf("%+v %+v", done, problems)
 	}
@@ -214,7 +214,7 @@ func TestAProfileThatTakesTooMuchMemory(t *testing.T) {
 	h.opt.ParserTime, h.opt.ParserMemory = 5*time.Minute, 48<<20
 	boom := h.profile("boom", explosive("boom"))
 	done, problems := h.Compile(ctx(t), []string{boom}, false)
-	if len(done) != 0 || len(problems) != 1 || problems[0].Code != attach.ProfileBroken ||
+	if len(done) != 0 || len(problems) != 1 || problems[0].Code != attach.ProfileNotCompiled ||
 		!strings.Contains(problems[0].Detail, "cannot compile "+boom+": the parser needed more memory than 48 MiB") || !strings.Contains(problems[0].Next, "make the file simpler") {
 		t.Errorf("%+v %+v", done, problems)
 	}

@@ -9,6 +9,7 @@
 package apparmor
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -80,6 +81,9 @@ type Options struct {
 	// Audit listens to the kernel's audit log, for Denials. With nil no denial is heard,
 	// and Denials says so.
 	Audit func() (AuditSource, error)
+	// Life ends the parsers that run for ByName and the like, which take no context;
+	// nil bounds them by ParserTime alone. Changes sets another one.
+	Life context.Context
 	// ParserTime bounds one run of the parser, for one file; more files get
 	// more. 0 means 30 seconds.
 	ParserTime time.Duration

@@ -430,6 +430,7 @@ var steps = map[Code]Command{
 	ProfileCorrected:   {"aaunitctl plan {unit}", true},
 	ProfileNameBad:     {"aaunitctl list --profiles", false},
 	ProfileBroken:      {"aaunitctl check {where}", true},
+	ProfileNotCompiled: {"aaunitctl check {where}", true},
 	ProfileUnreadable:  {"ls -l {where}", true},
 	ProfileUntrusted:   {"chown root:root {where}", true},
 	ProfileDuplicate:   {"aaunitctl list --profiles", false},

@@ -121,6 +121,7 @@ const (
 	ProfileCorrected   Code = "profile-name-corrected"
 	ProfileNameBad     Code = "profile-name-bad"
 	ProfileBroken      Code = "profile-does-not-compile"
+	ProfileNotCompiled Code = "profile-not-compiled"
 	ProfileUnreadable  Code = "profile-unreadable"
 	ProfilePartly      Code = "profile-checked-in-part"
 	ProfileUntrusted   Code = "profile-file-untrusted"
@@ -283,6 +284,7 @@ var entries = []Entry{
 	{ProfileCorrected, "A name was corrected", "AppArmorProfile= wants the profile's internal name, the word after \"profile\" in its text, not the name of the file that holds it.", Confined},
 	{ProfileNameBad, "The profile's name cannot be used", "systemd would read the name as something else. Rename the profile: profile NAME /path { … }", Unknown},
 	{ProfileBroken, "The profile does not compile", "apparmor_parser refuses the text, so it cannot be loaded. What is loaded now stays as it is.", Unknown},
+	{ProfileNotCompiled, "The profile could not be compiled", "apparmor_parser could not be run, or came to no end of its own, so whether the text compiles is not known. What is loaded now stays as it is. It is tried again when the text or the parser changes, and now and then.", Unknown},
 	{ProfileUnreadable, "The profile's file could not be read", "There is no such file, or whoever looks may not read it, so nothing can be said of the profile in it. ls -l FILE shows which.", Unknown},
 	{ProfilePartly, "Only a part of the profile was checked", "A rule that does not compile hides whatever else is wrong with a profile. For the check alone, what the parser refuses was left out and the rest was compiled, where that was possible. Nothing of it is loaded. Correct the lines that are named, and check again.", Unknown},
 	{ProfileUntrusted, "Others than root can write the profile", "A profile that somebody else can change confines nobody. The file, the files it includes and their directories must belong to root and be writable by root alone.", Unknown},

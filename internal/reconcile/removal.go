@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -53,7 +54,11 @@ type Removal struct {
 	blind   bool                // there may be records that could not be listed
 	stuck   map[string]bool     // units of which a drop-in could not be changed
 	staying []attach.LeftDropIn // as somebody else has made them, or as they were
+	doubts  map[string]string   // of profiles that are not missing: what the next boot makes of them
 }
+
+// MaxPolicy bounds how long Run looks at profiles, so that time is left for systemd.
+const MaxPolicy = time.Minute
 
 // Run decides about every drop-in that aaunit wrote (attach.LeftDropIn), does
 // it, and tells of each unit what it loses. What cannot be done is told and
@@ -94,7 +99,9 @@ func (r *Removal) Run(ctx context.Context) {
 	}
 	all = append(all, lost...)
 	delete(profiles, "") // a pattern's, which depends on the unit
-	missing := r.missing(ctx, slices.Sorted(maps.Keys(profiles)))
+	policy, cancel := context.WithTimeout(ctx, MaxPolicy)
+	defer cancel()
+	missing := r.missing(policy, slices.Sorted(maps.Keys(profiles)))
 	for _, left := range all {
 		left.Missing = missing
 		starts = r.part(ctx, left) && attach.Starts(left.Text) || starts
@@ -104,7 +111,7 @@ func (r *Removal) Run(ctx context.Context) {
 			r.Tell("cannot have systemd read its files again: %v; systemctl daemon-reload, or units whose socket options were held or whose attach was not finished may not start", err)
 		}
 	}
-	r.harden(ctx)
+	r.harden(policy)
 	if r.Booted {
 		if err := r.SocketOptions.RemoveAll(); err != nil {
 			r.Tell("%v", err)
@@ -281,7 +288,8 @@ func (r *Removal) startAgain(ctx context.Context, rec attach.Record) (said strin
 
 // missing says of each profile that systemd cannot put on without aaunit why
 // that is so: now, because it is not loaded, or after the next boot, because
-// apparmor.service does not load it.
+// apparmor.service does not load it. Where that could not be told the profile is not
+// missing: at worst a start fails, which is not one without confinement.
 func (r *Removal) missing(ctx context.Context, names []string) map[string]string {
 	why := map[string]string{}
 	file := map[string]string{}
@@ -316,10 +324,17 @@ func (r *Removal) missing(ctx context.Context, names []string) map[string]string
 		}
 	}
 	files := slices.Compact(slices.Sorted(maps.Values(file)))
-	done, _ := r.AppArmor.Compile(ctx, files, false)
+	_, problems := r.AppArmor.Compile(ctx, files, false)
+	r.doubts = map[string]string{}
 	for name, f := range file {
-		if !slices.ContainsFunc(done, func(c attach.Compiled) bool { return c.File == f }) {
+		switch p, bad := problems[f]; {
+		case !bad:
+		case p.Code == attach.ProfileBroken:
 			why[name] = f + " does not compile, and is not loaded at the next boot"
+		case p.Code == attach.ProfileNotFound:
+			why[name] = f + " is gone, and is not loaded at the next boot"
+		default:
+			r.doubts[name] = "whether its profile is loaded at the next boot could not be told: " + p.Detail
 		}
 	}
 	return why
@@ -341,7 +356,11 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn) (changed boo
 		r.keep(left, sum(text))
 		for _, rec := range left.Records {
 			if profile := left.Profile(rec); profile != "" {
-				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; where AppArmor is off it starts unconfined", of(rec.Unit), profile, left.Path)
+				but := ""
+				if doubt := r.doubts[profile]; doubt != "" {
+					but = "; " + doubt
+				}
+				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; where AppArmor is off it starts unconfined%s", of(rec.Unit), profile, left.Path, but)
 			}
 		}
 	case attach.FateTaken:

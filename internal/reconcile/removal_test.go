@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -95,6 +97,54 @@ func TestRemovalKeepsWhatLasts(t *testing.T) {
 	if !maps.Equal(before, w.disk) {
 		t.Errorf("a second time changes\n%q\nto\n%q", before, w.disk)
 	}
+}
+
+// Where it could not be told whether a profile compiles, apparmor.service may well load
+// it: what confines its unit stays, and a start without the profile fails.
+func TestRemovalKeepsWhatCouldNotBeTold(t *testing.T) {
+	w, run := removal("writable.service", "full.service", "broken.service")
+	w.untold = map[string]attach.Reason{
+		"writable": attach.Because(attach.ProfileUntrusted, "cannot use /etc/apparmor.d/writable: its mode is 0664"),
+		"full":     attach.Because(attach.ProfileNotCompiled, "cannot compile /etc/apparmor.d/full: no space left on device"),
+	}
+	w.bad["broken"] = true
+	said := run(true)
+	path := func(u string) string { return attach.DropInPath(u, false) }
+	if got := slices.Sorted(maps.Keys(w.disk)); !slices.Equal(got, []string{path("full.service"), path("writable.service")}) {
+		t.Errorf("there is left %q", got)
+	}
+	for _, want := range []string{
+		"writable.service goes on to start under profile writable, by " + path("writable.service"),
+		"; whether its profile is loaded at the next boot could not be told: cannot use /etc/apparmor.d/writable: its mode is 0664\n",
+		"full.service goes on to start under profile full,",
+		"could not be told: cannot compile /etc/apparmor.d/full: no space left on device\n",
+		"of its profile broken, /etc/apparmor.d/broken does not compile",
+	} {
+		if !strings.Contains(said, want) {
+			t.Errorf("it does not say %q:\n%s", want, said)
+		}
+	}
+}
+
+// A parser that hangs takes no confinement away, and leaves time for what only systemd
+// can do.
+func TestRemovalWhileTheParserHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, _ := removal("a.service")
+		w.disk[dropIn] += attach.SocketStartLine(true) + "\n"
+		r := w.records["a.service"]
+		r.DropIns = attach.Sums{{Path: dropIn, Sum: sum(w.disk[dropIn])}}
+		w.records["a.service"] = r
+		w.hangs, w.events = true, make(chan attach.UnitEvent, 10)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		var said strings.Builder
+		tell := func(format string, args ...any) { fmt.Fprintf(&said, format+"\n", args...) }
+		(&Removal{Systemd: w, AppArmor: w, SocketOptions: sockets{w}, Store: store{w}, Booted: true, Tell: tell}).Run(ctx)
+		if !strings.Contains(w.disk[dropIn], "AppArmorProfile=a\n") || attach.Starts(w.disk[dropIn]) || w.calls["reload"] != 1 {
+			t.Errorf("%d reloads, and there is left %q; it says\n%s", w.calls["reload"], w.disk[dropIn], said.String())
+		}
+	})
 }
 
 // Of a drop-in that somebody changed goes what would keep its unit from starting:

@@ -83,9 +83,11 @@ type world struct {
 	gate     func(attach.Compiled) []attach.Reason
 	warns    bool // what the gate cannot tell is a warning
 	parser   string
-	full     bool   // the kernel loads nothing
-	tooNew   string // a file whose accepted text another parser does not take
-	disputed string // what the kernel answers otherwise than every compiled policy says
+	untold   map[string]attach.Reason // profile -> why the parser could not be asked about its text
+	hangs    bool                     // the parser does not end
+	full     bool                     // the kernel loads nothing
+	tooNew   string                   // a file whose accepted text another parser does not take
+	disputed string                   // what the kernel answers otherwise than every compiled policy says
 	// also: profile -> another one that its file defines.
 	also map[string]string
 	// deaf: systemd does not reload.
@@ -437,8 +439,11 @@ func (w *world) RemoveDropIn(p string) (bool, error) {
 	return true, nil
 }
 
-func (w *world) Reload(context.Context) error {
+func (w *world) Reload(ctx context.Context) error {
 	defer w.lock()()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if err := w.call("reload"); err != nil {
 		return err
 	}
@@ -562,9 +567,16 @@ func (w *world) Host() attach.Host {
 	return attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}
 }
 
-func (w *world) Compile(_ context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason) {
+func (w *world) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason) {
 	defer w.lock()()
 	problems = map[string]attach.Reason{}
+	if w.hangs {
+		<-ctx.Done()
+		for _, f := range files {
+			problems[f] = attach.Because(attach.ProfileNotCompiled, "cannot compile %s: %v", f, ctx.Err()).At(f)
+		}
+		return nil, problems
+	}
 	for _, f := range files {
 		name := path.Base(f)
 		if _, there := w.files[name]; !there {
@@ -573,6 +585,10 @@ func (w *world) Compile(_ context.Context, files []string, complain bool) (done 
 		}
 		if w.bad[name] {
 			problems[f] = attach.Because(attach.ProfileBroken, "syntax error in %s", f).At(f)
+			continue
+		}
+		if r, is := w.untold[name]; is {
+			problems[f] = r.At(f)
 			continue
 		}
 		v := w.files[name]

@@ -289,13 +289,16 @@ func TestParserThatMisbehaves(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.Rename(parser+".real", parser) })
-	for i, c := range []struct{ script, says string }{
-		{"", "apparmor_parser is not installed"},
-		{"#!/bin/sh\nexec sleep 3600\n", "did not end within"},
-		{"#!/bin/sh\nhead -c 2000000 /dev/urandom\nexit 0\n", "the parser's output makes no sense"},
-		{"#!/bin/sh\nexec cat /dev/zero\n", "printed more than"},
-		{"#!/bin/sh\n/usr/sbin/apparmor_parser.real \"$@\" | head -c 100\nkill -KILL $$\n", "signal: killed"},
-		{"#!/bin/sh\necho 'AppArmor parser error for x in profile x at line 1: gone' >&2\nexit 0\n", "AppArmor parser error for x in profile x at line 1: gone"},
+	for i, c := range []struct {
+		script, says string
+		code         attach.Code
+	}{
+		{"", "apparmor_parser is not installed", attach.ProfileNotCompiled},
+		{"#!/bin/sh\nexec sleep 3600\n", "did not end within", attach.ProfileNotCompiled},
+		{"#!/bin/sh\nhead -c 2000000 /dev/urandom\nexit 0\n", "the parser's output makes no sense", attach.ProfileNotCompiled},
+		{"#!/bin/sh\nexec cat /dev/zero\n", "printed more than", attach.ProfileNotCompiled},
+		{"#!/bin/sh\n/usr/sbin/apparmor_parser.real \"$@\" | head -c 100\nkill -KILL $$\n", "signal: killed", attach.ProfileNotCompiled},
+		{"#!/bin/sh\necho 'AppArmor parser error for x in profile x at line 1: gone' >&2\nexit 0\n", "AppArmor parser error for x in profile x at line 1: gone", attach.ProfileBroken},
 	} {
 		os.Remove(parser)
 		if c.script != "" {
@@ -307,7 +310,7 @@ func TestParserThatMisbehaves(t *testing.T) {
 		a.ProfileFile("parser-new", profileText("parser-new", "/etc/issue"+strings.Repeat(".", i)+" r,"))
 		out, r := outcomes(t, "attach", "parser-new")
 		if r.exit != 1 || !slices.ContainsFunc(out["parser-new.service"].Reasons, func(f attach.Reason) bool {
-			return f.Code == attach.ProfileBroken && strings.Contains(f.Detail, "/etc/apparmor.d/parser-new") && strings.Contains(f.Detail, c.says)
+			return f.Code == c.code && strings.Contains(f.Detail, "/etc/apparmor.d/parser-new") && strings.Contains(f.Detail, c.says)
 		}) {
 			t.Errorf("parser %d: want it to say %q, exit %d\n%s", i, c.says, r.exit, r.stdout)
 		}

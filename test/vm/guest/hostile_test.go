@@ -224,7 +224,9 @@ func TestTextsOfOthers(t *testing.T) {
 			}
 			all := append(rep.Units[0].Notes, rep.Units[0].Refused...)
 			said := slices.ContainsFunc(all, func(f attach.Reason) bool { return f.Code == want && strings.Contains(f.Detail, says) })
-			bad := slices.ContainsFunc(all, func(f attach.Reason) bool { return f.Code == attach.ProfileUntrusted || f.Code == attach.ProfileBroken })
+			bad := slices.ContainsFunc(all, func(f attach.Reason) bool {
+				return f.Code == attach.ProfileUntrusted || f.Code == attach.ProfileBroken || f.Code == attach.ProfileNotCompiled
+			})
 			return want != "" && said || want == "" && !bad, r.stdout
 		})
 		if lie := truth(t, "o-live.service", "o-live"); lie != "" {
@@ -316,7 +318,7 @@ func TestAProfileThatExplodes(t *testing.T) {
 	waitFor(t, "the refusal", func() (bool, string) {
 		rep, r := report(t, "status", "x-boom")
 		return len(rep.Units) == 1 && slices.ContainsFunc(rep.Units[0].Refused, func(f attach.Reason) bool {
-			return f.Code == attach.ProfileBroken && strings.HasPrefix(f.Detail, "cannot compile /etc/apparmor.d/x-boom") && f.Next != ""
+			return f.Code == attach.ProfileNotCompiled && strings.HasPrefix(f.Detail, "cannot compile /etc/apparmor.d/x-boom") && f.Next != ""
 		}), r.stdout
 	})
 	waitConfined(t, "x-new.service", "x-new")
@@ -508,7 +510,7 @@ func TestNowhereToWrite(t *testing.T) {
 	a.ProfileFile("s-new", profileText("s-new", "/etc/issue r,"))
 	out, r := outcomes(t, "attach", "s-new")
 	if !slices.ContainsFunc(out["s-new.service"].Reasons, func(f attach.Reason) bool {
-		return f.Code == attach.ProfileBroken && strings.Contains(f.Detail, noRoom) && strings.Contains(f.Next, "df")
+		return f.Code == attach.ProfileNotCompiled && strings.Contains(f.Detail, noRoom) && strings.Contains(f.Next, "df")
 	}) {
 		t.Errorf("no room for the parser: exit %d\n%s", r.exit, r.stdout)
 	}
