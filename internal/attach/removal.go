@@ -80,7 +80,7 @@ func (l LeftDropIn) Fate() (fate Fate, text, why string) {
 	for _, r := range l.Records {
 		profile := l.Profile(r)
 		if profile == "" {
-			continue // a pattern's, which depends on the unit
+			continue // it depends on the unit
 		}
 		if cause := l.Missing[profile]; cause != "" {
 			return FateTaken, "", cause
@@ -155,17 +155,18 @@ func (l LeftDropIn) stays() string {
 
 // Profile is the one that the file, as it would stay, puts on the unit of a record. It
 // need not be the record's: the undo of a failed attach may have brought back another
-// one. It is "" for a pattern, where it depends on the unit.
+// one. It is "" for a pattern of which it depends on the unit.
 func (l LeftDropIn) Profile(r Record) string {
-	if IsPattern(r.Unit) {
-		return ""
-	}
-	profile := ""
+	value := ""
 	for line := range strings.Lines(l.stays()) {
 		if v, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "AppArmorProfile="); ok {
-			profile, _ = ExpandSpecifiers(v, r.Unit)
+			value = v
 		}
 	}
+	if IsPattern(r.Unit) && strings.Contains(strings.ReplaceAll(value, "%%", ""), "%") {
+		return ""
+	}
+	profile, _ := ExpandSpecifiers(value, r.Unit)
 	return profile
 }
 

@@ -98,7 +98,7 @@ func (r *Removal) Run(ctx context.Context) {
 		profiles[left.Profile(left.Records[0])] = true
 	}
 	all = append(all, lost...)
-	delete(profiles, "") // a pattern's, which depends on the unit
+	delete(profiles, "") // of a pattern, where it depends on the unit
 	policy, cancel := context.WithTimeout(ctx, MaxPolicy)
 	defer cancel()
 	missing := r.missing(policy, slices.Sorted(maps.Keys(profiles)))

@@ -147,6 +147,34 @@ func TestRemovalWhileTheParserHangs(t *testing.T) {
 	})
 }
 
+// A template whose socket has no connection open at the moment: which profile each to come
+// starts under does not depend on it.
+func TestRemovalKeepsATemplateWithoutInstances(t *testing.T) {
+	w, run := removal("fixed@.service", "none@.service", "each@.service")
+	for template, profile := range map[string]string{"fixed@.service": "foo", "none@.service": "gone", "each@.service": "%p-%i"} {
+		a := attach.NewAttachment()
+		a.Units, a.Profile = []string{template}, profile
+		path, text := attach.DropInPath(template, false), attach.DropIn(a, profile)
+		w.disk[path] = text
+		w.records[template] = attach.Record{Unit: template, Profile: profile, DropIns: attach.Sums{{Path: path, Sum: sum(text)}}}
+	}
+	w.files["foo"], w.kernel["foo"] = "1", "1"
+	said := run(true)
+	path := attach.DropInPath("fixed@.service", false)
+	if got := slices.Sorted(maps.Keys(w.disk)); !slices.Equal(got, []string{path}) || !strings.Contains(w.disk[path], "AppArmorProfile=foo\n") {
+		t.Errorf("there is left %q", w.disk)
+	}
+	for _, want := range []string{
+		"each other unit of fixed@.service goes on to start under profile foo, by " + path,
+		"of its profile gone, no file in /etc/apparmor.d has it for the next boot",
+		"it depends on the unit, and none is known",
+	} {
+		if !strings.Contains(said, want) {
+			t.Errorf("it does not say %q:\n%s", want, said)
+		}
+	}
+}
+
 // Of a drop-in that somebody changed goes what would keep its unit from starting:
 // the line that runs the start helper.
 func TestRemovalTakesTheStartHelperOutOfAChangedDropIn(t *testing.T) {
