@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -54,7 +55,7 @@ type Removal struct {
 	blind   bool                // there may be records that could not be listed
 	stuck   map[string]bool     // units of which a drop-in could not be changed
 	staying []attach.LeftDropIn // as somebody else has made them, or as they were
-	doubts  map[string]string   // of profiles that are not missing: what the next boot makes of them
+	doubts  map[string][]string // of profiles that are not missing: what the next boot makes of them
 }
 
 // MaxPolicy bounds how long Run looks at profiles, so that time is left for systemd.
@@ -84,24 +85,26 @@ func (r *Removal) Run(ctx context.Context) {
 	}
 	slices.Sort(cutOff)
 	var all []attach.LeftDropIn
-	profiles := map[string]bool{}
+	profiles := map[string][]attach.Record{} // those that run under each
 	for _, path := range slices.Sorted(maps.Keys(units)) {
 		left := r.read(path)
 		for _, u := range slices.Sorted(slices.Values(units[path])) {
 			left.Records = append(left.Records, r.records[u])
-			profiles[left.Profile(r.records[u])] = true
+			name := left.Profile(r.records[u])
+			profiles[name] = append(profiles[name], r.records[u])
 		}
 		all = append(all, left)
 	}
 	lost, starts := r.notRecorded(units)
 	for _, left := range lost {
-		profiles[left.Profile(left.Records[0])] = true
+		name := left.Profile(left.Records[0])
+		profiles[name] = append(profiles[name], left.Records...)
 	}
 	all = append(all, lost...)
 	delete(profiles, "") // of a pattern, where it depends on the unit
 	policy, cancel := context.WithTimeout(ctx, MaxPolicy)
 	defer cancel()
-	missing := r.missing(policy, slices.Sorted(maps.Keys(profiles)))
+	missing := r.missing(policy, profiles)
 	for _, left := range all {
 		left.Missing = missing
 		starts = r.part(ctx, left) && attach.Starts(left.Text) || starts
@@ -290,9 +293,14 @@ func (r *Removal) startAgain(ctx context.Context, rec attach.Record) (said strin
 // that is so: now, because it is not loaded, or after the next boot, because
 // apparmor.service does not load it. Where that could not be told the profile is not
 // missing: at worst a start fails, which is not one without confinement.
-func (r *Removal) missing(ctx context.Context, names []string) map[string]string {
+func (r *Removal) missing(ctx context.Context, profiles map[string][]attach.Record) map[string]string {
+	names := slices.Sorted(maps.Keys(profiles))
 	why := map[string]string{}
 	file := map[string]string{}
+	r.doubts = map[string][]string{}
+	doubt := func(name, format string, args ...any) {
+		r.doubts[name] = append(r.doubts[name], fmt.Sprintf(format, args...))
+	}
 	unloaded := r.Booted && bootService(ctx, r.Systemd) == attach.No
 	for _, name := range names {
 		switch found := r.AppArmor.ByName(name); {
@@ -304,6 +312,9 @@ func (r *Removal) missing(ctx context.Context, names []string) map[string]string
 			why[name] = "apparmor.service, which loads it at boot, is not enabled"
 		default:
 			file[name] = found[0].File
+			if found[0].ComplainBy != "" || found[0].HasFlag("complain") {
+				doubt(name, "after the next boot it starts in complain mode (%s)", cmp.Or(found[0].ComplainBy, found[0].File))
+			}
 		}
 	}
 	// Where AppArmor is off, systemd puts on no profile and misses none.
@@ -324,8 +335,7 @@ func (r *Removal) missing(ctx context.Context, names []string) map[string]string
 		}
 	}
 	files := slices.Compact(slices.Sorted(maps.Values(file)))
-	_, problems := r.AppArmor.Compile(ctx, files, false)
-	r.doubts = map[string]string{}
+	done, problems := r.AppArmor.Compile(ctx, files, false)
 	for name, f := range file {
 		switch p, bad := problems[f]; {
 		case !bad:
@@ -334,10 +344,57 @@ func (r *Removal) missing(ctx context.Context, names []string) map[string]string
 		case p.Code == attach.ProfileNotFound:
 			why[name] = f + " is gone, and is not loaded at the next boot"
 		default:
-			r.doubts[name] = "whether its profile is loaded at the next boot could not be told: " + p.Detail
+			doubt(name, "whether its profile is loaded at the next boot could not be told: %s", p.Detail)
+		}
+	}
+	changed := r.notAccepted(ctx, done, profiles, file)
+	for _, name := range names {
+		if changed[name] {
+			doubt(name, "after the next boot it starts under the text of %s, which is not what aaunit had accepted", file[name])
 		}
 	}
 	return why
+}
+
+// notAccepted finds the profiles whose files have another text than the accepted one,
+// which was kept in force, and do not come to the same policy. The kernel is asked about
+// a policy that may be another one only: that takes its time.
+func (r *Removal) notAccepted(ctx context.Context, done []attach.Compiled, profiles map[string][]attach.Record, file map[string]string) map[string]bool {
+	// which says of a policy whose file is name's whether it is to be asked about.
+	which := func(name string, c attach.Compiled, ask func(attach.Record) bool) bool {
+		return file[name] == c.File && slices.ContainsFunc(profiles[name], func(rec attach.Record) bool {
+			id := rec.Policies[c.File]
+			return id != "" && id != c.ID && ask(rec)
+		})
+	}
+	other := slices.DeleteFunc(slices.Clone(done), func(c attach.Compiled) bool {
+		for name := range file {
+			if which(name, c, func(attach.Record) bool { return true }) {
+				return false
+			}
+		}
+		return true
+	})
+	r.AppArmor.Stage(ctx, other)
+	changed := map[string]bool{}
+	for _, c := range other {
+		for name := range file {
+			if which(name, c, func(rec attach.Record) bool { return !accepted(rec, c) }) {
+				changed[name] = true
+			}
+		}
+	}
+	return changed
+}
+
+// accepted reports whether the kernel's checksums of a policy are the accepted ones.
+func accepted(rec attach.Record, c attach.Compiled) bool {
+	for name, sum := range c.Checksums {
+		if rec.Accepted[name] != sum {
+			return false
+		}
+	}
+	return len(c.Checksums) > 0
 }
 
 // part does what is decided about one drop-in, and says whether it changed.
@@ -356,11 +413,8 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn) (changed boo
 		r.keep(left, sum(text))
 		for _, rec := range left.Records {
 			if profile := left.Profile(rec); profile != "" {
-				but := ""
-				if doubt := r.doubts[profile]; doubt != "" {
-					but = "; " + doubt
-				}
-				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; where AppArmor is off it starts unconfined%s", of(rec.Unit), profile, left.Path, but)
+				said := append([]string{"where AppArmor is off it starts unconfined"}, r.doubts[profile]...)
+				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; %s", of(rec.Unit), profile, left.Path, strings.Join(said, "; "))
 			}
 		}
 	case attach.FateTaken:

@@ -175,6 +175,40 @@ func TestRemovalKeepsATemplateWithoutInstances(t *testing.T) {
 	}
 }
 
+// What aaunit has kept in force, against the files, the next boot does not. The drop-in
+// stays, and that is said.
+func TestRemovalSaysWhatTheNextBootMakesOfAProfile(t *testing.T) {
+	const text, soft = "; after the next boot it starts under the text of /etc/apparmor.d/a, which is not what aaunit had accepted", "; after the next boot it starts in complain mode "
+	for _, c := range []struct {
+		name   string
+		change func(*world)
+		want   string
+	}{
+		{"as it was accepted", func(*world) {}, ""},
+		{"a link in force-complain", func(w *world) {
+			w.softened = map[string]string{"a": "/etc/apparmor.d/force-complain/a"}
+		}, soft + "(/etc/apparmor.d/force-complain/a)"},
+		{"a flag in a text that was refused", func(w *world) { w.files["a"], w.flags["a"] = "2", []string{"complain"} }, soft + "(/etc/apparmor.d/a)" + text},
+		{"a text that was not accepted", func(w *world) { w.files["a"] = "2" }, text},
+		{"a text of the same policy", func(w *world) {
+			r := w.records["a.service"]
+			r.Policies = map[string]string{"/etc/apparmor.d/a": "of another comment"}
+			w.records["a.service"] = r
+		}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := attached(func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport }, "a")
+			w.run(t, func(*Loop) { rest() })
+			c.change(w)
+			said := w.removed()
+			want := "a.service goes on to start under profile a, by " + dropIn + ", but nobody looks; where AppArmor is off it starts unconfined" + c.want + "\n"
+			if !strings.Contains(said, want) || !strings.Contains(w.disk[dropIn], "AppArmorProfile=a\n") {
+				t.Errorf("there is left %q, and it says\n%s", w.disk, said)
+			}
+		})
+	}
+}
+
 // Of a drop-in that somebody changed goes what would keep its unit from starting:
 // the line that runs the start helper.
 func TestRemovalTakesTheStartHelperOutOfAChangedDropIn(t *testing.T) {

@@ -80,6 +80,7 @@ type world struct {
 	deadly   map[string]string
 	flags    map[string][]string // profile -> flags in its text
 	notFor   map[string]string   // unit -> version of profile a that its own assertions keep out
+	softened map[string]string   // profile -> link in force-complain
 	gate     func(attach.Compiled) []attach.Reason
 	warns    bool // what the gate cannot tell is a warning
 	parser   string
@@ -532,7 +533,7 @@ func (w *world) Follow(_ context.Context, wants func(string) bool) <-chan attach
 }
 
 func (w *world) profile(name string) attach.Profile {
-	p := attach.Profile{Name: name, File: "/etc/apparmor.d/" + name, Line: 1, Flags: w.flags[name]}
+	p := attach.Profile{Name: name, File: "/etc/apparmor.d/" + name, Line: 1, Flags: w.flags[name], ComplainBy: w.softened[name]}
 	if w.byPath[name] {
 		p.Attachment = "/usr/bin/x"
 	}
