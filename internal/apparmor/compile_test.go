@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -116,6 +118,26 @@ func TestCompileRefuses(t *testing.T) {
 	}
 	if _, problems := h.Compile(ctx(t), []string{profileDir + "/none", "relative"}, false); len(problems) != 2 || problems[0].Code != attach.ProfileNotFound && problems[1].Code != attach.ProfileNotFound {
 		t.Errorf("%+v", problems)
+	}
+}
+
+// The parser runs as another user, who must be able to read what it is given whatever the
+// umask of the one who asks is.
+func TestCompileWhateverTheUmask(t *testing.T) {
+	for _, mask := range []int{0o022, 0o027, 0o077} {
+		h := newHost(t)
+		h.opt.Scratch = filepath.Join(h.opt.Scratch, "made", "for it")
+		h.opt.Features = packagedFeatures
+		h.write(profileDir+"/abstractions/deep/er", "/etc/passwd r,\n")
+		h.mkdir(profileDir + "/local/empty")
+		f := h.profile("a", "profile a {\n include <abstractions/deep/er>\n include <local/empty>\n}\n")
+		old := unix.Umask(mask)
+		got := names(h, "a")
+		done, problems := h.Compile(ctx(t), []string{f}, false)
+		unix.Umask(old)
+		if got != "a@a" || len(done) != 1 {
+			t.Errorf("umask %03o: %q %+v", mask, got, problems)
+		}
 	}
 }
 

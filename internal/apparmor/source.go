@@ -508,7 +508,7 @@ const copyPrefix = "compile-"
 
 // copyTree makes a private copy directory.
 func (s *System) copyTree() (*copied, error) {
-	if err := os.MkdirAll(s.opt.Scratch, 0o755); err != nil {
+	if err := makeDirs(s.opt.Scratch); err != nil {
 		return nil, fmt.Errorf("cannot make a directory for the parser: %w", err)
 	}
 	var b [3]byte
@@ -526,8 +526,8 @@ func (s *System) copyTree() (*copied, error) {
 			c.id = 0 // no such ids in this user namespace
 		}
 	}
-	for _, d := range []string{dir, filepath.Join(dir, "root"), c.base(), filepath.Join(dir, "top")} {
-		if err = os.MkdirAll(d, 0o755); err != nil {
+	for _, d := range []string{c.base(), filepath.Join(dir, "top")} {
+		if err = makeDirs(d); err != nil {
 			break
 		}
 	}
@@ -535,7 +535,7 @@ func (s *System) copyTree() (*copied, error) {
 		// The parser's user may read nothing else.
 		var data []byte
 		if data, err = readRegular(os.OpenFile(s.opt.Features, os.O_RDONLY|unix.O_NONBLOCK, 0)); err == nil {
-			err = os.WriteFile(c.features(), data, 0o644)
+			err = writeFile(c.features(), data)
 		}
 	}
 	if err == nil {
@@ -546,6 +546,33 @@ func (s *System) copyTree() (*copied, error) {
 		return nil, fmt.Errorf("cannot make a directory for the parser: %w", err)
 	}
 	return c, nil
+}
+
+// makeDirs makes a directory, and those above it, that the parser's user can enter,
+// whatever the umask is.
+func makeDirs(dir string) error {
+	if st, err := os.Stat(dir); err == nil && st.IsDir() {
+		return nil
+	}
+	if err := makeDirs(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	switch err := os.Mkdir(dir, 0o755); {
+	case err == nil:
+		return os.Chmod(dir, 0o755)
+	case errors.Is(err, fs.ErrExist):
+		return os.MkdirAll(dir, 0o755) // another process has been faster, or it is no directory
+	default:
+		return err
+	}
+}
+
+// writeFile writes one that the parser's user can read.
+func writeFile(file string, data []byte) error {
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		return err
+	}
+	return os.Chmod(file, 0o644)
 }
 
 func (c *copied) remove() { _ = os.RemoveAll(c.dir) }
@@ -611,7 +638,7 @@ func (c *copied) add(src *source) (string, error) {
 		c.names[to] = p
 	}
 	for _, d := range src.dirs {
-		if err := os.MkdirAll(filepath.Join(c.dir, "root", d), 0o755); err != nil {
+		if err := makeDirs(filepath.Join(c.dir, "root", d)); err != nil {
 			return "", err
 		}
 	}
@@ -629,10 +656,10 @@ func (c *copied) extra(text string) (string, error) {
 }
 
 func (c *copied) write(to string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+	if err := makeDirs(filepath.Dir(to)); err != nil {
 		return err
 	}
-	return os.WriteFile(to, data, 0o644)
+	return writeFile(to, data)
 }
 
 // relocate makes includes with an absolute path point into the copy. Lines
