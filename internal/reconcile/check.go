@@ -75,7 +75,10 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 		for i := range found {
 			o := &found[i]
 			if o.Exit == attach.ExitFailed && len(o.Reasons) > 0 {
-				o.Exit = attach.ExitNotConfined // nothing failed: it was found
+				o.Exit = attach.ExitOK // nothing failed: it was found
+				for _, r := range o.Reasons {
+					o.Exit = attach.WorstExit(o.Exit, exitOfFound(r))
+				}
 			}
 			warned := slices.Clone(o.Notes)
 			if o.Plan != nil {
@@ -122,9 +125,18 @@ func (l *Loop) checkFile(ctx context.Context, k checker, file string, trusted bo
 func found(o *attach.Outcome, reasons ...attach.Reason) {
 	for _, r := range reasons {
 		if !slices.Contains(o.Reasons, r) {
-			o.Reasons, o.Exit = append(o.Reasons, r), attach.WorstExit(o.Exit, attach.ExitNotConfined)
+			o.Reasons, o.Exit = append(o.Reasons, r), attach.WorstExit(o.Exit, exitOfFound(r))
 		}
 	}
+}
+
+// exitOfFound is the exit status of what was found: that a text could not be compiled
+// does not speak against it.
+func exitOfFound(r attach.Reason) attach.Exit {
+	if r.Code == attach.ProfileNotCompiled {
+		return attach.ExitUnknown
+	}
+	return attach.ExitNotConfined
 }
 
 // file checks a profile file with all profiles in it. name is what it was asked
@@ -259,6 +271,9 @@ func (k checker) ask(ctx context.Context, o *attach.Outcome, d attach.Desired, u
 // partly asks what is left of a file that does not compile, so that its first
 // mistake hides no other.
 func (k checker) partly(ctx context.Context, o *attach.Outcome, file string, profiles []string) {
+	if slices.ContainsFunc(o.Reasons, func(r attach.Reason) bool { return r.Code == attach.ProfileNotCompiled }) {
+		return // the parser could not be asked
+	}
 	c, refused, ok := k.texts.CompilePartly(ctx, file)
 	found(o, refused...)
 	var lines []string

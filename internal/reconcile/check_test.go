@@ -14,8 +14,9 @@ import (
 func TestCheckNamesFilesProfilesAndUnits(t *testing.T) {
 	w := newWorld()
 	w.addUnit("a.service")
-	w.files["alone"], w.files["broken"] = "1", "1"
+	w.files["alone"], w.files["broken"], w.files["untold"] = "1", "1", "1"
 	w.bad["broken"] = true
+	w.untold = map[string]attach.Reason{"untold": attach.Because(attach.ProfileNotCompiled, "no parser")}
 	w.att["/etc/aaunit/attachments.d/x.conf"] = attach.Attachment{Units: []string{"x.service", "y.service"}, Profile: "alone"}
 	w.att["/srv/y.conf"] = attach.Attachment{Units: []string{"y@.service"}, Profile: "p-%i"}
 	w.gate = func(c attach.Compiled) []attach.Reason {
@@ -40,6 +41,7 @@ func TestCheckNamesFilesProfilesAndUnits(t *testing.T) {
 		"a file elsewhere, not root":  {"/srv/alone", false, attach.ExitFailed, "", []attach.Code{attach.ProfileUntrusted}},
 		"a way around that":           {"/etc/apparmor.d/../../srv/alone", false, attach.ExitFailed, "", []attach.Code{attach.ProfileUntrusted}},
 		"what does not compile":       {"/etc/apparmor.d/broken", true, attach.ExitNotConfined, "broken", []attach.Code{attach.ProfileBroken, attach.ProfilePartly, attach.MayWriteTmp}},
+		"what could not be compiled":  {"/etc/apparmor.d/untold", true, attach.ExitUnknown, "untold", []attach.Code{attach.ProfileNotCompiled}},
 		"an attachment":               {"/etc/aaunit/attachments.d/x.conf", false, attach.ExitOK, "alone", nil},
 		"an attachment of a template": {"/srv/y.conf", true, attach.ExitUnknown, "", []attach.Code{attach.AssertionUnknown}},
 		"an attachment, not root":     {"/srv/y.conf", false, attach.ExitFailed, "", []attach.Code{attach.ProfileUntrusted}},
@@ -89,6 +91,9 @@ func TestCheckOfAnAttachedUnitIsOfItsText(t *testing.T) {
 		"one is not answered": {func(w *world) { finding(attach.AssertionUnknown)(w); w.warns = true }, attach.ExitUnknown, attach.AssertionUnknown},
 		"it complains":        {func(w *world) { w.flags["a"] = []string{"complain"} }, attach.ExitNotConfined, attach.ProfileComplain},
 		"it does not compile": {func(w *world) { w.bad["a"] = true }, attach.ExitNotConfined, attach.ProfileBroken},
+		"it is not known whether it compiles": {func(w *world) {
+			w.untold = map[string]attach.Reason{"a": attach.Because(attach.ProfileNotCompiled, "no parser")}
+		}, attach.ExitUnknown, attach.ProfileNotCompiled},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := attached(nil, "a")
