@@ -1,6 +1,8 @@
 package reconcile
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -152,4 +154,54 @@ func TestPolicyThatIsNotKeptWhenTheUnitStarts(t *testing.T) {
 			t.Errorf("running %v, %d passes\n%s", u.running, l.Metrics().Passes.Count, w.log.String())
 		}
 	})
+}
+
+// A unit that starts while another one settles is looked at, though it is due for a plan
+// since systemd has read its files again.
+func TestAStartDuringAPassIsLookedAtOnce(t *testing.T) {
+	for _, asked := range []bool{false, true} {
+		for _, left := range []bool{false, true} {
+			w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a")
+			u := w.units["a.service"]
+			w.addUnit("slow.service")
+			w.files["b"] = "1"
+			w.run(t, func(l *Loop) {
+				slow := attach.NewAttachment()
+				slow.Source, slow.Units, slow.Profile, slow.Settle = "/etc/aaunit/attachments.d/slow.conf", []string{"slow.service"}, "b", time.Hour
+				unlock := w.lock()
+				w.att[slow.Source] = slow
+				unlock()
+				if asked {
+					go func() { _, _ = l.Apply(context.Background(), attach.Request{Units: []string{slow.Source}}, nil) }()
+				} else {
+					w.tellFiles()
+				}
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				unlock = w.lock()
+				_ = w.begin(u)
+				if left {
+					u.label = "unconfined"
+				}
+				started := fmt.Sprintf("a.service-%d", u.start)
+				unlock()
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if !l.isPassing() || !l.queue.isBusy("a.service") {
+					t.Fatalf("asked %v: the pass is over, or a.service is not due any more", asked)
+				}
+				unlock = w.lock()
+				v := w.records["a.service"].Verdict
+				if v.InvocationID != started || (v.Answer == attach.Confined) == left || u.running == left {
+					t.Errorf("asked %v, left %v: %+v, running %v", asked, left, v, u.running)
+				}
+				unlock()
+				time.Sleep(time.Hour)
+				rest()
+				if answer(l, "slow") != "confined" || l.queue.isBusy("a.service") {
+					t.Errorf("asked %v, left %v: in the end slow.service is %s", asked, left, answer(l, "slow"))
+				}
+			})
+		}
+	}
 }

@@ -82,6 +82,8 @@ type job struct {
 // m is what was read and compiled for these units a moment ago, or nil.
 func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *moment) map[string]*attach.Outcome {
 	defer l.timePass()()
+	l.queue.engage(true)
+	defer l.queue.engage(false)
 	jobs := l.plan(ctx, units, op, m)
 	l.handle(jobs, func(j *job) bool { return len(j.plan.Actions) > 0 })
 	defer l.handle(nil, nil)

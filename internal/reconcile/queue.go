@@ -39,6 +39,8 @@ type queue struct {
 	declare bool
 	// policy: profiles or what is loaded may have changed.
 	policy bool
+	// engaged: a pass is under way, and the next one may be a long time off.
+	engaged bool
 	// One slot each: there may be something to take.
 	plans, looks chan struct{}
 }
@@ -93,11 +95,15 @@ func (q *queue) takePolicy() bool {
 }
 
 func (q *queue) signal() {
-	for _, c := range []chan struct{}{q.plans, q.looks} {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
+	offer(q.plans)
+	offer(q.looks)
+}
+
+// offer fills the slot of a channel that has one.
+func offer(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -141,7 +147,8 @@ func (q *queue) takePlans(units []string) (taken, begun []string) {
 }
 
 // takeLooks takes units that need no more than a look, with the causes, at most so
-// many. Others are signalled when these are released.
+// many. Others are signalled when these are released. During a pass a unit whose plan
+// can wait gets its look first: the plan stays due.
 func (q *queue) takeLooks(most int) map[string]cause {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -150,12 +157,27 @@ func (q *queue) takeLooks(most int) map[string]cause {
 		if len(out) >= most {
 			break
 		}
-		if !q.busy[u] && c&needsPlan == 0 {
-			q.take(u)
-			out[u] = c
+		first := q.engaged && c&inputChanged == 0 && c != review
+		if q.busy[u] || c&needsPlan != 0 && !first {
+			continue
 		}
+		q.take(u)
+		if plan := c & needsPlan; plan != 0 {
+			q.due[u] = plan
+		}
+		out[u] = c &^ needsPlan
 	}
 	return out
+}
+
+// engage says whether a pass is under way at units that were taken.
+func (q *queue) engage(is bool) {
+	q.mu.Lock()
+	q.engaged = is
+	q.mu.Unlock()
+	if is {
+		offer(q.looks) // that waited for a plan
+	}
 }
 
 // take marks a unit busy that was due. q.mu is held.
