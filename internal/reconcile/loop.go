@@ -815,6 +815,9 @@ func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 		return
 	}
 	v, o := l.judge(ctx, d, justStarted)
+	if ctx.Err() != nil && v.Answer == attach.Unknown {
+		return // nobody was asked; the next start goes on
+	}
 	l.learnAlias(unit, o.Unit)
 	if settled(d.Record) && o.DropIn.Problem == "" && o.DropIn.Content != d.DropInText(o.Unit) && d.Record.Hold == nil {
 		l.queue.add(inputChanged, unit) // it is to be put back

@@ -498,6 +498,11 @@ func unheard(d attach.Desired, err error) attach.Verdict {
 		Reasons: []attach.Reason{attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", d.Unit, err)}}
 }
 
+// isUnheard reports whether a verdict is no more than that: nothing was seen.
+func isUnheard(v attach.Verdict) bool {
+	return len(v.Reasons) > 0 && v.Reasons[0].Code == attach.SystemdUnheard
+}
+
 // each calls f for every index below n, at most parallel at a time.
 func each(n int, f func(i int)) {
 	var wg sync.WaitGroup

@@ -205,6 +205,10 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		}
 	}
 	j.o, err = l.observeAt(ctx, j.d, full, m)
+	if ctx.Err() != nil {
+		j.over = true // it was seen by half at most; the next start goes on
+		return j
+	}
 	if err != nil {
 		v := unheard(j.d, err)
 		j.out.Verdict = &v

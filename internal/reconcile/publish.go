@@ -58,7 +58,8 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 	}
 	// A unit that ended keeps the verdict on the start that was seen.
 	ended := old != nil && old.Answer != attach.Unknown && v.Tasks == 0 && old.InvocationID == v.InvocationID
-	if remembered && !ended {
+	// Of one that nobody has seen it is still known which start was seen last (unseen).
+	if remembered && !ended && !isUnheard(v) {
 		r.Verdict = &v
 		if v.Answer == attach.Confined && r.Profile == d.Profile {
 			r.Proved = v.InvocationID

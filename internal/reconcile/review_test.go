@@ -563,6 +563,46 @@ func TestOnViolationStopSeesAStartThatNobodyHeardOf(t *testing.T) {
 	})
 }
 
+// A systemd that does not answer, or a daemon that ends before it has, makes no new start
+// of one from before the attachment.
+func TestOnViolationStopLeavesAStartThatWasSeenBefore(t *testing.T) {
+	for _, why := range []cause{inputChanged, doubted} {
+		for _, ends := range []bool{false, true} {
+			w := newWorld()
+			u := w.addUnit("a.service")
+			w.declareUnit(fileA, "a.service", func(a *attach.Attachment) {
+				a.OnViolation, a.RestartUnit = attach.ViolationStop, false
+			})
+			w.run(t, func(l *Loop) {
+				if got := answer(l, "a"); got != "not-confined" {
+					t.Fatal(got)
+				}
+				unlock := w.lock()
+				w.mute = true
+				unlock()
+				l.queue.add(why, "a.service")
+				time.Sleep(10 * time.Second)
+				if ends {
+					return
+				}
+				time.Sleep(3 * time.Minute)
+				if got := answer(l, "a"); got != "unknown" {
+					t.Errorf("%v: while systemd does not answer it is %s", why, got)
+				}
+			})
+			if w.log.count("context canceled") > 0 {
+				t.Errorf("%v: %s", why, w.log.String())
+			}
+			w.mute = false
+			w.run(t, func(l *Loop) {
+				if !u.running || answer(l, "a") != "not-confined" {
+					t.Errorf("%v, the daemon ends %v: running %v, %s\n%s", why, ends, u.running, answer(l, "a"), w.log.String())
+				}
+			})
+		}
+	}
+}
+
 // What an undo brought back was confined by the former profile: a later start
 // without any is not it.
 func TestOnViolationStopOfAHeldUnitThatLosesItsFormerProfile(t *testing.T) {

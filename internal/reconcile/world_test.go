@@ -91,8 +91,9 @@ type world struct {
 	disputed string                   // what the kernel answers otherwise than every compiled policy says
 	// also: profile -> another one that its file defines.
 	also map[string]string
-	// deaf: systemd does not reload.
+	// deaf: systemd does not reload. mute: it answers nothing.
 	deaf     bool
+	mute     bool
 	evidence Evidence
 	// triggers: service -> .socket units that start it. rules are kept for the start
 	// helper, attached is what the kernel has; kernelless: it does not support it.
@@ -320,7 +321,18 @@ func (w *world) GlanceTogether(ctx context.Context, names []string, look func(ma
 	return same
 }
 
-func (w *world) Observe(_ context.Context, name string) (attach.Unit, error) {
+func (w *world) Observe(ctx context.Context, name string) (attach.Unit, error) {
+	unlock := w.lock()
+	mute := w.mute
+	unlock()
+	if mute {
+		select {
+		case <-ctx.Done():
+			return attach.Unit{}, ctx.Err()
+		case <-time.After(25 * time.Second):
+			return attach.Unit{}, errors.New("systemd does not answer")
+		}
+	}
 	defer w.lock()()
 	if w.dead {
 		return attach.Unit{}, errDead
