@@ -217,6 +217,21 @@ func (u Unit) Active() bool {
 	return false
 }
 
+// forConnection reports whether a socket with Accept=yes has started the unit, for one
+// connection: an instance that is named after the socket, and by a number and who is
+// connected (instance_from_socket in systemd's socket.c).
+func (u Unit) forConnection() bool {
+	prefix, instance, ok := strings.Cut(strings.TrimSuffix(u.ID, ".service"), "@")
+	number, _, more := strings.Cut(instance, "-")
+	if !ok || !more || number == "" || strings.Trim(number, "0123456789") != "" {
+		return false
+	}
+	return slices.ContainsFunc(u.Sockets, func(socket string) bool {
+		name, _, _ := strings.Cut(strings.TrimSuffix(socket, ".socket"), "@")
+		return name == prefix
+	})
+}
+
 // Found reports whether systemd knows a unit file of that name.
 func (u Unit) Found() bool { return u.LoadState != "not-found" && u.LoadState != "" }
 

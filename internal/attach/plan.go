@@ -320,6 +320,11 @@ func planRestart(p *Plan, u Unit, wanted bool, why Reason) {
 		// take as long as the next one.
 		p.Pending = append(p.Pending, because(RestartPending, "%s is a oneshot at work, which a restart would cut off; %s takes effect at its next start", u.ID, cmp.Or(p.Profile, "the change")).
 			next("systemctl status "+u.ID))
+	case u.forConnection():
+		// systemd closes the connection when it stops the unit, and has none to start it
+		// with again.
+		p.Pending = append(p.Pending, because(RestartPending, "%s is for one connection, which a restart would cut off; %s takes effect at the next one", u.ID, cmp.Or(p.Profile, "the change")).
+			next("systemctl status "+u.ID))
 	case !wanted:
 		p.Pending = append(p.Pending, pending.next("systemctl restart "+u.ID))
 	default:

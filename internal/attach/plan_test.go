@@ -278,3 +278,38 @@ func TestDiffOfAHeldUnit(t *testing.T) {
 		}
 	}
 }
+
+// A unit that a socket with Accept=yes started serves one connection, and cannot be
+// started for it again. Other instances can, by whatever socket they are started.
+func TestAUnitForOneConnectionIsNotRestarted(t *testing.T) {
+	for _, tt := range []struct {
+		unit, socket string
+		restart      bool
+	}{
+		{"agent@5-10.0.0.1:80-10.0.0.2:5555.service", "agent.socket", false},
+		{"agent@0-1234-1000.service", "agent.socket", false},
+		{"agent@7-77-[::1]:80-[::1]:5555.service", "agent@x.socket", false},
+		{"agent@5-10.0.0.1:80-10.0.0.2:5555.service", "", true},
+		{"agent@5-10.0.0.1:80-10.0.0.2:5555.service", "other.socket", true},
+		{"agent@5.service", "agent@5.socket", true},
+		{"agent@main-1.service", "agent.socket", true},
+		{"agent@.service", "agent.socket", true},
+		{"agent.service", "agent.socket", true},
+	} {
+		d, o := healthy()
+		d.Attachment, d.Unit, o.Unit.ID = nil, tt.unit, tt.unit
+		if tt.socket != "" {
+			o.Unit.Sockets = []string{tt.socket}
+		}
+		attached := Plan{Profile: "myagent"}
+		planRestart(&attached, o.Unit, true, because(TaskUnconfined, "x"))
+		for what, p := range map[string]Plan{"attached": attached, "detached": Diff(d, o)} {
+			if p.Has(Restart) != tt.restart {
+				t.Errorf("%s of %q, %s: %+v", tt.unit, tt.socket, what, p)
+			}
+			if !tt.restart {
+				wantCodes(t, tt.unit, p.Pending, RestartPending)
+			}
+		}
+	}
+}

@@ -393,3 +393,28 @@ func TestWhatAnEndedInstanceWasDeniedIsTold(t *testing.T) {
 		}
 	})
 }
+
+// TestAConnectionIsNotCutOff: what runs for a connection when its template is attached
+// cannot be started for it again. So it goes on, and is no failed attach.
+func TestAConnectionIsNotCutOff(t *testing.T) {
+	const unit = "w@3-10.0.0.1:80-10.0.0.2:5555.service"
+	w := instances(nil)
+	u := w.addUnit(unit)
+	u.unloads = true
+	u.breaks["w"], u.breaks[""] = true, true // without the connection
+	w.triggers[unit] = []string{"w.socket"}
+	w.run(t, func(l *Loop) {
+		rest()
+		if s := status(t, l, unit); !u.running || u.start != 1 || s.Held != nil || !slices.Contains(codes(s.Notes), attach.RestartPending) || s.Verdict.Answer != attach.NotConfined {
+			t.Errorf("%+v %+v %q", u, s, w.trace)
+		}
+		if w.disk[template] == "" || w.records["w@.service"].Hold != nil {
+			t.Errorf("the template: %q %+v", w.disk, w.records["w@.service"])
+		}
+		next := w.comes("w@4-10.0.0.1:80-10.0.0.2:5556.service")
+		rest()
+		if next.label != "w (enforce)" || answer(l, next.name) != "confined" {
+			t.Errorf("the next one: %+v, %s", next, answer(l, next.name))
+		}
+	})
+}
