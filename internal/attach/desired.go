@@ -28,6 +28,9 @@ type Desired struct {
 	// serves the unit; nil where that is not paused.
 	PatternPause *Pause
 	Pattern      string
+	// HeldWith is the template or prefix whose hold, which is in Record then, is the
+	// unit's too: no unit came up under its drop-in. "" where that is not so.
+	HeldWith string
 }
 
 // Record is what aaunit remembers of a unit between passes and restarts of the

@@ -92,6 +92,8 @@ func Diff(d Desired, o Observed) Plan {
 	if h := d.Record.Hold; h != nil {
 		what := fmt.Sprintf("the attach of %s failed and is held", d.Unit)
 		switch {
+		case d.HeldWith != "":
+			what = fmt.Sprintf("no unit of %s came up attached, so %s is held with it", d.HeldWith, d.Unit)
 		case d.heldText():
 			what = fmt.Sprintf("a changed policy of %s was undone and is held", d.Unit)
 		case !h.Again.IsZero():

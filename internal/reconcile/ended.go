@@ -33,7 +33,7 @@ func (l *Loop) isSpent(unit string) bool {
 		return false
 	}
 	r := l.records[unit]
-	if r.Hold != nil || r.Pause != nil || midway(r) || r.Sockets != nil || len(r.SocketUnits) > 0 {
+	if r.Hold != nil && !l.heldBeside(unit) || r.Pause != nil || midway(r) || r.Sockets != nil || len(r.SocketUnits) > 0 {
 		return false
 	}
 	pattern := a.Placement(unit)

@@ -418,3 +418,88 @@ func TestAConnectionIsNotCutOff(t *testing.T) {
 		}
 	})
 }
+
+// TestAHeldTemplateHoldsUnitsToCome: under a profile that no unit of a template came up
+// with, each new connection's would fail as well. It is told and left alone, and leaves
+// nothing behind.
+func TestAHeldTemplateHoldsUnitsToCome(t *testing.T) {
+	for _, profile := range []string{"w", "%p"} {
+		w := instances(func(a *attach.Attachment) { a.Profile, a.OnViolation = profile, attach.ViolationStop }, "1")
+		w.units["w@1.service"].breaks["w"] = true
+		connect := func(l *Loop, name string) *unit {
+			t.Helper()
+			unlock := w.lock()
+			u := w.addUnit(name)
+			u.running, u.unloads, u.breaks["w"] = false, true, true
+			before := len(w.trace)
+			unlock()
+			w.comes(name)
+			rest()
+			w.comes(name)
+			rest()
+			s := status(t, l, name)
+			defer w.lock()()
+			if !u.running || u.label != "unconfined" || s.Held == nil || !slices.Contains(codes(s.Notes), attach.Held) || s.Verdict.Answer != attach.NotConfined || s.Verdict.InvocationID != name+"-3" {
+				t.Errorf("%s: %+v %+v", profile, u, s)
+			}
+			if len(w.trace) > before || w.records[name].Unit != "" {
+				t.Errorf("%s: %s was tried: %q, %+v", profile, name, w.trace[before:], w.records[name])
+			}
+			return u
+		}
+		w.run(t, func(l *Loop) {
+			rest()
+			if r := l.Status(nil); len(r.Patterns) != 1 || r.Patterns[0].Held == nil {
+				t.Fatalf("%s: the template is not held: %+v", profile, r)
+			}
+			for _, name := range []string{"w@2.service", "w@3.service"} {
+				connect(l, name)
+				w.ends(name)
+			}
+			w.ends("w@1.service")
+			time.Sleep(DefaultRecheck)
+			rest()
+			want := []string(nil)
+			if profile == "%p" {
+				want = []string{"w@1.service"} // by it one knows which text failed
+			}
+			if got := remembers(w, l); !slices.Equal(got, want) {
+				t.Errorf("%s: remembered are %q, want %q", profile, got, want)
+			}
+		})
+		w.run(t, func(l *Loop) {
+			u := connect(l, "w@4.service")
+			unlock := w.lock()
+			w.files["w"] = "2"
+			clear(u.breaks)
+			unlock()
+			w.trigger()
+			rest()
+			if u.label != "w (enforce)" || answer(l, "w@4") != "confined" || status(t, l, "w@4").Held != nil || w.records["w@.service"].Hold != nil || w.disk[template] == "" {
+				t.Errorf("%s: mended: %+v, %+v, %q", profile, u, w.records["w@.service"], w.trace)
+			}
+		})
+	}
+}
+
+// TestAnAttachByHandFreesWhatIsHeldWithItsTemplate: who asks has it tried, and where that
+// goes well the others have their turn.
+func TestAnAttachByHandFreesWhatIsHeldWithItsTemplate(t *testing.T) {
+	w := instances(nil, "1")
+	w.units["w@1.service"].breaks["w"] = true
+	w.run(t, func(l *Loop) {
+		rest()
+		two, three := w.comes("w@2.service"), w.comes("w@3.service")
+		rest()
+		if status(t, l, "w@2").Held == nil || status(t, l, "w@3").Held == nil {
+			t.Fatalf("not held: %q", w.trace)
+		}
+		if out := attachUnits(t, l, attach.Request{Units: []string{"w@2"}})[0]; out.Exit != attach.ExitOK {
+			t.Fatalf("%+v", out)
+		}
+		rest()
+		if two.label != "w (enforce)" || three.label != "w (enforce)" || answer(l, "w@3") != "confined" {
+			t.Errorf("%+v %+v %q", two, three, w.trace)
+		}
+	})
+}

@@ -763,8 +763,11 @@ func (l *Loop) desiredAt(unit string, now time.Time) (attach.Desired, error) {
 		return d, nil
 	}
 	d.Attachment = a
-	if attach.IsPattern(unit) && strings.Contains(strings.ReplaceAll(a.Profile, "%%", ""), "%") {
-		return d, nil // which profile that is depends on the unit
+	if attach.IsPattern(unit) && byUnit(a) {
+		return d, nil
+	}
+	if pattern, h := l.patternHold(unit); h != nil {
+		d.HeldWith, d.Record.Hold = pattern, h
 	}
 	var err error
 	d.Profile, err = a.ProfileFor(unit)

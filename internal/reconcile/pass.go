@@ -165,8 +165,9 @@ func (l *Loop) plan(ctx context.Context, units []string, op *operation, m *momen
 	}
 	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op, m) })
 	for i, j := range jobs {
-		// What one found to speak against a text counts for all that share it.
-		if j.d.Attachment != nil && !j.over && l.barredFor(j) {
+		// What one found to speak against a text counts for all that share it. So does
+		// the end of a hold.
+		if j.d.Attachment != nil && !j.over && l.barredFor(j) || l.freed(j) {
 			jobs[i] = l.planUnit(ctx, units[i], op, m)
 		}
 	}
@@ -246,7 +247,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	}
 	j.out.Questioned = attach.QuestionedOf(j.o.Policy.Compiled)
 	h := j.d.Record.Hold
-	ended := h != nil && j.d.Attachment != nil && (op != nil || len(j.o.Policy.Problems) == 0 && (h.Inputs != inputs(j) || h.Over(time.Now())))
+	ended := h != nil && j.d.Attachment != nil && (op != nil || j.d.HeldWith == "" && len(j.o.Policy.Problems) == 0 && (h.Inputs != inputs(j) || h.Over(time.Now())))
 	if ended {
 		// An input changed, or somebody asks. What does not compile says nothing
 		// yet: the parser may only have been in trouble.

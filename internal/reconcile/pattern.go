@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,8 +41,77 @@ func (l *Loop) holdPattern(ctx context.Context, j *job, path string) {
 	l.publish(held.Unit, func(*attach.Status) {})
 }
 
+// patternHold finds the template or prefix with whose hold a unit is held: no unit came
+// up under its drop-in, which was taken away, and for this one nothing was done yet. So it
+// is not for each new unit to fail again, as an instance for each connection would.
+// l.mu is held.
+func (l *Loop) patternHold(unit string) (pattern string, h *attach.Hold) {
+	a := l.targets[unit]
+	if a == nil {
+		return "", nil
+	}
+	pattern = a.Placement(unit)
+	own := l.records[unit]
+	if h = l.records[pattern].Hold; pattern == unit || h == nil || h.OnlyText() || own.Hold != nil || own.Attaching || len(own.DropIns) > 0 {
+		return "", nil
+	}
+	path := attach.DropInPath(pattern, a.Runtime)
+	for _, r := range l.records {
+		if r.DropIns.Has(path) {
+			return "", nil // it is there again
+		}
+	}
+	if profile, err := a.ProfileFor(unit); err != nil || byUnit(a) && !l.failedUnder(pattern, unit, profile) {
+		return "", nil
+	}
+	return pattern, h
+}
+
+// byUnit reports whether it depends on the unit which profile an attachment names.
+func byUnit(a *attach.Attachment) bool {
+	return strings.Contains(strings.ReplaceAll(a.Profile, "%%", ""), "%")
+}
+
+// failedUnder reports whether another unit of a template or prefix is held that did not
+// come up under the profile. l.mu is held.
+func (l *Loop) failedUnder(pattern, unit, profile string) bool {
+	for other, r := range l.records {
+		if a := l.targets[other]; a != nil && other != unit && other != pattern && r.Hold != nil && !r.Hold.OnlyText() && r.Profile == profile && a.Placement(other) == pattern {
+			return true
+		}
+	}
+	return false
+}
+
+// freed reports whether a unit was held with its template or prefix when its plan was
+// made, and is not any more.
+func (l *Loop) freed(j *job) bool {
+	if j.d.HeldWith == "" {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, h := l.patternHold(j.d.Unit)
+	return h == nil
+}
+
+// heldBeside reports whether the hold of a unit is known without its record: that of its
+// template or prefix is the same. l.mu is held.
+func (l *Loop) heldBeside(unit string) bool {
+	a, r := l.targets[unit], l.records[unit]
+	pattern := a.Placement(unit)
+	h := l.records[pattern].Hold
+	switch {
+	case pattern == unit || h == nil || h.OnlyText() || r.Hold.OnlyText() || !r.Hold.Again.IsZero():
+		return false
+	case byUnit(a): // the template's does not say under which
+		return l.failedUnder(pattern, unit, r.Profile)
+	}
+	return true
+}
+
 // releasePattern ends the hold of the template or prefix whose drop-in a unit
-// came up under after all.
+// came up under after all. Those that were held with it have their turn.
 func (l *Loop) releasePattern(d attach.Desired) {
 	name := d.Attachment.Placement(d.Unit)
 	l.mu.Lock()
@@ -52,7 +122,7 @@ func (l *Loop) releasePattern(d attach.Desired) {
 	}
 	r.Hold = nil
 	l.remember(r)
-	l.queue.add(inputChanged, name)
+	l.queue.add(inputChanged, l.servedBy(name)...)
 }
 
 // reach is what is known of the units that the drop-in of a template or prefix would

@@ -119,7 +119,9 @@ func (l *Loop) publish(unit string, change func(*attach.Status)) {
 		s.Attachment = r.Attachment
 	}
 	r := l.records[unit]
-	s.Held = r.Hold
+	if s.Held = r.Hold; s.Held == nil {
+		_, s.Held = l.patternHold(unit)
+	}
 	s.Paused = l.pauseOf(unit, time.Now())
 	s.DropIn = ""
 	for _, f := range r.DropIns {
