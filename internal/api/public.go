@@ -23,7 +23,7 @@ var plain = map[attach.Code]bool{
 	attach.AssertionOverridden: true, attach.PrivateTmpOverridden: true,
 
 	attach.DropInMissing: true, attach.DropInDiffers: true, attach.DropInForeign: true, attach.DropInStale: true,
-	attach.ReloadNeeded: true, attach.RestartPending: true, attach.RestartDrags: true, attach.Detached: true,
+	attach.ReloadNeeded: true, attach.ReloadInVain: true, attach.RestartPending: true, attach.RestartDrags: true, attach.Detached: true,
 	attach.RivalAttachments: true, attach.NotAttached: true, attach.Paused: true,
 
 	attach.SocketsOverridden: true, attach.SocketsForeignCalls: true,

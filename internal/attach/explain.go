@@ -467,6 +467,7 @@ var steps = map[Code]Command{
 	DropInUnreadable: {"ls -l {where}", true},
 	DropInStale:      {"aaunitctl attach {unit}", true},
 	ReloadNeeded:     {"systemctl daemon-reload", true},
+	ReloadInVain:     {"systemctl cat {unit}", false},
 	RestartNeeded:    {"systemctl restart {unit}", true},
 	RestartPending:   {"systemctl restart {unit}", true},
 	RestartDrags:     {"aaunitctl plan {unit}", true},

@@ -82,6 +82,15 @@ type Unit struct {
 	RefuseStop    bool     `json:"refuseStop,omitempty"`  // RefuseManualStop=
 	RefuseStart   bool     `json:"refuseStart,omitempty"` // RefuseManualStart=
 
+	// FilesState tells, with NeedReload, the state of its files and of the directories of
+	// its drop-ins from any other. Missing are the files that systemd lists and that are
+	// not there: it asks for a reload for as long as one is listed.
+	FilesState string   `json:"-"`
+	Missing    []string `json:"-"`
+	// ReloadedInVain: systemd asks for a reload, and has read its files again since they
+	// were last changed. NeedReload is not set then.
+	ReloadedInVain bool `json:"-"`
+
 	InvocationID string `json:"invocationID,omitempty"` // 32 hexadecimal digits; "" never started
 	Type         string `json:"type"`                   // simple, notify, oneshot, …
 	MainPID      int    `json:"mainPID,omitempty"`
@@ -200,7 +209,7 @@ type ExecCommand struct {
 // Clone copies the unit, so that what a caller changes is its own.
 func (u Unit) Clone() Unit {
 	u.Names, u.DropIns, u.RestartsWith = slices.Clone(u.Names), slices.Clone(u.DropIns), slices.Clone(u.RestartsWith)
-	u.Runs, u.Sockets = slices.Clone(u.Runs), slices.Clone(u.Sockets)
+	u.Runs, u.Sockets, u.Missing = slices.Clone(u.Runs), slices.Clone(u.Sockets), slices.Clone(u.Missing)
 	u.Settings.Architectures = slices.Clone(u.Settings.Architectures)
 	u.Settings.Exec, u.Settings.After = slices.Clone(u.Settings.Exec), slices.Clone(u.Settings.After)
 	u.Settings.Assignments = slices.Clone(u.Settings.Assignments)

@@ -50,8 +50,8 @@ type Plan struct {
 	Actions []Action `json:"actions"`
 	// Refusals say why nothing is done at all.
 	Refusals []Reason `json:"refusals,omitempty"`
-	// Warnings are ways around the profile that stay open, and what does not
-	// survive a reboot.
+	// Warnings are ways around the profile that stay open, what does not survive a
+	// reboot, and what is wrong with the unit's files and keeps nothing from being done.
 	Warnings []Reason `json:"warnings,omitempty"`
 	// Pending says what is left to a person or to the next start.
 	Pending []Reason `json:"pending,omitempty"`
@@ -89,6 +89,7 @@ func Diff(d Desired, o Observed) Plan {
 	} else {
 		p.Refusals, p.Warnings = Obstacles(d, o)
 	}
+	p.Warnings = append(p.Warnings, reloadedInVain(o)...)
 	if h := d.Record.Hold; h != nil {
 		what := fmt.Sprintf("the attach of %s failed and is held", d.Unit)
 		switch {
@@ -143,6 +144,28 @@ func Diff(d Desired, o Observed) Plan {
 		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
 	}
 	return p
+}
+
+// reloadedInVain names the unit, and the .socket units that start it, of which systemd
+// says after a daemon-reload as well that their files changed.
+func reloadedInVain(o Observed) (out []Reason) {
+	say := func(unit string, missing []string) {
+		r := because(ReloadInVain, "systemd says after a daemon-reload, too, that the files of %s changed", unit)
+		if len(missing) > 0 {
+			r = because(ReloadInVain, "%s, which systemd lists for %s, is not there, so it says after a daemon-reload, too, that the unit's files changed", missing[0], unit).
+				at(missing[0])
+		}
+		out = append(out, r.next("systemctl cat "+unit))
+	}
+	if o.Unit.ReloadedInVain {
+		say(o.Unit.ID, o.Unit.Missing)
+	}
+	for _, s := range o.SocketUnits {
+		if s.ReloadedInVain {
+			say(s.ID, s.Missing)
+		}
+	}
+	return out
 }
 
 // diffFormer keeps a unit whose attach is held under the policy of the profile that

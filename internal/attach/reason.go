@@ -57,7 +57,7 @@ func (c Code) Explanation() string { return c.entry().Explanation }
 // changes it: nothing of it is left to be done.
 func (c Code) Advice() bool {
 	switch c {
-	case SocketsStale, SocketsGain, SocketsForeignCalls,
+	case SocketsStale, SocketsGain, SocketsForeignCalls, ReloadInVain,
 		// What of a policy is only told, and keeps none from going live.
 		MayNotRun, MayNotNotify, MayNotTransition, MayNotUseOwn, MayNoNetwork, MayOtherFamilies, MayNotDetached, MayNotOwn, MayUserns, MayConnect:
 		return true
@@ -210,6 +210,7 @@ const (
 	DropInUnreadable Code = "drop-in-unreadable"
 	DropInStale      Code = "drop-in-stale"
 	ReloadNeeded     Code = "reload-needed"
+	ReloadInVain     Code = "reload-in-vain"
 	RestartNeeded    Code = "restart-needed"
 	RestartPending   Code = "restart-pending"
 	RestartDrags     Code = "restart-drags-along"
@@ -356,6 +357,7 @@ var entries = []Entry{
 	{DropInUnreadable, "The drop-in could not be read or written", "What lies at the place of aaunit's drop-in could not be read safely, or nothing could be written there.", Unknown},
 	{DropInStale, "An old drop-in is left over", "A drop-in that aaunit wrote for an earlier attachment of the unit.", Confined},
 	{ReloadNeeded, "systemd must read its files again", "systemd keeps unit files in memory until systemctl daemon-reload.", Confined},
+	{ReloadInVain, "systemd asks for a reload again and again", "systemd says that the unit's files changed since it read them, and says so after it has read them again. It does for as long as a file that it lists is not there: a drop-in that is a link to nothing, or what SourcePath= names. The unit runs with what the other files say, and aaunitd has systemd read them again when one of them changes. systemctl cat UNIT lists them: remove the link, or put back what it leads to.", Confined},
 	{RestartNeeded, "The unit must be restarted", "A running task keeps the label it has; only a new start puts the profile on.", Confined},
 	{RestartPending, "A restart is pending", "The attachment is in place, and the running tasks do not carry it yet: it takes effect at the unit's next start.", NotConfined},
 	{RestartDrags, "A restart takes other units along", "Units that require this one, are bound to it or part of it are stopped or restarted with it.", Confined},

@@ -165,6 +165,10 @@ type StartingSocket struct {
 	Active       bool
 	ControlGroup string
 	NeedReload   bool
+	// FilesState, Missing and ReloadedInVain are as in Unit.
+	FilesState     string
+	Missing        []string
+	ReloadedInVain bool
 	// Exec are its command lines, as in Settings.
 	Exec []ExecCommand
 	// DropIn is what lies at the place of aaunit's drop-in for it.

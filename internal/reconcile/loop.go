@@ -162,6 +162,10 @@ type Loop struct {
 	// recordsUnlisted: there may be records on disk that could not be read.
 	recordsUnlisted bool
 
+	// readAnew is the state of files, by unit and the name of the unit that they are of, for
+	// which systemd has read them again because it said that they had changed.
+	readAnew map[string]map[string]string
+
 	statuses    map[string]*attach.Status // none is changed in place: subscribers have it, too
 	problems    []attach.Reason           // of records
 	service     attach.Tri                // apparmor.service is enabled
@@ -204,7 +208,7 @@ func New(o Options) *Loop {
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
 		leave: map[string]bool{}, waiting: map[string]bool{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
-		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
+		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, readAnew: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
 	}
 }
 

@@ -76,7 +76,53 @@ func (l *Loop) observeRest(ctx context.Context, d attach.Desired, how depth, m *
 		o.Scan = &s
 	}
 	l.observeSockets(ctx, d, how, &o)
+	if how == full {
+		l.spareReload(d.Unit, &o)
+	}
 	return o
+}
+
+// spareReload takes back what systemd says of files where it has read them again for
+// that and they have not changed since: it says so of a unit for as long as one of its
+// files is not there, and would be made to read them for ever.
+func (l *Loop) spareReload(unit string, o *attach.Observed) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	spare := func(name, state string, need, inVain *bool) {
+		if !*need {
+			delete(l.readAnew[unit], name)
+			return
+		}
+		if tried, known := l.readAnew[unit][name]; known && tried == state {
+			*need, *inVain = false, true
+		}
+	}
+	spare(o.Unit.ID, o.Unit.FilesState, &o.Unit.NeedReload, &o.Unit.ReloadedInVain)
+	for i := range o.SocketUnits {
+		s := &o.SocketUnits[i]
+		spare(s.ID, s.FilesState, &s.NeedReload, &s.ReloadedInVain)
+	}
+}
+
+// noteReload notes for which state of a unit's files systemd has read them again.
+func (l *Loop) noteReload(j *job) {
+	tried := map[string]string{}
+	if u := j.o.Unit; u.NeedReload {
+		tried[u.ID] = u.FilesState
+	}
+	for _, s := range j.o.SocketUnits {
+		if s.NeedReload {
+			tried[s.ID] = s.FilesState
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, state := range tried {
+		if l.readAnew[j.d.Unit] == nil {
+			l.readAnew[j.d.Unit] = map[string]string{}
+		}
+		l.readAnew[j.d.Unit][name] = state
+	}
 }
 
 // scanInTurn looks at the tasks of a unit when it has its turn with files.

@@ -702,6 +702,7 @@ func (l *Loop) reload(ctx context.Context, jobs []*job) {
 	l.forgetHost()
 	for _, j := range need {
 		j.reloaded = true
+		l.noteReload(j)
 	}
 }
 
@@ -1217,6 +1218,7 @@ func (l *Loop) forget(unit string) {
 	delete(l.records, unit)
 	delete(l.unsaved, unit)
 	delete(l.barred, unit)
+	delete(l.readAnew, unit)
 	l.mu.Unlock()
 	if err := l.store.Delete(unit); err != nil {
 		l.log.Error("cannot remove the record of a unit", journal.FieldUnit, unit, "err", err)

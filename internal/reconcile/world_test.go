@@ -102,6 +102,8 @@ type world struct {
 	uses            *uses // what was seen of socket options; nil is nothing
 	kernelless      bool
 	mayNot          bool // no profile lets BPF be used
+	// socketLacks: a file that systemd lists for .socket units is not there.
+	socketLacks string
 }
 
 // journalText is what the daemon logged.
@@ -153,6 +155,9 @@ type unit struct {
 	survives  bool // whatever policy its profile gets
 	crashLoop bool // dies under any profile, and systemd starts it again
 	early     bool // DefaultDependencies=no
+	// lacks is a file that systemd lists for it and that is not there, and files stands for
+	// what its files say.
+	lacks, files string
 	// unloads: it has no file of its own, as an instance of a template, and systemd lets
 	// go of it when it ends: it is found all the same, and listed nowhere.
 	unloads bool
@@ -393,7 +398,10 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		s.Assignments = append(s.Assignments, at...)
 	}
 	mine := path.Join("/etc/systemd/system", name+".d", attach.DropInName)
-	u.NeedReload = w.disk[mine] != w.read[mine]
+	u.NeedReload, u.FilesState = w.disk[mine] != w.read[mine] || f.lacks != "", w.disk[mine]+f.lacks+f.files
+	if f.lacks != "" {
+		u.Missing = []string{f.lacks}
+	}
 	u.ControlGroup, u.Sockets = "/system.slice/"+name, w.triggers[name]
 	s.Exec = w.helperOf(name)
 	return u, nil

@@ -3,6 +3,7 @@ package units
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"os"
@@ -390,6 +391,41 @@ func (s *Systemd) filesOf(u attach.Unit, source string) (files []stampedFile) {
 	return slices.Clip(slices.CompactFunc(files, func(a, b stampedFile) bool { return a.path == b.path }))
 }
 
+// stateOf tells the state of such files from any other, and which of them are not there.
+// It goes by what they say and not by their times, since a daemon-reload has generators
+// write their units anew. Of source, which may be any file, only the time of the last
+// change is told, which is all that systemd looks at (unit_need_daemon_reload in its
+// src/core/unit.c).
+func (s *Systemd) stateOf(files []stampedFile, source string) (state string, missing []string) {
+	h := sha256.New()
+	for _, f := range files {
+		real := filepath.Join(s.root, f.path)
+		st, err := os.Stat(real)
+		switch {
+		case err != nil:
+			missing = append(missing, f.path)
+			fmt.Fprintf(h, "%q is not there\n", f.path)
+		case st.IsDir():
+			entries, err := os.ReadDir(real)
+			fmt.Fprintf(h, "%q has %v", f.path, err)
+			for _, e := range entries {
+				if strings.HasSuffix(e.Name(), ".conf") {
+					fmt.Fprintf(h, " %q", e.Name())
+				}
+			}
+			fmt.Fprintln(h)
+		case f.path == source:
+			fmt.Fprintf(h, "%q is of %d\n", f.path, st.ModTime().UnixNano())
+		case st.Mode().IsRegular() && st.Size() <= maxUnitFile:
+			text, err := os.ReadFile(real)
+			fmt.Fprintf(h, "%q says %q %v\n", f.path, text, err)
+		default:
+			fmt.Fprintf(h, "%q is %v of %d bytes\n", f.path, st.Mode(), st.Size())
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)), missing
+}
+
 // compact gives the strings of what is kept a memory of their own, and equal ones
 // the same. godbus cuts the strings of a message out of one buffer, all of which a
 // single one of them would keep.
@@ -402,11 +438,11 @@ func (k *kept) compact() {
 	}
 	u, set := &k.u, &k.u.Settings
 	for _, p := range []*string{&u.ID, &u.LoadState, &u.LoadError, &u.ActiveState, &u.SubState, &u.Result, &u.UnitFileState, &u.FragmentPath,
-		&u.UserFile, &u.InvocationID, &u.Type, &u.ControlGroup, &set.Profile, &set.User, &set.PAMName, &set.RootDirectory} {
+		&u.FilesState, &u.UserFile, &u.InvocationID, &u.Type, &u.ControlGroup, &set.Profile, &set.User, &set.PAMName, &set.RootDirectory} {
 		one(p)
 	}
 	set.PrivateTmp = unique.Make(set.PrivateTmp).Value()
-	for _, list := range [][]string{u.Names, u.DropIns, u.RestartsWith, u.Sockets, set.After, set.JoinsNamespaceOf, set.Architectures, k.deps} {
+	for _, list := range [][]string{u.Names, u.DropIns, u.Missing, u.RestartsWith, u.Sockets, set.After, set.JoinsNamespaceOf, set.Architectures, k.deps} {
 		all(list)
 	}
 	if set.AddressFamilies != nil {

@@ -112,7 +112,7 @@ func (s *Systemd) StartingSockets(ctx context.Context, names []string) ([]attach
 			return nil, fmt.Errorf("cannot observe %s: %w", shown(name), err)
 		}
 		out = append(out, attach.StartingSocket{ID: k.u.ID, Active: k.u.Active(), ControlGroup: k.u.ControlGroup,
-			NeedReload: k.u.NeedReload, Exec: k.u.Settings.Exec})
+			NeedReload: k.u.NeedReload, FilesState: k.u.FilesState, Missing: k.u.Missing, Exec: k.u.Settings.Exec})
 	}
 	return out, nil
 }
@@ -189,7 +189,12 @@ func (s *Systemd) read(ctx context.Context, unit string, r *reading) (*kept, err
 		}
 	}
 	u.NeedReload = u.NeedReload || s.unread(u)
-	return &kept{u: u, deps: deps, files: s.filesOf(u, read[string](p, "SourcePath"))}, nil
+	source := read[string](p, "SourcePath")
+	files := s.filesOf(u, source)
+	if u.NeedReload {
+		u.FilesState, u.Missing = s.stateOf(files, source)
+	}
+	return &kept{u: u, deps: deps, files: files}, nil
 }
 
 // permissionsStartOnly asks for the one property that must be asked for by

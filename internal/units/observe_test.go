@@ -131,12 +131,17 @@ func TestObserve(t *testing.T) {
 	b.has(map[string]map[string]any{"agent.service": agentProps(), "alias.service": agentProps()})
 	s := b.client(Options{Root: root})
 	want := agentUnit()
+	want.Missing = []string{"/u/agent.service"}
 	want.Settings.Assignments = []attach.Assignment{{Key: "AppArmorProfile", Value: "-my agent", Path: "/e/agent.service.d/90-aaunit.conf", Line: 2}}
 	for _, name := range []string{"agent.service", "alias.service"} {
 		got, err := s.Observe(t.Context(), name)
 		if err != nil {
 			t.Fatal(err)
 		}
+		if len(got.FilesState) != 64 {
+			t.Errorf("%s: state of its files %q", name, got.FilesState)
+		}
+		got.FilesState = ""
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("%s: -want +got:\n%s", name, d)
 		}
@@ -226,6 +231,72 @@ func TestObserveWrongTypes(t *testing.T) {
 	b.on("GetAll", func(busCall) ([]any, error) { return nil, nil })
 	if _, err := s.Observe(t.Context(), "agent.service"); err == nil {
 		t.Error("an empty answer was taken")
+	}
+}
+
+// Whether systemd has read files as they are is told by what they say: a generator writes
+// the same again at each reload. A file that is listed and not there is named.
+func TestStateOfFilesThatAreToBeReadAgain(t *testing.T) {
+	root := t.TempDir()
+	write := func(path, text string) {
+		t.Helper()
+		path = filepath.Join(root, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_ = os.Remove(path)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const fragment, dir = "/run/systemd/generator.late/agent.service", "/etc/systemd/system/agent.service.d"
+	write(fragment, "[Service]\nExecStart=/bin/agent\n")
+	write(dir+"/a.conf", "[Service]\n")
+	if err := os.Symlink("/opt/gone/x.conf", filepath.Join(root, dir, "x.conf")); err != nil {
+		t.Fatal(err)
+	}
+	b := newFakeBus(t)
+	s := b.client(Options{Root: root})
+	unit := with(agentProps(), map[string]any{"FragmentPath": fragment, "SourcePath": "/etc/init.d/agent", "DropInPaths": []string{dir + "/a.conf", dir + "/x.conf"}})
+	observe := func() attach.Unit {
+		t.Helper()
+		b.has(map[string]map[string]any{"agent.service": unit})
+		u, err := s.Observe(t.Context(), "agent.service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u
+	}
+	was := observe()
+	if missing := []string{"/etc/init.d/agent", dir + "/x.conf"}; was.FilesState == "" || !slices.Equal(was.Missing, missing) {
+		t.Fatalf("state %q, missing %q", was.FilesState, was.Missing)
+	}
+	for _, c := range []struct {
+		name    string
+		do      func()
+		differs bool
+	}{
+		{"a generator wrote it anew", func() { write(fragment, "[Service]\nExecStart=/bin/agent\n") }, false},
+		{"it wrote something else", func() { write(fragment, "[Service]\nExecStart=/bin/agent -v\n") }, true},
+		{"a drop-in changed", func() { write(dir+"/a.conf", "[Service]\nUser=a\n") }, true},
+		{"one came that systemd has not read", func() { write("/etc/systemd/system/service.d/z.conf", "[Service]\n") }, true},
+		{"what is no drop-in", func() { write(dir+"/.a.conf.tmp", "") }, false},
+		{"SourcePath= is there again", func() { write("/etc/init.d/agent", "") }, true},
+		{"SourcePath= was changed", func() {
+			if err := os.Chtimes(filepath.Join(root, "/etc/init.d/agent"), time.Time{}, time.Unix(1, 0)); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+	} {
+		c.do()
+		now := observe()
+		if (now.FilesState != was.FilesState) != c.differs {
+			t.Errorf("%s: from state %q to %q", c.name, was.FilesState, now.FilesState)
+		}
+		was = now
+	}
+	if unit["NeedDaemonReload"] = false; observe().FilesState != "" {
+		t.Error("files are read of a unit that is up to date")
 	}
 }
 
