@@ -60,8 +60,19 @@ func DropIn(a Attachment, profile string) string {
 // be earlier all the same, as syslog.socket is, and nothing may be mounted on /var yet.
 // RequiresMountsFor= orders it after the mount units on that path and no others, which
 // aaunit-policy.service needs before sysinit.target as well (systemd.unit(5)).
+//
+// It names no attachment: several services may share a .socket unit (Sockets=), and each
+// is to find what the others have written.
 func SocketDropIn(a Attachment) string {
-	return header(a) + "[Unit]\nRequiresMountsFor=/var/lib/aaunit\n\n[Socket]\n" + SocketStartLine(a.SocketsWanted().Requires()) + "\n"
+	return socketHeader + socketBody(a.SocketsWanted().Requires())
+}
+
+const socketHeader = "# Written by aaunitd; changes are put back.\n" +
+	"# It serves all attached units that this one starts.\n" +
+	"# To take it away: aaunitctl detach UNIT for each of them, or remove their attachments.\n"
+
+func socketBody(required bool) string {
+	return "[Unit]\nRequiresMountsFor=/var/lib/aaunit\n\n[Socket]\n" + SocketStartLine(required) + "\n"
 }
 
 func header(a Attachment) string {

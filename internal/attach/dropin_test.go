@@ -45,8 +45,8 @@ func TestSocketDropInText(t *testing.T) {
 	d, _ := held(Yes)
 	d.Attachment.Source = "/etc/aaunit/attachments.d/a.conf"
 	const want = `# Written by aaunitd; changes are put back.
-# Attachment: /etc/aaunit/attachments.d/a.conf
-# To take it away: aaunitctl detach UNIT, or remove the attachment.
+# It serves all attached units that this one starts.
+# To take it away: aaunitctl detach UNIT for each of them, or remove their attachments.
 [Unit]
 RequiresMountsFor=/var/lib/aaunit
 
@@ -55,6 +55,17 @@ ExecStartPre=+/usr/lib/aaunit/aaunit-sockopts %n
 `
 	if got := SocketDropIn(*d.Attachment); got != want {
 		t.Errorf("got:\n%s", got)
+	}
+	// Units that share it, and have attachments of their own, want the same text.
+	d.Attachment.Source = "/etc/aaunit/attachments.d/b.conf"
+	if got := SocketDropIn(*d.Attachment); got != want {
+		t.Errorf("for another attachment:\n%s", got)
+	}
+	// Before, it named the attachment.
+	_, body, _ := strings.Cut(want, "[Unit]")
+	old := "# Written by aaunitd; changes are put back.\n# Attachment: /etc/x.conf\n# To take it away: aaunitctl detach UNIT, or remove the attachment.\n[Unit]" + body
+	if !WroteSocketDropIn(old) || !wroteSocketDropIn(old, true) || wroteSocketDropIn(old, false) || WroteSocketDropIn(old+"ExecStartPre=+/bin/sh\n") {
+		t.Errorf("what an earlier version wrote is not known for what it is")
 	}
 }
 

@@ -413,6 +413,8 @@ var steps = map[Code]Command{
 	SocketRefused: {"aaunitctl sockopts {unit}", true},
 	SocketsStale:  {"aaunitctl sockopts diff {unit}", true},
 
+	SocketsDisputed: {"aaunitctl status", false},
+
 	UnitNotFound:     {"systemctl list-unit-files --type=service", false},
 	UnitMasked:       {"systemctl unmask {unit}", true},
 	UnitBad:          {"systemd-analyze verify {unit}", false},

@@ -83,19 +83,19 @@ func diffImageSockets(p *Plan, d Desired, o Observed) {
 
 // WroteSocketDropIn is WroteDropIn for the drop-in of a .socket unit.
 func WroteSocketDropIn(text string) bool {
+	return wroteSocketDropIn(text, true) || wroteSocketDropIn(text, false)
+}
+
+// wroteSocketDropIn is WroteSocketDropIn for one of the two lines. Before units shared
+// such a drop-in it named the attachment.
+func wroteSocketDropIn(text string, required bool) bool {
 	a := Attachment{}
 	for line := range strings.SplitSeq(text, "\n") {
 		if v, ok := strings.CutPrefix(line, "# Attachment: "); ok {
 			a.Source = v
 		}
 	}
-	for _, required := range []bool{true, false} {
-		a.SocketOptions = &SocketOptions{Mode: SocketsRecord, Required: TriOf(required)}
-		if text == SocketDropIn(a) {
-			return true
-		}
-	}
-	return false
+	return text == socketHeader+socketBody(required) || text == header(a)+socketBody(required)
 }
 
 // WroteDropIn reports whether a drop-in is one that aaunit writes, to the letter.

@@ -200,6 +200,7 @@ const (
 	SocketsNote         Code = "socket-options-note"
 	SocketsChanged      Code = "socket-options-changed"
 	SocketsReleased     Code = "socket-options-released"
+	SocketsDisputed     Code = "socket-options-disputed"
 )
 
 // Our drop-in and the steps of a plan.
@@ -350,6 +351,7 @@ var entries = []Entry{
 	{SocketsNote, "Socket options are not as declared", "They are not recorded or held as the attachment says, or that could not be told. Where a list should hold, the verdict has a reason of its own; a recording that is not required (Required=no, the default in mode record) does not count against the unit.", Confined},
 	{SocketsChanged, "The rules for socket options change", "The attachment declares a mode or a list that is not in force yet. It takes effect at once, without a restart of the unit.", Confined},
 	{SocketsReleased, "Socket options are free again", "The attachment has no [SocketOptions] any more, or says Mode=off. What was attached in the kernel is taken off, without a restart of the unit.", Confined},
+	{SocketsDisputed, "Another unit has other rules for the same .socket unit", "A .socket unit makes its sockets in a control group of its own, which has one mode and one list, whichever service it starts. Another attached service that it starts has them already, and this attachment asks for others. Say the same under [SocketOptions] in both attachments, or give each service a .socket unit of its own.", Unknown},
 
 	{DropInMissing, "The drop-in is not there", "aaunit tells systemd about the profile with a drop-in file.", NotConfined},
 	{DropInDiffers, "The drop-in is not as it should be", "The file is one of aaunit's and its text is not what the attachment asks for.", NotConfined},

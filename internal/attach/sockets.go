@@ -173,6 +173,9 @@ type StartingSocket struct {
 	Exec []ExecCommand
 	// DropIn is what lies at the place of aaunit's drop-in for it.
 	DropIn DropInState
+	// HeldFor is another attached unit that it starts, and for which it is held to other
+	// rules; "" none.
+	HeldFor string
 }
 
 // SocketsSeen is what the kernel has attached to the control group of a unit, for the

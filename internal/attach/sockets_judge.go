@@ -65,7 +65,7 @@ func diffSockets(p *Plan, d Desired, o Observed) {
 		}
 		return
 	}
-	if d.Record.Sockets == nil || !d.Record.Sockets.same(*want) {
+	if d.Record.Sockets == nil || !d.Record.Sockets.Same(*want) {
 		p.add(HoldSockets, d.Unit, because(SocketsChanged, "%s says what socket options %s may set", d.Attachment.Source, d.Unit))
 		return
 	}
@@ -83,8 +83,8 @@ func diffSockets(p *Plan, d Desired, o Observed) {
 	}
 }
 
-// same reports whether two sections mean the same, whatever their reasons and lines.
-func (s SocketOptions) same(t SocketOptions) bool {
+// Same reports whether two sections mean the same, whatever their reasons and lines.
+func (s SocketOptions) Same(t SocketOptions) bool {
 	return s.Mode == t.Mode && s.Requires() == t.Requires() && s.lists() == t.lists()
 }
 
@@ -113,8 +113,11 @@ func socketObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		switch {
 		case s.DropIn.Problem != "":
 			refusals = append(refusals, because(DropInUnreadable, "%s", s.DropIn.Problem).at(file))
-		case s.DropIn.Exists && !s.DropIn.Ours && s.DropIn.Content != SocketDropIn(*d.Attachment):
+		case s.DropIn.Exists && !s.DropIn.Ours && !wroteSocketDropIn(s.DropIn.Content, want.Requires()):
 			refusals = append(refusals, because(DropInForeign, "%s exists and aaunit did not write it", file).at(file).next("remove or rename it"))
+		case s.HeldFor != "":
+			refusals = append(refusals, because(SocketsDisputed, "%s starts %s, too, and is held to the rules for socket options of that one, which are others", s.ID, s.HeldFor).
+				at(d.Attachment.Source).next("say the same under [SocketOptions] as "+s.HeldFor+" has, or give "+d.Unit+" a .socket unit of its own"))
 		}
 	}
 	if o.SocketsProblem != "" {

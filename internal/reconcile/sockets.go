@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 
@@ -28,6 +29,7 @@ func (l *Loop) observeSockets(ctx context.Context, d attach.Desired, how depth, 
 		for _, s := range found {
 			if how == full {
 				s.DropIn = l.readDropInAt(d, attach.DropInPath(s.ID, d.Attachment.Runtime))
+				s.HeldFor = l.otherRules(d.Unit, s.ID, *want)
 			}
 			o.SocketUnits = append(o.SocketUnits, s)
 		}
@@ -287,6 +289,28 @@ func (l *Loop) sharedSockets(unit, name string) bool {
 		}
 	}
 	return false
+}
+
+// otherRules finds another attached unit for which a .socket unit is held to other rules
+// than these, "" none. Of two units that have it the first one counts.
+func (l *Loop) otherRules(unit, socket string, want attach.SocketOptions) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	has := slices.Contains(l.records[unit].SocketUnits, socket)
+	for _, other := range slices.Sorted(maps.Keys(l.records)) {
+		r := l.records[other]
+		if other == unit || !slices.Contains(r.SocketUnits, socket) || has && other > unit {
+			continue
+		}
+		rules := l.targets[other].SocketsWanted()
+		if l.targets[other] == nil && (len(l.rivals[other]) > 0 || broken(l.declared, r.Attachment)) {
+			rules = r.Sockets // it stays as it is
+		}
+		if rules != nil && !rules.Same(want) {
+			return other
+		}
+	}
+	return ""
 }
 
 // putBackSockets goes back to the rules from before the pass, when an attach is

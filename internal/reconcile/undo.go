@@ -94,6 +94,14 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 func (l *Loop) putBackDropIns(ctx context.Context, back []*job) (reload bool) {
 	for _, j := range back {
 		j.event(attach.StepUndo, attach.Running, "taking back")
+		for _, path := range j.d.Record.DropIns.Paths() {
+			// That of a .socket unit that starts others, too, is theirs, and is nothing
+			// that keeps this one from running without the profile.
+			if j.fresh && (attach.LeftDropIn{Path: path}).OfSocket() && l.neededByOthers(j, back, path) {
+				j.d.Record.DropIns = j.d.Record.DropIns.Without(path)
+				delete(j.files, path)
+			}
+		}
 		for path, text := range j.files {
 			var changed bool
 			var err error
