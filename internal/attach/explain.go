@@ -147,13 +147,8 @@ func (e *Explanation) attached(s Status, c Case) {
 	if e.Answer == noAnswer {
 		e.Answer = Unknown
 	}
-	if !e.Pattern {
-		e.Exit = WorstExit(e.Exit, ExitOf(s.Verdict))
-	}
+	e.Exit = WorstExit(e.Exit, s.Exit())
 	held := s.Held != nil && !s.Held.OnlyText()
-	if held || len(s.Refused) > 0 {
-		e.Exit = WorstExit(e.Exit, ExitNotConfined)
-	}
 	e.add(true, s.Refused...)
 	if held {
 		// What the unit is without the attach says less than why there is none.
@@ -195,6 +190,8 @@ func (e *Explanation) attached(s Status, c Case) {
 		e.rests(v)
 	}
 	switch {
+	case e.Pattern && s.Exit() == ExitUnknown:
+		e.unseen("its drop-in: aaunitd has not come to it yet; ask again")
 	case e.Pattern:
 	case s.Verdict == nil:
 		e.unseen("its tasks: nobody has looked at them yet")
@@ -210,6 +207,8 @@ func (e *Explanation) headline(s Status, v Verdict) string {
 		after = " aaunitd leaves it alone at present: it is paused."
 	}
 	switch {
+	case s.trampled():
+		return fmt.Sprintf("%s is a pattern, and the policy that was accepted for it cannot be put back: its units do not start under that.%s", e.Unit, after)
 	case len(s.Refused) > 0:
 		return fmt.Sprintf("%s shall run under %s, and aaunitd refused to attach it: %s.%s", e.Unit, profile, lowered(s.Refused[0].Code.Title()), after)
 	case s.Held != nil && !s.Held.OnlyText():
@@ -219,7 +218,13 @@ func (e *Explanation) headline(s Status, v Verdict) string {
 		}
 		return fmt.Sprintf("%s shall run under %s; the attach failed, was undone and %s.%s", e.Unit, profile, again, after)
 	case e.Pattern:
-		return fmt.Sprintf("%s is a pattern: systemd starts every unit of it under %s, those to come included, and each one has a verdict of its own.%s", e.Unit, profile, after)
+		switch answer, words := s.ToCome(); answer {
+		case Confined:
+			return fmt.Sprintf("%s is a pattern: systemd starts every unit of it under %s, those to come included, and each one has a verdict of its own.%s", e.Unit, profile, after)
+		case Unknown:
+			return fmt.Sprintf("%s is a pattern whose units shall run under %s; %s.%s", e.Unit, profile, words, after)
+		}
+		return fmt.Sprintf("%s is a pattern whose units shall run under %s, and its drop-in is not in place: units to come are not confined by it.%s", e.Unit, profile, after)
 	case v.Answer == Confined:
 		return fmt.Sprintf("%s is confined: each of its %s runs under %s, and the kernel refuses what that does not allow.%s", e.Unit, tasks(v.Tasks), profile, after)
 	case v.Answer == NotConfined:
@@ -234,6 +239,9 @@ func (e *Explanation) headline(s Status, v Verdict) string {
 			if x.Code == StartFailed || x.Code == StartNoProfile || x.Code == StartUnclear || x.Code == StartSkipped || x.Code == UnitMasked {
 				return fmt.Sprintf("%s is not running, so there is nothing to look at: %s.%s", e.Unit, lowered(x.Title), after)
 			}
+		}
+		if s.DropIn == "" {
+			return fmt.Sprintf("%s is not running, so there is nothing to look at, and the drop-in for its next start is not in place.%s", e.Unit, after)
 		}
 		return fmt.Sprintf("%s is not running, so there is nothing to look at; it will start under %s.%s", e.Unit, profile, after)
 	}

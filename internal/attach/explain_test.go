@@ -16,7 +16,8 @@ func verdictOn(unit string, reasons ...Reason) Case {
 	for _, r := range reasons {
 		v.Answer = max(v.Answer, r.Code.Bearing())
 	}
-	return Case{Unit: unit, Status: &Status{Unit: unit, Profile: "a", ProfileFile: "/etc/apparmor.d/a", Attachment: "/etc/aaunit/attachments.d/a.conf", ActiveState: "active", Verdict: &v},
+	return Case{Unit: unit, Status: &Status{Unit: unit, Profile: "a", ProfileFile: "/etc/apparmor.d/a", Attachment: "/etc/aaunit/attachments.d/a.conf",
+		DropIn: "/etc/systemd/system/" + unit + ".d/90-aaunit.conf", ActiveState: "active", Verdict: &v},
 		Start: &LastStart{LoadState: "loaded", ActiveState: "active", Result: "success", Profile: "a"}}
 }
 
@@ -150,6 +151,26 @@ func TestExplain(t *testing.T) {
 		}), ExitNotConfined, "refused to attach it: no such profile", "aaunitctl list --profiles", nil},
 		"a pattern": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status.Verdict = nil; c.Start = nil }), ExitOK, "is a pattern", "aaunitctl status",
 			func(e Explanation) bool { return e.Pattern && len(e.Unseen) == 0 }},
+		"a pattern that no pass has come to": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status = &Status{Unit: c.Unit, Profile: "a", Busy: true}; c.Start = nil }), ExitUnknown,
+			"is not known yet", "aaunitctl status", func(e Explanation) bool { return len(e.Unseen) == 1 }},
+		"a pattern without its drop-in": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status.Verdict, c.Status.DropIn, c.Start = nil, "", nil }), ExitNotConfined,
+			"its drop-in is not in place", "aaunitctl status", nil},
+		"a pattern whose policy is not put back": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
+			c.Status.Verdict, c.Start = nil, nil
+			c.Status.Refused = []Reason{Because(PolicyTrampled, "somebody removed profile a"), Because(ProfileNotLoaded, "cannot load /etc/apparmor.d/a: no memory")}
+		}), ExitNotConfined, "the policy that was accepted for it cannot be put back", "aaunitctl verify a@.service", nil},
+		"a pattern that is refused, with its drop-in": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
+			c.Status.Verdict, c.Start, c.Status.Refused = nil, nil, []Reason{Because(RivalAttachments, "x")}
+		}), ExitNotConfined, "aaunitd refused to attach it", "grep -r ^Unit= /etc/aaunit/attachments.d /run/aaunit/attachments.d /usr/lib/aaunit/attachments.d", nil},
+		"a pattern held without its drop-in": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
+			c.Status.Verdict, c.Start, c.Status.DropIn, c.Status.Held = nil, nil, "", &Hold{Since: startAt, Reasons: []Reason{Because(AttachFailed, "a@1.service failed")}}
+		}), ExitNotConfined, "the attach failed, was undone", "journalctl -b -u a@.service", nil},
+		"a paused pattern": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status.Verdict, c.Start, c.Status.Paused = nil, nil, &pause }), ExitOK, "it is paused", "aaunitctl status", nil},
+		"a paused pattern without its drop-in": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
+			c.Status.Verdict, c.Start, c.Status.DropIn, c.Status.Paused = nil, nil, "", &pause
+		}), ExitNotConfined, "it is paused", "aaunitctl resume a@.service", nil},
+		"not started, and no drop-in": {hostFine, with(verdictOn("a@1.service", idle), func(c *Case) { c.Start.ActiveState, c.Status.DropIn = "inactive", "" }), ExitUnknown,
+			"the drop-in for its next start is not in place", "systemctl start a@1.service", nil},
 		"nobody has looked": {hostFine, with(verdictOn("a.service"), func(c *Case) { c.Status.Verdict = nil }), ExitUnknown, "is not known: nobody has looked at it yet", "aaunitctl verify a.service",
 			func(e Explanation) bool { return len(e.Unseen) == 1 }},
 		"hidden": {hostFine, with(verdictOn("a.service"), func(c *Case) { c.Hidden = "only root" }), ExitOK, "is confined", "aaunitctl verify a.service",

@@ -145,13 +145,47 @@ type Status struct {
 	Held        *Hold    `json:"held,omitempty"`
 	// Paused is in force: the unit's pause, or that of its template or prefix.
 	Paused *Pause `json:"paused,omitempty"`
-	// Refused says why the attachment could not be made.
+	// Refused says why the attachment could not be made; of a template or prefix also
+	// why its accepted policy could not be put back.
 	Refused []Reason `json:"refused,omitempty"`
 	Notes   []Reason `json:"notes,omitempty"`
 	// Questioned is what the kernel was asked about each accepted policy.
 	Questioned []Questioned `json:"questioned,omitempty"`
 	// Busy: a pass is at work on the unit.
 	Busy bool `json:"busy,omitempty"`
+}
+
+// ToCome says of a template or prefix whether units to come of it start under its
+// profile, and puts that into words.
+func (s Status) ToCome() (Answer, string) {
+	switch {
+	case s.trampled():
+		return NotConfined, "units to come do not start under what was accepted for it"
+	case s.DropIn != "":
+		return Confined, "units to come start under the profile"
+	case s.Busy && len(s.Refused) == 0 && s.Held == nil:
+		return Unknown, "whether units to come are confined by it is not known yet"
+	}
+	return NotConfined, "units to come are not confined by it"
+}
+
+// trampled reports whether somebody changed the policy that was accepted for a template
+// or prefix, and it could not be put back. Of a unit its verdict says so.
+func (s Status) trampled() bool {
+	return IsPattern(s.Unit) && slices.ContainsFunc(s.Refused, func(r Reason) bool { return r.Code == PolicyTrampled })
+}
+
+// Exit gives the exit status of what is known of a unit, template or prefix.
+func (s Status) Exit() Exit {
+	exit := ExitOf(s.Verdict)
+	if IsPattern(s.Unit) {
+		answer, _ := s.ToCome()
+		exit = exitOfBearing(answer)
+	}
+	if s.Held != nil && !s.Held.OnlyText() || len(s.Refused) > 0 {
+		exit = WorstExit(exit, ExitNotConfined)
+	}
+	return exit
 }
 
 // Report is what is known of the host and its attached units, as of a time.

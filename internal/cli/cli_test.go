@@ -436,6 +436,23 @@ func mixedReport() attach.Report {
 	}
 }
 
+// patternsReport has patterns only: in place, not come to yet, without its drop-in, with
+// a policy that cannot be put back, and paused.
+func patternsReport() attach.Report {
+	st := func(unit string, placed bool) attach.Status {
+		s := attach.Status{Unit: unit, Profile: "agent", Attachment: "/etc/aaunit/attachments.d/agents.conf"}
+		if placed {
+			s.DropIn = "/etc/systemd/system/" + unit + ".d/90-aaunit.conf"
+		}
+		return s
+	}
+	fresh, trampled, paused := st("fresh-.service", false), st("trampled@.service", true), st("paused@.service", true)
+	fresh.Busy, paused.Paused = true, &pause
+	trampled.Refused = []attach.Reason{attach.Because(attach.PolicyTrampled, "somebody removed profile agent").WithNext("journalctl -b -u aaunitd.service"),
+		attach.Because(attach.ProfileNotLoaded, "cannot load /etc/apparmor.d/agent: no memory").WithNext("journalctl -b -u aaunitd.service")}
+	return attach.Report{Version: "1.2.3", Host: hostOn, At: now, Patterns: []attach.Status{st("agent@.service", true), paused, fresh, st("bare-.service", false), trampled}}
+}
+
 var pause = attach.Pause{Since: now.Add(-time.Minute), Until: now.Add(time.Hour), By: "alice"}
 
 // pausedReport has a paused template, and two paused units of which one runs
@@ -595,6 +612,17 @@ func TestOutput(t *testing.T) {
 			s.daemon.report.Missing, s.daemon.report.Problems = nil, nil
 			s.Root = false
 		}, []string{"status", "b"}, 3},
+		{"patterns-in-place", func(s *scene) {
+			s.daemon.report = patternsReport()
+			s.daemon.report.Patterns = s.daemon.report.Patterns[:2]
+		}, []string{"verify"}, 0},
+		{"patterns-fresh", func(s *scene) {
+			s.daemon.report = patternsReport()
+			s.daemon.report.Patterns = s.daemon.report.Patterns[:3]
+		}, []string{"status"}, 5},
+		{"patterns-verify", func(s *scene) { s.daemon.report = patternsReport() }, []string{"verify"}, 3},
+		{"patterns-list", func(s *scene) { s.daemon.report = patternsReport() }, []string{"list"}, 3},
+		{"patterns-explain", func(s *scene) { s.daemon.report = patternsReport() }, []string{"explain", "agent@.service"}, 3},
 		{"status-none", func(*scene) {}, []string{"status"}, 0},
 		{"status-off", func(s *scene) { s.daemon.report.Host = attach.Host{Enabled: attach.No} }, []string{"status"}, 3},
 		{"status-unreadable", func(s *scene) {

@@ -505,13 +505,11 @@ func (p *printer) status(s attach.Status) {
 	if !v.At.IsZero() {
 		seen = "; looked at " + ago(p.now.Sub(v.At))
 	}
-	switch {
-	case !attach.IsPattern(s.Unit):
+	if attach.IsPattern(s.Unit) {
+		answer, words := s.ToCome()
+		rows = append(rows, row{mark: answerMark(answer), label: "pattern", text: words})
+	} else {
 		rows = append(rows, p.verdictRow(v, seen))
-	case s.DropIn != "":
-		rows = append(rows, row{mark: markOK, label: "pattern", text: "units to come start under the profile"})
-	default:
-		rows = append(rows, row{mark: markBad, label: "pattern", text: "units to come are not confined by it"})
 	}
 	if s.Busy {
 		rows = append(rows, row{mark: markSkip, label: "at work", text: "aaunitd is working on it"})
@@ -573,7 +571,8 @@ func statusColor(s attach.Status) string {
 		return red
 	}
 	if attach.IsPattern(s.Unit) {
-		return green
+		answer, _ := s.ToCome()
+		return marks[answerMark(answer)].color
 	}
 	return marks[answerMark(verdictOf(s).Answer)].color
 }
@@ -676,6 +675,9 @@ func (p *printer) list(units []attach.Status) {
 			why = attach.PolicyUndone.Title()
 		case len(v.Reasons) > 0:
 			why = v.Reasons[0].Code.Title()
+		}
+		if answer, words := s.ToCome(); why == "" && attach.IsPattern(s.Unit) && answer != attach.Confined {
+			why = words
 		}
 		if s.Paused != nil {
 			why = strings.TrimPrefix(why+"; paused "+p.pause(*s.Paused), "; ")

@@ -129,16 +129,8 @@ func (a *app) hint(p *printer) {
 func reportExit(r attach.Report, named bool) attach.Exit {
 	host, _ := hostExit(r.Host)
 	codes := []attach.Exit{host}
-	for _, s := range r.Units {
-		codes = append(codes, attach.ExitOf(s.Verdict))
-		if s.Held != nil && !s.Held.OnlyText() || len(s.Refused) > 0 {
-			codes = append(codes, attach.ExitNotConfined)
-		}
-	}
-	for _, s := range r.Patterns {
-		if s.Held != nil && !s.Held.OnlyText() || len(s.Refused) > 0 {
-			codes = append(codes, attach.ExitNotConfined)
-		}
+	for _, s := range slices.Concat(r.Patterns, r.Units) {
+		codes = append(codes, s.Exit())
 	}
 	for _, m := range r.Missing {
 		if m.Reason.Code == attach.UnitNotFound {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -134,6 +135,106 @@ func TestPolicyThatCannotBePutBack(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// exitOf is what status and explain exit with for the only pattern there is.
+func exitOf(l *Loop) attach.Exit {
+	r, _ := l.known(nil)
+	if len(r.Patterns) != 1 {
+		return attach.ExitFailed
+	}
+	s := r.Patterns[0]
+	return attach.Explain(attach.CaseReport{Host: r.Host}, attach.Case{Unit: s.Unit, Status: &s}).Exit
+}
+
+// A template's policy that cannot be put back is told until it is, also while that is
+// tried once more.
+func TestAPatternWhosePolicyCannotBePutBack(t *testing.T) {
+	for name, do := range map[string]func(w *world){
+		"replaced": func(w *world) { w.replace("w", "evil") },
+		"removed":  func(w *world) { w.remove("w") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.files["w"] = "1"
+			w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "w" })
+			w.run(t, func(l *Loop) {
+				if got := exitOf(l); got != attach.ExitOK {
+					t.Fatalf("exit %d at first: %+v", got, l.Status(nil))
+				}
+				unlock := w.lock()
+				w.full = true
+				do(w)
+				unlock()
+				w.policy <- struct{}{}
+				time.Sleep(30 * time.Second)
+				synctest.Wait()
+				var again []attach.Exit // when it is tried once more
+				unlock = w.lock()
+				w.onCall = func(call string) {
+					if call == "load 1" {
+						again = append(again, exitOf(l))
+					}
+				}
+				unlock()
+				for range 90 {
+					if got := exitOf(l); got != attach.ExitNotConfined {
+						t.Fatalf("exit %d: %+v", got, l.Status(nil))
+					}
+					time.Sleep(time.Second)
+					synctest.Wait()
+				}
+				s := l.Status(nil).Patterns[0]
+				if !slices.Contains(codes(s.Refused), attach.ProfileNotLoaded) || s.Held != nil || s.DropIn == "" {
+					t.Errorf("%+v", s)
+				}
+				unlock = w.lock()
+				w.full = false
+				unlock()
+				time.Sleep(2 * time.Minute)
+				rest()
+				if got := exitOf(l); got != attach.ExitOK || w.kernel["w"] != "1" || len(l.Status(nil).Patterns[0].Refused) != 0 {
+					t.Errorf("exit %d after all: %q %+v", got, w.kernel, l.Status(nil))
+				}
+				if len(again) < 2 || slices.ContainsFunc(again, func(e attach.Exit) bool { return e != attach.ExitNotConfined }) {
+					t.Errorf("while it is tried once more: %v", again)
+				}
+			})
+		})
+	}
+}
+
+// Nobody is told that units of a template start under the profile before its drop-in
+// is there, nor that they do not, before aaunitd has come to it.
+func TestAPatternThatNoPassHasComeTo(t *testing.T) {
+	w := newWorld()
+	w.files["w"] = "1"
+	w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "w" })
+	var seen []attach.Exit
+	w.onCall = func(call string) {
+		if strings.HasPrefix(call, "load") || strings.HasPrefix(call, "write") {
+			seen = append(seen, exitOf(w.daemon))
+		}
+	}
+	l := w.loop()
+	l.declare(t.Context())
+	if got := exitOf(l); got != attach.ExitUnknown {
+		t.Errorf("exit %d before the first pass", got)
+	}
+	w.run(t, func(l *Loop) {
+		if !slices.Equal(seen, []attach.Exit{attach.ExitUnknown, attach.ExitUnknown}) || exitOf(l) != attach.ExitOK {
+			t.Errorf("in the pass %v, after it %d", seen, exitOf(l))
+		}
+	})
+	// The next daemon does not know yet whether it is still there.
+	l = w.loop()
+	for _, r := range w.records {
+		l.put(r)
+	}
+	l.declare(t.Context())
+	if got := exitOf(l); got != attach.ExitUnknown {
+		t.Errorf("exit %d before the first pass of the next daemon", got)
 	}
 }
 

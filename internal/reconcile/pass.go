@@ -433,7 +433,7 @@ func (l *Loop) describe(j *job) {
 			s.Profile = j.d.Attachment.Profile // with its specifiers
 		}
 		s.Notes = j.out.Notes
-		if len(j.plan.Refusals) == 0 {
+		if len(j.plan.Refusals) == 0 && !(attach.IsPattern(j.d.Unit) && len(j.heals()) > 0) {
 			s.Refused = nil
 		}
 	})

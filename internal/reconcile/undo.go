@@ -448,7 +448,13 @@ func (l *Loop) notPutBack(ctx context.Context, j *job) {
 		l.backOff(j.d.Unit)
 	}
 	if attach.IsPattern(j.d.Unit) {
-		l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = slices.Concat(j.out.Notes, j.failed) })
+		l.publish(j.d.Unit, func(s *attach.Status) {
+			s.Notes = slices.Concat(j.out.Notes, j.failed)
+			if !j.held() {
+				// No verdict says so.
+				s.Notes, s.Refused = j.out.Notes, notHealed(j)
+			}
+		})
 		return
 	}
 	v, o := l.judge(ctx, j.d, false)
@@ -456,6 +462,21 @@ func (l *Loop) notPutBack(ctx context.Context, j *job) {
 	l.stopViolator(ctx, j.d, j.before, &o, v, !j.unread)
 	l.conclude(j.d, o, v)
 	l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = slices.Concat(j.out.Notes, j.failed) })
+}
+
+// notHealed says what somebody has made of an accepted policy, and why that could not be
+// put back.
+func notHealed(j *job) (out []attach.Reason) {
+	for _, a := range j.heals() {
+		out = append(out, a.Reason)
+	}
+	out = append(out, j.failed...)
+	for i, r := range out {
+		if r.Next == "" {
+			out[i] = r.WithNext("journalctl -b -u aaunitd.service")
+		}
+	}
+	return out
 }
 
 // backOff leaves the policy of a unit alone for a while.

@@ -115,14 +115,15 @@ def findings(report):
     for s in (report.get('units') or []) + (report.get('patterns') or []):
         reasons = list(s.get('refused') or []) + list((s.get('held') or {}).get('reasons') or [])
         answer = (s.get('verdict') or {}).get('answer', 'unknown')
+        unsaid = 'it was not looked at yet'
         if s in (report.get('patterns') or []):
-            if not reasons:
+            if s.get('dropIn') and not reasons:
                 continue
-            answer = 'not in use'
+            answer, unsaid = 'not in use', 'its drop-in is not in place'
         elif answer == 'confined' and not reasons:
             continue
         reasons += (s.get('verdict') or {}).get('reasons') or []
-        out.append('%s: %s: %s' % (s.get('unit'), answer, ' | '.join(Outcome({'reasons': reasons}).reasons()) or 'it was not looked at yet'))
+        out.append('%s: %s: %s' % (s.get('unit'), answer, ' | '.join(Outcome({'reasons': reasons}).reasons()) or unsaid))
     for m in report.get('missing') or []:
         out.append('%s: %s' % (m.get('unit'), ' | '.join(Outcome({'reasons': [m.get('reason') or {}]}).reasons())))
     out += Outcome({'reasons': report.get('problems') or []}).reasons()
