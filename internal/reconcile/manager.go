@@ -53,8 +53,9 @@ func globMatch(pattern, unit string) bool {
 	return false
 }
 
-// do runs work on the goroutine that changes things. When ctx ends first the
-// work goes on all the same.
+// do runs work on the goroutine that changes things. ctx bounds the wait until it
+// begins. What has begun is waited for: it ends soon where the daemon ends, whose end
+// is that of ctx too, and whoever asked is to be told how.
 func (l *Loop) do(ctx context.Context, work func(context.Context) []attach.Outcome) ([]attach.Outcome, error) {
 	done := make(chan []attach.Outcome, 1)
 	select {
@@ -62,12 +63,7 @@ func (l *Loop) do(ctx context.Context, work func(context.Context) []attach.Outco
 	case <-ctx.Done():
 		return nil, fmt.Errorf("cannot begin: %w", context.Cause(ctx))
 	}
-	select {
-	case out := <-done:
-		return out, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("the work goes on; cannot wait for it: %w", context.Cause(ctx))
-	}
+	return <-done, nil
 }
 
 // Attach attaches units to a profile, at a person's request.

@@ -136,6 +136,60 @@ func TestADaemonThatEndsWhileAUnitSettlesTellsNoSuccess(t *testing.T) {
 	})
 }
 
+// The daemon's end is that of what callers wait with, too: they are told all the same
+// how far their work came.
+func TestADaemonThatEndsTellsWhatBecameOfItsWork(t *testing.T) {
+	type ask = func(l *Loop, ctx context.Context) ([]attach.Outcome, error)
+	for name, c := range map[string]struct {
+		at   string // the call during which it is told to end
+		ask  ask
+		want func(attach.Outcome) bool
+	}{
+		"attach": {"write", func(l *Loop, ctx context.Context) ([]attach.Outcome, error) {
+			return l.Attach(ctx, attach.Request{Units: []string{"a"}}, nil)
+		}, func(o attach.Outcome) bool { return o.Exit != attach.ExitOK }},
+		"detach": {"remove", func(l *Loop, ctx context.Context) ([]attach.Outcome, error) {
+			if _, err := l.Attach(ctx, attach.Request{Units: []string{"a"}}, nil); err != nil {
+				return nil, err
+			}
+			return l.Detach(ctx, attach.Request{Units: []string{"a"}}, nil)
+		}, func(o attach.Outcome) bool { return o.Changed }},
+		"apply": {"restart", func(l *Loop, ctx context.Context) ([]attach.Outcome, error) {
+			a := attach.NewAttachment()
+			a.Source, a.Line, a.Units, a.Profile = "/etc/aaunit/attachments.d/a.conf", 1, []string{"a.service"}, "a"
+			w := l.systemd.(*world)
+			w.mu.Lock()
+			w.att[a.Source] = a
+			w.mu.Unlock()
+			return l.Apply(ctx, attach.Request{Units: []string{a.Source}}, nil)
+		}, func(o attach.Outcome) bool { return o.Exit != attach.ExitOK }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.addUnit("a.service")
+			synctest.Test(t, func(t *testing.T) {
+				w.events, w.changed = make(chan attach.UnitEvent, 1000), make(chan struct{}, 1)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				w.onCall = func(call string) {
+					if strings.HasPrefix(call, c.at) {
+						cancel()
+					}
+				}
+				l := w.loop()
+				var wg sync.WaitGroup
+				wg.Go(func() { _ = l.Run(ctx, func() {}) })
+				out, err := c.ask(l, ctx)
+				cancel()
+				wg.Wait()
+				if err != nil || len(out) != 1 || out[0].Unit != "a.service" || !c.want(out[0]) {
+					t.Errorf("%v %+v", err, out)
+				}
+			})
+		})
+	}
+}
+
 // Killed before any step of an attach that fails, and of its undo, the next
 // daemon brings the unit back to where it was.
 func TestAFailingAttachKilledAtAnyStepIsUndone(t *testing.T) {
