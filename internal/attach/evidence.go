@@ -308,7 +308,7 @@ func (e *Evidence) gatherTasks(d Desired, o Observed) {
 		}
 		text := labelText(t)
 		l := EvidenceLabel{Label: text, Problem: printable(t.Problem)}
-		switch code, against := judgeTask(d, o.Unit, t); {
+		switch code, against := judgeTask(d, o, t); {
 		case !against || code.Bearing() == Confined:
 			l.Fits = Yes
 		case code.Bearing() == NotConfined:

@@ -411,7 +411,7 @@ func lacks(d Desired, o Observed) *Reason {
 	startedSo := false
 	var why *Reason
 	for _, t := range tasks {
-		c, ok := judgeTask(d, o.Unit, t)
+		c, ok := judgeTask(d, o, t)
 		switch {
 		case !ok, c == TaskStacked, c == TaskComplain:
 			startedSo = true
@@ -438,7 +438,7 @@ func stripped(d Desired, o Observed) *Reason {
 		return nil
 	}
 	for _, t := range o.Scan.Tasks {
-		if c, bad := judgeTask(d, o.Unit, t); bad && c == TaskUnconfined {
+		if c, bad := judgeTask(d, o, t); bad && c == TaskUnconfined {
 			why := taskGroup{code: c, first: t}.reason(d, o)
 			if goesOn || takenOff(d, o, why) {
 				return &why

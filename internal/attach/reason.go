@@ -385,7 +385,7 @@ var entries = []Entry{
 	{NotRunning, "Not running", "The unit has no task, so there is nothing to look at.", Unknown},
 	{EndedBeforeSeen, "Ended before it was seen", "The unit started and had no task left when it was looked at. A short oneshot is gone before anyone can look.", Unknown},
 	{RestartedMeanwhl, "Restarted while being looked at", "The unit's InvocationID changed during the look, so what was seen belongs to no one start.", Unknown},
-	{TasksUnstable, "The tasks would not hold still", "Tasks came and went so fast, or were so new (systemd on its way to the program), that no look could be relied on. It passes by itself; look again.", Unknown},
+	{TasksUnstable, "The tasks would not hold still", "Tasks came and went so fast, or were so new (systemd on its way to the program), that no look could be relied on; or the start helper of the socket options has not run yet, which comes after all other commands before the program. It passes by itself; look again.", Unknown},
 	{ScanFailed, "The tasks could not be looked at", "The unit's control group or /proc could not be read.", Unknown},
 	{SystemdUnheard, "systemd did not answer", "The unit's state could not be read over D-Bus.", Unknown},
 

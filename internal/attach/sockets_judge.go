@@ -21,6 +21,28 @@ func (s Settings) startsSockets(unit string, tellsPlus bool) bool {
 	})
 }
 
+// helper reports whether a task is the start helper, which a line of ours runs.
+func (s Settings) helper(t Task) bool {
+	return t.Exe == SocketHelper && slices.ContainsFunc(s.Exec, func(c ExecCommand) bool { return c.Privileged && c.StartsSockets() })
+}
+
+// helperDue reports whether the start helper may still be to run: systemd is at the
+// commands before the program, of which it is the last, or began another start while
+// the unit was looked at. What the kernel has then says nothing about the start.
+func (o Observed) helperDue() bool {
+	switch {
+	case o.Unit.SubState == "condition", o.Unit.SubState == "start-pre":
+		return true
+	}
+	return o.Scan != nil && o.Scan.After != "" && o.Scan.After != o.Scan.Before
+}
+
+// awaited reports whether what is seen of the unit itself is yet to be made so by the
+// start helper.
+func (o Observed) awaited(seen SocketsSeen) bool {
+	return seen.Unit == o.Unit.ID && (seen.Attached == No || seen.Rules == No) && o.helperDue()
+}
+
 // socketDropIn is where the drop-in of a .socket unit belongs.
 func (d Desired) socketDropIn(unit string) string { return DropInPath(unit, d.Attachment.Runtime) }
 
@@ -70,7 +92,7 @@ func diffSockets(p *Plan, d Desired, o Observed) {
 		return
 	}
 	for _, seen := range o.Sockets {
-		if seen.Attached == No || seen.Rules == No {
+		if (seen.Attached == No || seen.Rules == No) && !o.awaited(seen) {
 			p.add(HoldSockets, d.Unit, because(SocketsNotHeld, "%s: %s", seen.Unit, seen.Why))
 			return
 		}
@@ -201,6 +223,7 @@ func judgeSockets(d Desired, o Observed) (out []Reason) {
 		case want.Requires():
 		case want.Mode == SocketsRecord:
 			c = SocketsNote
+		case c == TasksUnstable:
 		default:
 			c = SocketsUnknown
 		}
@@ -219,6 +242,8 @@ func judgeSockets(d Desired, o Observed) (out []Reason) {
 	for _, seen := range o.Sockets {
 		asked = asked || seen.Unit == d.Unit
 		switch {
+		case o.awaited(seen):
+			out = append(out, say(TasksUnstable, "the start helper of the socket options of %s has not run yet", seen.Unit))
 		case seen.Attached == No, seen.Rules == No:
 			out = append(out, say(SocketsNotHeld, "the socket options of %s are not as declared: %s", seen.Unit, orUnsaid(seen.Why)))
 		case seen.Attached != Yes, seen.Rules != Yes:

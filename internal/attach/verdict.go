@@ -248,7 +248,7 @@ func judgeScan(d Desired, o Observed, s Scan) (own []Task, out []Reason) {
 			continue
 		}
 		judged++
-		code, ok := judgeTask(d, o.Unit, t)
+		code, ok := judgeTask(d, o, t)
 		if code != TasksUnstable {
 			own = append(own, t)
 		}
@@ -299,14 +299,15 @@ func leftBehind(u Unit, t Task) bool {
 
 // judgeTask says what is to be said about one task; ok is false where there is
 // nothing.
-func judgeTask(d Desired, u Unit, t Task) (c Code, ok bool) {
+func judgeTask(d Desired, o Observed, t Task) (c Code, ok bool) {
+	u := o.Unit
 	switch {
 	case t.Problem != "" || len(t.Label.Profiles) == 0:
 		return TaskUnreadable, true
 	case t.InTransit, t.Manager && t.Label.IsUnconfined():
 		// systemd's own process on its way to the program, or one of its helpers.
 		return TasksUnstable, true
-	case t.Label.IsUnconfined() && t.PID != u.MainPID && freeCommand(u):
+	case t.Label.IsUnconfined() && t.PID != u.MainPID && (freeCommand(u) || o.helperDue() && u.Settings.helper(t)):
 		// It may end with the command or live on; a look after it will tell.
 		return TasksUnstable, true
 	case t.Label.IsUnconfined():
@@ -326,7 +327,7 @@ func judgeTask(d Desired, u Unit, t Task) (c Code, ok bool) {
 
 // freeCommand reports whether one of the commands around ExecStart= is at work
 // that systemd runs without the profile. The start helper of the socket options is one
-// while it runs itself.
+// while it runs itself; where systemd told of the command before it, see helperDue.
 func freeCommand(u Unit) bool {
 	return u.ControlPID != 0 && (u.Settings.PermissionsStartOnly ||
 		slices.ContainsFunc(u.Settings.Exec, func(c ExecCommand) bool {

@@ -47,7 +47,7 @@ func (l *Loop) isSpent(unit string) bool {
 			return false
 		}
 	}
-	return l.acceptedBeside(unit, a.OnProfileChange == attach.ChangeReport)
+	return !settled(r) || l.acceptedBeside(unit, a.OnProfileChange == attach.ChangeReport)
 }
 
 // acceptedBeside reports whether policy of the files that a unit has policy of was

@@ -69,13 +69,15 @@ func (l *Loop) observeAt(ctx context.Context, d attach.Desired, how depth, m *mo
 func (l *Loop) observeRest(ctx context.Context, d attach.Desired, how depth, m *moment, u attach.Unit, at time.Time) attach.Observed {
 	o := attach.Observed{Unit: u, At: at}
 	l.observePolicy(ctx, d, how, m, &o)
+	l.observeSockets(ctx, d, how, &o)
+	// Last, as the InvocationID is read again behind it: all of this is to belong to one
+	// start.
 	if s, seen := m.scanOf(u); seen && how == full {
 		o.Scan = &s
 	} else if u.Active() {
 		s := l.scanInTurn(ctx, u)
 		o.Scan = &s
 	}
-	l.observeSockets(ctx, d, how, &o)
 	if how == full {
 		l.spareReload(d.Unit, &o)
 	}

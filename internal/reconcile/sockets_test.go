@@ -58,6 +58,9 @@ func (s sockets) Attach(_, unit string, o attach.SocketOptions) (bool, error) {
 
 func (s sockets) Attached(_, unit string, o attach.SocketOptions) attach.SocketsSeen {
 	defer s.lock()()
+	if s.onAttached != nil {
+		s.onAttached()
+	}
 	seen := attach.SocketsSeen{Unit: unit}
 	have, ok := s.attached[unit]
 	switch {
@@ -293,4 +296,73 @@ func TestUnitsOfATemplateShareTheRules(t *testing.T) {
 			t.Errorf("left: rules %+v, kernel %+v", w.rules, w.attached)
 		}
 	})
+}
+
+// The vendor's ExecStartPre= commands run before the start helper, however long they
+// take. Who looks meanwhile has seen nothing that speaks against the start.
+func TestAStartIsJudgedByWhatItsHelperDid(t *testing.T) {
+	for name, helped := range map[string]bool{"attached": true, "attached nothing": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			u := w.addUnit("a.service")
+			w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) {
+				a.OnViolation = attach.ViolationStop
+				options(attach.SocketsEnforce, nodelay...)(a)
+			})
+			w.run(t, func(l *Loop) {
+				unlock := w.lock()
+				u.slow = true
+				_ = w.begin(u)
+				unlock()
+				time.Sleep(DefaultRecheck)
+				rest()
+				if got := answer(l, "a.service"); got != "unknown" || !u.running {
+					t.Errorf("while the vendor's command runs: %s, running %v: %s", got, u.running, w.log.String())
+				}
+				if w.log.count("put back the socket options") > 0 || w.log.count("not-confined") > 0 {
+					t.Errorf("told of what nobody has changed: %s", w.log.String())
+				}
+				w.goOn(u, helped)
+				rest()
+				if got := answer(l, "a.service"); helped && (got != "confined" || !u.running) || !helped && u.running {
+					t.Errorf("when the program runs: %s, running %v: %s", got, u.running, w.log.String())
+				}
+			})
+		})
+	}
+}
+
+// A unit that is restarted during a look is another start, of which that look says
+// nothing.
+func TestARestartDuringALookIsNoViolation(t *testing.T) {
+	for _, when := range []string{"before the programs are looked at", "after"} {
+		t.Run(when, func(t *testing.T) {
+			w := newWorld()
+			u := w.addUnit("a.service")
+			w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) {
+				a.OnViolation = attach.ViolationStop
+				options(attach.SocketsEnforce, nodelay...)(a)
+			})
+			w.run(t, func(l *Loop) {
+				unlock := w.lock()
+				u.slow = true
+				once := func() {
+					if w.onScan, w.onAttached = nil, nil; !u.before {
+						_ = w.begin(u)
+					}
+				}
+				if w.onAttached = once; when == "after" {
+					w.onScan, w.onAttached = once, nil
+				}
+				unlock()
+				l.queue.add(started, "a.service")
+				rest()
+				w.goOn(u, true)
+				rest()
+				if got := answer(l, "a.service"); got != "confined" || !u.running || w.log.count("not-confined") > 0 {
+					t.Errorf("%s, running %v: %s", got, u.running, w.log.String())
+				}
+			})
+		})
+	}
 }

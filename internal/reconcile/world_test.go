@@ -101,7 +101,8 @@ type world struct {
 	rules, attached map[string]attach.SocketOptions
 	uses            *uses // what was seen of socket options; nil is nothing
 	kernelless      bool
-	mayNot          bool // no profile lets BPF be used
+	onAttached      func() // told each look at what is attached
+	mayNot          bool   // no profile lets BPF be used
 	// socketLacks: a file that systemd lists for .socket units is not there.
 	socketLacks string
 }
@@ -158,6 +159,9 @@ type unit struct {
 	// lacks is a file that systemd lists for it and that is not there, and files stands for
 	// what its files say.
 	lacks, files string
+	// slow: a start stops at a command of the vendor's before the start helper, where
+	// the unit is before, until it goes on.
+	slow, before bool
 	// unloads: it has no file of its own, as an instance of a template, and systemd lets
 	// go of it when it ends: it is found all the same, and listed nowhere.
 	unloads bool
@@ -375,6 +379,8 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		switch {
 		case f.stopping:
 			u.ActiveState, u.SubState = "deactivating", "stop-sigterm"
+		case f.before:
+			u.ActiveState, u.SubState, u.MainPID, u.ControlPID = "activating", "start-pre", 0, u.MainPID
 		case f.oneshot:
 			u.ActiveState, u.SubState = "activating", "start"
 		}
@@ -496,6 +502,11 @@ func (w *world) begin(u *unit) error {
 	}
 	u.tmp = seen.Settings.PrivateTmp != attach.PrivateTmpNo
 	delete(w.attached, u.name) // its control group is a new one
+	if u.before = u.slow; u.before {
+		u.running = true
+		w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: u.name}
+		return nil
+	}
 	switch {
 	case !w.help(u.name):
 		u.failed = true
@@ -514,6 +525,17 @@ func (w *world) begin(u *unit) error {
 		return fmt.Errorf("%s failed: result exit-code", u.name)
 	}
 	return nil
+}
+
+// goOn has a slow start come to its start helper, which does its work or says so and
+// does not, and then to the program.
+func (w *world) goOn(u *unit, helped bool) {
+	defer w.lock()()
+	if helped {
+		w.help(u.name)
+	}
+	u.before = false
+	w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: u.name}
 }
 
 func (w *world) TryRestart(ctx context.Context, name string) error {
@@ -544,7 +566,7 @@ func (w *world) Stop(_ context.Context, name string) error {
 	if err := w.call("stop %s", name); err != nil {
 		return err
 	}
-	w.units[name].running = false
+	w.units[name].running, w.units[name].before = false, false
 	return nil
 }
 
