@@ -43,6 +43,17 @@ func (o Observed) awaited(seen SocketsSeen) bool {
 	return seen.Unit == o.Unit.ID && (seen.Attached == No || seen.Rules == No) && o.helperDue()
 }
 
+// SocketsAmiss finds what is not attached as declared, or not with the declared rules,
+// and a plan puts right; nil is nothing.
+func (o Observed) SocketsAmiss() *SocketsSeen {
+	for i, seen := range o.Sockets {
+		if (seen.Attached == No || seen.Rules == No) && !o.awaited(seen) {
+			return &o.Sockets[i]
+		}
+	}
+	return nil
+}
+
 // socketDropIn is where the drop-in of a .socket unit belongs.
 func (d Desired) socketDropIn(unit string) string { return DropInPath(unit, d.Attachment.Runtime) }
 
@@ -91,11 +102,9 @@ func diffSockets(p *Plan, d Desired, o Observed) {
 		p.add(HoldSockets, d.Unit, because(SocketsChanged, "%s says what socket options %s may set", d.Attachment.Source, d.Unit))
 		return
 	}
-	for _, seen := range o.Sockets {
-		if (seen.Attached == No || seen.Rules == No) && !o.awaited(seen) {
-			p.add(HoldSockets, d.Unit, because(SocketsNotHeld, "%s: %s", seen.Unit, seen.Why))
-			return
-		}
+	if seen := o.SocketsAmiss(); seen != nil {
+		p.add(HoldSockets, d.Unit, because(SocketsNotHeld, "%s: %s", seen.Unit, seen.Why))
+		return
 	}
 	for _, s := range o.SocketUnits {
 		if !slices.Contains(d.Record.SocketUnits, s.ID) {

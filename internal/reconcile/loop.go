@@ -829,6 +829,11 @@ func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 	if settled(d.Record) && o.DropIn.Problem == "" && o.DropIn.Content != d.DropInText(o.Unit) && d.Record.Hold == nil {
 		l.queue.add(inputChanged, unit) // it is to be put back
 	}
+	if o.SocketsAmiss() != nil {
+		// So are these. The pass ends with a verdict and no look, so what does not help is
+		// tried once.
+		l.queue.add(inputChanged, unit)
+	}
 	l.stopViolator(ctx, d, d.Record, &o, v, false)
 	l.conclude(d, o, v)
 }

@@ -671,7 +671,7 @@ func (l *Loop) verify(ctx context.Context, unit string, m *moment) (*attach.Verd
 			l.queue.add(again, unit)
 		}
 		l.conclude(d, o, v)
-		if !busy && slices.ContainsFunc(v.Reasons, func(r attach.Reason) bool { return r.Code == attach.SocketsNotHeld }) {
+		if !busy && o.SocketsAmiss() != nil {
 			// Nothing tells of it: who looks is the first to see it.
 			l.queue.add(inputChanged, unit)
 		}

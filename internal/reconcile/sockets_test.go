@@ -366,3 +366,51 @@ func TestARestartDuringALookIsNoViolation(t *testing.T) {
 		})
 	}
 }
+
+// A start without the programs, or with other rules, is mended when it is seen, and
+// where that does not help it is not tried over and over.
+func TestALookHasTheSocketOptionsPutBack(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		allow  []attach.AllowedOption // of the rules that the start has; nil: it has no programs
+		helps  bool
+		mended string
+	}{
+		{"no programs", nil, true, "confined"},
+		{"other rules", []attach.AllowedOption{{Option: "SOL_TCP:TCP_CORK"}}, true, "confined"},
+		{"it does not help", nil, false, "not-confined"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			u := w.addUnit("a.service")
+			w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsEnforce, nodelay...))
+			w.run(t, func(l *Loop) {
+				unlock := w.lock()
+				u.slow = true
+				_ = w.begin(u)
+				if c.allow != nil {
+					w.attached["a.service"] = attach.SocketOptions{Mode: attach.SocketsEnforce, Allow: c.allow}
+				}
+				looks := 0
+				w.onAttached = func() {
+					if looks++; !c.helps {
+						delete(w.attached, "a.service")
+					}
+				}
+				unlock()
+				w.goOn(u, false)
+				rest()
+				if got := answer(l, "a.service"); got != c.mended || w.log.count("a.service is not-confined") != 1 {
+					t.Errorf("%s: %s", got, w.log.String())
+				}
+				if c.helps && !reflect.DeepEqual(w.attached["a.service"].Allow, nodelay) {
+					t.Errorf("in the kernel: %+v", w.attached)
+				}
+				before := looks
+				if rest(); looks != before {
+					t.Errorf("%d looks, and then %d", before, looks)
+				}
+			})
+		})
+	}
+}

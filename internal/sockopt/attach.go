@@ -54,16 +54,19 @@ func (s *System) Attach(path, unit string, r Rules) (c Change, err error) {
 	if r.Mode == Off {
 		return s.off(unit, r)
 	}
-	cg, err := s.openCgroup(path)
-	if err != nil {
-		return c, err
-	}
-	defer cg.Close()
 	d, err := s.open(unit, true)
 	if err != nil {
 		return c, err
 	}
 	defer d.Close()
+	// Behind the lock: the control group of that name is another one for each start, and
+	// the helper of the next start may have been here before.
+	cg, err := s.openCgroup(path)
+	if err != nil {
+		_ = os.Remove(d.path) // where nothing is in it
+		return c, err
+	}
+	defer cg.Close()
 
 	o, ok := d.pinned()
 	if !ok {

@@ -600,6 +600,36 @@ func TestVMErrors(t *testing.T) {
 	if _, err := b.Attach("/no-such.service", b.unit, Rules{Mode: Record}); err == nil || !strings.HasPrefix(err.Error(), "cannot ") {
 		t.Error(err)
 	}
+	if units, err := b.Units(); err != nil || slices.Contains(units, b.unit) {
+		t.Errorf("left of a control group that is not there: %q %v", units, err)
+	}
+}
+
+// A unit is restarted while somebody waits to attach the programs: the control group
+// of that name is another one by then, and what its start has is left in place.
+func TestVMAttachFindsTheControlGroupOfTheNextStart(t *testing.T) {
+	b := newBench(t)
+	rules := Rules{Mode: Enforce, Allow: []Option{opt("TCP_NODELAY")}}
+	b.attach(rules)
+	d, err := b.open(b.unit, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan error, 1)
+	go func() {
+		_, err := b.Attach(b.group, b.unit, rules)
+		waited <- err
+	}()
+	time.Sleep(200 * time.Millisecond) // it waits for the lock
+	if err := errors.Join(os.Remove(b.cgroups+b.group), os.Mkdir(b.cgroups+b.group, 0o755), d.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
+	if a, err := b.Attached(b.group, b.unit); err != nil || !a.Holds(rules) {
+		t.Errorf("the next start: %+v, %v", a, err)
+	}
 }
 
 // What the hooks do not see. The manual lists it: a test that fails here means
