@@ -61,6 +61,13 @@ func (d Desired) socketDropIn(unit string) string { return DropInPath(unit, d.At
 // whose drop-in directory the line is in.
 func (d Desired) RulesName() string { return d.Attachment.Placement(d.Unit) }
 
+// FoundFirst reports whether the start helper would take rules of that name before those
+// of RulesName, which is for the unit itself, its template, and prefixes of it, the longer
+// ones first.
+func (d Desired) FoundFirst(name string) bool {
+	return Attachment{Units: []string{name}}.Closer(Attachment{Units: []string{d.RulesName()}}, d.Unit)
+}
+
 // diffSocketDropIns plans the drop-ins of the .socket units that start a service, and
 // lists the paths that are to stay.
 func diffSocketDropIns(p *Plan, d Desired, o Observed) (wanted []string) {

@@ -147,6 +147,36 @@ func (l *Loop) saveSockets(jobs []*job) {
 			}
 		}
 	})
+	// One after the other, as the last one who shares rules takes them along.
+	for _, j := range jobs {
+		if j.alive() && !j.held() && j.d.Attachment.SocketsWanted() != nil {
+			l.dropRules(j)
+		}
+	}
+}
+
+// dropRules deletes rules of an earlier attachment that the start helper would take for
+// those that were just kept.
+func (l *Loop) dropRules(j *job) {
+	var left []string
+	for _, name := range j.d.Record.SocketUnits {
+		own := name == j.d.Unit // of which there are programs, too
+		if j.d.FoundFirst(name) && (own || !l.sharedSockets(j.d.Unit, name)) {
+			changed, err := l.sockets.Delete(name)
+			j.out.Changed = j.out.Changed || changed
+			if err != nil {
+				j.fail(attach.StepSockets, attach.Because(attach.RecordBad, "%v", err).WithNext(wayOut(err)))
+				return
+			}
+		}
+		if own || !j.d.FoundFirst(name) {
+			left = append(left, name)
+		}
+	}
+	if len(left) < len(j.d.Record.SocketUnits) {
+		j.d.Record.SocketUnits = left
+		l.remember(j.d.Record)
+	}
 }
 
 // ownSockets puts names on the unit's record for which there will be rules or
@@ -314,7 +344,7 @@ func (l *Loop) otherRules(unit, socket string, want attach.SocketOptions) string
 }
 
 // putBackSockets goes back to the rules from before the pass, when an attach is
-// undone.
+// undone: under the names in whose directories the line of the helper was.
 func (l *Loop) putBackSockets(j *job) {
 	if j.before.Sockets == nil || j.fresh {
 		if len(j.d.Record.SocketUnits) > 0 && !j.stuck {
@@ -324,7 +354,7 @@ func (l *Loop) putBackSockets(j *job) {
 	}
 	l.releaseSockets(j, j.before.SocketUnits)
 	for _, name := range j.before.SocketUnits {
-		if name != j.d.Unit || j.d.RulesName() == name {
+		if j.before.DropIns.Has(attach.DropInPath(name, false)) || j.before.DropIns.Has(attach.DropInPath(name, true)) {
 			if _, err := l.sockets.Save(name, *j.before.Sockets); err != nil {
 				j.out.Notes = append(j.out.Notes, attach.Because(attach.SocketsNote, "%v", err).WithNext(wayOut(err)))
 			}

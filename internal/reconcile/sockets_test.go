@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -114,6 +115,9 @@ func (w *world) help(unit string) bool {
 		rules, ok := w.rules[unit]
 		if !ok && strings.Contains(unit, "@") {
 			rules, ok = w.rules[attach.TemplateOf(unit)]
+		}
+		if prefix, _, _ := strings.Cut(unit, "-"); !ok {
+			rules, ok = w.rules[prefix+"-.service"]
 		}
 		if !ok || w.kernelless {
 			return slices.Contains(c.Argv, "-required=no")
@@ -413,4 +417,86 @@ func TestALookHasTheSocketOptionsPutBack(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The start helper takes the first rules that it finds, the unit's own before those of
+// its template, and these before those of a prefix. So none stay of an attachment that
+// named the unit more closely.
+func TestRulesOfAnEarlierAttachmentDoNotHoldAtTheNextStart(t *testing.T) {
+	cork := []attach.AllowedOption{{Option: "SOL_TCP:TCP_CORK", Reason: "whole answers"}}
+	const own, template, prefix = "/etc/aaunit/attachments.d/own.conf", "/etc/aaunit/attachments.d/template.conf", "/etc/aaunit/attachments.d/prefix.conf"
+	const one, two = "x-a@1.service", "x-a@2.service"
+	as := func(profile string, allow []attach.AllowedOption) func(*attach.Attachment) {
+		return func(a *attach.Attachment) {
+			a.Profile = profile
+			options(attach.SocketsEnforce, allow...)(a)
+		}
+	}
+	begin := func(w *world, unit string) {
+		defer w.lock()()
+		_ = w.begin(w.units[unit])
+	}
+	for _, c := range []struct {
+		name, gone string
+		left       []string // names of rules
+	}{
+		{"the unit's own", own, []string{"x-a@.service"}},
+		{"its template's", template, []string{"x-.service"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			w.addUnit(one)
+			w.addUnit(two)
+			w.files["a"] = "1"
+			if c.gone == own {
+				w.declareUnit(own, one, as("a", nodelay))
+				w.declareUnit(template, "x-a@.service", as("a", cork))
+			} else {
+				w.declareUnit(template, "x-a@.service", as("a", nodelay))
+				w.declareUnit(prefix, "x-.service", as("a", cork))
+			}
+			w.run(t, func(l *Loop) {
+				if got := w.attached[one].Allow; !reflect.DeepEqual(got, nodelay) {
+					t.Fatalf("at first: %+v", w.attached)
+				}
+				w.undeclare(c.gone)
+				rest()
+				if got := slices.Sorted(maps.Keys(w.rules)); !slices.Equal(got, c.left) {
+					t.Errorf("rules of %q, want %q", got, c.left)
+				}
+				begin(w, one)
+				rest()
+				if got := w.attached[one].Allow; !reflect.DeepEqual(got, cork) || answer(l, one) != "confined" || w.log.count("not-confined") > 0 {
+					t.Errorf("the next start: %+v, %s", w.attached, w.log.String())
+				}
+				w.undeclare(template)
+				w.undeclare(prefix)
+				rest()
+				if len(w.rules)+len(w.attached) > 0 {
+					t.Errorf("left of a detach: %+v %+v", w.rules, w.attached)
+				}
+			})
+		})
+	}
+
+	t.Run("undone", func(t *testing.T) {
+		w := newWorld()
+		u := w.addUnit(one)
+		w.files["a"], w.files["b"] = "1", "1"
+		u.breaks["b"] = true
+		w.declareUnit(own, one, as("a", nodelay))
+		w.declareUnit(template, "x-a@.service", as("b", cork))
+		w.run(t, func(l *Loop) {
+			w.undeclare(own)
+			rest()
+			if w.records[one].Hold == nil || u.label != "a (enforce)" {
+				t.Fatalf("not undone: %+v, %s", w.records[one], w.log.String())
+			}
+			begin(w, one)
+			rest()
+			if got := w.attached[one].Allow; !reflect.DeepEqual(got, nodelay) {
+				t.Errorf("the start after the undo: %+v, rules %+v", w.attached, w.rules)
+			}
+		})
+	})
 }

@@ -66,8 +66,10 @@
 // The daemon is the only one who writes rules, the helper only reads them:
 //
 //  1. Attach: Store.Save(unit, template or prefix, rules), before the drop-in with
-//     attach.SocketStartLine is written and loaded. A running unit gets Attach at
-//     once, with the ControlGroup that systemd tells, and needs no restart.
+//     attach.SocketStartLine is written and loaded, and Store.Delete of a name that
+//     Find would come to first and that has rules of an earlier attachment. A running
+//     unit gets Attach at once, with the ControlGroup that systemd tells, and needs no
+//     restart.
 //  2. A change of rules: Store.Save, then SetRules for each unit that Units lists
 //     and whose rules these are; ErrNothing means that it does not run, and its
 //     next start takes the stored ones. Mode off, and on again, go through Attach.
