@@ -402,9 +402,13 @@ func (m *fakeManager) Check(_ context.Context, args []string, trusted bool) ([]a
 func (m *fakeManager) Explain(_ context.Context, units []string, plans bool) attach.CaseReport {
 	why := attach.Because(attach.TaskUnconfined, "secret (PID 7) is unconfined")
 	d := attach.Seen(attach.Denial{Count: 2, Profile: "agent", Operation: "open", Denied: "r", Name: "/etc/shadow"})
+	// A start at which the kernel refused the change of profile, and recorded it.
+	at := time.Unix(1_700_000_000, 0)
+	start := attach.LastStartOf(attach.Unit{ActiveState: "failed", Runs: []attach.Run{{Property: "ExecStart", PID: 7, Code: 1, Status: 231, Began: at, Ended: at}}},
+		[]attach.Denial{{Operation: "change_onexec", Name: "hidden-agent", Info: "label not found", PID: 7, Count: 1, First: at, Last: at}}, attach.Hearing{})
 	c := attach.Case{Unit: strings.Join(units, " "), Denials: []attach.SeenDenial{d}, LeftOut: 1,
 		Status: &attach.Status{Unit: "a.service", Verdict: &attach.Verdict{Answer: attach.NotConfined, Reasons: []attach.Reason{why}}},
-		Start:  &attach.LastStart{ActiveState: "failed"}}
+		Start:  &start}
 	if plans {
 		c.Plan = &attach.Outcome{Unit: "a.service"}
 	}

@@ -37,7 +37,8 @@ func callExplain(ctx context.Context, r *request) ([]any, *dbus.Error) {
 	return reply(publicCases(r.session.manager.Explain(ctx, units, false), hidden))
 }
 
-// publicCases leaves out what is for root, and the denials where hidden says why.
+// publicCases leaves out what is for root, and where hidden says why the denials and
+// what else comes from the kernel's records.
 func publicCases(r attach.CaseReport, hidden string) attach.CaseReport {
 	cases := make([]attach.Case, len(r.Cases))
 	for i, c := range r.Cases {
@@ -53,6 +54,10 @@ func publicCases(r attach.CaseReport, hidden string) attach.CaseReport {
 		c.Plan = nil
 		if hidden != "" {
 			c.Denials, c.LeftOut, c.Sockets, c.Hidden = nil, 0, nil, hidden
+			if c.Start != nil {
+				start := c.Start.WithoutRecord()
+				c.Start = &start
+			}
 		}
 		cases[i] = c
 	}

@@ -28,8 +28,10 @@ func TestExplainTellsEachWhatTheyMayKnow(t *testing.T) {
 		if (len(c.Denials) == 1) != want.denials || (c.LeftOut == 1) != want.denials || (c.Hidden == "") != want.denials {
 			t.Errorf("user %d: denials %+v, %d left out, hidden %q", uid, c.Denials, c.LeftOut, c.Hidden)
 		}
-		if c.Start == nil || c.Start.ActiveState != "failed" {
-			t.Errorf("user %d is not told what systemd tells everybody: %+v", uid, c.Start)
+		if c.Start == nil || c.Start.ActiveState != "failed" || c.Start.Reached != attach.No || !strings.Contains(c.Start.By, "refused the change of profile") {
+			t.Errorf("user %d is not told what systemd tells everybody, and whether the program was reached: %+v", uid, c.Start)
+		} else if strings.Contains(c.Start.By, "hidden-agent") != want.denials {
+			t.Errorf("user %d is told %q, which quotes a record of the kernel", uid, c.Start.By)
 		}
 	}
 	// Names have their price for others than root.

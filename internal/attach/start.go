@@ -62,6 +62,18 @@ type LastStart struct {
 	By      string `json:"by,omitempty"`
 }
 
+// refusalRecorded comes in By before what a record of the kernel's says.
+const refusalRecorded = "refused the change of profile"
+
+// WithoutRecord is for who may not read records: By says that there is one, and not
+// what it says.
+func (s LastStart) WithoutRecord() LastStart {
+	if before, _, quotes := strings.Cut(s.By, refusalRecorded+": "); quotes {
+		s.By = before + refusalRecorded
+	}
+	return s
+}
+
 // Hearing is what the log of denials can be relied on for.
 type Hearing struct {
 	Since time.Time // since when it is kept
@@ -103,12 +115,12 @@ func LastStartOf(u Unit, refused []Denial, h Hearing) LastStart {
 	case main && u.HandoffTold && u.Handoff.IsZero():
 		s.Reached, s.By = No, "systemd says that it never came to execute the program"
 		if record != nil {
-			s.By += ", and the kernel that it refused the change of profile: " + record.refusal()
+			s.By += ", and the kernel that it " + refusalRecorded + ": " + record.refusal()
 		}
 	case main && u.HandoffTold:
 		s.Reached, s.By = Yes, "systemd says that it had executed the program"
 	case record != nil:
-		s.Reached, s.By = No, "the kernel recorded that it refused the change of profile: "+record.refusal()
+		s.Reached, s.By = No, "the kernel recorded that it "+refusalRecorded+": "+record.refusal()
 	case f.Code != codeExited || f.Status != exitAppArmor:
 	case !h.whole(f.Began):
 		s.By = "this systemd does not tell whether it came to execute the program, and what the kernel recorded then is not known to aaunitd"

@@ -72,6 +72,29 @@ func TestStatus231(t *testing.T) {
 	}
 }
 
+// Who may not read records is told whether the program was reached, and why it is
+// known, and nothing that a record says.
+func TestALastStartWithoutTheRecord(t *testing.T) {
+	for name, c := range map[string]struct {
+		s    LastStart
+		want string
+	}{
+		"new systemd, with the record":     {LastStartOf(failedUnit(231, time.Time{}), []Denial{refusedChange(7, 0)}, Hearing{}), "systemd says that it never came to execute the program, and the kernel that it refused the change of profile"},
+		"new systemd, without":             {LastStartOf(failedUnit(231, time.Time{}), nil, Hearing{}), "systemd says that it never came to execute the program"},
+		"old systemd":                      {LastStartOf(failedUnit(231), []Denial{refusedChange(7, 0)}, Hearing{}), "the kernel recorded that it refused the change of profile"},
+		"a profile of a misleading name":   {LastStartOf(failedUnit(231), []Denial{{Operation: "change_onexec", Name: "refused the change of profile: x", PID: 7, Last: startAt}}, Hearing{}), "the kernel recorded that it refused the change of profile"},
+		"no start that failed is as it is": {LastStart{ActiveState: "active"}, ""},
+	} {
+		got := c.s.WithoutRecord()
+		if got.By != c.want || got.Reached != c.s.Reached || got.ActiveState != c.s.ActiveState {
+			t.Errorf("%s: %+v, want %q", name, got, c.want)
+		}
+		if before, after := c.s.why("a.service"), got.why("a.service"); (before == nil) != (after == nil) || before != nil && before.Code != after.Code {
+			t.Errorf("%s: the reason is %v, and without the record %v", name, before, after)
+		}
+	}
+}
+
 // How a start ends otherwise.
 func TestWhyAStartFailed(t *testing.T) {
 	change := func(f func(*Unit)) Unit { u := failedUnit(3, startAt); f(&u); return u }
