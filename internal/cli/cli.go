@@ -218,18 +218,25 @@ func (a *app) root() *cobra.Command {
 	if err := root.MarkPersistentFlagDirname("root"); err != nil {
 		panic(err) // the flag is not there: a mistake in this file
 	}
-	a.ofImages(root.Commands())
-	for _, cmd := range root.Commands() {
-		for _, cmd := range append(cmd.Commands(), cmd) {
-			// Whatever fails before this is a mistake in the command line.
-			run := cmd.RunE
-			cmd.RunE = func(cmd *cobra.Command, args []string) error {
-				a.began = true
-				return run(cmd, args)
-			}
+	all := below(root)
+	a.ofImages(all)
+	for _, cmd := range all {
+		// Whatever fails before this is a mistake in the command line.
+		run := cmd.RunE
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			a.began = true
+			return run(cmd, args)
 		}
 	}
 	return root
+}
+
+// below lists the commands of a command, with theirs.
+func below(cmd *cobra.Command) (all []*cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		all = append(append(all, sub), below(sub)...)
+	}
+	return all
 }
 
 func (a *app) versionCommand() *cobra.Command {

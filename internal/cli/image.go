@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/spf13/cobra"
@@ -21,15 +22,17 @@ type Image interface {
 // a system that runs.
 var ofRunning = []string{"runtime", "wait", "no-wait", "profiles", "unconfined"}
 
-// ofImages gives commands what they do with --root, and has the others refuse it.
+// ofImages gives commands what they do with --root, and has the others refuse it,
+// subcommands among them.
 func (a *app) ofImages(commands []*cobra.Command) {
 	does := map[string]func(*cobra.Command, []string) error{
 		"attach": a.imageAttach, "plan": a.imageAttach, "detach": a.imageDetach, "status": a.imageStatus, "list": a.imageStatus,
 	}
 	for _, cmd := range commands {
-		run, takes, do := cmd.RunE, cmd.Args, does[cmd.Name()]
+		name := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+		run, takes, do := cmd.RunE, cmd.Args, does[name]
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
-			if a.imageRoot != "" && len(args) == 0 && (cmd.Name() == "attach" || cmd.Name() == "plan") {
+			if a.imageRoot != "" && len(args) == 0 && (name == "attach" || name == "plan") {
 				return nil // all that the image's attachment files name
 			}
 			return takes(cmd, args)
@@ -39,7 +42,7 @@ func (a *app) ofImages(commands []*cobra.Command) {
 			case !cmd.Flags().Changed("root"):
 				return run(cmd, args)
 			case do == nil:
-				return usage("--root is for attach, detach, plan, status and list: %s is about a system that runs", cmd.Name())
+				return usage("--root is for attach, detach, plan, status and list: %s is about a system that runs", name)
 			case a.imageRoot == "":
 				return usage("--root names no directory")
 			}

@@ -3,11 +3,13 @@ package cli
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 )
 
 // fakeImage answers what a test gives it.
@@ -79,6 +81,8 @@ func TestRootIsForWhatFilesCanTell(t *testing.T) {
 		{args: []string{"check", "myagent"}, exit: attach.ExitUsage},
 		{args: []string{"apply", "myagent"}, exit: attach.ExitUsage},
 		{args: []string{"version"}, exit: attach.ExitUsage},
+		{args: []string{"sockopts", "approve", "myagent", "TCP_NODELAY"}, exit: attach.ExitUsage},
+		{args: []string{"sockopts", "record", "myagent"}, exit: attach.ExitUsage},
 	} {
 		i.did, i.request = "", attach.Request{}
 		if exit := s.run(append(tc.args, "--root=/srv/image")...); exit != tc.exit || i.did != tc.did {
@@ -101,6 +105,38 @@ func TestRootIsForWhatFilesCanTell(t *testing.T) {
 	if exit := s.run("attach", "--root=/srv/image"); exit != attach.ExitFailed {
 		t.Errorf("nothing declared: exit %d", exit)
 	}
+}
+
+// Every command that does nothing with --root refuses it, subcommands as well: it
+// would be about the running system, which nobody named.
+func TestNoOtherCommandTakesRoot(t *testing.T) {
+	s, i := imageScene()
+	takes := []string{"attach", "detach", "plan", "status", "list"}
+	var check func(cmd *cobra.Command, path []string)
+	check = func(cmd *cobra.Command, path []string) {
+		for _, sub := range cmd.Commands() {
+			check(sub, append(slices.Clone(path), sub.Name()))
+		}
+		if len(path) == 0 || len(path) == 1 && slices.Contains(takes, path[0]) {
+			return
+		}
+		for _, root := range []string{"--root=/srv/image", "--root="} {
+			refused := false
+			// One of these is what the command takes for its arguments.
+			for _, args := range [][]string{{}, {"bash"}, {"myagent"}, {"myagent", "TCP_NODELAY"}} {
+				i.did = ""
+				exit := s.run(slices.Concat(path, args, []string{root})...)
+				if exit != attach.ExitUsage || i.did != "" || s.daemon.did != "" || s.dialed != "" {
+					t.Fatalf("%q %s: exit %d: %s%s", slices.Concat(path, args), root, exit, s.out.String(), s.err.String())
+				}
+				refused = refused || strings.Contains(s.err.String(), strings.Join(path, " ")+" is about a system that runs")
+			}
+			if !refused {
+				t.Errorf("%q does not say why it takes no %s", path, root)
+			}
+		}
+	}
+	check((&app{World: s.World}).root(), nil)
 }
 
 func TestImagesAreShown(t *testing.T) {
