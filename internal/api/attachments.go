@@ -175,6 +175,13 @@ func (b *board) get(unit string) *attach.Status {
 	return b.units[unit]
 }
 
+// size is how many units are attached.
+func (b *board) size() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.units)
+}
+
 func (b *board) all() []*attach.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -68,7 +68,7 @@ func callWaitDenials(ctx context.Context, r *request) ([]any, *dbus.Error) {
 // would be kept for minutes for whatever else runs in that session, and who may
 // read logs is said by the group everywhere else on the system.
 func (r *request) mayReadDenials(ctx context.Context, units []string) *dbus.Error {
-	if failed := checkNames("unit", units); failed != nil {
+	if failed := checkUnits(units); failed != nil {
 		return failed
 	}
 	if r.root() {
@@ -77,13 +77,7 @@ func (r *request) mayReadDenials(ctx context.Context, units []string) *dbus.Erro
 	if failed := r.mayReadLogs(ctx, "read what was denied"); failed != nil {
 		return failed
 	}
-	switch {
-	case len(units) > maxPublicNames:
-		return invalidArgs("%d names were given, at most %d are taken from others than root; none means all", len(units), maxPublicNames)
-	case !r.session.calls.allow(r.uid, len(units)):
-		return fail(ErrorTooFast, "too many names asked for by this user; try again in a few seconds")
-	}
-	return nil
+	return r.pay(units)
 }
 
 // mayReadLogs refuses everybody but root and members of adm; what says what they may.

@@ -62,10 +62,14 @@ const (
 	// maxPublicNames is for reading by others than root.
 	maxPublicNames = 100
 
-	maxLength  = 4096 // bytes in a name or path
+	maxLength  = 4096 // bytes in a path, or the name of a profile or socket option
 	maxOptions = 16
 	maxReply   = 16 << 20 // bytes of JSON; the system bus takes 32 MiB
 
+	// callRate is how many calls in a second each user but root has, and callBurst how
+	// many at once.
+	callRate  = 50
+	callBurst = 200
 	// bytesPerCall is up to which length a call counts as one.
 	bytesPerCall = 4096
 	// maxReading and maxReadingAll bound the reading calls being answered, per

@@ -12,7 +12,7 @@ import (
 // for those who may read them: the answer says so, and is not refused for it.
 func callExplain(ctx context.Context, r *request) ([]any, *dbus.Error) {
 	units := r.body[0].([]string)
-	if failed := checkNames("unit", units); failed != nil {
+	if failed := checkUnits(units); failed != nil {
 		return nil, failed
 	}
 	if r.root() {
@@ -20,17 +20,14 @@ func callExplain(ctx context.Context, r *request) ([]any, *dbus.Error) {
 		defer cancel()
 		return reply(r.session.manager.Explain(ctx, units, true))
 	}
-	if len(units) > maxPublicNames {
-		return nil, invalidArgs("%d names were given, at most %d are taken from others than root; none means all", len(units), maxPublicNames)
-	}
 	// It takes the price of the names, too.
 	hidden := ""
 	if failed := r.mayReadDenials(ctx, units); failed != nil {
 		if failed.Name != errorAccessDenied {
 			return nil, failed
 		}
-		if !r.session.calls.allow(r.uid, len(units)) {
-			return nil, fail(ErrorTooFast, "too many names asked for by this user; try again in a few seconds")
+		if failed := r.pay(units); failed != nil {
+			return nil, failed
 		}
 		hidden = "only root and members of group " + admName + " are told"
 	}

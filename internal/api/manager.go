@@ -158,7 +158,10 @@ func callResume(ctx context.Context, r *request) ([]any, *dbus.Error) {
 
 func callApply(ctx context.Context, r *request) ([]any, *dbus.Error) {
 	files := r.body[0].([]string)
-	req, failed := decodeRequest(files, r.body[1].(map[string]dbus.Variant), nil)
+	if failed := checkNames("file", files); failed != nil {
+		return nil, failed
+	}
+	req, failed := decodeOptions(files, r.body[1].(map[string]dbus.Variant), nil)
 	if failed != nil {
 		return nil, failed
 	}
@@ -209,7 +212,7 @@ func callPlan(ctx context.Context, r *request) ([]any, *dbus.Error) {
 
 func callVerify(ctx context.Context, r *request) ([]any, *dbus.Error) {
 	units := r.body[0].([]string)
-	if failed := checkNames("unit", units); failed != nil {
+	if failed := checkUnits(units); failed != nil {
 		return nil, failed
 	}
 	return expensive(ctx, r, verifyTimeout, func(ctx context.Context) (any, error) {
@@ -219,7 +222,7 @@ func callVerify(ctx context.Context, r *request) ([]any, *dbus.Error) {
 
 func callVerifyEvidence(ctx context.Context, r *request) ([]any, *dbus.Error) {
 	units := r.body[0].([]string)
-	if failed := checkNames("unit", units); failed != nil {
+	if failed := checkUnits(units); failed != nil {
 		return nil, failed
 	}
 	return expensive(ctx, r, verifyTimeout, func(ctx context.Context) (any, error) {
@@ -276,21 +279,40 @@ func (r *request) question() (profiles []string, question string, failed *dbus.E
 
 func callDescribe(_ context.Context, r *request) ([]any, *dbus.Error) {
 	units := r.body[0].([]string)
-	if failed := checkNames("unit", units); failed != nil {
+	if failed := checkUnits(units); failed != nil {
 		return nil, failed
 	}
 	if r.root() {
 		return reply(r.session.manager.Status(units))
 	}
-	// A name that is not attached is looked up at systemd, which loads its unit
-	// file: names have their price.
-	if len(units) > maxPublicNames {
-		return nil, invalidArgs("%d names were given, at most %d are taken from others than root; none means all", len(units), maxPublicNames)
-	}
-	if !r.session.calls.allow(r.uid, len(units)) {
-		return nil, fail(ErrorTooFast, "too many names asked for by this user; try again in a few seconds")
+	if failed := r.pay(units); failed != nil {
+		return nil, failed
 	}
 	return reply(publicReport(r.session.manager.Status(units)))
+}
+
+// pay takes the price of reading about units from a caller who is not root. A name
+// that is not attached is looked up at systemd, which loads its unit file, so each
+// counts as a call. A glob is compared with every attached unit, so it counts as if it
+// were sent anew for each of them.
+func (r *request) pay(units []string) *dbus.Error {
+	if len(units) > maxPublicNames {
+		return invalidArgs("%d names were given, at most %d are taken from others than root; none means all", len(units), maxPublicNames)
+	}
+	attached, globs := r.session.board.size(), 0
+	for _, u := range units {
+		if attach.IsGlob(u) {
+			globs += len(u)
+		}
+	}
+	price := len(units) + globs*attached/bytesPerCall
+	switch {
+	case price > callBurst:
+		return invalidArgs("comparing these globs with %d attached units is too much for others than root; name fewer, or none for all", attached)
+	case !r.session.calls.allow(r.uid, price):
+		return fail(ErrorTooFast, "too many names asked for by this user; try again in a few seconds")
+	}
+	return nil
 }
 
 func callListProfiles(_ context.Context, r *request) ([]any, *dbus.Error) {

@@ -39,12 +39,17 @@ var (
 
 // decodeRequest reads the arguments of what changes or plans something.
 func decodeRequest(units []string, options map[string]dbus.Variant, allowed []string) (attach.Request, *dbus.Error) {
-	r := attach.Request{Units: units}
-	if len(units) == 0 {
-		return r, invalidArgs("no unit was named")
+	if err := checkUnits(units); err != nil {
+		return attach.Request{}, err
 	}
-	if err := checkNames("unit", units); err != nil {
-		return r, err
+	return decodeOptions(units, options, allowed)
+}
+
+// decodeOptions reads the options for what was named, the names of which are checked.
+func decodeOptions(names []string, options map[string]dbus.Variant, allowed []string) (attach.Request, *dbus.Error) {
+	r := attach.Request{Units: names}
+	if len(names) == 0 {
+		return r, invalidArgs("no unit was named")
 	}
 	if len(options) > maxOptions {
 		return r, invalidArgs("there are %d options, at most %d are taken", len(options), maxOptions)
@@ -166,9 +171,16 @@ func decodeSocketOption(c *attach.SocketChange, key string, value any) (ok bool,
 	return ok, nil
 }
 
-// checkNames bounds a list of names; what is wrong with a single name is for
+// checkUnits bounds a list of names and globs of units: what is longer than any
+// unit's name is neither.
+func checkUnits(units []string) *dbus.Error { return checkLengths("unit", units, attach.MaxUnitName) }
+
+// checkNames bounds a list of other names.
+func checkNames(what string, names []string) *dbus.Error { return checkLengths(what, names, maxLength) }
+
+// checkLengths bounds a list of names; what else is wrong with a single name is for
 // the core to say, so that the others proceed.
-func checkNames(what string, names []string) *dbus.Error {
+func checkLengths(what string, names []string, longest int) *dbus.Error {
 	if len(names) > maxUnits {
 		return invalidArgs("%d names were given, at most %d are taken in one call", len(names), maxUnits)
 	}
@@ -176,8 +188,8 @@ func checkNames(what string, names []string) *dbus.Error {
 		switch {
 		case n == "":
 			return invalidArgs("an empty %s name was given", what)
-		case len(n) > maxLength:
-			return invalidArgs("the %s name %q is longer than %d bytes", what, shorten(n), maxLength)
+		case len(n) > longest:
+			return invalidArgs("the %s name %q is longer than %d bytes", what, shorten(n), longest)
 		case !utf8.ValidString(n) || strings.IndexByte(n, 0) >= 0:
 			return invalidArgs("the %s name %q is not valid UTF-8", what, shorten(n))
 		}

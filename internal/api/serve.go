@@ -84,7 +84,7 @@ func newService(m Manager, o Options) *service {
 		answered:    func() {},
 		board:       newBoard(),
 		operations:  newOperations(),
-		calls:       newLimiter(50, 200),
+		calls:       newLimiter(callRate, callBurst),
 		looking:     newCounter(4, 16),
 		reading:     newCounter(maxReading, maxReadingAll),
 		asking:      newCounter(4, 32),

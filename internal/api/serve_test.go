@@ -475,6 +475,77 @@ func TestReadingIsLimitedPerUser(t *testing.T) {
 	}
 }
 
+// A glob is compared with every attached unit: it costs the more, the longer it is and
+// the more units there are.
+func TestGlobsHaveTheirPrice(t *testing.T) {
+	r := startService(t, startBus(t), newFakeManager(), func(s *service) { s.calls.now = func() time.Time { return time.Unix(1, 0) } })
+	for i := range 1000 {
+		s := status(fmt.Sprintf("unit-%d.service", i), attach.Confined)
+		r.service.board.publish(&s)
+	}
+	slow := "*[" + strings.Repeat("b", 250) + "]"
+	uid := uint32(1000)
+	for _, c := range []struct {
+		units []string
+		calls int // that are answered
+		then  string
+	}{
+		{[]string{"unit-7*"}, 66, ErrorTooFast},
+		{[]string{"unit-7"}, 100, ErrorTooFast},
+		{[]string{slow}, 3, ErrorTooFast},
+		{[]string{slow, slow, slow}, 1, ErrorTooFast},
+		{slices.Repeat([]string{slow}, 4), 0, errorInvalidArgs},
+		{slices.Repeat([]string{strings.Repeat("b", 253)}, 100), 1, ErrorTooFast},
+	} {
+		for _, method := range []string{"Describe", "Explain"} {
+			user := r.user(t, uid)
+			uid++
+			for n := range c.calls + 1 {
+				want := ""
+				if n == c.calls {
+					want = c.then
+				}
+				if got := errorName(call(user, Path, ManagerInterface+"."+method, c.units).Err); got != want {
+					t.Errorf("%s with %d of %.20s, call %d: %q, want %q", method, len(c.units), c.units[0], n+1, got, want)
+				}
+			}
+		}
+		if err := call(r.user(t, 0), Path, ManagerInterface+".Describe", c.units).Err; err != nil {
+			t.Errorf("root: %v", err)
+		}
+	}
+}
+
+// No unit's name is longer than 255 bytes, and no glob that anybody would write.
+func TestLongWordsAreRefused(t *testing.T) {
+	r := startRig(t)
+	long := []string{"a", "*[" + strings.Repeat("b", attach.MaxUnitName) + "]"}
+	for _, uid := range []uint32{0, 4001} {
+		c := r.user(t, uid)
+		for _, m := range managerIface.methods {
+			if len(m.in) == 0 || m.in[0].name != "units" {
+				continue
+			}
+			args := []any{long}
+			for _, p := range m.in[1:] {
+				args = append(args, map[string]any{"a{sv}": none, "s": "", "t": uint64(0)}[p.typ])
+			}
+			err := call(c, Path, ManagerInterface+"."+m.name, args...).Err
+			if got := errorName(err); got != errorInvalidArgs || !strings.Contains(err.Error(), "longer than 255 bytes") {
+				t.Errorf("user %d calls %s: %v", uid, m.name, err)
+			}
+		}
+	}
+	// The path of a file may be longer.
+	root := r.user(t, 0)
+	path := "/etc/aaunit/" + strings.Repeat("a", 300)
+	for _, q := range [][]any{{"Apply", []string{path}, none}, {"Check", []string{path}}, {"Describe", []string{strings.Repeat("a", attach.MaxUnitName)}}} {
+		if err := call(root, Path, ManagerInterface+"."+q[0].(string), q[1:]...).Err; err != nil {
+			t.Errorf("%s: %v", q[0], err)
+		}
+	}
+}
+
 func TestOperationsAreBounded(t *testing.T) {
 	r := startRig(t)
 	startPolkit(t, r.privateBus, &fakePolkit{yes: true})

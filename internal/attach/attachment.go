@@ -277,11 +277,21 @@ func CheckUnitPattern(u string) error {
 	return nil
 }
 
-// MatchUnit matches a unit's name as systemctl does: a backslash is part of
+// UnitGlob is a pattern of units' names, made ready to be matched with many.
+type UnitGlob string
+
+// asPath has path.Match read a pattern as systemctl does: a backslash is part of
 // the name (unit names hold escapes such as \x2d), and "[!…]" negates.
-func MatchUnit(pattern, unit string) (bool, error) {
-	return path.Match(strings.NewReplacer(`\`, `\\`, "[!", "[^").Replace(pattern), unit)
-}
+var asPath = strings.NewReplacer(`\`, `\\`, "[!", "[^")
+
+// NewUnitGlob prepares one.
+func NewUnitGlob(pattern string) UnitGlob { return UnitGlob(asPath.Replace(pattern)) }
+
+// Match matches a unit's name.
+func (g UnitGlob) Match(unit string) (bool, error) { return path.Match(string(g), unit) }
+
+// MatchUnit matches a unit's name with a pattern as systemctl does.
+func MatchUnit(pattern, unit string) (bool, error) { return NewUnitGlob(pattern).Match(unit) }
 
 // IsGlob reports whether s holds characters of a shell pattern.
 func IsGlob(s string) bool { return strings.ContainsAny(s, "*?[") }

@@ -61,6 +61,10 @@ func CheckProfileName(name string) error {
 var unitSuffixes = []string{".service", ".socket", ".device", ".mount", ".automount", ".swap",
 	".target", ".path", ".timer", ".slice", ".scope"}
 
+// MaxUnitName is how many bytes systemd takes in a unit's name (UNIT_NAME_MAX in its
+// unit-name.h, which counts the final zero).
+const MaxUnitName = 255
+
 // UnitName completes what a person typed ("myagent") to a unit name
 // ("myagent.service"), as systemctl does, and refuses what is none.
 func UnitName(s string) (string, error) {
@@ -89,8 +93,8 @@ func hasUnitSuffix(s string) bool {
 // most 255 characters, of letters, digits and :-_.\@ only. With glob, the
 // characters of shell patterns are allowed too.
 func checkUnitName(s string, glob bool) error {
-	if len(s) > 255 {
-		return errors.New("it is longer than 255 characters")
+	if len(s) > MaxUnitName {
+		return fmt.Errorf("it is longer than %d characters", MaxUnitName)
 	}
 	for _, r := range s {
 		switch {

@@ -65,9 +65,9 @@ func (l *Loop) WaitDenials(ctx context.Context, units []string, cursor string) a
 // something and have been forgotten since, as they ended: what a connection was denied
 // is looked for when it is over.
 func (l *Loop) denied(words []string) (known attach.Report, missing []string) {
-	known, missing = l.known(words)
 	logged := l.denials.logged()
-	used := make([]bool, len(words))
+	asked := l.selectionOf(words, logged...)
+	known = l.report(asked)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, unit := range logged {
@@ -76,15 +76,14 @@ func (l *Loop) denied(words []string) (known attach.Report, missing []string) {
 			continue
 		}
 		of := func(p attach.Status) bool { return isOf(unit, p.Unit) }
-		if !l.selected(unit, words, used) && !slices.ContainsFunc(known.Patterns, of) {
+		if !asked.has(unit) && !slices.ContainsFunc(known.Patterns, of) {
 			continue
 		}
 		s := attach.Status{Unit: unit, Attachment: a.Source}
 		s.Profile, _ = a.ProfileFor(unit)
 		known.Units = append(known.Units, s)
 	}
-	missing = slices.DeleteFunc(missing, func(name string) bool { return used[slices.Index(words, name)] })
-	return known, missing
+	return known, asked.missing()
 }
 
 // at gives the seq that a cursor stands for, and when lost or deaf last changed.

@@ -43,16 +43,6 @@ func (op *operation) withdrawal(unit string) func() error {
 	return op.withdraw[unit]
 }
 
-// globMatch matches as systemctl does, which completes a pattern's type.
-func globMatch(pattern, unit string) bool {
-	for _, p := range []string{pattern, pattern + ".service"} {
-		if ok, err := attach.MatchUnit(p, unit); err == nil && ok {
-			return true
-		}
-	}
-	return false
-}
-
 // do runs work on the goroutine that changes things. ctx bounds the wait until it
 // begins. What has begun is waited for: it ends soon where the daemon ends, whose end
 // is that of ctx too, and whoever asked is to be told how.
@@ -500,9 +490,9 @@ func (l *Loop) named(ctx context.Context, words []string) []*prepared {
 	var all []*prepared
 	for _, w := range words {
 		if attach.IsGlob(w) {
-			hit := false
+			hit, g := false, newGlob(w)
 			for _, unit := range l.everything() {
-				if globMatch(w, unit) && !attach.IsPattern(unit) {
+				if g.matches(unit) && !attach.IsPattern(unit) {
 					hit = true
 					all = append(all, &prepared{asked: w, unit: unit, out: attach.Outcome{Unit: unit}})
 				}
@@ -628,11 +618,11 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 // attachedNow is what is wished for the attached units that are asked for, in the
 // order of their names.
 func (l *Loop) attachedNow(words []string) (all []attach.Desired) {
+	asked, now := l.selectionOf(words), time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now, used := time.Now(), make([]bool, len(words))
 	for unit := range l.targets {
-		if attach.IsPattern(unit) || !l.selected(unit, words, used) {
+		if attach.IsPattern(unit) || !asked.has(unit) {
 			continue
 		}
 		if d, err := l.desiredAt(unit, now); err == nil {

@@ -217,16 +217,24 @@ func (l *Loop) whyMissing(names []string) (out []attach.Missing) {
 	return out
 }
 
-func (l *Loop) known(units []string) (r attach.Report, missing []string) {
+// known is what is known of the units that words ask for; missing are the words that
+// ask for none of which anything is.
+func (l *Loop) known(words []string) (r attach.Report, missing []string) {
+	asked := l.selectionOf(words)
+	r = l.report(asked)
+	return r, asked.missing()
+}
+
+// report is what is known of the units that are asked for.
+func (l *Loop) report(asked *selection) (r attach.Report) {
 	host := l.apparmor.Host()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	host.BootService = l.service
 	r = attach.Report{Version: l.version, Host: host, Recheck: l.recheck, At: time.Now(), Units: []attach.Status{}}
 	r.Problems = append(slices.Clone(l.problems), l.declared.Problems...)
-	used := make([]bool, len(units))
 	for unit, published := range l.statuses {
-		if l.selected(unit, units, used) {
+		if asked.has(unit) {
 			s := *published
 			s.Busy, s.Paused = l.queue.isBusy(unit), l.pauseOf(unit, r.At)
 			s.Notes = slices.Concat(s.Notes, l.socketNote(unit))
@@ -239,7 +247,7 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 	}
 	// Attached, and no pass has come to it yet.
 	for unit, a := range l.targets {
-		if _, known := l.statuses[unit]; !known && l.selected(unit, units, used) {
+		if _, known := l.statuses[unit]; !known && asked.has(unit) {
 			s := attach.Status{Unit: unit, Profile: a.Profile, Attachment: a.Source, Busy: true, Paused: l.pauseOf(unit, r.At)}
 			if attach.IsPattern(unit) {
 				r.Patterns = append(r.Patterns, s)
@@ -252,12 +260,7 @@ func (l *Loop) known(units []string) (r attach.Report, missing []string) {
 	for _, list := range [][]attach.Status{r.Units, r.Patterns} {
 		slices.SortFunc(list, func(a, b attach.Status) int { return strings.Compare(a.Unit, b.Unit) })
 	}
-	for i, name := range units {
-		if !used[i] {
-			missing = append(missing, name)
-		}
-	}
-	return r, missing
+	return r
 }
 
 // questioned says what the kernel was asked about the policies that were accepted
@@ -268,22 +271,4 @@ func (l *Loop) questioned(of []attach.Status) {
 	for i := range of {
 		of[i].Questioned = attach.QuestionedOf(l.keptOf(l.records[of[i].Unit]))
 	}
-}
-
-// selected reports whether a unit is asked for, and marks by which word.
-func (l *Loop) selected(unit string, words []string, used []bool) bool {
-	hit := len(words) == 0
-	for i, w := range words {
-		name := w
-		if n, err := attach.UnitName(w); err == nil && !attach.IsGlob(w) {
-			name = n
-		}
-		if c, ok := l.alias[name]; ok {
-			name = c
-		}
-		if name == unit || (attach.IsGlob(w) && globMatch(w, unit)) {
-			used[i], hit = true, true
-		}
-	}
-	return hit
 }
