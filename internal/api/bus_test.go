@@ -5,7 +5,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,10 +39,12 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Con
     <allow receive_sender="*"/>
     <allow own="*"/>
   </policy>
+  %s
 </busconfig>
 `
 
-func startBus(t *testing.T) *privateBus {
+// startBus starts one; limits are more lines for its configuration.
+func startBus(t *testing.T, limits ...string) *privateBus {
 	t.Helper()
 	// The path of a socket must be short; t.TempDir may not be.
 	dir, err := os.MkdirTemp("", "aab")
@@ -50,7 +54,7 @@ func startBus(t *testing.T) *privateBus {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	sock := filepath.Join(dir, "bus")
 	b := &privateBus{address: "unix:path=" + sock, config: filepath.Join(dir, "bus.conf")}
-	if err := os.WriteFile(b.config, []byte(fmt.Sprintf(busConfig, sock)), 0o600); err != nil {
+	if err := os.WriteFile(b.config, []byte(fmt.Sprintf(busConfig, sock, strings.Join(limits, "\n"))), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	b.start(t)
@@ -90,6 +94,46 @@ func (b *privateBus) connect(t *testing.T) *dbus.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// idle is a connection from which nothing more is read once it is told so.
+type idle struct {
+	net.Conn
+	from, ended chan struct{}
+}
+
+func (i idle) Read(p []byte) (int, error) {
+	select {
+	case <-i.from:
+		<-i.ended
+		return 0, io.EOF
+	default:
+		return i.Conn.Read(p)
+	}
+}
+
+// idler opens a connection of a user's who calls and does not read from now on.
+func (r *rig) idler(t *testing.T, uid uint32) *dbus.Conn {
+	t.Helper()
+	sock, err := net.Dial("unix", strings.TrimPrefix(r.address, "unix:path="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := idle{sock, make(chan struct{}), make(chan struct{})}
+	c, err := dbus.NewConn(i)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { close(i.ended); c.Close() })
+	if err := c.Auth(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Hello(); err != nil {
+		t.Fatal(err)
+	}
+	r.set(c, uid)
+	close(i.from)
 	return c
 }
 

@@ -28,6 +28,10 @@
 // bounded as well. File descriptors are not taken at all. What a user who is
 // not root is told leaves out what is about processes and the text of files
 // (public.go); what was denied is for root and members of adm (denials.go).
+//
+// Whoever does not read the answers can bring the bus to take nothing more from the
+// service. No calls are taken then, and after a while another connection is made
+// (internal/bus).
 package api
 
 import "github.com/godbus/dbus/v5"

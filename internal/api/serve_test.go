@@ -1096,6 +1096,40 @@ func TestReadingEndsWithTheAnswer(t *testing.T) {
 	}
 }
 
+// The bus takes nothing more from the service when too much of what it sent is not read.
+// The service ends all the same when it is to end.
+func TestAServiceThatIsStuckEnds(t *testing.T) {
+	m := newFakeManager()
+	for i := range 1000 {
+		m.units = append(m.units, status(fmt.Sprintf("unit-%d.service", i), attach.Confined))
+	}
+	r := startService(t, startBus(t, `<limit name="max_incoming_bytes">1000000</limit>`), m)
+	c := r.idler(t, 1000)
+	for range 20 {
+		manager(c).Go(ManagerInterface+".Describe", 0, nil, []string{})
+	}
+	root := r.user(t, 0)
+	for stuck, tries := false, 0; !stuck; tries++ {
+		if tries == 100 {
+			t.Fatal("the bus takes all that is sent, and nobody reads it")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		err := manager(root).CallWithContext(ctx, ManagerInterface+".Describe", 0, []string{}).Err
+		stuck = errors.Is(err, context.DeadlineExceeded)
+		cancel()
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- r.stop() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(15 * time.Second):
+		t.Fatal("the service does not end")
+	}
+}
+
 // The connection that says who callers are is as needed as the other one.
 func TestWithoutIdentitiesAnotherConnectionIsMade(t *testing.T) {
 	var mu sync.Mutex

@@ -13,6 +13,11 @@
 //
 // Replies and errors are taken as they are: a bus delivers them only from whom
 // we asked.
+//
+// Anybody can also ask a service and never read the answers. The bus keeps them, and
+// when it has too many it takes nothing more from the service, for whomever. A
+// connection of this package takes no calls while what it sends does not get away, and
+// is lost when that lasts.
 package bus
 
 import (
@@ -71,12 +76,18 @@ type Rules struct {
 }
 
 // Connect opens a connection of its own. What happens on it is bounded by ctx
-// until it is open; after that it lives until it is closed or lost.
+// until it is open; after that it lives until it is closed or lost. A bus that takes
+// no messages loses it.
 func Connect(ctx context.Context, address string, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
 	sock, err := dial(ctx, address)
 	if err != nil {
 		return nil, err
 	}
+	return over(ctx, sock, rules, opts...)
+}
+
+// over makes a connection of a socket.
+func over(ctx context.Context, sock net.Conn, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
 	s := &stream{sock: sock, in: bufio.NewReader(sock), rules: rules}
 	conn, err := dbus.NewConn(s, opts...)
 	if err != nil {
@@ -84,8 +95,11 @@ func Connect(ctx context.Context, address string, rules Rules, opts ...dbus.Conn
 		return nil, err
 	}
 	s.answer = func(m *dbus.Message) { conn.Send(m, nil) }
-	// Auth and Hello know no context: closing the connection ends them.
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	// A connection can have a context to live in (dbus.WithContext). godbus would end
+	// it when the message that is being sent has been taken.
+	context.AfterFunc(conn.Context(), func() { s.Close() })
+	// Auth and Hello know no context: closing the socket ends them.
+	stop := context.AfterFunc(ctx, func() { s.Close() })
 	// The number of the user, not the name: looking one up needs more than a
 	// static binary has.
 	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})

@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -17,11 +21,20 @@ const (
 	// MaxReply bounds replies and errors. It is what the system bus lets
 	// through; dbus-daemon(1), max_message_size.
 	MaxReply = 32 << 20
+
+	// patience is how long the bus may take for one message. It reads no more from a
+	// connection of which others have too much waiting that they have not read
+	// (dbus-daemon(1), max_incoming_bytes): whoever asks a service and never reads
+	// the answers can bring it to that. Of a new connection nothing waits.
+	patience = 30 * time.Second
 )
 
 // ErrMalformed says that what came over the connection is no message. Nothing
 // that comes after it can be told apart, so it ends the connection.
 var ErrMalformed = errors.New("the bus sent what is no D-Bus message")
+
+// ErrStuck says that the bus did not take a message, which ends the connection.
+var ErrStuck = errors.New("the bus did not take a message")
 
 // stream is what godbus reads from and writes to. While it reads, messages are
 // cut from the bytes of the socket, and godbus sees only those that are taken.
@@ -38,6 +51,9 @@ type stream struct {
 	ready  []byte // what of it godbus has not read yet
 	rest   int64  // what of it is still in the socket, and goes straight to godbus
 	lost   bool
+
+	sending sync.Mutex            // held while a message is on its way out
+	stuck   atomic.Pointer[error] // why it was closed here
 }
 
 // begin is what ends a client's side of the handshake; D-Bus specification,
@@ -45,20 +61,51 @@ type stream struct {
 var begin = []byte("BEGIN\r\n")
 
 func (s *stream) Write(p []byte) (int, error) {
+	if !s.framed {
+		n, err := s.sock.Write(p)
+		if bytes.Equal(p, begin) {
+			s.framed = true
+		}
+		return n, err
+	}
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	if err := s.sock.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+		return 0, err
+	}
 	n, err := s.sock.Write(p)
-	if !s.framed && bytes.Equal(p, begin) {
-		s.framed = true
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		// A part of it may be out, and nothing else can follow that.
+		err = fmt.Errorf("%w within %v", ErrStuck, patience)
+		s.stuck.Store(&err)
+		s.Close()
 	}
 	return n, err
 }
 
-func (s *stream) Close() error { return s.sock.Close() }
+// awaitSent waits for the message that is on its way out, if there is one.
+func (s *stream) awaitSent() {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+}
+
+// Close closes the socket, once more for nothing. It does not wait for a message that
+// is on its way out, as closing godbus's connection does: it ends that.
+func (s *stream) Close() error {
+	if err := s.sock.Close(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
 
 func (s *stream) Read(p []byte) (int, error) {
 	if !s.framed || len(p) == 0 {
 		return s.in.Read(p)
 	}
 	n, err := s.read(p)
+	if why := s.stuck.Load(); err != nil && why != nil {
+		err = *why
+	}
 	if err != nil && !s.lost {
 		s.lost = true
 		if s.rules.Lost != nil {
@@ -176,8 +223,10 @@ func (s *stream) choose(f fixed, h *Header) error {
 	return nil
 }
 
-// call asks whether a method call is taken.
+// call asks whether a method call is taken. None is while a message is on its way out:
+// where nothing gets away, the answers to more calls would only pile up.
 func (s *stream) call(f fixed, h *Header) error {
+	s.awaitSent()
 	refused := s.rules.Calls(h)
 	if refused == nil && f.size() > MaxCall {
 		refused = dbus.NewError("org.freedesktop.DBus.Error.LimitsExceeded",

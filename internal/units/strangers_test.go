@@ -3,6 +3,9 @@ package units
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -10,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/bus"
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 )
@@ -147,5 +151,25 @@ func TestNonsenseEndsAConnection(t *testing.T) {
 	})
 	if err := s.Reload(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// What comes of a connection that is lost is tried again over another one, and what
+// systemd answers is not.
+func TestWhatIsTriedAgain(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"the bus took nothing":  {fmt.Errorf("%w within 30s", bus.ErrStuck), true},
+		"the bus sent nonsense": {fmt.Errorf("%w: it has no type", bus.ErrMalformed), true},
+		"the bus is gone":       {io.EOF, true},
+		"systemd is away":       {busError("org.freedesktop.DBus.Error.NameHasNoOwner", ""), true},
+		"systemd says no":       {busError("org.freedesktop.systemd1.NoSuchUnit", ""), false},
+		"something else":        {errors.New("something else"), false},
+	} {
+		if got := passing(c.err); got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
 	}
 }

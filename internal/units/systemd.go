@@ -145,7 +145,7 @@ func (s *Systemd) dial(ctx context.Context, signals hearer) (*dbus.Conn, error) 
 	ctx, cancel := context.WithTimeout(ctx, s.wait.call)
 	defer cancel()
 	rules := bus.Rules{Signals: signals.hears, Properties: wantedProperty, Lost: func(err error) {
-		if errors.Is(err, bus.ErrMalformed) {
+		if errors.Is(err, bus.ErrMalformed) || errors.Is(err, bus.ErrStuck) {
 			s.log.Warn("a connection to the bus is given up", "err", err)
 		}
 	}}
@@ -247,7 +247,7 @@ func passing(err error) bool {
 		}
 		return false
 	}
-	for _, away := range []error{errSilent, bus.ErrMalformed, dbus.ErrClosed, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
+	for _, away := range []error{errSilent, bus.ErrMalformed, bus.ErrStuck, dbus.ErrClosed, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
 		syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, syscall.ENOENT, syscall.EAGAIN} {
 		if errors.Is(err, away) {
 			return true
