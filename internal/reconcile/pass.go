@@ -56,6 +56,8 @@ type job struct {
 	// stuck: the drop-in serves other units and cannot be taken back.
 	stuck bool
 	over  bool // nothing more is to be done for the unit in this pass
+	// real is the unit that the name stands for, where it is an alias.
+	real  string
 	spent bool // it is over with the unit itself; see forgetSpent
 }
 
@@ -164,20 +166,85 @@ func (l *Loop) plan(ctx context.Context, units []string, op *operation, m *momen
 		m = l.momentOfPlans(ctx, all)
 	}
 	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op, m) })
+	real := map[string]*job{}
+	for i, j := range jobs {
+		if j.real != "" {
+			jobs[i] = l.planAlias(ctx, j, op)
+			real[jobs[i].d.Unit] = jobs[i]
+		}
+	}
+	// Such a unit may be in the list already, by its own name or another alias.
+	jobs = slices.DeleteFunc(jobs, func(j *job) bool { last := real[j.d.Unit]; return last != nil && last != j })
 	for i, j := range jobs {
 		// What one found to speak against a text counts for all that share it. So does
 		// the end of a hold.
 		if j.d.Attachment != nil && !j.over && l.barredFor(j) || l.freed(j) {
-			jobs[i] = l.planUnit(ctx, units[i], op, m)
+			notes := slices.DeleteFunc(slices.Clone(j.out.Notes), func(r attach.Reason) bool { return r.Code != attach.UnitAlias })
+			jobs[i] = l.planUnit(ctx, j.d.Unit, op, m)
+			jobs[i].out.Notes = append(jobs[i].out.Notes, notes...)
 		}
 	}
-	// An alias leads to a unit that may be in the list already.
-	seen := map[string]bool{}
-	return slices.DeleteFunc(jobs, func(j *job) bool {
-		dup := seen[j.d.Unit]
-		seen[j.d.Unit] = true
-		return dup
-	})
+	return jobs
+}
+
+// planAlias plans the unit that an alias stands for. It comes when all other plans are
+// made: what is remembered of the alias goes over to that unit.
+func (l *Loop) planAlias(ctx context.Context, j *job, op *operation) *job {
+	alias, unit := j.d.Unit, j.real
+	if err := l.moveRecord(alias, unit); err != nil {
+		l.refuse(j, attach.Because(attach.RecordBad, "%s has become an alias of %s, and that is not on record: %v", alias, unit, err).WithNext(wayOut(err)))
+		return j
+	}
+	l.declare(ctx)
+	l.unpublish(alias)
+	j = l.planUnit(ctx, unit, op, nil)
+	j.out.Notes = append(j.out.Notes, attach.Because(attach.UnitAlias, "%s is an alias of %s", alias, unit))
+	return j
+}
+
+// moveRecord gives what is remembered of a name that has become an alias to the unit that
+// it stands for: systemd applies the drop-ins of aliases to it, and a detach has to take
+// them back. A plan finds that they are not where the unit's belong.
+func (l *Loop) moveRecord(alias, unit string) error {
+	l.mu.Lock()
+	r, remembered := l.records[alias]
+	to, has := l.records[unit]
+	r, to = r.Clone(), to.Clone()
+	l.mu.Unlock()
+	switch {
+	case !remembered:
+		return nil
+	case !has:
+		to = r
+		to.Unit = unit
+		if r.Verdict != nil {
+			v := *r.Verdict
+			v.Unit = unit
+			to.Verdict = &v
+		}
+	default:
+		for _, f := range r.DropIns {
+			if !to.DropIns.Has(f.Path) {
+				to.DropIns = to.DropIns.With(f.Path, f.Sum)
+			}
+		}
+		for _, list := range []struct {
+			to   *[]string
+			from []string
+		}{{&to.SocketUnits, r.SocketUnits}, {&to.Loaded, r.Loaded}, {&to.Softened, r.Softened}} {
+			for _, name := range list.from {
+				if !slices.Contains(*list.to, name) {
+					*list.to = append(*list.to, name)
+				}
+			}
+		}
+		to.Pause = cmp.Or(to.Pause, r.Pause)
+	}
+	if err := l.keep(to); err != nil {
+		return err
+	}
+	l.forget(alias)
+	return nil
 }
 
 func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *moment) *job {
@@ -219,10 +286,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	}
 	if id := j.o.Unit.ID; id != "" && id != unit && slices.Contains(j.o.Unit.Names, unit) {
 		l.learnAlias(unit, j.o.Unit)
-		l.declare(ctx)
-		l.unpublish(unit)
-		j = l.planUnit(ctx, id, op, nil)
-		j.out.Notes = append(j.out.Notes, attach.Because(attach.UnitAlias, "%s is an alias of %s", unit, id))
+		j.real, j.over = id, true
 		return j
 	}
 	if j.d.Attachment == nil && l.declaredAs(j.o.Unit) {

@@ -261,7 +261,7 @@ func (w *world) setting(unit, key string) (value string, at []attach.Assignment)
 		dir := path.Base(path.Dir(p))
 		place := strings.TrimSuffix(dir, ".d")
 		serves := attach.IsTemplate(place) && attach.TemplateOf(unit) == place || attach.IsPrefix(place) && strings.HasPrefix(unit, strings.TrimSuffix(place, ".service"))
-		if place != unit && !serves {
+		if place != unit && !serves && w.aliases[place] != unit {
 			continue
 		}
 		for i, l := range strings.Split(w.read[p], "\n") {
