@@ -306,3 +306,70 @@ func TestAStartDuringAPassIsLookedAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// Who does to a policy what the loop has just undone, or has just replaced, does it a
+// second time: that is named and mended as the first time.
+func TestTheSameChangeOfPolicyASecondTime(t *testing.T) {
+	t.Run("after a pass", func(t *testing.T) {
+		w := attached(nil, "a")
+		w.tells = true
+		w.run(t, func(l *Loop) {
+			trample := func() {
+				defer w.lock()()
+				w.replace("a", "evil")
+				w.tellPolicy()
+			}
+			unlock := w.lock()
+			w.onCall = func(call string) {
+				if call == "load 1" {
+					w.onCall = nil
+					time.AfterFunc(burst/2, trample) // the loop is told of its own load, and has not come to it
+				}
+			}
+			unlock()
+			trample()
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			if n := w.log.count("put back the policy of a.service"); n != 2 || answer(l, "a") != "confined" {
+				t.Errorf("put back %d times, %s", n, answer(l, "a"))
+			}
+			w.still(t, "a policy that was put back twice")
+		})
+	})
+	t.Run("during a pass", func(t *testing.T) {
+		w := attached(nil, "a")
+		w.tells = true
+		w.addUnit("slow.service")
+		w.files["b"] = "1"
+		w.run(t, func(l *Loop) {
+			w.policy <- struct{}{} // how things are is known
+			time.Sleep(time.Minute)
+			unlock := w.lock()
+			w.files["a"] = "2"
+			w.tellPolicy()
+			unlock()
+			w.declareUnit("/etc/aaunit/attachments.d/slow.conf", "slow.service", func(a *attach.Attachment) { a.Profile, a.Settle = "b", time.Hour })
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			unlock = w.lock()
+			if w.kernel["a"] != "2" || !l.isPassing() {
+				t.Errorf("%q", w.trace)
+			}
+			w.replace("a", "1") // as it was
+			w.tellPolicy()
+			unlock()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if n := w.log.count("a.service is not-confined"); n != 1 || answer(l, "a") != "not-confined" {
+				t.Errorf("named %d times, %s", n, answer(l, "a"))
+			}
+			time.Sleep(time.Hour)
+			w.still(t, "a policy that was put back after a pass")
+			unlock = w.lock()
+			defer unlock()
+			if w.kernel["a"] != "2" {
+				t.Errorf("%q", w.kernel)
+			}
+		})
+	})
+}

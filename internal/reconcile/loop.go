@@ -721,6 +721,38 @@ func (l *Loop) touched() []string {
 	return slices.Compact(out)
 }
 
+// load makes policies live, as AppArmor.Load does.
+func (l *Loop) load(ctx context.Context, all []attach.Compiled) (failed map[string]error) {
+	failed = l.apparmor.Load(ctx, all)
+	var names []string
+	for _, c := range all {
+		if failed[c.File] == nil {
+			names = append(names, sortedNames(c)...)
+		}
+	}
+	l.forgetPrints(names)
+	return failed
+}
+
+// unload removes profiles, as AppArmor.Unload does.
+func (l *Loop) unload(ctx context.Context, names []string) (failed map[string]error) {
+	failed = l.apparmor.Unload(ctx, names)
+	l.forgetPrints(slices.DeleteFunc(slices.Clone(names), func(name string) bool { return failed[name] != nil }))
+	return failed
+}
+
+// forgetPrints forgets how policy was that the loop has changed since: should somebody
+// make that of it once more, it is another change.
+func (l *Loop) forgetPrints(profiles []string) {
+	changed := func(key, _ string) bool {
+		return slices.ContainsFunc(strings.Split(key, "\x00"), func(name string) bool { return slices.Contains(profiles, name) })
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	maps.DeleteFunc(l.prints, changed)
+	maps.DeleteFunc(l.loaded, changed)
+}
+
 // inUse is what the policy of some units depends on: the profiles, and the file that
 // the attachment names.
 type inUse struct {

@@ -124,7 +124,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 		}
 	})
 	if len(load) > 0 {
-		maps.Copy(failed, l.apparmor.Load(ctx, load))
+		maps.Copy(failed, l.load(ctx, load))
 	}
 	eachAlive(jobs, func(j *job) {
 		if j.d.Attachment == nil {
@@ -371,7 +371,7 @@ func (l *Loop) unloadChildren(ctx context.Context, jobs []*job) {
 	if len(names) == 0 {
 		return
 	}
-	failed := l.apparmor.Unload(ctx, names)
+	failed := l.unload(ctx, names)
 	for _, name := range names {
 		if j := by[name]; failed[name] != nil && (j.restarted || !j.plan.Has(attach.Restart)) {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", failed[name]))

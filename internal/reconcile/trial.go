@@ -86,7 +86,7 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 		load = append(load, k)
 	}
 	if len(load) > 0 {
-		maps.Copy(bad, l.apparmor.Load(ctx, load))
+		maps.Copy(bad, l.load(ctx, load))
 	}
 	for file, err := range bad {
 		l.log.Error("cannot make the accepted policy live again", journal.FieldFile, file, "err", err)

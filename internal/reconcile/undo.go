@@ -279,6 +279,7 @@ func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map
 				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "the policy that was loaded from %s stays: %v", c.File, err).At(c.File))
 				continue
 			}
+			l.forgetPrints(sortedNames(c))
 			j.d.Record.Loaded, j.d.Record.Softened = j.before.Loaded, j.before.Softened
 		}
 		if j.fresh && !j.d.Record.Before.Confined && !used {
@@ -305,7 +306,7 @@ func (l *Loop) restoreAccepted(ctx context.Context, j *job) {
 	if len(load) == 0 {
 		return
 	}
-	failed := l.apparmor.Load(ctx, load)
+	failed := l.load(ctx, load)
 	for file, err := range failed {
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.ProfileNotLoaded, "%v", err).At(file))
 	}
@@ -319,7 +320,7 @@ func (l *Loop) restoreAccepted(ctx context.Context, j *job) {
 // already when this one began.
 func (l *Loop) unloadCutOff(ctx context.Context, j *job, c attach.Compiled) {
 	of := func(name string) bool { _, ok := c.Checksums[name]; return ok }
-	failed := l.apparmor.Unload(ctx, slices.DeleteFunc(slices.Clone(j.before.Loaded), func(name string) bool { return !of(name) }))
+	failed := l.unload(ctx, slices.DeleteFunc(slices.Clone(j.before.Loaded), func(name string) bool { return !of(name) }))
 	j.before.Loaded = slices.DeleteFunc(j.before.Loaded, func(name string) bool {
 		if err := failed[name]; err != nil {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
@@ -617,7 +618,7 @@ func (l *Loop) unloadPolicies(ctx context.Context, jobs []*job) {
 	if len(names) == 0 {
 		return
 	}
-	failed := l.apparmor.Unload(ctx, names)
+	failed := l.unload(ctx, names)
 	for _, t := range targets {
 		if err := failed[t.name]; err != nil {
 			t.j.out.Notes = append(t.j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
