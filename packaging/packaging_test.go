@@ -451,6 +451,32 @@ func TestTheBusStartsOnlyWhatIsEnabled(t *testing.T) {
 	}
 }
 
+// systemd starts what sysinit.target wants with every service, as long as it is not
+// active: aaunit-policy.service must neither run then nor keep anybody waiting.
+func TestTheBootServiceRunsOnceAndNotBesideTheDaemon(t *testing.T) {
+	m := regexp.MustCompile(`\bbegun = "([^"]+)"`).FindStringSubmatch(read(t, "../cmd/aaunitd/main.go"))
+	if m == nil {
+		t.Fatal("aaunitd leaves no word that it has begun")
+	}
+	unit := read(t, "systemd/aaunit-policy.service")
+	if !strings.Contains(unit, "\nConditionPathExists=!"+m[1]+"\n") {
+		t.Errorf("aaunit-policy.service starts although there is %s", m[1])
+	}
+	// What is kept over a soft reboot goes first, and not when the package is installed.
+	if !regexp.MustCompile(`(?m)^r! +`+m[1]+` `).MatchString(read(t, "tmpfiles/aaunit.conf")) ||
+		!regexp.MustCompile(`(?m)^After=.*\bsystemd-tmpfiles-setup\.service\b`).MatchString(unit) {
+		t.Errorf("%s is still there after a soft reboot", m[1])
+	}
+	if !regexp.MustCompile(`\baaunit-policy\.service\b`).MatchString(setting(t, "After")) {
+		t.Error("aaunitd may start while aaunit-policy.service is at work")
+	}
+	for _, key := range []string{"RuntimeDirectory=aaunit", "RuntimeDirectoryPreserve=yes"} {
+		if !strings.Contains(unit, "\n"+key+"\n") || !strings.Contains(read(t, "systemd/aaunitd.service"), "\n"+key) {
+			t.Errorf("%s does not outlast the one that left it: %s is missing", m[1], key)
+		}
+	}
+}
+
 // The daemon must give memory back before the kernel kills something for it.
 func TestTheCollectorKnowsTheLimit(t *testing.T) {
 	bytes := func(text, unit string, factor int) int {

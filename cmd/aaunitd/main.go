@@ -38,6 +38,12 @@ import (
 	"github.com/aaunit/aaunit/internal/units"
 )
 
+// begun is there from the first time on that this program begins to work in a boot, as
+// aaunit-policy.service or as the daemon. That service does not start any more then: it
+// is wanted by sysinit.target, so systemd would start it with any other one for as long
+// as it is not active, beside the daemon.
+const begun = "/run/aaunit/begun"
+
 // version is set when the package is built.
 var version = "unknown"
 
@@ -65,6 +71,9 @@ func main() {
 		return
 	}
 	log := logger(*verbose)
+	if err := state.Mark(begun); err != nil {
+		log.Warn("aaunit-policy.service may run beside aaunitd: " + err.Error())
+	}
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
 	asks := gate.New(policies.Get)
 	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Audit: listen, Log: log})
@@ -92,6 +101,8 @@ func main() {
 		}
 		return
 	}
+	state.Sweep(filepath.Join(*stateDir, "units"))
+	state.Sweep(filepath.Join(*stateDir, "policy"))
 	keeper := evidence.New(evidence.Options{Dir: filepath.Join(*stateDir, "evidence"), Policy: policies.Get, Log: log})
 	asks.Facts = keeper.Facts
 	o.Evidence, o.Processes = keeper, &procs.Looker{}

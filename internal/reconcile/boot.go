@@ -26,6 +26,8 @@ import (
 // What only paused units run under is left as it was loaded, and what only attachments
 // had that ended with the reboot is not loaded.
 //
+// It runs before the daemon, once in a boot, and writes to the same files.
+//
 // A policy that fails keeps no other from going live: what apparmor.service has
 // loaded stays in its place, and the daemon's verdict tells.
 func MakePolicyLive(ctx context.Context, o Options) error {

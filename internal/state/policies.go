@@ -69,10 +69,6 @@ func (p *Policies) Load() (problems []attach.Reason) {
 	defer p.mu.Unlock()
 	for _, e := range entries {
 		file := filepath.Join(p.dir, e.Name())
-		if safefile.IsTemporary(e.Name()) {
-			_, _ = safefile.Remove(file) // what a write left behind that was cut off
-			continue
-		}
 		if !strings.HasSuffix(e.Name(), suffix) {
 			continue
 		}

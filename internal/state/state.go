@@ -45,9 +45,8 @@ type Dir string
 
 // Load reads all records. One that cannot be read, or that others than the
 // daemon's user could have written, is set aside and named: the unit is then
-// observed anew, and nothing of it is taken as ours. What a write that was cut
-// off has left is removed. Where the directory cannot be read, the problem has no
-// place: there may be records all the same.
+// observed anew, and nothing of it is taken as ours. Where the directory cannot be
+// read, the problem has no place: there may be records all the same.
 func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 	if err := safefile.MkdirAll(string(d), 0o700); err != nil {
 		return nil, []attach.Reason{attach.Because(attach.RecordBad, "cannot keep records: %v", err)}
@@ -60,9 +59,6 @@ func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 	var problems []attach.Reason
 	for _, e := range entries {
 		path := filepath.Join(string(d), e.Name())
-		if safefile.IsTemporary(e.Name()) {
-			_, _ = safefile.Remove(path) // in nobody's way where it stays
-		}
 		if !strings.HasSuffix(e.Name(), ".json") || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
@@ -74,6 +70,23 @@ func (d Dir) Load() ([]attach.Record, []attach.Reason) {
 		problems = append(problems, setAside("record", path, err))
 	}
 	return records, problems
+}
+
+// Mark makes an empty file, which says by being there that something has happened.
+func Mark(file string) error {
+	_, err := safefile.Write(file, nil, 0o644)
+	return err
+}
+
+// Sweep removes what writes that were cut off have left in a directory. Nobody else may
+// be writing there.
+func Sweep(dir string) {
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if safefile.IsTemporary(e.Name()) {
+			_, _ = safefile.Remove(filepath.Join(dir, e.Name())) // in nobody's way where it stays
+		}
+	}
 }
 
 // maxAside bounds how many bad ones of one file are kept: the last of them is

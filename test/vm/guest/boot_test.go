@@ -26,6 +26,7 @@ func TestBootPolicyKilled(t *testing.T) {
 	t.Cleanup(func() {
 		os.RemoveAll("/etc/systemd/system/aaunit-policy.service.d")
 		try0("systemctl", "daemon-reload")
+		os.Remove(begun)
 		try0("systemctl", "restart", "aaunit-policy.service")
 	})
 	c.Reload()
@@ -47,7 +48,7 @@ func TestBootPolicyKilled(t *testing.T) {
 			if err := os.WriteFile(crashOrder, fmt.Appendf(nil, "kill %d ", n), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			r := try(t, "systemctl", "start", "aaunit-policy.service")
+			r := bootPolicy(t)
 			ended := os.IsNotExist(os.Remove(crashOrder))
 			steps := strings.TrimSpace(read(t, crashLog))
 			if ended == (r.exit == 0) {
@@ -73,7 +74,9 @@ func TestBootPolicyKilled(t *testing.T) {
 			case 0:
 				run(t, "systemctl", "start", "aaunitd.service")
 			default:
-				run(t, "systemctl", "start", "aaunit-policy.service")
+				if r := bootPolicy(t); r.exit != 0 {
+					t.Fatalf("%s, step %d: started again it exits %d: %s", name, n, r.exit, r.stderr)
+				}
 			}
 			waitFor(t, "the accepted policy", func() (bool, string) {
 				return loadedProfiles(t)["crash"] == "enforce" && checksum(t, "crash") == accepted, ""
@@ -113,12 +116,13 @@ func TestBootWithoutAParser(t *testing.T) {
 	t.Cleanup(func() {
 		os.Rename(parser+".real", parser)
 		try0("systemctl", "reset-failed", "aaunit-policy.service")
+		os.Remove(begun)
 		try0("systemctl", "start", "aaunit-policy.service", "aaunitd.service")
 	})
 	if err := os.WriteFile(parser, []byte("#!/bin/sh\necho 'AppArmor parser error: no such ABI' >&2\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	r := try(t, "systemctl", "start", "aaunit-policy.service")
+	r := bootPolicy(t)
 	log := run(t, "journalctl", "-b", "-o", "cat", "-n", "20", "-u", "aaunit-policy.service")
 	if r.exit == 0 || !strings.Contains(log, "no such ABI") || !strings.Contains(log, "/etc/apparmor.d/"+profile) {
 		t.Errorf("it exits %d and says\n%s", r.exit, log)
@@ -126,13 +130,29 @@ func TestBootWithoutAParser(t *testing.T) {
 	if loadedProfiles(t)[profile] != "enforce" || checksum(t, profile) != accepted {
 		t.Fatalf("what was accepted is not live: %q\n%s", loadedProfiles(t)[profile], log)
 	}
+	// It does not run again with whatever is started next, though sysinit.target wants it.
+	ran := show(t, "aaunit-policy.service", "ExecMainStartTimestampMonotonic")
 	run(t, "systemctl", "start", unit)
 	if wrong := truth(t, unit, profile); wrong != "" {
 		t.Error(wrong)
 	}
+	if again := show(t, "aaunit-policy.service", "ExecMainStartTimestampMonotonic"); again != ran {
+		t.Errorf("it ran at %s and again at %s", ran, again)
+	}
 	// The daemon goes on from there.
 	run(t, "systemctl", "start", "aaunitd.service")
 	waitConfined(t, unit, profile)
+}
+
+// begun says that aaunit-policy.service has done its work in this boot, or the daemon has
+// begun.
+const begun = "/run/aaunit/begun"
+
+// bootPolicy starts aaunit-policy.service as a boot does.
+func bootPolicy(t *testing.T) result {
+	t.Helper()
+	os.Remove(begun)
+	return try(t, "systemctl", "start", "aaunit-policy.service")
 }
 
 // removeProfile takes a profile out of the kernel, as apparmor_parser -R does.
