@@ -122,7 +122,7 @@ func (c *Client) find(ctx context.Context, o DialOptions) error {
 		}
 	}
 	if err := c.ask(ctx); err != nil {
-		return fmt.Errorf("%w: it is not running: %w", ErrNoDaemon, err)
+		return fmt.Errorf("%w: it is not running: %w; systemctl status aaunitd.service says why", ErrNoDaemon, err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"path/filepath"
 
@@ -20,7 +21,7 @@ func (a *app) metricsCommand() *cobra.Command {
 		Long: `Print the daemon's numbers, and those of each attached unit, as Prometheus reads
 them. With --textfile they are written to a file of node_exporter's textfile
 collector, all at once. When aaunitd does not answer, aaunit_up is 0 in it and
-nothing else is: old numbers would look like proof.
+nothing else is: old numbers would look like proof. aaunitd is not started for it.
 
 aaunit-metrics.socket answers the same over HTTP.`,
 		Example: `  aaunitctl metrics
@@ -31,11 +32,7 @@ aaunit-metrics.socket answers the same over HTTP.`,
 			if textfile != "" && a.json {
 				return usage("--textfile and --json do not go together")
 			}
-			var m attach.Metrics
-			asked := a.with(cmd.Context(), func(d Daemon) (err error) {
-				m, err = d.Metrics(cmd.Context())
-				return err
-			})
+			m, asked := a.metrics(cmd.Context())
 			if asked == nil && a.json {
 				return a.printJSON(m)
 			}
@@ -67,6 +64,16 @@ aaunit-metrics.socket answers the same over HTTP.`,
 		panic(err) // the flag is not there: a mistake in this file
 	}
 	return cmd
+}
+
+// metrics never starts the daemon: that it does not run is to be seen.
+func (a *app) metrics(ctx context.Context) (attach.Metrics, error) {
+	d, err := a.Dial(ctx, false, false)
+	if err != nil {
+		return attach.Metrics{}, err
+	}
+	defer d.Close()
+	return d.Metrics(ctx)
 }
 
 // writeFile writes a file that others may read, and follows no link to it.

@@ -18,6 +18,9 @@ func TestMetricsCommand(t *testing.T) {
 	if exit := s.run("metrics"); exit != attach.ExitOK {
 		t.Fatalf("exit %d: %s", exit, s.err.String())
 	}
+	if s.dialed != "interactive=false start=false" {
+		t.Errorf("a scrape may start the daemon that somebody has stopped: %s", s.dialed)
+	}
 	text := s.out.String()
 	for _, line := range []string{"aaunit_up 1\n", `aaunit_unit_verdict{unit="my\\x2dagent.service",verdict="not-confined"} 1` + "\n", `aaunit_unit_denials_total{unit="my\\x2dagent.service",result="denied"} 3` + "\n"} {
 		if !strings.Contains(text, line) {
