@@ -41,8 +41,9 @@ const (
 // Count is about right: the kernel sends a record to its listeners again each
 // time that it finds auditd's socket full (kauditd_send_queue in kernel/audit.c).
 //
-// Unit is told where the process was still there, and could be asked, when the
-// record came; attach.Attribute is for the rest.
+// Unit and Cgroup are told where the process was still there, and could be asked, when
+// the record came. With a Cgroup and no Unit it is known to be in no service; without
+// either nothing is known, and attach.Attribute can guess.
 //
 // Not heard is what the kernel does not write down:
 //   - what a deny rule without audit refuses, and what a profile's "quiet" is for
@@ -203,15 +204,21 @@ type pending struct {
 	told   bool   // … and was taken
 }
 
+// pendingKey keeps apart what is attributed otherwise: a process that is known to be
+// in no unit, and one of which nothing is known.
 type pendingKey struct {
 	unit, invocation string
+	elsewhere        string // control group of a process that is in no unit
 	key              attach.DenialKey
 }
 
 func (p *pending) add(d attach.Denial) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	k := pendingKey{d.Unit, d.InvocationID, d.Key()}
+	k := pendingKey{unit: d.Unit, invocation: d.InvocationID, key: d.Key()}
+	if d.Unit == "" {
+		k.elsewhere = d.Cgroup
+	}
 	old, ok := p.merged[k]
 	switch {
 	case ok:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -164,14 +165,26 @@ func TestDenialsAreMergedByUnitAndStart(t *testing.T) {
 		}
 	}
 	var got []string
-	for {
-		d, ok := p.next()
-		if !ok {
-			break
+	take := func() {
+		for {
+			d, ok := p.next()
+			if !ok {
+				break
+			}
+			got = append(got, fmt.Sprint(d.Unit, d.InvocationID, d.Cgroup, " ", d.Count))
 		}
-		got = append(got, fmt.Sprint(d.Unit, d.InvocationID, " ", d.Count))
 	}
+	take()
 	if want := "a1 4,a2 2,b1 2,b2 1,1 2,2 1"; strings.Join(got, ",") != want {
+		t.Errorf("%q, want %s", got, want)
+	}
+	// One that is known to be in no unit is not one of which nothing is known.
+	got = nil
+	for _, group := range []string{"", "/session", "", "/session", "/other"} {
+		p.add(attach.Denial{Cgroup: group, Name: "/x", Count: 1})
+	}
+	take()
+	if want := " 2,/session 2,/other 1"; strings.Join(got, ",") != want {
 		t.Errorf("%q, want %s", got, want)
 	}
 	if len(p.merged) > 0 {
@@ -347,13 +360,38 @@ func TestAttributeInABurst(t *testing.T) {
 	if first != "a10.service" || again != first || other != "a11.service" || back != "b.service" {
 		t.Errorf("%s, %s, %s, %s", first, again, other, back)
 	}
-	a.at = a.at.Add(-2 * askAgain)
+	for i := range a.answers {
+		a.answers[i].at = a.answers[i].at.Add(-2 * askAgain)
+	}
 	h.write("/proc/10/cgroup", "0::/system.slice/c.service\n")
 	if late := unit(attach.Denial{PID: 10}); late != "c.service" {
 		t.Errorf("an old answer, %s, was given", late)
 	}
 	if by := unit(attach.Denial{PID: 10, Operation: "signal", Denied: "receive"}); by != "" {
 		t.Errorf("a sender's unit, %s, was given", by)
+	}
+	// One that told, and is gone by its next record, with others in between.
+	unit(attach.Denial{PID: 11})
+	if err := os.RemoveAll(filepath.Join(h.root, "proc/10")); err != nil {
+		t.Fatal(err)
+	}
+	if gone := unit(attach.Denial{PID: 10}); gone != "c.service" {
+		t.Errorf("the unit of a process that has ended is %q", gone)
+	}
+	if before := unit(attach.Denial{PID: 12}); before != "" {
+		t.Errorf("a process that was never asked is of %q", before)
+	}
+	for i := range a.answers {
+		a.answers[i].at = a.answers[i].at.Add(-2 * askAgain)
+	}
+	if late := unit(attach.Denial{PID: 10}); late != "" {
+		t.Errorf("an old answer, %s, was given for one that is gone", late)
+	}
+	for pid := range 2 * maxAnswers {
+		unit(attach.Denial{PID: 100 + pid})
+	}
+	if len(a.answers) != maxAnswers {
+		t.Errorf("%d answers are kept", len(a.answers))
 	}
 }
 

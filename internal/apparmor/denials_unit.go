@@ -3,6 +3,7 @@ package apparmor
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,14 +29,26 @@ const (
 	// askAgain is how long an answer about a process serves for its next records:
 	// asking takes longer than receiving, and the kernel waits for nobody.
 	askAgain = time.Second
+	// maxAnswers bounds the answers that are kept for as long.
+	maxAnswers = 64
 )
 
 // asker attributes records as they come. One process is often denied many things
-// in a row.
+// in a row; one that is gone by its second record may have told at its first.
 type asker struct {
-	s    *System
-	last attach.Denial
-	at   time.Time // when last was attributed; zero: not yet
+	s       *System
+	answers []answer // the last ones, the latest at the end; one for each process
+}
+
+// answer is what a process told when it was asked.
+type answer struct {
+	pid                      int
+	record, at               time.Time // of the record for which it was asked, and when that was
+	cgroup, unit, invocation string
+}
+
+func (o answer) give(d *attach.Denial) {
+	d.Cgroup, d.Unit, d.InvocationID = o.cgroup, o.unit, o.invocation
 }
 
 func (a *asker) attribute(d *attach.Denial) {
@@ -43,18 +56,30 @@ func (a *asker) attribute(d *attach.Denial) {
 		return
 	}
 	now := time.Now()
-	if a.at.IsZero() || a.last.PID != d.PID || d.Time.Before(a.last.Time) || now.Sub(a.at) > askAgain {
-		a.s.attribute(d)
-		a.last, a.at = *d, now
+	a.answers = slices.DeleteFunc(a.answers, func(o answer) bool { return now.Sub(o.at) > askAgain })
+	i := slices.IndexFunc(a.answers, func(o answer) bool { return o.pid == d.PID })
+	known := i >= 0 && !d.Time.Before(a.answers[i].record)
+	if known && i == len(a.answers)-1 {
+		a.answers[i].give(d)
 		return
 	}
-	d.Cgroup, d.Unit, d.InvocationID = a.last.Cgroup, a.last.Unit, a.last.InvocationID
+	a.s.attribute(d)
+	if d.Cgroup == "" && known {
+		a.answers[i].give(d) // it is gone by now
+		return
+	}
+	if i >= 0 {
+		a.answers = slices.Delete(a.answers, i, i+1)
+	} else if len(a.answers) == maxAnswers {
+		a.answers = slices.Delete(a.answers, 0, 1)
+	}
+	a.answers = append(a.answers, answer{d.PID, d.Time, now, d.Cgroup, d.Unit, d.InvocationID})
 }
 
-// attribute says in which unit the denial's process runs. It says nothing where
-// it could not tell: the process is gone, its number is another one's by now, it
-// has left the unit for a session (pam_systemd(8)), or it is not the one whose
-// profile refused (asker.attribute).
+// attribute says in which control group the denial's process runs, and in which unit
+// that is: none for a session, also one for which it has left a unit (pam_systemd(8)).
+// It says nothing where it could not tell: the process is gone, its number is another
+// one's by now, or it is not the one whose profile refused (asker.attribute).
 func (s *System) attribute(d *attach.Denial) {
 	dir := filepath.Join(procDir, strconv.Itoa(d.PID))
 	data, err := readAll(s.real(dir+"/cgroup"), 64<<10)

@@ -624,6 +624,13 @@ func (s *System) sessionOf(pid int) (string, error) {
 	return parseSession(data), nil
 }
 
+// SessionOf gives the session scope of a process, "" where it is in none or that could
+// not be read. pam_systemd(8) moves the main process of a unit with PAMName= to one.
+func (s *System) SessionOf(pid int) string {
+	scope, _ := s.sessionOf(pid)
+	return scope
+}
+
 // parseSession reads proc_pid_cgroup(5): of the lines of a process the one of
 // cgroup v2 begins with "0::".
 func parseSession(data []byte) string {

@@ -70,11 +70,16 @@ type Denial struct {
 	Cut bool `json:"cut,omitempty"`
 
 	// Unit is where PID was running when the record came; "" means could not
-	// tell. InvocationID is the unit's start at that time, Cgroup the control
-	// group.
+	// tell, or, where there is a Cgroup, in none. InvocationID is the unit's start at
+	// that time, Cgroup the control group.
 	Unit         string `json:"unit,omitempty"`
 	InvocationID string `json:"invocationID,omitempty"`
 	Cgroup       string `json:"cgroup,omitempty"`
+	// ByProfile: the profile alone tells Unit, or Candidates, as the process could not
+	// be asked: it may have been one under that profile which is none of the unit's.
+	// Anybody can start one, where the profile attaches to a program by itself or who
+	// starts it is unconfined.
+	ByProfile bool `json:"byProfile,omitempty"`
 	// Candidates are the units it may belong to, where it is not known to which
 	// (see Attribute).
 	Candidates []string `json:"candidates,omitempty"`
@@ -89,6 +94,10 @@ type Denial struct {
 
 // IsDenial reports whether it is word of a denial, and not of what was not heard.
 func (d Denial) IsDenial() bool { return d.Lost == 0 && d.Deaf == "" }
+
+// Told reports whether the process itself told that it is the unit's, by its control
+// group.
+func (d Denial) Told() bool { return d.Unit != "" && !d.ByProfile }
 
 // ByPeer reports whether the profile that refused is not that of PID: a signal is
 // received, and a task traced or read, by what another process does, and the
@@ -131,16 +140,18 @@ func (d Denial) Key() DenialKey {
 }
 
 // Merge takes in another denial with the same key. Who did it stays that of the
-// later one.
+// later one. One of them that a process of the unit told is enough: what the unit's
+// own programs do is in the record then.
 func (d *Denial) Merge(e Denial) {
 	first, last, count := d.First, d.Last, d.Count+e.Count
+	byProfile := d.ByProfile && e.ByProfile
 	if e.First.Before(first) {
 		first = e.First
 	}
 	if !e.Last.Before(last) {
 		last, *d = e.Last, e
 	}
-	d.First, d.Last, d.Time, d.Count = first, last, last, count
+	d.First, d.Last, d.Time, d.Count, d.ByProfile = first, last, last, count, byProfile
 }
 
 // String is one line for people: "open /etc/shadow (r) denied, comm cat".
@@ -202,12 +213,18 @@ func (d Denial) String() string {
 	if d.Count > 1 {
 		fmt.Fprintf(&b, ", %d times", d.Count)
 	}
+	if d.ByProfile {
+		b.WriteString(", " + onlyProfile)
+	}
 	line := printable(b.String())
 	if len(line) > maxDetail {
 		line = strings.ToValidUTF8(line[:maxDetail], "") + "…"
 	}
 	return line
 }
+
+// onlyProfile is what is said of a denial that the profile alone attributes.
+const onlyProfile = "which process it was is not known"
 
 // quoted sets off a text that holds spaces, quotes or brackets. What is in it
 // is made printable later, together with the rest.
@@ -219,7 +236,8 @@ func quoted(s string) string {
 }
 
 // Attribute finds the unit of a denial by the profile that refused, where the
-// process could not be asked any more. units has, for each unit that is attached,
+// process could not be asked any more, so that nothing better is known: it is a
+// guess, and to be told as one (Denial.ByProfile). units has, for each unit that is attached,
 // its profile and those of AllowProfiles=; children and hats belong to their
 // profile. One unit that fits is the answer; of several none is told, and they
 // are listed, sorted. A profile of another policy namespace is nobody's: those of

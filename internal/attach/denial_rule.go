@@ -91,6 +91,9 @@ func (d Denial) Rule() Proposal {
 	case strings.Contains(p.Profile, "//&") && p.Rule != "":
 		p.Note = join(p.Note, "each profile of the stack needs it")
 	}
+	if d.ByProfile && p.Rule != "" {
+		p.Note = join(p.Note, onlyProfile+": it may be none of the unit's, and then the unit needs no rule")
+	}
 	return p
 }
 

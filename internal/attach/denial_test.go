@@ -95,6 +95,36 @@ func TestDenialMerge(t *testing.T) {
 	}
 }
 
+// What one process of the unit told is the unit's, whoever else was denied it.
+func TestWhatAProcessToldStaysTold(t *testing.T) {
+	told := Denial{Unit: "a.service", Profile: "a", Operation: "open", Name: "/x", Denied: "r", Cgroup: "/system.slice/a.service", Count: 1}
+	guess := told
+	guess.Cgroup, guess.ByProfile = "", true
+	for _, c := range []struct {
+		what string
+		all  []Denial
+		told bool
+	}{
+		{"told", []Denial{told}, true},
+		{"guessed", []Denial{guess, guess}, false},
+		{"guessed, then told", []Denial{guess, told}, true},
+		{"told, then guessed", []Denial{told, guess}, true},
+		{"of one of several", []Denial{{Candidates: []string{"a.service", "b.service"}, ByProfile: true}}, false},
+		{"of none", []Denial{{Cgroup: "/user.slice/user-1.slice/session-1.scope"}}, false},
+	} {
+		d := c.all[0]
+		for _, e := range c.all[1:] {
+			d.Merge(e)
+		}
+		if d.Told() != c.told {
+			t.Errorf("%s: %v, want %v", c.what, d.Told(), c.told)
+		}
+		if says := strings.Contains(d.String(), onlyProfile) || strings.Contains(d.Words(), onlyProfile) || strings.Contains(d.Rule().Note, onlyProfile); d.Unit != "" && says == c.told {
+			t.Errorf("%s: %s; %s; %+v", c.what, d, d.Words(), d.Rule())
+		}
+	}
+}
+
 func TestDenialString(t *testing.T) {
 	for want, d := range map[string]Denial{
 		`open /etc/shadow (r) denied, comm cat`:            {Operation: "open", Name: "/etc/shadow", Requested: "rw", Denied: "r", Comm: "cat", Count: 1},

@@ -46,6 +46,9 @@ func (d Denial) Words() string {
 	case p.Note != "":
 		fmt.Fprintf(&b, "; no rule is proposed: %s", p.Note)
 	}
+	if d.ByProfile {
+		b.WriteString("; " + onlyProfile)
+	}
 	return shortened(b.String())
 }
 

@@ -227,6 +227,8 @@ func (p *printer) result(d attach.SeenDenial) string {
 	}
 	if d.Unit == "" && len(d.Candidates) > 1 {
 		s += ", to one of " + p.names(d.Candidates)
+	} else if d.ByProfile {
+		s += ", process not known"
 	}
 	return s
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ const (
 // hear takes what AppArmor denies into the log until ctx ends.
 func (l *Loop) hear(ctx context.Context, denials <-chan attach.Denial) {
 	l.denials.begin(time.Now())
+	sessions := sessionUnits{l: l, told: map[string]sessionUnit{}}
 	deaf := false
 	for {
 		var d attach.Denial
@@ -42,11 +44,82 @@ func (l *Loop) hear(ctx context.Context, denials <-chan attach.Denial) {
 			deaf = false
 			l.log.Info("denials are heard again")
 		}
-		if d.IsDenial() && d.Unit == "" {
+		switch {
+		case !d.IsDenial() || d.Unit != "":
+		case d.Cgroup == "":
 			d.Unit, d.Candidates = attach.Attribute(d, l.profilesOfUnits())
+			d.ByProfile = d.Unit != "" || len(d.Candidates) > 0
+		default:
+			// It is somewhere else. Whoever may run a program can have one denied
+			// something under a unit's profile.
+			d.Unit, d.InvocationID = sessions.unit(ctx, d)
 		}
 		l.denials.add(d)
 	}
+}
+
+// sessionUnits finds the unit whose main process pam_systemd(8) has moved to a session
+// (PAMName=): what is in that session is the unit's.
+type sessionUnits struct {
+	l    *Loop
+	told map[string]sessionUnit // by control group and the units that it may be
+}
+
+type sessionUnit struct {
+	unit, invocation string
+	at               time.Time
+}
+
+const (
+	// tellAgain is how long an answer about a session serves: whoever is denied much
+	// there has systemd asked no more than once for as long.
+	tellAgain = time.Second
+	// maxSessions bounds the answers, maxLodgers the units that one is looked for among.
+	maxSessions, maxLodgers = 100, 20
+)
+
+// unit gives the unit in whose session a denied process is, "" for none.
+func (s *sessionUnits) unit(ctx context.Context, d attach.Denial) (unit, invocation string) {
+	if !strings.HasPrefix(d.Cgroup, "/user.slice/") {
+		return "", ""
+	}
+	unit, units := attach.Attribute(d, s.l.profilesOfUnits())
+	if unit != "" {
+		units = []string{unit}
+	}
+	if len(units) == 0 || len(units) > maxLodgers {
+		return "", ""
+	}
+	now := time.Now()
+	maps.DeleteFunc(s.told, func(_ string, t sessionUnit) bool { return now.Sub(t.at) > tellAgain })
+	key := d.Cgroup + " " + strings.Join(units, " ")
+	t, known := s.told[key]
+	if !known {
+		if len(s.told) >= maxSessions {
+			return "", ""
+		}
+		t = s.ask(ctx, d.Cgroup, units)
+		t.at = now
+		s.told[key] = t
+	}
+	return t.unit, t.invocation
+}
+
+func (s *sessionUnits) ask(ctx context.Context, group string, units []string) sessionUnit {
+	ctx, cancel := context.WithTimeout(ctx, tellAgain)
+	defer cancel()
+	for _, name := range units {
+		u, err := s.l.systemd.Glance(ctx, name)
+		if err != nil || u.Settings.PAMName == "" {
+			continue
+		}
+		for _, pid := range []int{u.MainPID, u.ControlPID} {
+			if pid > 0 && s.l.apparmor.SessionOf(pid) == group {
+				return sessionUnit{unit: u.ID, invocation: u.InvocationID}
+			}
+		}
+	}
+	return sessionUnit{}
 }
 
 // profilesOfUnits lists what each attached unit may carry.
@@ -150,9 +223,20 @@ type denialLog struct {
 type logged struct {
 	attach.Denial
 	seq uint64
+	// told is when a process of the unit first told that it is its own; zero: none has.
+	// What anybody can bring about under the profile makes nothing old.
+	told time.Time
 	// onTrial: it began under a policy that was undone, and so is none that the unit
 	// had before.
 	onTrial bool
+}
+
+// began is since when the unit is denied it, as far as that is known.
+func (d logged) began() time.Time {
+	if d.told.IsZero() {
+		return d.First
+	}
+	return d.told
 }
 
 func (g *denialLog) begin(now time.Time) {
@@ -194,9 +278,15 @@ func (g *denialLog) add(d attach.Denial) {
 		}
 	}
 	g.count(d)
+	if d.Unit == "" && d.Cgroup != "" {
+		return // it is no unit's
+	}
 	of := g.units[d.Unit]
 	k := d.Key()
 	if old, ok := of[k]; ok {
+		if d.Told() && (old.told.IsZero() || d.First.Before(old.told)) {
+			old.told = d.First
+		}
 		old.Merge(d)
 		old.seq = g.seq
 		of[k] = old
@@ -209,7 +299,11 @@ func (g *denialLog) add(d attach.Denial) {
 		of = map[attach.DenialKey]logged{}
 		g.units[d.Unit] = of
 	}
-	of[k] = logged{Denial: d, seq: g.seq}
+	now := logged{Denial: d, seq: g.seq}
+	if d.Told() {
+		now.told = d.First
+	}
+	of[k] = now
 	g.total++
 	switch {
 	case len(of) > maxUnitDenials:
@@ -265,7 +359,7 @@ func (g *denialLog) since(unit string, t time.Time) []attach.Denial {
 // that was undone. One that was pushed out of the log counts as new when it comes
 // again.
 func (g *denialLog) newSince(unit string, t time.Time) []attach.Denial {
-	return g.find(unit, func(d logged) bool { return !d.First.Before(t) || d.onTrial && !d.Last.Before(t) })
+	return g.find(unit, func(d logged) bool { return !d.began().Before(t) || d.onTrial && !d.Last.Before(t) })
 }
 
 // tried is told how a policy did under which a unit was from t on: what the unit was
@@ -282,7 +376,7 @@ func (g *denialLog) tried(unit string, t time.Time, good bool) {
 			switch {
 			case good:
 				d.onTrial = d.onTrial && d.Last.Before(t)
-			case !d.First.Before(t):
+			case !d.began().Before(t):
 				d.onTrial = true
 			}
 			g.units[of][k] = d

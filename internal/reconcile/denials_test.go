@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,6 +96,57 @@ func TestTheLogOfDenialsIsBounded(t *testing.T) {
 	}
 	if total != maxDenials || g.total != total {
 		t.Errorf("%d are kept, %d are counted, want %d", total, g.total, maxDenials)
+	}
+}
+
+// TestDenialsOfOthersUnderTheProfileAreNotTheUnits: the profile attributes a denial only
+// where nothing better is known, and says that it did.
+func TestDenialsOfOthersUnderTheProfileAreNotTheUnits(t *testing.T) {
+	const session = "/user.slice/user-1000.slice/session-3.scope"
+	for _, c := range []struct {
+		what, group string
+		lodges      string // the session of the unit's main process
+		unit        string // of which the process is, as AppArmor.Denials tells
+		want        string
+		byProfile   bool
+	}{
+		{what: "gone", want: "/x:1", byProfile: true},
+		{what: "in the unit", group: "/system.slice/myagent.service", unit: "myagent.service", want: "/x:1"},
+		{what: "in somebody's session", group: session},
+		{what: "in somebody's session, while the unit has one", group: session, lodges: "/user.slice/user-7.slice/session-2.scope"},
+		{what: "in the unit's session", group: session, lodges: session, want: "/x:1"},
+		{what: "in a container", group: "/machine.slice/machine-x.scope"},
+		{what: "in another unit", group: "/system.slice/other.service", unit: "other.service"},
+		{what: "in a user's manager", group: "/user.slice/user-1000.slice/user@1000.service/app.slice/x.service", unit: "user@1000.service"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := newWorld()
+			w.addUnit("myagent.service")
+			w.declareUnit("myagent.conf", "myagent.service", nil)
+			if c.lodges != "" {
+				w.lodgers = map[string]string{"myagent.service": c.lodges}
+			}
+			w.run(t, func(l *Loop) {
+				d := denied(c.unit, "/x", time.Now())
+				d.Cgroup = c.group
+				w.denials <- d
+				rest()
+				got := l.Denials([]string{"myagent"}, time.Time{}).Units[0].Denials
+				var list []attach.Denial
+				for _, s := range got {
+					list = append(list, s.Denial)
+					if s.ByProfile != c.byProfile || s.Unit != "myagent.service" || (s.Proposal.Note != "") != c.byProfile {
+						t.Errorf("%+v", s)
+					}
+				}
+				if names := strings.Join(names(list), " "); names != c.want {
+					t.Errorf("it has %q, want %q", names, c.want)
+				}
+				if n := l.Metrics(); n.Units[0].Denials.Denied+n.OtherDenials.Denied != 1 {
+					t.Errorf("it is not counted: %+v", n)
+				}
+			})
+		})
 	}
 }
 

@@ -684,6 +684,62 @@ func TestAChangedPolicyThatDeniesSomethingNewIsUndone(t *testing.T) {
 	})
 }
 
+// Whoever may run a program can have it denied something under a unit's profile: that
+// undoes no policy, and is told. What the unit's own processes have told does.
+func TestATrialCountsWhatTheUnitsOwnProcessesTold(t *testing.T) {
+	const session = "/user.slice/user-1000.slice/session-3.scope"
+	gone := func(name string) attach.Denial { return denial("", name) }
+	elsewhere := func(name string) attach.Denial {
+		d := denial("", name)
+		d.Cgroup = session
+		return d
+	}
+	own := func(name string) attach.Denial {
+		d := denial("a.service", name)
+		d.Cgroup = "/system.slice/a.service"
+		return d
+	}
+	for _, c := range []struct {
+		what          string
+		before, after []func(string) attach.Denial // the trial begins
+		undone        bool
+		told          bool // what does not count is
+	}{
+		{what: "a process in a session", after: []func(string) attach.Denial{elsewhere}},
+		{what: "a process that was gone", after: []func(string) attach.Denial{gone}, told: true},
+		{what: "one of the unit's", after: []func(string) attach.Denial{own}, undone: true},
+		{what: "one that was gone, and one of the unit's after it", after: []func(string) attach.Denial{gone, own}, undone: true},
+		{what: "one of the unit's, and one that was gone after it", after: []func(string) attach.Denial{own, gone}, undone: true},
+		{what: "one of the unit's before", before: []func(string) attach.Denial{own}, after: []func(string) attach.Denial{gone, own}},
+		// Nobody makes a denial an old one by having it beforehand.
+		{what: "one that was gone before", before: []func(string) attach.Denial{gone}, after: []func(string) attach.Denial{own}, undone: true},
+		{what: "one in a session before", before: []func(string) attach.Denial{elsewhere}, after: []func(string) attach.Denial{own}, undone: true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := attached(nil, "a")
+			w.run(t, func(l *Loop) {
+				for _, d := range c.before {
+					w.denials <- d("/new")
+				}
+				rest()
+				w.edit("2")
+				time.Sleep(2 * time.Second)
+				for _, d := range c.after {
+					w.denials <- d("/new")
+				}
+				rest()
+				s := status(t, l, "a")
+				if undone := w.kernel["a"] == "1" && s.Held != nil; undone != c.undone || !undone && w.kernel["a"] != "2" {
+					t.Errorf("undone: %v, want %v; %q %+v", undone, c.undone, w.kernel, s)
+				}
+				if told := slices.Contains(codes(s.Notes), attach.Denied); told != c.told {
+					t.Errorf("told: %v, want %v: %v", told, c.told, s.Notes)
+				}
+			})
+		})
+	}
+}
+
 // Where denials are not heard, a trial does not claim that there were none.
 func TestATrialThatHearsNothingSaysSo(t *testing.T) {
 	w := attached(nil, "a")

@@ -119,8 +119,12 @@ type AppArmor interface {
 	Changes(ctx context.Context) <-chan struct{}
 	// Denials tells what the kernel denies, or lets pass in complain mode, of any
 	// profile, and what of that was not heard. It waits for no reader. It is
-	// closed when ctx ends.
+	// closed when ctx ends. Unit is that of the process; with Cgroup and without
+	// Unit it is known to be in none, and without both nothing is known.
 	Denials(ctx context.Context) <-chan attach.Denial
+	// SessionOf gives the control group of a process where it is a session scope of
+	// logind's, else "".
+	SessionOf(pid int) string
 }
 
 // Saved is a policy as it was. It is an alias, so that an adapter can return it

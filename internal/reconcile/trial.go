@@ -13,7 +13,9 @@ import (
 
 // A changed policy goes live under a running unit without a restart. It is on
 // trial then: the unit must stay the same start, healthy and without new denials,
-// for as long as SettleSec= says. Else the policy that was accepted before is
+// for as long as SettleSec= says. A denial counts where the process's control group
+// told that it is the unit's: whoever may run a program can have one denied something
+// under the unit's profile, and must not undo its policy by that. Else the policy that was accepted before is
 // made live again, for all units that share the file, and the changed text is
 // held. The trial is on record, so one that is cut off is gone through again.
 
@@ -31,8 +33,9 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		if j.d.Asked && !j.unattended {
 			return "" // for whoever asks to decide
 		}
-		if new := l.deniedSince(j.d.Unit, t.Since, l.denials.newSince); len(new) > 0 {
-			return "was denied what it had not been denied before: " + new[0].String()
+		new := l.deniedSince(j.d.Unit, t.Since, l.denials.newSince)
+		if i := slices.IndexFunc(new, attach.Denial.Told); i >= 0 {
+			return "was denied what it had not been denied before: " + new[i].String()
 		}
 		return ""
 	}
@@ -58,8 +61,26 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		if _, deaf := l.denials.missed(); deaf != "" {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "whether the changed policy denied something could not be heard: %s", deaf))
 		}
+		if !j.d.Asked || j.unattended {
+			l.noteUntold(j, t.Since)
+		}
 		l.denials.tried(j.d.Unit, t.Since.Add(-behind), true)
 		j.event(attach.StepPolicy, attach.Done, "%s stayed healthy for %s under the changed policy", j.d.Unit, seconds(j.d.Attachment.Settle))
+	}
+}
+
+// noteUntold tells of what was denied under the changed policy and did not count,
+// since which process it was is not known: anybody may have started it under the
+// unit's profile.
+func (l *Loop) noteUntold(j *job, since time.Time) {
+	new := l.deniedSince(j.d.Unit, since, l.denials.newSince)
+	for i, d := range new {
+		if i == maxTold {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "%d more denials that may not be of %s", len(new)-i, j.d.Unit))
+			return
+		}
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "under the changed policy, but not counted, as it may not have been %s: profile %s: %s", j.d.Unit, d.Profile, d).
+			WithNext("aaunitctl denials "+j.d.Unit))
 	}
 }
 

@@ -105,6 +105,8 @@ type world struct {
 	mayNot          bool   // no profile lets BPF be used
 	// socketLacks: a file that systemd lists for .socket units is not there.
 	socketLacks string
+	// lodgers: units with PAMName= -> the session scope of their main process.
+	lodgers map[string]string
 }
 
 // journalText is what the daemon logged.
@@ -391,6 +393,9 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	s.DefaultDependencies = !f.early
 	s.PrivateTmp = attach.PrivateTmpNo
 	s.Profile = f.own
+	if w.lodgers[name] != "" {
+		s.PAMName = "login"
+	}
 	if v, at := w.setting(name, "AppArmorProfile"); len(at) > 0 {
 		s.Profile, _ = attach.ExpandSpecifiers(v, name)
 		s.Assignments = append(s.Assignments, at...)
@@ -919,6 +924,16 @@ func (w *world) Rescan(units []attach.Unit) map[string]attach.Scan {
 		}
 	}
 	return out
+}
+
+func (w *world) SessionOf(pid int) string {
+	defer w.lock()()
+	for name, scope := range w.lodgers {
+		if u := w.units[name]; u.running && pid == 1000+u.start {
+			return scope
+		}
+	}
+	return ""
 }
 
 func (w *world) OpenInTmp(context.Context, attach.Unit) []string { return []string{"/tmp/socket"} }
