@@ -345,32 +345,38 @@ func compiled(src *source, blob []byte, complain bool) (attach.Compiled, error) 
 }
 
 // Environment is a digest of what a compiled policy depends on beside its
-// source: the parser, its configuration and the kernel's features.
+// source: the parser, its configuration and the kernel's features. It is kept on disk
+// with the policy, so it is the same after a boot where these are.
 func (s *System) Environment() string {
-	h := sha256.New()
+	sum := sha256.Sum256([]byte(s.environment()))
+	return hex.EncodeToString(sum[:])
+}
+
+func (s *System) environment() string {
+	var b strings.Builder
 	if p, err := s.parserPath(); err == nil {
 		var st unix.Stat_t
 		_ = unix.Stat(p, &st)
-		fmt.Fprintf(h, "%s %+v\n", p, signatureOf(&st))
+		fmt.Fprintf(&b, "%s %+v\n", p, signatureOf(&st).lasting())
 	}
 	// The parser reads its own configuration, whatever our root is.
 	if conf, err := os.ReadFile(parserConf); err == nil {
-		h.Write(conf)
+		b.Write(conf)
 		for line := range strings.SplitSeq(string(conf), "\n") {
 			if k, v, ok := strings.Cut(line, "="); ok && strings.HasSuffix(strings.TrimSpace(k), "-features") || ok && strings.TrimSpace(k) == "features-file" {
 				var st unix.Stat_t
 				_ = unix.Stat(strings.TrimSpace(v), &st)
-				fmt.Fprintf(h, "%+v\n", signatureOf(&st))
+				fmt.Fprintf(&b, "%+v\n", signatureOf(&st).lasting())
 			}
 		}
 	}
 	if s.opt.Features != "" {
 		var st unix.Stat_t
 		_ = unix.Stat(s.opt.Features, &st)
-		fmt.Fprintf(h, "%s %+v\n", s.opt.Features, signatureOf(&st))
+		fmt.Fprintf(&b, "%s %+v\n", s.opt.Features, signatureOf(&st).lasting())
 	}
-	fmt.Fprintln(h, s.kernelFeatures())
-	return hex.EncodeToString(h.Sum(nil))
+	fmt.Fprintln(&b, s.kernelFeatures())
+	return b.String()
 }
 
 // kernelFeatures is a digest of …/apparmor/features. It cannot change while

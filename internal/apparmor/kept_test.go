@@ -2,14 +2,42 @@ package apparmor
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
+
+// What was compiled before a boot is compiled anew after it for another parser, and not
+// because a disk has another number.
+func TestEnvironmentOutlastsABoot(t *testing.T) {
+	h := newHost(t, fakeParser(t, "exit 0"))
+	h.opt.Features = h.opt.Parsers[0]
+	var st unix.Stat_t
+	if err := unix.Stat(h.opt.Parsers[0], &st); err != nil || st.Dev == 0 {
+		t.Fatal(st.Dev, err)
+	}
+	if text := h.environment(); strings.Contains(text, fmt.Sprintf("dev:%d ", st.Dev)) || strings.Count(text, fmt.Sprintf("ino:%d ", st.Ino)) != 2 {
+		t.Errorf("it is told by\n%s", text)
+	}
+	before := h.Environment()
+	if again := New(h.opt).Environment(); again != before {
+		t.Error("it is another one without a change")
+	}
+	if err := os.WriteFile(h.opt.Parsers[0], []byte("#!/bin/sh\nexit 1\n# another\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if h.Environment() == before {
+		t.Error("another parser is not noticed")
+	}
+}
 
 // What was kept with a policy is enough to compile it again, whatever became of
 // the files, and gives the same bytes.

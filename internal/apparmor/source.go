@@ -74,6 +74,13 @@ func signatureOf(st *unix.Stat_t) signature {
 	return signature{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim, st.Mode}
 }
 
+// lasting is the signature that is compared over boots: the same disk may have another
+// device number then.
+func (s signature) lasting() signature {
+	s.dev = 0
+	return s
+}
+
 // reader reads each file once, for one pass over many profiles.
 type reader struct {
 	s     *System
