@@ -33,7 +33,7 @@ With --merge the files given, each the JSON report of a host or of several, are 
 together, and no daemon is asked. Of two reports of a host the newer one counts.`,
 		Example: `  aaunitctl report
   aaunitctl report --json > $(hostname).json
-  aaunitctl report --merge *.json --since last-week.json --html > fleet.html`,
+  aaunitctl report --merge *.json --since ../last-week.json --html > fleet.html`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 && len(merge) == 0 {
 				return errors.New("files are for --merge")
