@@ -33,17 +33,23 @@ func (l *Loop) isSpent(unit string) bool {
 		return false
 	}
 	r := l.records[unit]
-	if r.Hold != nil && !l.heldBeside(unit) || r.Pause != nil || midway(r) || r.Sockets != nil || len(r.SocketUnits) > 0 {
+	if r.Hold != nil && !l.heldBeside(unit) || r.Pause != nil || midway(r) {
 		return false
 	}
 	pattern := a.Placement(unit)
 	heir, remembered := l.records[pattern]
 	if pattern == unit || !remembered || l.targets[pattern] == nil {
 		// Nobody else would know of these.
-		return len(r.DropIns)+len(r.Loaded)+len(r.Softened) == 0
+		return len(r.DropIns)+len(r.Loaded)+len(r.Softened)+len(r.SocketUnits) == 0
 	}
+	heir = withSockets(heir, r)
 	for _, f := range r.DropIns {
 		if !heir.DropIns.Has(f.Path) {
+			return false
+		}
+	}
+	for _, name := range r.SocketUnits {
+		if name != unit && !slices.Contains(heir.SocketUnits, name) {
 			return false
 		}
 	}
@@ -73,7 +79,7 @@ func (l *Loop) acceptedBeside(unit string, same bool) bool {
 func (l *Loop) forgetSpent(ctx context.Context, jobs []*job) {
 	for _, j := range jobs {
 		unit := j.d.Unit
-		if !j.spent || ctx.Err() != nil || !l.spent(unit) || !l.handUp(unit) {
+		if !j.spent || ctx.Err() != nil || !l.spent(unit) || !l.handUp(unit) || !l.sweep(unit) {
 			continue
 		}
 		l.drop(unit)
@@ -83,13 +89,14 @@ func (l *Loop) forgetSpent(ctx context.Context, jobs []*job) {
 }
 
 // handUp leaves to the template or prefix of a unit what a detach has to take back one
-// day. It reports whether that is on record. Nothing is unloaded now: the unit's next
-// start would fail.
+// day, and the .socket units that start it, which are there for the next instance. It
+// reports whether that is on record. Nothing is unloaded now: the unit's next start would
+// fail.
 func (l *Loop) handUp(unit string) bool {
 	l.mu.Lock()
 	r := l.records[unit]
-	heir := l.records[l.targets[unit].Placement(unit)].Clone()
-	had := len(heir.Loaded) + len(heir.Softened)
+	was := l.records[l.targets[unit].Placement(unit)]
+	heir := withSockets(was.Clone(), r)
 	for _, name := range r.Loaded {
 		if !slices.Contains(heir.Loaded, name) {
 			heir.Loaded = append(heir.Loaded, name)
@@ -101,7 +108,7 @@ func (l *Loop) handUp(unit string) bool {
 		}
 	}
 	l.mu.Unlock()
-	if len(heir.Loaded)+len(heir.Softened) == had {
+	if len(heir.Loaded)+len(heir.Softened)+len(heir.SocketUnits)+len(heir.DropIns) == len(was.Loaded)+len(was.Softened)+len(was.SocketUnits)+len(was.DropIns) {
 		return true
 	}
 	if err := l.keep(heir); err != nil {
@@ -109,6 +116,68 @@ func (l *Loop) handUp(unit string) bool {
 		return false
 	}
 	return true
+}
+
+// withSockets puts the .socket units of a record, with their drop-ins, on another one.
+func withSockets(heir, r attach.Record) attach.Record {
+	for _, name := range socketNames(r.SocketUnits) {
+		if !slices.Contains(heir.SocketUnits, name) {
+			heir.SocketUnits = append(slices.Clip(heir.SocketUnits), name)
+		}
+		for _, runtime := range []bool{false, true} {
+			if path := attach.DropInPath(name, runtime); r.DropIns.Has(path) && !heir.DropIns.Has(path) {
+				heir.DropIns = heir.DropIns.With(path, r.DropIns.Of(path))
+			}
+		}
+	}
+	return heir
+}
+
+// sweep takes what there is in the kernel for the socket options of a unit that has
+// ended, and keeps what it was last seen to use. It reports whether nothing is left.
+func (l *Loop) sweep(unit string) bool {
+	l.mu.Lock()
+	programs := len(l.records[unit].SocketUnits) > 0
+	l.mu.Unlock()
+	if l.sockets == nil || !programs {
+		return true
+	}
+	if run, seen := l.socketWatch.runOf(unit); seen {
+		run.At = time.Now()
+		l.keepSocketsOf(unit, run, nil)
+	}
+	gone, err := l.sockets.Sweep(unit)
+	if err != nil {
+		l.log.Warn(err.Error(), journal.FieldUnit, unit)
+	}
+	return gone
+}
+
+// sweepForgotten takes what there is in the kernel for the socket options of units that
+// have ended and of which nothing is known: a helper attached it while no daemon ran.
+func (l *Loop) sweepForgotten() {
+	if l.sockets == nil {
+		return
+	}
+	units, err := l.sockets.Units()
+	if err != nil {
+		l.log.Warn(err.Error())
+		return
+	}
+	l.mu.Lock()
+	units = slices.DeleteFunc(units, func(unit string) bool {
+		known := l.recordsUnlisted || l.targets[unit] != nil || len(l.rivals[unit]) > 0
+		for name, r := range l.records {
+			known = known || name == unit || slices.Contains(r.SocketUnits, unit)
+		}
+		return known
+	})
+	l.mu.Unlock()
+	for _, unit := range units {
+		if _, err := l.sockets.Sweep(unit); err != nil {
+			l.log.Warn(err.Error(), journal.FieldUnit, unit)
+		}
+	}
 }
 
 // forgotten reports whether an attachment names a unit that is not a target and of which

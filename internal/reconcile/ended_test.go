@@ -3,7 +3,9 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -179,6 +181,82 @@ func TestConnectionsLeaveNothingBehind(t *testing.T) {
 	})
 }
 
+// TestConnectionsWithSocketOptionsLeaveNothingBehind: what is in the kernel and on disk for
+// an instance goes with it; the .socket unit, whose sockets are the next one's too, is the
+// template's to look after.
+func TestConnectionsWithSocketOptionsLeaveNothingBehind(t *testing.T) {
+	const file, socket = "/etc/aaunit/attachments.d/w.conf", "/etc/systemd/system/w.socket.d/90-aaunit.conf"
+	w := instances(options(attach.SocketsEnforce, nodelay...))
+	w.uses = newUses()
+	w.run(t, func(l *Loop) {
+		rest()
+		for i := range 20 {
+			name := fmt.Sprintf("w@%d.service", i)
+			w.triggers[name] = []string{"w.socket"}
+			w.comes(name)
+			rest()
+			if got := answer(l, name); got != "confined" || w.attached[name].Mode != attach.SocketsEnforce {
+				t.Fatalf("%s is %s: %s", name, got, w.log.String())
+			}
+			w.uses.do(name, "SOL_TCP:TCP_NODELAY")
+			w.ends(name)
+			time.Sleep(time.Second)
+		}
+		time.Sleep(DefaultRecheck)
+		rest()
+		if got := remembers(w, l); len(got) != 0 || len(w.records) != 1 || len(w.attached) != 1 || len(w.rules) != 2 || len(l.socketWatch.runs) != 0 {
+			t.Errorf("in the end: %q, records %v, kernel %v, rules %v, %d starts", got, w.records, w.attached, w.rules, len(l.socketWatch.runs))
+		}
+		if h, _ := w.uses.Load("w@7.service"); buildsOf(h) != "aaaa: SOL_TCP:TCP_NODELAY=1" {
+			t.Errorf("what it used is forgotten: %q", buildsOf(h))
+		}
+		if w.disk[socket] == "" || w.attached["w.socket"].Mode != attach.SocketsEnforce || w.calls["remove"] != 0 || w.calls["reload"] > 2 {
+			t.Errorf("of the .socket unit: %q, %v, %q", w.disk[socket], w.attached, w.trace)
+		}
+
+		w.declareUnit(file, "w@.service", func(a *attach.Attachment) {
+			a.Profile = "w"
+			options(attach.SocketsRecord)(a)
+		})
+		rest()
+		if w.rules["w.socket"].Mode != attach.SocketsRecord || w.attached["w.socket"].Mode != attach.SocketsRecord || w.disk[socket] != w.read[socket] ||
+			!strings.Contains(w.disk[socket], attach.SocketStartLine(false)) {
+			t.Errorf("another mode: rules %v, kernel %v, %q", w.rules, w.attached, w.disk[socket])
+		}
+		unlock := w.lock()
+		delete(w.attached, "w.socket")
+		unlock()
+		time.Sleep(DefaultRecheck)
+		rest()
+		if w.attached["w.socket"].Mode != attach.SocketsRecord || l.statuses["w@.service"].Verdict != nil {
+			t.Errorf("taken off: kernel %v, %+v", w.attached, l.statuses["w@.service"])
+		}
+		w.undeclare(file)
+		rest()
+		if len(w.rules)+len(w.attached)+len(w.disk)+len(w.records) > 0 {
+			t.Errorf("after the detach: rules %v, kernel %v, drop-ins %q, records %v", w.rules, w.attached, w.disk, w.records)
+		}
+	})
+}
+
+// TestProgramsOfForgottenUnitsGoWhenTheDaemonStarts: what a helper attached that nobody
+// heard of, while no daemon ran.
+func TestProgramsOfForgottenUnitsGoWhenTheDaemonStarts(t *testing.T) {
+	w := instances(options(attach.SocketsEnforce, nodelay...), "1")
+	w.run(t, func(*Loop) { rest() })
+	list := w.rules["w@.service"]
+	w.addUnit("v@1.service") // of another attachment, and still to be found out about
+	for _, name := range []string{"w@2.service", "v@1.service", "v@2.service"} {
+		w.attached[name] = list
+	}
+	w.run(t, func(*Loop) {
+		rest()
+		if got, want := slices.Sorted(maps.Keys(w.attached)), []string{"v@1.service", "w@1.service"}; !slices.Equal(got, want) {
+			t.Errorf("in the kernel are %q, want %q", got, want)
+		}
+	})
+}
+
 // TestWhatIsNotOverIsRemembered: an instance about which something was decided, begun
 // or is to be taken back is not forgotten.
 func TestWhatIsNotOverIsRemembered(t *testing.T) {
@@ -208,7 +286,10 @@ func TestWhatIsNotOverIsRemembered(t *testing.T) {
 			defer w.lock()()
 			w.disk[path] = "from an earlier attachment"
 		}, false},
-		"socket options":              {nil, func(_ *world, l *Loop) { l.change1(unit, func(r *attach.Record) { r.SocketUnits = []string{unit} }) }, true},
+		"socket options": {options(attach.SocketsRecord), func(*world, *Loop) {}, false},
+		"socket options under a name that its template does not have": {options(attach.SocketsRecord), func(_ *world, l *Loop) {
+			l.change1(unit, func(r *attach.Record) { r.SocketUnits = append(r.SocketUnits, other) })
+		}, true},
 		"stopped to be started again": {nil, func(_ *world, l *Loop) { l.change1(unit, func(r *attach.Record) { r.Stopped = true }) }, true},
 		"a glob":                      {func(a *attach.Attachment) { a.Units = []string{"w@*.service"} }, func(*world, *Loop) {}, true},
 		"named itself":                {func(a *attach.Attachment) { a.Units = append(a.Units, unit) }, func(*world, *Loop) {}, true},

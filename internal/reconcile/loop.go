@@ -250,7 +250,10 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	wg.Go(func() { l.change(ctx) })
 	wg.Go(func() { l.hear(ctx, denials) })
 	wg.Go(func() { l.beside(ctx) })
-	wg.Go(func() { l.keepSockets(ctx) })
+	wg.Go(func() {
+		l.sweepForgotten()
+		l.keepSockets(ctx)
+	})
 	tick := time.NewTicker(l.recheck)
 	defer tick.Stop()
 	slots := make(chan struct{}, parallel)

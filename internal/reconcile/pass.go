@@ -376,7 +376,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		}
 		return j
 	}
-	if len(j.heals()) > 0 || slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Reason.Code == attach.SocketsNotHeld }) {
+	if len(j.heals()) > 0 || !attach.IsPattern(unit) && slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Reason.Code == attach.SocketsNotHeld }) {
 		// It is put back in a moment; that it was not in force is told first.
 		l.lookAnew(ctx, j)
 		if v := attach.Judge(j.d, j.o); v.Answer == attach.NotConfined && !v.At.IsZero() {
@@ -1284,6 +1284,7 @@ func (l *Loop) forget(unit string) {
 	delete(l.barred, unit)
 	delete(l.readAnew, unit)
 	l.mu.Unlock()
+	l.socketWatch.forget(unit)
 	if err := l.store.Delete(unit); err != nil {
 		l.log.Error("cannot remove the record of a unit", journal.FieldUnit, unit, "err", err)
 	}

@@ -254,6 +254,11 @@ type SocketOptions interface {
 	Off(unit string) (changed bool, err error)
 	// Remove detaches what is attached for a unit, and throws away what was recorded.
 	Remove(unit string) (changed bool, err error)
+	// Sweep is Remove for a unit that has ended. It touches nothing where there is a
+	// start of it; gone says that there is nothing of the unit any more.
+	Sweep(unit string) (gone bool, err error)
+	// Units lists the units of which there is something.
+	Units() ([]string, error)
 }
 
 // SocketHistories keeps what was seen of socket options, by executable, over boots.

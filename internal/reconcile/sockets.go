@@ -14,15 +14,27 @@ import (
 // control group, which a start helper puts there, and for a unit that runs this
 // daemon. So nothing here needs a restart.
 
+// socketNames are those of .socket units among names of a record.
+func socketNames(names []string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !strings.HasSuffix(name, ".socket") })
+}
+
 // observeSockets looks at what is attached for the socket options of a unit, and at
-// the .socket units that start it, where its attachment wants any.
+// the .socket units that start it, where its attachment wants any. Those of a template or
+// prefix are the ones of instances that were forgotten: with Accept=yes, systemd ties a
+// .socket unit to nothing between two connections (socket_enter_running in its
+// src/core/socket.c).
 func (l *Loop) observeSockets(ctx context.Context, d attach.Desired, how depth, o *attach.Observed) {
 	want := d.Attachment.SocketsWanted()
-	if want == nil || attach.IsPattern(d.Unit) {
+	if want == nil {
 		return
 	}
-	if len(o.Unit.Sockets) > 0 {
-		found, err := l.systemd.StartingSockets(ctx, o.Unit.Sockets)
+	names := o.Unit.Sockets
+	if attach.IsPattern(d.Unit) {
+		names = socketNames(d.Record.SocketUnits)
+	}
+	if len(names) > 0 {
+		found, err := l.systemd.StartingSockets(ctx, names)
 		if err != nil {
 			o.SocketsProblem = err.Error()
 		}

@@ -99,6 +99,22 @@ func (s sockets) Remove(unit string) (bool, error) {
 	return true, nil
 }
 
+func (s sockets) Sweep(unit string) (bool, error) {
+	unlock := s.lock()
+	u := s.units[unit]
+	unlock()
+	if u != nil && u.running {
+		return false, nil
+	}
+	_, err := s.Remove(unit)
+	return err == nil, err
+}
+
+func (s sockets) Units() ([]string, error) {
+	defer s.lock()()
+	return slices.Collect(maps.Keys(s.attached)), nil
+}
+
 // helperOf gives the start helper's command line of a unit, as systemd has read it.
 func (w *world) helperOf(unit string) []attach.ExecCommand {
 	v, at := w.setting(unit, "ExecStartPre")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -53,12 +52,7 @@ func (l *Loop) noteSockets(d attach.Desired, o attach.Observed, v attach.Verdict
 	}
 	w := &l.socketWatch
 	if wanted == nil {
-		w.mu.Lock()
-		delete(w.due, d.Unit)
-		delete(w.runs, d.Unit)
-		delete(w.notes, d.Unit)
-		delete(w.numbers, d.Unit)
-		w.mu.Unlock()
+		w.forget(d.Unit)
 		return
 	}
 	if v.InvocationID == "" || v.Tasks == 0 {
@@ -82,6 +76,24 @@ func (l *Loop) noteSockets(d attach.Desired, o attach.Observed, v attach.Verdict
 	case wake <- struct{}{}:
 	default: // it is awake
 	}
+}
+
+// forget drops what is remembered of a unit.
+func (w *socketWatch) forget(unit string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.due, unit)
+	delete(w.runs, unit)
+	delete(w.notes, unit)
+	delete(w.numbers, unit)
+}
+
+// runOf is the last start of a unit that was seen.
+func (w *socketWatch) runOf(unit string) (run attach.SocketRun, seen bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	run, seen = w.runs[unit]
+	return run, seen
 }
 
 // waker is made anew by nobody. The lock is held.
@@ -129,9 +141,7 @@ func (l *Loop) keepSockets(ctx context.Context) {
 func (l *Loop) keepLook(ctx context.Context, look socketLook) {
 	w := &l.socketWatch
 	look.run.Program = l.evidence.Program(ctx, look.run.Program)
-	w.mu.Lock()
-	before := w.runs[look.unit]
-	w.mu.Unlock()
+	before, _ := w.runOf(look.unit)
 	switch {
 	case before.Invocation == look.run.Invocation:
 		if look.run.Program.SHA256 == "" && before.Program.SHA256 != "" {
@@ -181,9 +191,8 @@ func (l *Loop) keepSocketsOf(unit string, run attach.SocketRun, wanted *attach.S
 // it. With an error there is what could be read.
 func (l *Loop) socketTables(unit string) (tables []attach.SocketRecording, err error) {
 	l.mu.Lock()
-	others := slices.Clone(l.records[unit].SocketUnits)
+	others := socketNames(l.records[unit].SocketUnits)
 	l.mu.Unlock()
-	others = slices.DeleteFunc(others, func(name string) bool { return !strings.HasSuffix(name, ".socket") })
 	for _, name := range append([]string{unit}, others...) {
 		r, found, e := l.sockets.Read(name)
 		if found && e == nil {
@@ -276,9 +285,7 @@ func (l *Loop) socketStatus(unit string) attach.SocketStatus {
 		return s
 	}
 	w := &l.socketWatch
-	w.mu.Lock()
-	run, runs := w.runs[unit]
-	w.mu.Unlock()
+	run, runs := w.runOf(unit)
 	w.disk.Lock()
 	defer w.disk.Unlock()
 	var err error
@@ -382,9 +389,7 @@ func (l *Loop) reviewSockets(p *prepared, r attach.Request) (notes []attach.Reas
 		return nil
 	}
 	w := &l.socketWatch
-	w.mu.Lock()
-	run := w.runs[p.unit]
-	w.mu.Unlock()
+	run, _ := w.runOf(p.unit)
 	w.disk.Lock()
 	defer w.disk.Unlock()
 	h, err := l.histories.Load(p.unit)

@@ -413,7 +413,10 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	if f.lacks != "" {
 		u.Missing = []string{f.lacks}
 	}
-	u.ControlGroup, u.Sockets = "/system.slice/"+name, w.triggers[name]
+	u.ControlGroup = "/system.slice/" + name
+	if f.loaded() {
+		u.Sockets = w.triggers[name]
+	}
 	s.Exec = w.helperOf(name)
 	return u, nil
 }

@@ -401,6 +401,37 @@ func (s *System) Remove(unit string) (changed bool, err error) {
 	return true, judge("cannot remove the BPF pins of "+unit, d.remove())
 }
 
+// Sweep is Remove for a unit that has ended. Where one of its links has a control group
+// that is there, nothing is touched: it was started again, or never ended. gone says that
+// there is nothing of the unit any more.
+func (s *System) Sweep(unit string) (gone bool, err error) {
+	d, err := s.open(unit, false)
+	switch {
+	case errors.Is(err, ErrNothing), errors.Is(err, ErrNoBPFFS):
+		return true, nil
+	case err != nil:
+		return false, err
+	}
+	defer d.Close()
+	what := "cannot remove the BPF pins of " + unit
+	for _, h := range hooks {
+		l, err := link.LoadPinnedLink(d.pin(h.link), nil)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return false, judge(what, err)
+		}
+		group, _ := linked(l)
+		l.Close()
+		if group != 0 {
+			return false, nil
+		}
+	}
+	err = judge(what, d.remove())
+	return err == nil, err
+}
+
 func (d *unitDir) remove() error {
 	if err := d.detach(); err != nil {
 		return err

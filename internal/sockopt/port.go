@@ -142,3 +142,9 @@ func (h Host) Off(unit string) (changed bool, err error) {
 
 // Remove takes off what is attached for a unit, and throws away what was recorded.
 func (h Host) Remove(unit string) (changed bool, err error) { return h.System.Remove(unit) }
+
+// Sweep removes what is there of a unit that has ended; gone says that nothing is left.
+func (h Host) Sweep(unit string) (gone bool, err error) { return h.System.Sweep(unit) }
+
+// Units lists the units of which there is something.
+func (h Host) Units() ([]string, error) { return h.System.Units() }

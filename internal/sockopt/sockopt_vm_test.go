@@ -842,6 +842,40 @@ func TestVMIOUring(t *testing.T) {
 	}
 }
 
+// A unit that has ended leaves nothing once that is asked for, and one that runs keeps
+// what it has.
+func TestVMSweep(t *testing.T) {
+	b := newBench(t)
+	rules := Rules{Mode: Enforce}
+	b.attach(rules)
+	if gone, err := b.Sweep(b.unit); gone || err != nil {
+		t.Error(gone, err)
+	}
+	if a, err := b.Attached(b.group, b.unit); err != nil || !a.Holds(rules) {
+		t.Errorf("while it runs: %+v, %v", a, err)
+	}
+	if err := os.Remove(b.cgroups + b.group); err != nil {
+		t.Fatal(err)
+	}
+	var gone bool
+	for range 100 { // the kernel lets go of the link in its own time
+		var err error
+		if gone, err = b.Sweep(b.unit); gone || err != nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if units, err := b.Units(); !gone || err != nil || slices.Contains(units, b.unit) {
+		t.Errorf("when it has ended: %v, %q, %v", gone, units, err)
+	}
+	if gone, err := b.Sweep(b.unit); !gone || err != nil {
+		t.Errorf("nothing there: %v, %v", gone, err)
+	}
+	if err := os.Mkdir(b.cgroups+b.group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // What is there of any unit goes.
 func TestVMRemoveAll(t *testing.T) {
 	b := newBench(t)
