@@ -48,6 +48,8 @@ type job struct {
 	took      time.Duration // of the restart
 	verdict   attach.Verdict
 	unloaded  bool // what a withdrawn attachment had loaded
+	// left says why what holds the socket options of a withdrawn attachment stays.
+	left []attach.Reason
 	// tried: the unit did not stay well under a changed policy.
 	tried bool
 	// unhealed: what somebody had made of the accepted policy could not be put back;

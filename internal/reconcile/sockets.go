@@ -285,7 +285,12 @@ func (l *Loop) releaseSockets(j *job, keep []string) {
 		}
 		if err := l.releaseName(j, name); err != nil {
 			left = append(left, name)
-			j.out.Notes = append(j.out.Notes, attach.Because(attach.SocketsNote, "%v", err).WithNext(wayOut(err)))
+			why := attach.Because(attach.SocketsNote, "%v", err).WithNext(wayOut(err))
+			if j.d.Attachment == nil {
+				j.left = append(j.left, why)
+			} else {
+				j.out.Notes = append(j.out.Notes, why)
+			}
 			j.event(attach.StepSockets, attach.Warned, "%v", err)
 		}
 	}

@@ -16,6 +16,12 @@ import (
 // sockets is the world's socket options: stored rules, and what the kernel has.
 type sockets struct{ *world }
 
+// coveredBPF is an error that knows its way out.
+type coveredBPF struct{}
+
+func (coveredBPF) Error() string  { return "something is mounted over it" }
+func (coveredBPF) WayOut() string { return "umount it" }
+
 var errNoBPF = errors.New("the kernel does not support it")
 
 func (s sockets) Save(name string, o attach.SocketOptions) (bool, error) {
@@ -91,6 +97,9 @@ func (s sockets) Remove(unit string) (bool, error) {
 	defer s.lock()()
 	if _, ok := s.attached[unit]; !ok {
 		return false, nil
+	}
+	if s.covered {
+		return false, coveredBPF{}
 	}
 	if err := s.call("detach rules from %s", unit); err != nil {
 		return false, err
@@ -255,6 +264,37 @@ func TestADetachTakesTheSocketOptionsAlong(t *testing.T) {
 		deleted := slices.Index(w.trace, "delete rules of a.socket")
 		if removed < 0 || deleted < removed {
 			t.Errorf("the line goes before what it needs: %q", w.trace)
+		}
+	})
+}
+
+// What could not be taken off still holds the unit, so the detach has failed, and goes on
+// with the next trigger.
+func TestADetachThatCouldNotTakeTheSocketOptionsOff(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.declareUnit("/etc/aaunit/attachments.d/a.service.conf", "a.service", func(a *attach.Attachment) {
+		a.Manual = true
+		options(attach.SocketsEnforce, nodelay...)(a)
+	})
+	w.run(t, func(l *Loop) {
+		w.covered = true
+		out, err := l.Detach(context.Background(), attach.Request{Units: []string{"a.service"}}, nil)
+		if err != nil || len(out) != 1 || out[0].Exit != attach.ExitFailed || len(out[0].Reasons) != 1 || out[0].Reasons[0].Next != "umount it" {
+			t.Fatalf("%+v, %v", out, err)
+		}
+		if w.units["a.service"].label != "unconfined" || w.disk[dropIn] != "" {
+			t.Errorf("the rest of the detach was not done: %+v %q", w.units["a.service"], w.disk)
+		}
+		if r := w.records["a.service"]; !slices.Equal(r.SocketUnits, []string{"a.service"}) {
+			t.Errorf("on record: %+v", r)
+		}
+		start := w.units["a.service"].start
+		w.covered = false
+		time.Sleep(DefaultRecheck)
+		rest()
+		if len(w.records)+len(w.attached) > 0 || w.units["a.service"].start != start {
+			t.Errorf("not gone on with: %+v %+v, start %d and then %d", w.records, w.attached, start, w.units["a.service"].start)
 		}
 	})
 }

@@ -376,8 +376,8 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 		l.declare(ctx)
 		switch {
 		case l.target(j.d.Unit) != nil:
-		case len(j.d.Record.DropIns) > 0:
-			l.remember(j.d.Record) // one could not be removed: the next trigger goes on
+		case len(j.d.Record.DropIns)+len(j.d.Record.SocketUnits) > 0:
+			l.remember(j.d.Record) // not all was taken back: the next trigger goes on
 			return
 		default:
 			l.forget(j.d.Unit)
@@ -543,10 +543,10 @@ func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
 		if j.d.Attachment != nil || j.over {
 			continue
 		}
-		if len(j.failed) > 0 {
+		if j.failed = append(j.failed, j.left...); len(j.failed) > 0 {
 			j.out.Reasons, j.out.Exit = j.failed, attach.ExitFailed
 		}
-		if len(j.d.Record.DropIns) > 0 {
+		if len(j.d.Record.DropIns)+len(j.d.Record.SocketUnits) > 0 {
 			// Not all was taken back: the record stays, and the next trigger
 			// goes on.
 			l.remember(j.d.Record)

@@ -102,6 +102,7 @@ type world struct {
 	uses            *uses // what was seen of socket options; nil is nothing
 	kernelless      bool
 	onAttached      func() // told each look at what is attached
+	covered         bool   // what is in the kernel cannot be reached
 	mayNot          bool   // no profile lets BPF be used
 	// socketLacks: a file that systemd lists for .socket units is not there.
 	socketLacks string

@@ -348,11 +348,8 @@ func (s *System) change(unit string, how func(*Rules)) (bool, error) {
 
 // off detaches, and keeps the tables.
 func (s *System) off(unit string, r Rules) (c Change, err error) {
-	d, err := s.open(unit, false)
-	if errors.Is(err, ErrNothing) {
-		return c, nil
-	}
-	if err != nil {
+	d, err := s.openIfAny(unit)
+	if d == nil {
 		return c, err
 	}
 	defer d.Close()
@@ -390,11 +387,8 @@ func (d *unitDir) detach() error {
 // Remove takes off what is attached for a unit, and throws away what was
 // recorded. A unit of which there is nothing is no error.
 func (s *System) Remove(unit string) (changed bool, err error) {
-	d, err := s.open(unit, false)
-	switch {
-	case errors.Is(err, ErrNothing), errors.Is(err, ErrNoBPFFS):
-		return false, nil
-	case err != nil:
+	d, err := s.openIfAny(unit)
+	if d == nil {
 		return false, err
 	}
 	defer d.Close()
@@ -405,12 +399,9 @@ func (s *System) Remove(unit string) (changed bool, err error) {
 // that is there, nothing is touched: it was started again, or never ended. gone says that
 // there is nothing of the unit any more.
 func (s *System) Sweep(unit string) (gone bool, err error) {
-	d, err := s.open(unit, false)
-	switch {
-	case errors.Is(err, ErrNothing), errors.Is(err, ErrNoBPFFS):
-		return true, nil
-	case err != nil:
-		return false, err
+	d, err := s.openIfAny(unit)
+	if d == nil {
+		return err == nil, err
 	}
 	defer d.Close()
 	what := "cannot remove the BPF pins of " + unit
@@ -451,12 +442,16 @@ func (d *unitDir) remove() error {
 // RemoveAll removes what is there of any unit, before the programs go from the
 // host. It goes on after an error.
 func (s *System) RemoveAll() error {
+	const what = "cannot remove the BPF pins"
+	if err := s.mounted(what); errors.Is(err, ErrNoBPFFS) {
+		return s.covered(what)
+	}
 	entries, err := os.ReadDir(s.root())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return judge("cannot remove the BPF pins", err)
+		return judge(what, err)
 	}
 	var errs []error
 	for _, e := range entries {
@@ -476,7 +471,7 @@ func (s *System) RemoveAll() error {
 	if err := os.Remove(s.root()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, err)
 	}
-	return judge("cannot remove the BPF pins", errors.Join(errs...))
+	return judge(what, errors.Join(errs...))
 }
 
 // Part is the state of one of the two hooks on a control group, as the kernel

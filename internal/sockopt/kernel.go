@@ -283,6 +283,44 @@ func (s *System) mounted(what string) error {
 	return nil
 }
 
+// covered says why pins cannot be reached on a host without a BPF file system in its
+// place, or nil: where something else is mounted over one, what is pinned there goes on.
+func (s *System) covered(what string) error {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return judge(what, err)
+	}
+	if !bpfMountedAt(mounts, s.bpf) {
+		return nil
+	}
+	return because(what, ErrNoBPFFS, fmt.Errorf("something is mounted over the one at %s", s.bpf), "umount "+s.bpf)
+}
+
+// bpfMountedAt reports whether proc_pid_mountinfo(5) lists a BPF file system at a path,
+// which may be under another mount.
+func bpfMountedAt(mountinfo []byte, path string) bool {
+	for line := range strings.Lines(string(mountinfo)) {
+		mount, kind, _ := strings.Cut(line, " - ")
+		if m, k := strings.Fields(mount), strings.Fields(kind); len(m) > 4 && m[4] == path && len(k) > 0 && k[0] == "bpf" {
+			return true
+		}
+	}
+	return false
+}
+
+// openIfAny opens and locks the directory of a unit of which something is to be taken
+// away. It is nil where there is nothing, as on a host without a BPF file system.
+func (s *System) openIfAny(unit string) (*unitDir, error) {
+	d, err := s.open(unit, false)
+	switch {
+	case errors.Is(err, ErrNothing):
+		return nil, nil
+	case errors.Is(err, ErrNoBPFFS):
+		return nil, s.covered("cannot open the BPF pins of " + unit)
+	}
+	return d, err
+}
+
 // open opens and locks a unit's directory, and makes it if it is to be made.
 // Only root may go through it.
 func (s *System) open(unit string, create bool) (*unitDir, error) {

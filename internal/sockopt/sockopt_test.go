@@ -342,3 +342,28 @@ func TestObject(t *testing.T) {
 		t.Errorf("%+v", seen)
 	}
 }
+
+// What is mounted over a BPF file system hides its links, which go on.
+func TestCovered(t *testing.T) {
+	const (
+		bpf   = "30 24 0:28 / /sys/fs/bpf rw,nosuid,nodev,noexec,relatime shared:8 - bpf bpf rw,mode=700\n"
+		tmpfs = "99 24 0:70 / /sys/fs/bpf rw,relatime - tmpfs tmpfs rw\n"
+	)
+	for name, c := range map[string]struct {
+		mounts string
+		want   bool
+	}{
+		"covered":                {bpf + tmpfs, true},
+		"none, and never was":    {tmpfs, false},
+		"another place":          {strings.Replace(bpf, "/sys/fs/bpf", "/run/bpf", 1), false},
+		"a place below":          {strings.Replace(bpf, "/sys/fs/bpf", "/sys/fs/bpf/aaunit", 1), false},
+		"no field is told":       {strings.Replace(bpf, " shared:8", "", 1), true},
+		"a device with the name": {"30 24 0:28 / /sys/fs/bpf rw - tmpfs bpf rw\n", false},
+		"nothing":                {"", false},
+		"nonsense":               {"30 24\n - bpf\n", false},
+	} {
+		if got := bpfMountedAt([]byte(c.mounts), "/sys/fs/bpf"); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -873,6 +874,41 @@ func TestVMSweep(t *testing.T) {
 	}
 	if err := os.Mkdir(b.cgroups+b.group, 0o755); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// What cannot be reached is not said to be taken off. Where there never was a BPF file
+// system, there is nothing.
+func TestVMNothingIsTakenOffUnderAMount(t *testing.T) {
+	b := newBench(t)
+	b.attach(Rules{Mode: Enforce})
+	if err := unix.Mount("tmpfs", b.bpf, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	unmount := sync.OnceValue(func() error { return unix.Unmount(b.bpf, 0) })
+	t.Cleanup(func() { _ = unmount() })
+	removals := map[string]func(*System) error{
+		"remove": func(s *System) error { _, err := s.Remove(b.unit); return err },
+		"sweep":  func(s *System) error { _, err := s.Sweep(b.unit); return err },
+		"off":    func(s *System) error { _, err := s.Attach(b.group, b.unit, Rules{Mode: Off}); return err },
+		"all":    func(s *System) error { return s.RemoveAll() },
+	}
+	for name, remove := range removals {
+		if err := remove(b.System); err == nil || !strings.Contains(err.Error(), "umount "+b.bpf) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := remove(New(Options{BPF: t.TempDir(), Cgroups: b.cgroups})); err != nil {
+			t.Errorf("%s where there is none: %v", name, err)
+		}
+	}
+	if a := b.try(attempt{Kind: "tcp4", Level: unix.SOL_TCP, Option: unix.TCP_NODELAY}); a[0].Errno != int(unix.EPERM) {
+		t.Errorf("meanwhile: %+v", a)
+	}
+	if err := unmount(); err != nil {
+		t.Fatal(err)
+	}
+	if changed, err := b.Remove(b.unit); !changed || err != nil {
+		t.Errorf("when it can be reached again: %v, %v", changed, err)
 	}
 }
 
