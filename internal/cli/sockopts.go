@@ -255,7 +255,7 @@ func onList(s attach.SocketStatus, u attach.SocketUse) string {
 		return "allowed: " + reason
 	case !s.WouldRefuse(u):
 		return "free"
-	case s.Declared.Mode == attach.SocketsEnforce:
+	case s.Declared != nil && s.Declared.Mode == attach.SocketsEnforce:
 		return "REFUSED"
 	}
 	return "not on the list"
@@ -326,6 +326,10 @@ func (p *printer) shifted(titles []string, cells [][]string, colors []string) {
 
 // socketsDiffOf prints what the new executable uses that the old one did not.
 func (p *printer) socketsDiffOf(s attach.SocketStatus) {
+	if s.Declared == nil {
+		p.socketHead(s)
+		return
+	}
 	p.head("", s.Unit, "", "")
 	d := s.Difference
 	if d == nil {

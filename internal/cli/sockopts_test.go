@@ -60,6 +60,10 @@ func late() attach.SocketReport {
 func TestSockopts(t *testing.T) {
 	missing := attach.SocketReport{At: now, Missing: []attach.Missing{{Unit: "nope", Reason: attach.Because(attach.UnitNotFound, "systemd knows no unit nope.service")}}}
 	none := attach.SocketReport{At: now, Units: []attach.SocketStatus{{Unit: "web.service", Attachment: "/etc/aaunit/attachments.d/web.conf"}}}
+	unseen := attach.SocketReport{At: now, Units: []attach.SocketStatus{{Unit: "web.service", Declared: &attach.SocketOptions{Mode: attach.SocketsRecord}}}}
+	former := socketReport() // its section is gone, and what was seen of two builds is kept
+	former.Units[0].Declared, former.Units[0].Recorded = nil, nil
+	former.Units[0] = former.Units[0].WithStale()
 	blind := recorded()
 	blind.Units[0].Problem, blind.Units[0].Next = "cannot read the socket options of myagent.service: no BPF file system", "mount -t bpf bpf /sys/fs/bpf"
 	blind.Units[0].Recorded = nil
@@ -78,7 +82,9 @@ func TestSockopts(t *testing.T) {
 		{"sockopts-missing", missing, []string{"sockopts", "nope"}, 4},
 		{"sockopts-blind", blind, []string{"sockopts", "myagent"}, 5},
 		{"sockopts-diff", socketReport(), []string{"sockopts", "diff", "myagent"}, 0},
-		{"sockopts-diff-none", none, []string{"sockopts", "diff", "web"}, 0},
+		{"sockopts-diff-none", unseen, []string{"sockopts", "diff", "web"}, 0},
+		{"sockopts-no-section", none, []string{"sockopts", "diff", "web"}, 0},
+		{"sockopts-diff-former", former, []string{"sockopts", "diff", "myagent"}, 0},
 		{"sockopts-export", socketReport(), []string{"sockopts", "export", "myagent"}, 0},
 		{"sockopts-export-record", recorded(), []string{"sockopts", "export", "myagent"}, 0},
 	} {
