@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -115,7 +116,7 @@ func (l *Loop) keepSockets(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			w.mu.Lock()
-			runs := w.runs
+			runs := maps.Clone(w.runs) // looks that are still under way change it
 			w.mu.Unlock()
 			for unit, run := range runs {
 				run.At = time.Now()

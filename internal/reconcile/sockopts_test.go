@@ -25,6 +25,7 @@ type uses struct {
 	disk    map[string]string
 	saves   int
 	full    bool
+	onLoad  func() // told each read of what is kept
 }
 
 func newUses() *uses {
@@ -95,6 +96,9 @@ func (u *uses) Check(context.Context, string, *attach.Evidence, map[string]strin
 }
 
 func (u *uses) Load(unit string) (h attach.SocketHistory, err error) {
+	if u.onLoad != nil {
+		u.onLoad()
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	h.Unit = unit
@@ -295,4 +299,39 @@ func TestSocketOptionsThatCannotBeTold(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+}
+
+// When the daemon ends, the tables of all units are read once more, whatever looks that
+// are still under way find out about them.
+func TestWhatWasUsedLastIsKeptWhileLooksEnd(t *testing.T) {
+	w := newWorld()
+	w.uses = newUses()
+	l := w.loop()
+	l.socketWatch.runs = map[string]attach.SocketRun{}
+	var units []string
+	for i := range 100 {
+		units = append(units, fmt.Sprintf("a%d.service", i))
+		w.uses.do(units[i], "SOL_TCP:TCP_NODELAY")
+		l.socketWatch.runs[units[i]] = attach.SocketRun{Program: attach.EvidenceProgram{SHA256: "aaaa"}}
+	}
+	var looks sync.WaitGroup
+	var once sync.Once
+	w.uses.onLoad = func() {
+		once.Do(func() {
+			looks.Go(func() {
+				for _, unit := range units {
+					l.noteSockets(attach.Desired{Unit: unit, Attachment: &attach.Attachment{}}, attach.Observed{}, attach.Verdict{})
+				}
+			})
+		})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	l.keepSockets(ctx)
+	looks.Wait()
+	for _, unit := range units {
+		if h, _ := w.uses.Load(unit); buildsOf(h) != "aaaa: SOL_TCP:TCP_NODELAY=1" {
+			t.Fatalf("%s: %q", unit, buildsOf(h))
+		}
+	}
 }
