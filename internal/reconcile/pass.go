@@ -44,10 +44,13 @@ type job struct {
 	failed    []attach.Reason
 	reloaded  bool // systemd has read its files again for it
 	restarted bool
-	since     time.Time     // when the restart, or the new policy, came
-	took      time.Duration // of the restart
-	verdict   attach.Verdict
-	unloaded  bool // what a withdrawn attachment had loaded
+	// stopped: somebody has stopped the unit while it was restarted, or kept it from being
+	// restarted, and nobody else starts it.
+	stopped  bool
+	since    time.Time     // when the restart, or the new policy, came
+	took     time.Duration // of the restart
+	verdict  attach.Verdict
+	unloaded bool // what a withdrawn attachment had loaded
 	// left says why what holds the socket options of a withdrawn attachment stays.
 	left []attach.Reason
 	// tried: the unit did not stay well under a changed policy.
@@ -872,16 +875,55 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	<-slots
 	j.took = time.Since(begun)
 	j.restarted, j.out.Changed, j.out.Restarted = true, true, true
+	if canceled(err) {
+		err = l.giveWay(ctx, j, err)
+	}
 	if err != nil {
 		j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%v", err).WithNext("journalctl -u "+j.d.Unit))
 		return
 	}
-	if j.d.Attachment == nil {
+	if j.d.Attachment == nil && !j.stopped {
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
+	}
+	if j.d.Attachment == nil {
 		return
 	}
 	l.unloadChildren(ctx, []*job{j})
-	l.settle(ctx, j)
+	if !j.stopped {
+		l.settle(ctx, j)
+	}
+}
+
+// canceled reports whether a job failed since another one took its place.
+func canceled(err error) bool {
+	var by interface{ Canceled() bool }
+	return errors.As(err, &by) && by.Canceled()
+}
+
+// giveWay is for a restart of which somebody else's job took the place. A unit that was
+// stopped stays so, whatever it was restarted for; a start serves as well as our own. It
+// waits for the end of a stop, so that the verdict is not on what is about to go.
+func (l *Loop) giveWay(ctx context.Context, j *job, cause error) error {
+	for begun := time.Now(); ; {
+		u, err := l.systemd.Glance(ctx, j.d.Unit)
+		switch {
+		case err != nil:
+			return err
+		case u.ActiveState == "deactivating" && ctx.Err() == nil && time.Since(begun) < passing:
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+			continue
+		case u.ActiveState == "failed":
+			j.stopped = true
+			return cause
+		case !u.Active() || u.ActiveState == "deactivating" || u.InvocationID == j.o.Unit.InvocationID:
+			j.stopped, j.out.Restarted = true, false
+			j.event(attach.StepRestart, attach.Skipped, "somebody else's job took the place of the restart; %s is %s", j.d.Unit, u.ActiveState)
+		}
+		return nil
+	}
 }
 
 // inPlace reports whether the kernel has what was accepted for a unit, at this
@@ -1106,7 +1148,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 			return
 		}
 		if j.verdict.Unit == "" {
-			j.verdict, j.seen = l.judge(ctx, j.d, j.plan.Has(attach.Restart))
+			j.verdict, j.seen = l.judge(ctx, j.d, j.plan.Has(attach.Restart) && !j.stopped)
 		}
 		v := j.verdict
 		j.out.Verdict = &v
@@ -1117,7 +1159,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 		switch {
 		case v.Answer == attach.Confined:
 			j.event(attach.StepVerdict, attach.Done, "%s", VerdictText(v))
-		case v.Answer == attach.NotConfined && j.plan.Has(attach.Restart) && !complainsAsWished(j.d, v):
+		case v.Answer == attach.NotConfined && j.plan.Has(attach.Restart) && !j.stopped && !complainsAsWished(j.d, v):
 			j.fail(attach.StepVerdict, v.Reasons...)
 		default:
 			j.event(attach.StepVerdict, attach.Warned, "%s", VerdictText(v))

@@ -49,7 +49,8 @@ type Systemd interface {
 	// Reload is daemon-reload; it returns when systemd has finished.
 	Reload(ctx context.Context) error
 	// TryRestart restarts a running unit; one that is not running stays so. It
-	// waits for the job; any result but "done" and "skipped" is an error.
+	// waits for the job; any result but "done" and "skipped" is an error. One with a
+	// method Canceled() bool, here and below, says that another job took its place.
 	TryRestart(ctx context.Context, unit string) error
 	// Start clears a failed state first and waits for the job.
 	Start(ctx context.Context, unit string) error

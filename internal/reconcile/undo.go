@@ -19,7 +19,8 @@ import (
 //  2. one daemon-reload; the rules for socket options are as they were
 //  3. a unit that ran under the profile before gets back the policy it had
 //  4. a unit that ran before is started again, also after systemd gave up on
-//     it; one that was confined before and does not come up so stays down
+//     it, unless somebody has stopped it meanwhile; one that was confined before
+//     and does not come up so stays down
 //  5. of a unit that was not confined before, the loaded policy is taken back,
 //     once no task carries it any more; where the profile attaches to a path by
 //     itself, while the unit is down, since the next start would meet it again
@@ -160,7 +161,7 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 		l.putBackPolicy(ctx, j, back, saved)
 		l.restoreAccepted(ctx, j)
 	}
-	running := j.d.Record.Before.Running || (!j.fresh && j.restarted)
+	running := !j.stopped && (j.d.Record.Before.Running || (!j.fresh && j.restarted)) // what somebody has stopped stays so
 	var loaded []string
 	for _, c := range j.o.Policy.Compiled {
 		loaded = append(loaded, sortedNames(c)...)

@@ -104,6 +104,9 @@ type world struct {
 	onAttached      func() // told each look at what is attached
 	covered         bool   // what is in the kernel cannot be reached
 	mayNot          bool   // no profile lets BPF be used
+	// overtake is what somebody does to the unit that is restarted next, and whose job takes
+	// the place of the restart's.
+	overtake func(u *unit)
 	// socketLacks: a file that systemd lists for .socket units is not there.
 	socketLacks string
 	// lodgers: units with PAMName= -> the session scope of their main process.
@@ -133,6 +136,12 @@ type noSpace struct{}
 
 func (noSpace) Error() string  { return "no space left on device" }
 func (noSpace) WayOut() string { return "make room" }
+
+// overtaken is an error of a job of which another one took the place.
+type overtaken struct{}
+
+func (overtaken) Error() string  { return `the job's result is "canceled"` }
+func (overtaken) Canceled() bool { return true }
 
 var errDead = errors.New("the daemon was killed")
 
@@ -558,6 +567,11 @@ func (w *world) TryRestart(ctx context.Context, name string) error {
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if f := w.overtake; f != nil {
+		w.overtake = nil
+		f(u)
+		return overtaken{}
 	}
 	return w.begin(u)
 }

@@ -73,8 +73,20 @@ func (s *Systemd) job(ctx context.Context, verb, method, unit string) error {
 		}
 		return fmt.Errorf("cannot %s %s: the bus was away when its job ended; %s", verb, unit, end)
 	}
-	return fmt.Errorf("cannot %s %s: the job's result is %q%s; %s", verb, unit, result, meaning(result), end)
+	err = fmt.Errorf("cannot %s %s: the job's result is %q%s; %s", verb, unit, result, meaning(result), end)
+	if result == "canceled" {
+		return canceledError{err}
+	}
+	return err
 }
+
+// canceledError is of a job of which another one took the place, such as a stop by hand.
+type canceledError struct{ error }
+
+func (e canceledError) Unwrap() error { return e.error }
+
+// Canceled tells it from other errors.
+func (canceledError) Canceled() bool { return true }
 
 // meaning explains results of jobs, systemd's JobResult.
 func meaning(result string) string {

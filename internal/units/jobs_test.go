@@ -71,6 +71,10 @@ func TestJobResults(t *testing.T) {
 			case c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says) || !strings.HasPrefix(err.Error(), "cannot restart a.service: ")):
 				t.Errorf("%s: %v", c.result, err)
 			}
+			// Who waits for a job is to know that somebody else's took its place.
+			if other := (interface{ Canceled() bool })(nil); errors.As(err, &other) != (c.result == "canceled") {
+				t.Errorf("%s: %v is an error of a job that was canceled: %v", c.result, err, other)
+			}
 		}
 	}
 	b.on("StopUnit", func(busCall) ([]any, error) {
