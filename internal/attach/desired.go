@@ -175,12 +175,12 @@ type Hold struct {
 // wantTmp is the PrivateTmp= that the drop-in asks for: the attachment's, or
 // what the unit has by itself where that is more. It never weakens.
 func (d Desired) wantTmp(u Unit) PrivateTmp {
-	own := PrivateTmpNo
+	own, _ := u.Settings.readTmp("no")
 	for _, as := range u.Settings.Assignments {
 		if as.Key != "PrivateTmp" || ours(as.Path) {
 			continue
 		}
-		if v, ok := readTmp(as.Value); ok {
+		if v, ok := u.Settings.readTmp(as.Value); ok {
 			own = v
 		}
 	}
@@ -197,16 +197,21 @@ func (d Desired) WantsPrivateTmp(u Unit) bool { return d.wantTmp(u).rank() > Pri
 // record has it does not matter: the units of a pattern share one.
 func ours(file string) bool { return path.Base(file) == DropInName }
 
-// readTmp reads the value of a unit file's PrivateTmp=. What systemd does not
-// understand, the empty string included, it ignores: ok is false.
-func readTmp(value string) (v PrivateTmp, ok bool) {
-	switch value {
-	case "":
+// readTmp reads the value of a unit file's PrivateTmp= as systemd does for a unit with
+// these settings. What it does not understand, the empty string included, it ignores: ok
+// is false. Where it knows "disconnected", that is what DynamicUser= makes of "no", which
+// is also what nothing at all means (unit_patch_contexts in its src/core/unit.c).
+func (s Settings) readTmp(value string) (v PrivateTmp, ok bool) {
+	switch {
+	case value == "", !s.KnowsDisconnected && (value == "connected" || value == string(PrivateTmpDisconnected)):
 		return "", false
-	case "connected": // systemd 257's other name for "yes"
+	case value == "connected": // its other name for "yes"
 		return PrivateTmpYes, true
 	}
 	v, err := oneOf(value, PrivateTmpNo, PrivateTmpYes, PrivateTmpDisconnected, PrivateTmpNo)
+	if v == PrivateTmpNo && s.DynamicUser && s.KnowsDisconnected {
+		v = PrivateTmpDisconnected
+	}
 	return v, err == nil
 }
 

@@ -129,3 +129,35 @@ func TestPrivateTmpIsNeverWeakened(t *testing.T) {
 		}
 	}
 }
+
+// From systemd 257 on DynamicUser= gives a unit a /tmp that nothing else can reach, unless
+// PrivateTmp= says something. Before, systemd leaves out a line that says so.
+func TestPrivateTmpOfADynamicUser(t *testing.T) {
+	const vendor = "/usr/lib/systemd/system/myagent.service"
+	for _, tt := range []struct {
+		name         string
+		asked        PrivateTmp
+		dynamic, old bool
+		lines        []string
+		want         string // in the drop-in
+	}{
+		{"257, nothing said", PrivateTmpYes, true, false, nil, "disconnected"},
+		{"257, nothing asked for", PrivateTmpNo, true, false, nil, "disconnected"},
+		{"257, no", PrivateTmpYes, true, false, []string{"PrivateTmp=no"}, "disconnected"},
+		{"257, yes", PrivateTmpYes, true, false, []string{"PrivateTmp=yes"}, "yes"},
+		{"257, another user", PrivateTmpYes, false, false, nil, "yes"},
+		{"252, nothing said", PrivateTmpYes, true, true, nil, "yes"},
+		{"252, disconnected", PrivateTmpYes, false, true, []string{"PrivateTmp=disconnected"}, "yes"},
+		{"252, disconnected after yes", PrivateTmpNo, false, true, []string{"PrivateTmp=yes", "PrivateTmp=disconnected"}, "yes"},
+		{"252, connected", PrivateTmpNo, false, true, []string{"PrivateTmp=connected"}, ""},
+	} {
+		d, o := healthy()
+		d.Attachment.PrivateTmp = tt.asked
+		o.Unit.Settings.DynamicUser, o.Unit.Settings.KnowsDisconnected = tt.dynamic, !tt.old
+		earlier(&o, vendor, tt.lines...)
+		_, got, _ := strings.Cut(d.DropInText(o.Unit), "\nPrivateTmp=")
+		if got, _, _ = strings.Cut(got, "\n"); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}

@@ -37,7 +37,7 @@ func healthy() (Desired, Observed) {
 			UnitFileState: "enabled", FragmentPath: "/usr/lib/systemd/system/" + unitName, DropIns: []string{file},
 			InvocationID: "0123456789abcdef0123456789abcdef", Type: "simple", MainPID: 100,
 			Settings: Settings{
-				Profile: "myagent", PrivateTmp: PrivateTmpYes, AssertAppArmor: true, DefaultDependencies: true,
+				Profile: "myagent", PrivateTmp: PrivateTmpYes, KnowsDisconnected: true, AssertAppArmor: true, DefaultDependencies: true,
 				Exec: []ExecCommand{{Property: "ExecStart", Path: "/usr/local/bin/myagent", Argv: []string{"/usr/local/bin/myagent", "--serve"}}},
 				Assignments: []Assignment{
 					{"AssertSecurity", "apparmor", file, 5},

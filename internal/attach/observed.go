@@ -129,6 +129,8 @@ type Settings struct {
 	Profile       string     `json:"profile"`       // AppArmorProfile= without its "-"
 	IgnoreMissing bool       `json:"ignoreMissing"` // its "-"
 	PrivateTmp    PrivateTmp `json:"privateTmp"`    // yes, disconnected or no
+	// KnowsDisconnected: this systemd knows PrivateTmp=disconnected (257 and later).
+	KnowsDisconnected bool `json:"knowsDisconnected,omitempty"`
 	// AssertAppArmor: AssertSecurity=apparmor is in effect, neither negated nor
 	// one of several alternatives.
 	AssertAppArmor       bool          `json:"assertAppArmor"`

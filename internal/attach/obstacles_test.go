@@ -102,6 +102,26 @@ func TestObstacles(t *testing.T) {
 			earlier(o, "/usr/lib/systemd/system/agent@.service", "PrivateTmp=disconnected")
 		}, []Code{PrivateTmpOverridden}, nil, "weaken"},
 
+		{"a pattern's drop-in would weaken what DynamicUser= implies", func(d *Desired, o *Observed) {
+			d.Unit, o.Unit.ID, d.Attachment.Units, d.Attachment.Profile = "agent@a.service", "agent@a.service", []string{"agent@.service"}, "my%p"
+			o.Unit.Settings.DynamicUser = true
+		}, []Code{PrivateTmpOverridden}, nil, "weaken"},
+		{"DynamicUser= implies no more than yes before 257", func(d *Desired, o *Observed) {
+			d.Unit, o.Unit.ID, d.Attachment.Units, d.Attachment.Profile = "agent@a.service", "agent@a.service", []string{"agent@.service"}, "my%p"
+			o.Unit.Settings.DynamicUser, o.Unit.Settings.KnowsDisconnected = true, false
+			o.DropIn.Content = d.DropInText(o.Unit)
+		}, nil, nil, ""},
+		{"it does not go where DynamicUser= brings it back", func(_ *Desired, o *Observed) {
+			o.Unit.Settings.DynamicUser = true
+			later(o, dropIns+"zz.conf", "PrivateTmp=no")
+			d, _ := healthy()
+			o.DropIn.Content = d.DropInText(o.Unit)
+		}, nil, nil, ""},
+		{"a value that systemd does not know takes nothing away", func(_ *Desired, o *Observed) {
+			o.Unit.Settings.KnowsDisconnected = false
+			later(o, dropIns+"zz.conf", "PrivateTmp=disconnected")
+		}, nil, nil, ""},
+
 		// Our place.
 		{"same name in a directory that comes first", func(_ *Desired, o *Observed) {
 			o.Unit.DropIns = []string{"/etc/systemd/system.control/myagent.service.d/90-aaunit.conf"}
@@ -360,7 +380,7 @@ func TestEffective(t *testing.T) {
 
 	// Only a systemd from 257 on knows "disconnected".
 	d, o := healthy()
-	d.Attachment.PrivateTmp, o.Unit.Settings.PrivateTmp = PrivateTmpDisconnected, PrivateTmpNo
+	d.Attachment.PrivateTmp, o.Unit.Settings.PrivateTmp, o.Unit.Settings.KnowsDisconnected = PrivateTmpDisconnected, PrivateTmpNo, false
 	if got := Effective(d, o.Unit); len(got) != 1 || !strings.Contains(got[0].Next, "257") {
 		t.Errorf("got%s", list(got))
 	}

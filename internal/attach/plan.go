@@ -726,7 +726,7 @@ func overrides(d Desired, u Unit) []Reason {
 				last[a.Key] = bad(SocketsOverridden, "%s resets ExecStartPre=", a.Path)
 			}
 		case "PrivateTmp":
-			v, ok := readTmp(a.Value)
+			v, ok := u.Settings.readTmp(a.Value)
 			switch {
 			case ok && v.rank() < d.Attachment.PrivateTmp.rank():
 				last[a.Key] = bad(PrivateTmpOverridden, "%s sets PrivateTmp=%s", a.Path, a.Value)

@@ -156,7 +156,7 @@ func Effective(d Desired, u Unit) []Reason {
 	}
 	if want := d.wantTmp(u); s.PrivateTmp.rank() < want.rank() {
 		why := blame(because(PrivateTmpOverridden, "%s has PrivateTmp=%s in effect, %s was declared", d.Unit, cmp.Or(s.PrivateTmp, PrivateTmpNo), want), "PrivateTmp")
-		if w := s.Winner("PrivateTmp"); w != nil && ours(w.Path) && want == PrivateTmpDisconnected {
+		if w := s.Winner("PrivateTmp"); w != nil && ours(w.Path) && want == PrivateTmpDisconnected && !s.KnowsDisconnected {
 			why = why.next("say PrivateTmp=yes: systemd knows disconnected from version 257 on")
 		}
 		out = append(out, why)

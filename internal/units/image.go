@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/safefile"
@@ -24,11 +25,15 @@ import (
 type Image struct {
 	root  string
 	files *Systemd // for drop-ins; it is never connected
+	// knowsDisconnected is findDisconnected, asked once.
+	knowsDisconnected func() bool
 }
 
 // NewImage gives the units below root, which must not lead through a symbolic link.
 func NewImage(root string) *Image {
-	return &Image{root: root, files: New(Options{Root: root})}
+	i := &Image{root: root, files: New(Options{Root: root})}
+	i.knowsDisconnected = sync.OnceValue(i.findDisconnected)
+	return i
 }
 
 // imageDirs are the directories of unit files that outlast a boot, the first wins

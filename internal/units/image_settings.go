@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -27,7 +28,7 @@ var imageKeys = func() map[string][]string {
 
 // settings reads what the files of a unit say, one after the other.
 func (i *Image) settings(u *attach.Unit) error {
-	s := attach.Settings{DefaultDependencies: true, PrivateTmp: attach.PrivateTmpNo}
+	s := attach.Settings{DefaultDependencies: true, PrivateTmp: attach.PrivateTmpNo, KnowsDisconnected: i.knowsDisconnected()}
 	u.Type = "simple"
 	r := imageReader{unit: u, settings: &s, named: map[string]bool{}}
 	if err := i.lines(*u, imageKeys, r.line); err != nil {
@@ -39,6 +40,30 @@ func (i *Image) settings(u *attach.Unit) error {
 	s.MountNamespace = s.MountNamespace || s.RootDirectory != ""
 	u.Settings = s
 	return nil
+}
+
+// findDisconnected reports whether the image's systemd knows PrivateTmp=disconnected, which
+// 257 was the first to do. Its version is in the name of its library. One that is not
+// found there counts as new: no unit gets less than it would have by itself then.
+func (i *Image) findDisconnected() bool {
+	dirs := []string{"/usr/lib/systemd", "/usr/lib64/systemd"}
+	archs, _ := i.list("/usr/lib") // an error leaves it not found
+	for _, name := range archs {
+		if strings.Contains(name, "-linux-") {
+			dirs = append(dirs, "/usr/lib/"+name+"/systemd")
+		}
+	}
+	for _, dir := range dirs {
+		names, _ := i.list(dir)
+		for _, name := range names {
+			version, is := strings.CutPrefix(name, "libsystemd-shared-")
+			version = version[:len(version)-len(strings.TrimLeft(version, "0123456789"))]
+			if v, err := strconv.Atoi(version); is && err == nil {
+				return v >= 257
+			}
+		}
+	}
+	return true
 }
 
 // lines reads the files of a unit for some settings, one line after the other.
@@ -97,9 +122,9 @@ func (r *imageReader) line(l attach.Assignment) error {
 		s.AssertAppArmor = value == "apparmor" || s.AssertAppArmor && value != ""
 	case "PrivateTmp":
 		switch on, ok := truth(value); {
-		case value == "disconnected":
+		case value == "disconnected" && s.KnowsDisconnected:
 			s.PrivateTmp = attach.PrivateTmpDisconnected
-		case value == "connected" || ok && on:
+		case value == "connected" && s.KnowsDisconnected || ok && on:
 			s.PrivateTmp = attach.PrivateTmpYes
 		case ok:
 			s.PrivateTmp = attach.PrivateTmpNo

@@ -54,7 +54,7 @@ RestrictAddressFamilies=~AF_INET6
 		t.Fatal(err)
 	}
 	want := attach.Settings{
-		Profile: "a-one", IgnoreMissing: true, PrivateTmp: attach.PrivateTmpYes, NoNewPrivileges: true, User: "nobody", DynamicUser: true,
+		Profile: "a-one", IgnoreMissing: true, PrivateTmp: attach.PrivateTmpYes, KnowsDisconnected: true, NoNewPrivileges: true, User: "nobody", DynamicUser: true,
 		After: []string{"sysinit.target", "network.target"},
 		Exec: []attach.ExecCommand{
 			{Property: "ExecStartPre", Path: "/usr/bin/mkdir", Argv: []string{"/usr/bin/mkdir", "-p", "/run/a b"}, IgnoreFailure: true},
@@ -158,4 +158,24 @@ func FuzzCommandLines(f *testing.F) {
 			}
 		}
 	})
+}
+
+// Which values of PrivateTmp= the systemd of an image knows hangs on its version.
+func TestWhetherAnImageKnowsDisconnected(t *testing.T) {
+	for library, want := range map[string]attach.PrivateTmp{
+		"/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-252.so": attach.PrivateTmpNo,
+		"/usr/lib/x86_64-linux-gnu/systemd/libsystemd-shared-257.so": attach.PrivateTmpDisconnected,
+		"/usr/lib/systemd/libsystemd-shared-252.4-1.fc38.so":         attach.PrivateTmpNo,
+		"/usr/lib64/systemd/libsystemd-shared-258.so":                attach.PrivateTmpDisconnected,
+		"/usr/lib/systemd/libsystemd-shared-.so":                     attach.PrivateTmpDisconnected,
+		"/usr/lib/systemd/systemd":                                   attach.PrivateTmpDisconnected,
+	} {
+		root := t.TempDir()
+		put(t, root, library, "")
+		put(t, root, "/usr/lib/systemd/system/a.service", "[Service]\nPrivateTmp=disconnected\n")
+		u, err := NewImage(root).Observe(t.Context(), "a.service")
+		if err != nil || u.Settings.PrivateTmp != want || u.Settings.KnowsDisconnected != (want == attach.PrivateTmpDisconnected) {
+			t.Errorf("%s: %v, %+v", library, err, u.Settings)
+		}
+	}
 }

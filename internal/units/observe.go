@@ -529,6 +529,7 @@ func decodeSettings(p *props) attach.Settings {
 		RootDirectory:        read[string](p, "RootDirectory"),
 		After:                read[[]string](p, "After"),
 	}
+	_, s.KnowsDisconnected = p.get("PrivateTmpEx")
 	if s.RootDirectory == "" {
 		s.RootDirectory = read[string](p, "RootImage")
 	}

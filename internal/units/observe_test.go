@@ -102,7 +102,7 @@ func agentUnit() attach.Unit {
 		},
 		HandoffTold: true, Condition: attach.Yes, Assert: attach.No,
 		Settings: attach.Settings{
-			Profile: "my agent", IgnoreMissing: true, PrivateTmp: attach.PrivateTmpDisconnected, AssertAppArmor: true,
+			Profile: "my agent", IgnoreMissing: true, PrivateTmp: attach.PrivateTmpDisconnected, KnowsDisconnected: true, AssertAppArmor: true,
 			Exec: []attach.ExecCommand{
 				{Property: "ExecStartPre", Path: "/bin/pre", Argv: []string{"pre"}, Privileged: true, IgnoreFailure: true, PID: 12},
 				{Property: "ExecStartPre", Path: "/bin/pre2", Argv: []string{"pre2"}},
@@ -165,8 +165,8 @@ func TestDecodeSettings(t *testing.T) {
 	}{
 		{"nothing", nil, attach.Settings{PrivateTmp: "no"}},
 		{"before 257", map[string]any{"PrivateTmp": true}, attach.Settings{PrivateTmp: "yes"}},
-		{"tmp connected", map[string]any{"PrivateTmp": true, "PrivateTmpEx": "connected"}, attach.Settings{PrivateTmp: "yes"}},
-		{"no tmp", map[string]any{"PrivateTmp": false, "PrivateTmpEx": "no"}, attach.Settings{PrivateTmp: "no"}},
+		{"tmp connected", map[string]any{"PrivateTmp": true, "PrivateTmpEx": "connected"}, attach.Settings{PrivateTmp: "yes", KnowsDisconnected: true}},
+		{"no tmp", map[string]any{"PrivateTmp": false, "PrivateTmpEx": "no"}, attach.Settings{PrivateTmp: "no", KnowsDisconnected: true}},
 		{"assertion negated", map[string]any{"Asserts": []assert{security("apparmor", false, true)}}, attach.Settings{PrivateTmp: "no"}},
 		{"assertion one of several", map[string]any{"Asserts": []assert{security("apparmor", true, false), security("selinux", true, false)}}, attach.Settings{PrivateTmp: "no"}},
 		{"another assertion", map[string]any{"Asserts": []assert{security("selinux", false, false), {"AssertHost", false, false, "apparmor", 0}}}, attach.Settings{PrivateTmp: "no"}},
