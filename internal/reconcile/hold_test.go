@@ -726,3 +726,61 @@ func TestOnlyWhatSomebodyChangedIsSaidToBePutBack(t *testing.T) {
 		}
 	})
 }
+
+// What is saved while an attach is about to fail was not tried: it is next.
+func TestWhatIsSavedDuringAFailingAttachIsTried(t *testing.T) {
+	for _, what := range []string{"text", "attachment"} {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		w.files["b"] = "1"
+		u.breaks["a"] = true
+		w.onCall = func(call string) {
+			if call != "restart a.service" {
+				return
+			}
+			w.onCall = nil
+			time.AfterFunc(100*time.Millisecond, func() {
+				if what == "attachment" {
+					w.declareUnit(fileA, "a.service", toB(nil))
+					return
+				}
+				defer w.lock()()
+				w.files["a"] = "2"
+				clear(u.breaks)
+				w.tellPolicy()
+			})
+		}
+		w.declareUnit(fileA, "a.service", nil)
+		w.run(t, func(l *Loop) {
+			rest()
+			if s := status(t, l, "a"); s.Held != nil || answer(l, "a") != "confined" {
+				t.Errorf("%s: %+v %+v", what, s, u)
+			}
+		})
+	}
+}
+
+// So it is of what is saved when the units of a template fail.
+func TestATextThatIsSavedWhenATemplateFails(t *testing.T) {
+	w := instances(nil, "1")
+	u := w.units["w@1.service"]
+	u.breaks["w"] = true
+	w.onCall = func(call string) {
+		switch call {
+		case "restart w@1.service":
+			w.files["w"] = "2"
+		case "start w@1.service": // the undo
+			w.onCall = nil
+			time.AfterFunc(time.Millisecond, func() { w.ends(u.name) })
+		}
+	}
+	w.run(t, func(l *Loop) {
+		rest()
+		if r := l.Status(nil); len(r.Patterns) != 1 || r.Patterns[0].Held != nil {
+			t.Errorf("%+v %q", r.Patterns, w.trace)
+		}
+		if next := w.comes("w@2.service"); next.label != "w (enforce)" {
+			t.Errorf("the next one: %+v", next)
+		}
+	})
+}

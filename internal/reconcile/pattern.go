@@ -35,6 +35,10 @@ func (l *Loop) holdPattern(ctx context.Context, j *job, path string) {
 	if d, err := l.desired(held.Unit); err == nil && d.Attachment != nil {
 		if o, err := l.observe(ctx, d, full); err == nil {
 			held.Hold.Inputs = inputs(&job{d: d, o: o})
+			if savedSince(o.Policy.Texts, idsOf(j.o.Policy.Texts)) {
+				held.Hold.Inputs = "" // for the next plan
+				l.queue.add(inputChanged, held.Unit)
+			}
 		}
 	}
 	l.remember(*held)

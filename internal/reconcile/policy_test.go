@@ -195,6 +195,44 @@ func TestAChangedPolicyThatAUnitFailsUnderIsUndone(t *testing.T) {
 	}
 }
 
+// A text that is saved while an earlier one is tried is tried next.
+func TestATextThatIsSavedDuringATrial(t *testing.T) {
+	for _, bad := range []bool{false, true} {
+		w := attached(nil, "a", "b")
+		w.deadly["2"] = "dies"
+		if bad {
+			w.deadly["3"] = "dies"
+		}
+		w.run(t, func(l *Loop) {
+			unlock := w.lock()
+			w.onCall = func(call string) {
+				if call == "load 1" {
+					w.onCall = nil
+					time.AfterFunc(100*time.Millisecond, func() {
+						defer w.lock()()
+						w.files["a"] = "3"
+						w.tellPolicy()
+					})
+				}
+			}
+			unlock()
+			w.edit("2")
+			w.still(t, "two texts")
+			want := map[bool]string{false: "3", true: "1"}[bad]
+			for _, name := range []string{"a", "b"} {
+				if s := status(t, l, name); (s.Held != nil) != bad || s.Verdict.Answer != attach.Confined || bad && s.Held.Texts[textA] != textA+" 3" {
+					t.Errorf("%v: %s: %+v %+v", bad, name, s, s.Held)
+				}
+			}
+			unlock = w.lock()
+			defer unlock()
+			if w.kernel["a"] != want || !slices.Contains(w.trace, "keep "+textA+" 3") {
+				t.Errorf("%v: %q %q", bad, w.kernel, w.trace)
+			}
+		})
+	}
+}
+
 func TestAHeldTextGoesLiveWhenSomebodyAsks(t *testing.T) {
 	w := attached(nil, "a", "b")
 	w.deadly["2"] = "dies"

@@ -159,6 +159,21 @@ func (l *Loop) sharing(policies map[string]string) (units []string) {
 	return units
 }
 
+// savedSince reports whether one of the texts is another than it was in a pass, by file
+// and ID: it has yet to be tried. Of files that the pass did not see it is not known.
+func savedSince(texts []attach.Compiled, was map[string]string) bool {
+	return slices.ContainsFunc(texts, func(c attach.Compiled) bool { id := was[c.File]; return id != "" && id != c.ID })
+}
+
+// idsOf gives the IDs of policies by file.
+func idsOf(all []attach.Compiled) map[string]string {
+	ids := map[string]string{}
+	for _, c := range all {
+		ids[c.File] = c.ID
+	}
+	return ids
+}
+
 // goBack puts on a unit's record that it runs under the earlier policy again,
 // and holds the changed text. j is the unit's job in this pass, nil where it has
 // none.
@@ -183,6 +198,14 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map
 		var seen attach.Observed
 		if seen, err = l.observe(ctx, d, full); err == nil {
 			r.Hold.Inputs = inputs(&job{d: d, o: seen})
+			was := maps.Clone(undone)
+			if j != nil {
+				maps.Copy(was, idsOf(j.o.Policy.Texts))
+			}
+			if savedSince(seen.Policy.Texts, was) {
+				r.Hold.Inputs = "" // for the next plan
+				l.queue.add(inputChanged, unit)
+			}
 		}
 	}
 	l.remember(*r)
