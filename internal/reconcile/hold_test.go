@@ -784,3 +784,39 @@ func TestATextThatIsSavedWhenATemplateFails(t *testing.T) {
 		}
 	})
 }
+
+// What the former attachment allowed is no violation after the undo, though the one that
+// failed does not allow it any more.
+func TestAnUndoLeavesAUnitUnderWhatWasAllowedBefore(t *testing.T) {
+	under := func(a *attach.Attachment) {
+		a.OnViolation, a.AllowProfiles = attach.ViolationStop, []string{"helper"}
+	}
+	w, u := changing(t, under)
+	w.files["helper"] = "1"
+	u.moves = map[string]string{"a": "helper"}
+	w.run(t, func(l *Loop) {
+		if answer(l, "a") != "confined" || u.label != "helper (enforce)" {
+			t.Fatalf("%s %+v", answer(l, "a"), u)
+		}
+		w.declareUnit(fileA, "a.service", toB(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }))
+		rest()
+		unlock := w.lock()
+		if !u.running || u.label != "helper (enforce)" {
+			t.Errorf("after the undo: %+v %q", u, w.trace)
+		}
+		_ = w.begin(u)
+		unlock()
+		rest()
+		if s := status(t, l, "a"); !u.running || s.Held == nil || s.Held.Former != "a" {
+			t.Errorf("its next start: %+v %+v %q", u, s, w.trace)
+		}
+		unlock = w.lock()
+		_ = w.begin(u)
+		u.label = "unconfined"
+		unlock()
+		rest()
+		if u.running {
+			t.Errorf("a start without any profile: %+v", u)
+		}
+	})
+}

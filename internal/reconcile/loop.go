@@ -898,8 +898,16 @@ func broughtBack(d attach.Desired, o attach.Observed) bool {
 	if h == nil || d.Attachment.OnFailedAttach != attach.FailedUndo {
 		return false
 	}
-	d.Profile = h.Former
-	return h.Former == "" || carries(d, o)
+	return h.Former == "" || carries(asBefore(d, h.Former, d.Record.Accepted), o)
+}
+
+// asBefore is the wish for a unit that is back under a former profile: what was accepted
+// for it then is what the attachment of then allowed.
+func asBefore(d attach.Desired, profile string, accepted map[string]string) attach.Desired {
+	a := *d.Attachment
+	a.AllowProfiles = slices.AppendSeq(slices.Clone(a.AllowProfiles), maps.Keys(accepted))
+	d.Attachment, d.Profile = &a, profile
+	return d
 }
 
 // stopViolator carries out OnViolation=stop: on a start that is not confined,

@@ -227,7 +227,7 @@ func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
 // stopUnlessCarried sees to it that a unit that was confined before is not left
 // running without the profile it had.
 func (l *Loop) stopUnlessCarried(ctx context.Context, j *job) {
-	former := attach.Desired{Unit: j.d.Unit, Profile: cmp.Or(j.before.Profile, j.d.Profile), Attachment: j.d.Attachment, Record: j.before}
+	former := asBefore(attach.Desired{Unit: j.d.Unit, Attachment: j.d.Attachment, Record: j.before}, cmp.Or(j.before.Profile, j.d.Profile), j.before.Accepted)
 	for begun := time.Now(); ; {
 		o, err := l.observe(ctx, former, quick)
 		if err == nil && (!o.Unit.Active() || carries(former, o)) {

@@ -177,6 +177,8 @@ type unit struct {
 	// unloads: it has no file of its own, as an instance of a template, and systemd lets
 	// go of it when it ends: it is found all the same, and listed nowhere.
 	unloads bool
+	// moves: profile -> another one that its program changes to by itself.
+	moves map[string]string
 }
 
 // loaded reports whether systemd has the unit loaded.
@@ -516,7 +518,7 @@ func (w *world) begin(u *unit) error {
 		}
 	}
 	if p != "" {
-		u.label = p + " (enforce)"
+		u.label = cmp.Or(u.moves[p], p) + " (enforce)"
 	}
 	u.tmp = seen.Settings.PrivateTmp != attach.PrivateTmpNo
 	delete(w.attached, u.name) // its control group is a new one
