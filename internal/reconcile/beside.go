@@ -131,7 +131,7 @@ func (l *Loop) differs(d attach.Desired, states map[string]string) bool {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.waiting[d.Unit] || states[key] != l.loaded[key]
+	return !l.waiting[d.Unit].IsZero() || states[key] != l.loaded[key]
 }
 
 // leftAlone is what is wished for a unit that is in place, if nothing is done to it

@@ -183,9 +183,10 @@ type Loop struct {
 	// prints is what the policy of units looked like at the last change that the loop
 	// came to, by what it depends on; loaded is what was loaded for them, by the
 	// profiles that count for their verdict; waiting are units that such a change may
-	// concern and that no pass has taken on since.
+	// concern and that no pass has taken on since, and since when the first is told; told
+	// are those that the pass has taken on.
 	prints, loaded map[string]string
-	waiting        map[string]bool
+	waiting, told  map[string]time.Time
 
 	// For Metrics.
 	began  time.Time
@@ -206,7 +207,7 @@ func New(o Options) *Loop {
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, passUnits: o.PassUnits, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
-		leave: map[string]bool{}, waiting: map[string]bool{},
+		leave: map[string]bool{}, waiting: map[string]time.Time{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, readAnew: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
 	}
@@ -399,20 +400,25 @@ func (l *Loop) workOff(ctx context.Context) {
 		l.reviewAliases(ctx)
 		l.declare(ctx)
 	}
-	if l.queue.takePolicy() {
-		l.queue.add(review, l.touched()...) // together finds which of them cannot wait
+	if told := l.queue.takePolicy(); !told.IsZero() {
+		l.queue.add(review, l.touched(told)...) // together finds which of them cannot wait
 	}
 	due, begun := l.queue.takePlans(l.together(l.queue.plansDue()))
 	if len(due) == 0 {
 		return
 	}
 	l.mu.Lock()
+	l.told = map[string]time.Time{}
 	for _, unit := range due {
+		l.told[unit] = l.waiting[unit]
 		delete(l.waiting, unit)
 	}
 	l.mu.Unlock()
 	begun = slices.DeleteFunc(begun, func(u string) bool { return !l.settled(u) })
 	out := l.pass(ctx, due, nil, nil)
+	l.mu.Lock()
+	l.told = nil
+	l.mu.Unlock()
 	l.queue.release(due)
 	// A start under what was in place already gets its own look, for
 	// OnViolation=; one that the pass came to as well is of that pass.
@@ -669,8 +675,8 @@ func (l *Loop) everything() []string {
 // touched lists the units that a change of profiles or of what is loaded may
 // concern: those of profiles that are not as they were, and all that are not
 // quite in order. For the others nothing is asked or read, however many there
-// are.
-func (l *Loop) touched() []string {
+// are. told is since when the change is told.
+func (l *Loop) touched(told time.Time) []string {
 	l.mu.Lock()
 	units, policies := map[string][]string{}, map[string]inUse{}
 	judged := map[string][]string{}
@@ -717,7 +723,9 @@ func (l *Loop) touched() []string {
 	l.prints, l.loaded = prints, loaded
 	out = slices.DeleteFunc(out, func(unit string) bool { return l.leave[unit] })
 	for _, unit := range out {
-		l.waiting[unit] = true
+		if l.waiting[unit].IsZero() {
+			l.waiting[unit] = told
+		}
 	}
 	l.mu.Unlock()
 	slices.Sort(out)

@@ -115,7 +115,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 	begun := time.Now()
 	eachAlive(jobs, func(j *job) {
 		if j.accepts() {
-			j.beginTrial(begun) // before it is loaded: the unit may not live much longer
+			j.beginTrial(l.liveSince(j, begun)) // before it is loaded: the unit may not live much longer
 		}
 		if j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy) {
 			j.willLoad()
@@ -242,6 +242,33 @@ func (j *job) accepting() (accepted, policies map[string]string) {
 		policies[c.File] = c.ID
 	}
 	return accepted, policies
+}
+
+// toldWithin is how long it takes at most until a change of policy is told: many that
+// come one after the other are told as one.
+const toldWithin = 2 * time.Second
+
+// liveSince is from when on a unit may have been under what it is to run under: from now
+// on, where the pass loads that, and else since somebody else has loaded it.
+func (l *Loop) liveSince(j *job, now time.Time) time.Time {
+	_, policies := j.accepting()
+	live := false
+	for file, id := range policies {
+		live = live || j.d.Record.Policies[file] != id &&
+			!slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Kind == attach.LoadPolicy && a.Target == file })
+	}
+	if !live {
+		return now
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	since := now
+	for _, told := range []time.Time{l.told[j.d.Unit], l.waiting[j.d.Unit], l.queue.policyTold()} {
+		if !told.IsZero() && told.Before(since) {
+			since = told
+		}
+	}
+	return since.Add(-toldWithin)
 }
 
 // beginTrial notes how a unit that runs is before its policy changes. A trial

@@ -195,6 +195,59 @@ func TestAChangedPolicyThatAUnitFailsUnderIsUndone(t *testing.T) {
 	}
 }
 
+// A text that somebody else has loaded, as a package does, is on trial from then on, and not
+// only since the loop has come to it.
+func TestATrialOfATextThatIsLiveAlready(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		slow bool          // another unit settles meanwhile
+		at   time.Duration // when it is denied something, from the load on
+		stay bool
+	}{
+		{"denied at once", false, 10 * time.Millisecond, false},
+		{"denied before", false, -10 * time.Second, true},
+		{"denied during a pass", true, 10 * time.Second, false},
+		{"denied before, and a pass is under way", true, -10 * time.Second, true},
+	} {
+		w := attached(nil, "a")
+		w.addUnit("slow.service")
+		w.files["b"] = "1"
+		w.run(t, func(l *Loop) {
+			if tt.slow {
+				w.declareUnit("/etc/aaunit/attachments.d/slow.conf", "slow.service", func(a *attach.Attachment) { a.Profile, a.Settle = "b", time.Minute })
+			}
+			time.Sleep(10 * time.Second)
+			deny := func() { w.denials <- denial("a.service", "/etc/needed") }
+			if tt.at < 0 {
+				deny()
+				time.Sleep(-tt.at)
+			}
+			unlock := w.lock()
+			w.files["a"] = "2"
+			w.replace("a", "2")
+			unlock()
+			if tt.at > 0 && !tt.slow {
+				time.Sleep(tt.at)
+				deny()
+			}
+			time.Sleep(200 * time.Millisecond) // until it is told
+			w.policy <- struct{}{}
+			if tt.at > 0 && tt.slow {
+				time.Sleep(tt.at)
+				deny()
+			}
+			time.Sleep(2 * time.Minute)
+			rest()
+			s := status(t, l, "a")
+			unlock = w.lock()
+			defer unlock()
+			if (s.Held == nil) != tt.stay || (w.kernel["a"] == "2") != tt.stay || s.Verdict.Answer != attach.Confined {
+				t.Errorf("%s: %+v %q", tt.name, s, w.kernel)
+			}
+		})
+	}
+}
+
 // A text that is saved while an earlier one is tried is tried next.
 func TestATextThatIsSavedDuringATrial(t *testing.T) {
 	for _, bad := range []bool{false, true} {

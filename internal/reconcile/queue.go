@@ -3,6 +3,7 @@ package reconcile
 import (
 	"slices"
 	"sync"
+	"time"
 )
 
 // cause says why a unit is in the queue; causes of one unit are merged.
@@ -37,8 +38,9 @@ type queue struct {
 	// declare: the attachment files, or the units that they name, may have
 	// changed.
 	declare bool
-	// policy: profiles or what is loaded may have changed.
-	policy bool
+	// policy: profiles or what is loaded may have changed; since when that is told. Zero:
+	// they have not.
+	policy time.Time
 	// engaged: a pass is under way, and the next one may be a long time off.
 	engaged bool
 	// One slot each: there may be something to take.
@@ -81,17 +83,28 @@ func (q *queue) takeDeclare() bool {
 // before the next plans.
 func (q *queue) addPolicy() {
 	q.mu.Lock()
-	q.policy = true
+	if q.policy.IsZero() {
+		q.policy = time.Now()
+	}
 	q.mu.Unlock()
 	q.signal()
 }
 
-func (q *queue) takePolicy() bool {
+// takePolicy says since when a change of policy is told that has not been taken; zero
+// where there is none.
+func (q *queue) takePolicy() time.Time {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	due := q.policy
-	q.policy = false
-	return due
+	told := q.policy
+	q.policy = time.Time{}
+	return told
+}
+
+// policyTold is takePolicy for who does not take it.
+func (q *queue) policyTold() time.Time {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.policy
 }
 
 func (q *queue) signal() {

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/google/go-cmp/cmp"
@@ -19,7 +20,7 @@ func TestAChangeOfPolicyConcernsItsUnits(t *testing.T) {
 		all := []string{"u0.service", "u1.service", "u2.service", "u3.service"}
 		expect := func(when string, want []string) {
 			t.Helper()
-			if d := cmp.Diff(want, l.touched()); d != "" {
+			if d := cmp.Diff(want, l.touched(time.Now())); d != "" {
 				t.Errorf("%s: %s", when, d)
 			}
 		}
