@@ -31,7 +31,10 @@ def test_names_what_is_not_confined_and_does_not_fail(host):
     never = {'unit': 'c.service'}
     host.answers('verify', {
         'host': HOST, 'units': [status('a.service', 'not-confined', reason('task-unconfined', 'PID 7 is unconfined')), held, never],
-        'patterns': [{'unit': 'd@.service', 'dropIn': '/etc/systemd/system/d@.service.d/90-aaunit.conf'}, {'unit': 'd-.service'}, {'unit': 'e@.service', 'refused': [reason('drop-in-foreign', 'somebody wrote it')]}],
+        'patterns': [
+            {'unit': 'd@.service', 'dropIn': '/etc/systemd/system/d@.service.d/90-aaunit.conf'}, {'unit': 'd-.service'},
+            {'unit': 'e@.service', 'refused': [reason('drop-in-foreign', 'somebody wrote it')]},
+        ],
         'missing': [{'unit': 'f.service', 'reason': reason('not-attached', 'no attachment names it')}],
         'problems': [reason('attachment-bad', 'line 3', where='/etc/x:3')],
     }, rc=3)
