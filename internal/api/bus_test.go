@@ -495,12 +495,11 @@ func (m *fakeManager) ChangeSockets(ctx context.Context, r attach.Request, progr
 	return m.Pause(ctx, r, progress)
 }
 
-func (m *fakeManager) Subscribe(ctx context.Context, f func(*attach.Status)) {
+func (m *fakeManager) Subscribe(_ context.Context, f func(*attach.Status)) {
 	m.mu.Lock()
 	m.publish = f
 	m.mu.Unlock()
 	close(m.subscribe)
-	<-ctx.Done()
 }
 
 // tell publishes a status, as the loop does.

@@ -70,9 +70,9 @@ type Manager interface {
 	SocketOptions(units []string) attach.SocketReport
 	// ChangeSockets changes lists and modes, which takes effect without a restart.
 	ChangeSockets(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
-	// Subscribe has f told every published status until ctx ends; a removed
-	// unit comes with Status.Attachment == "". f returns at once, and changes
-	// none. Subscribe may return when it has registered f, or when ctx ends.
+	// Subscribe has f told every status that is published from its return on until
+	// ctx ends, in their order; a removed unit comes with Status.Attachment == "". f
+	// returns at once, and changes none.
 	Subscribe(ctx context.Context, f func(*attach.Status))
 }
 

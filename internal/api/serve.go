@@ -134,7 +134,7 @@ func (s *service) run(ctx context.Context) error {
 		unlink()
 	})
 
-	go s.manager.Subscribe(ctx, s.board.publish)
+	s.manager.Subscribe(ctx, s.board.publish) // before: what comes meanwhile is heard
 	s.board.sync(s.manager.Status)
 	go s.compare(ctx)
 

@@ -752,6 +752,46 @@ func TestWhoeverWantsHearsOfEveryAnswer(t *testing.T) {
 	}
 }
 
+// busyManager is slow to register a subscriber, and publishes another status as soon as
+// it was asked for all.
+type busyManager struct{ *fakeManager }
+
+func (m busyManager) Subscribe(ctx context.Context, f func(*attach.Status)) {
+	time.Sleep(50 * time.Millisecond)
+	m.fakeManager.Subscribe(ctx, f)
+}
+
+func (m busyManager) Status(units []string) attach.Report {
+	r := m.fakeManager.Status(units)
+	m.mu.Lock()
+	f := m.publish
+	m.mu.Unlock()
+	if f != nil {
+		now := status("a.service", attach.NotConfined)
+		f(&now)
+	}
+	return r
+}
+
+// What is published while the service begins is not missed: nobody would make up for it
+// for ten minutes.
+func TestWhatIsPublishedAtTheBeginningIsHeard(t *testing.T) {
+	m := busyManager{newFakeManager()}
+	m.units = []attach.Status{status("a.service", attach.Confined)}
+	s := newService(m, Options{Address: "unix:path=/nonexistent", Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.run(ctx) }()
+	time.Sleep(200 * time.Millisecond)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := s.board.get("a.service"); got == nil || got.Verdict.Answer != attach.NotConfined {
+		t.Errorf("shown is %+v", got)
+	}
+}
+
 func TestBoardTakesTheNewerWord(t *testing.T) {
 	b := newBoard()
 	old, now := status("old.service", attach.Confined), status("a.service", attach.NotConfined)

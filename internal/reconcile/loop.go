@@ -179,6 +179,10 @@ type Loop struct {
 	rescanning sync.Mutex // held during a look at the tasks of many units
 	subs       map[int]func(*attach.Status)
 	nextSub    int
+	// untold are statuses that subscribers are yet to hear of, in the order in which they
+	// were published; telling is set while somebody is at it.
+	untold  []untold
+	telling bool
 
 	// prints is what the policy of units looked like at the last change that the loop
 	// came to, by what it depends on; loaded is what was loaded for them, by the

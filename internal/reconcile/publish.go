@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -17,15 +18,10 @@ func (l *Loop) conclude(d attach.Desired, o attach.Observed, v attach.Verdict) {
 	l.mu.Lock()
 	l.looked++
 	l.mu.Unlock()
-	old, current := l.keepVerdict(d, v)
+	old, current := l.tellVerdict(d, o, v)
 	if !current {
 		return
 	}
-	l.publish(d.Unit, func(s *attach.Status) {
-		s.Profile = d.Profile
-		s.ActiveState = o.Unit.ActiveState
-		s.Verdict = &v
-	})
 	// That a unit is not running is no news about its confinement.
 	gone := v.Answer == attach.Unknown && v.Tasks == 0 && !o.JustStarted
 	if !gone && (old == nil || old.Answer != v.Answer || old.InvocationID != v.InvocationID) {
@@ -38,12 +34,26 @@ func (l *Loop) conclude(d attach.Desired, o attach.Observed, v attach.Verdict) {
 	l.noteSockets(d, o, v)
 }
 
-// keepVerdict puts a verdict on the unit's record. It gives back the one before,
-// and whether the new one is of any interest.
-func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verdict, current bool) {
+// tellVerdict keeps a verdict and publishes it, before another one on the unit is kept
+// and before the unit is forgotten. It gives back what keepVerdict does.
+func (l *Loop) tellVerdict(d attach.Desired, o attach.Observed, v attach.Verdict) (old *attach.Verdict, current bool) {
 	keeping := l.keeping.of(d.Unit)
 	keeping.Lock()
 	defer keeping.Unlock()
+	old, current = l.keepVerdict(d, v)
+	if current {
+		l.publish(d.Unit, func(s *attach.Status) {
+			s.Profile = d.Profile
+			s.ActiveState = o.Unit.ActiveState
+			s.Verdict = &v
+		})
+	}
+	return old, current
+}
+
+// keepVerdict puts a verdict on the unit's record. It gives back the one before,
+// and whether the new one is of any interest. The unit's lock of keeping is held.
+func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verdict, current bool) {
 	l.mu.Lock()
 	r, remembered := l.records[d.Unit]
 	_, attached := l.targets[d.Unit]
@@ -106,6 +116,7 @@ func (l *Loop) sayVerdict(v attach.Verdict) {
 // publish changes the status of a unit and hands it to the subscribers.
 func (l *Loop) publish(unit string, change func(*attach.Status)) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	s := l.statusOf(unit)
 	s.Unit = unit
 	if a, ok := l.targets[unit]; ok {
@@ -130,14 +141,7 @@ func (l *Loop) publish(unit string, change func(*attach.Status)) {
 	s.Busy = false
 	change(&s)
 	l.statuses[unit] = &s
-	subs := l.subscribers()
-	if attach.IsPattern(unit) {
-		subs = nil // those are about units
-	}
-	l.mu.Unlock()
-	for _, f := range subs {
-		f(&s)
-	}
+	l.tell(&s)
 }
 
 // statusOf is what was last published of a unit. l.mu is held.
@@ -151,29 +155,45 @@ func (l *Loop) statusOf(unit string) attach.Status {
 // unpublish takes a unit off the list.
 func (l *Loop) unpublish(unit string) {
 	l.mu.Lock()
-	_, known := l.statuses[unit]
-	delete(l.statuses, unit)
-	subs := l.subscribers()
-	l.mu.Unlock()
-	if !known || attach.IsPattern(unit) {
-		return
-	}
-	for _, f := range subs {
-		f(&attach.Status{Unit: unit})
+	defer l.mu.Unlock()
+	if _, known := l.statuses[unit]; known {
+		delete(l.statuses, unit)
+		l.tell(&attach.Status{Unit: unit})
 	}
 }
 
-func (l *Loop) subscribers() []func(*attach.Status) {
-	out := make([]func(*attach.Status), 0, len(l.subs))
-	for _, f := range l.subs {
-		out = append(out, f)
-	}
-	return out
+// untold is a status, and whom to tell it.
+type untold struct {
+	s  *attach.Status
+	to []func(*attach.Status)
 }
 
-// Subscribe calls f with every status that is published until ctx ends; one
-// without an Attachment is of a unit that is attached no more. f must be quick, and
-// change none.
+// tell hands a status to the subscribers, behind those that were published before: they
+// take what they hear last for the newest. l.mu is held, but not while they are called.
+func (l *Loop) tell(s *attach.Status) {
+	if attach.IsPattern(s.Unit) {
+		return // they are told of units
+	}
+	l.untold = append(l.untold, untold{s, slices.Collect(maps.Values(l.subs))})
+	if l.telling {
+		return // whoever is at it goes on with this one
+	}
+	l.telling = true
+	for len(l.untold) > 0 {
+		next := l.untold[0]
+		l.untold = l.untold[1:]
+		l.mu.Unlock()
+		for _, f := range next.to {
+			f(next.s)
+		}
+		l.mu.Lock()
+	}
+	l.untold, l.telling = nil, false
+}
+
+// Subscribe calls f with every status that is published until ctx ends, in the order in
+// which they are; one without an Attachment is of a unit that is attached no more. f must
+// be quick, and change none.
 func (l *Loop) Subscribe(ctx context.Context, f func(*attach.Status)) {
 	l.mu.Lock()
 	id := l.nextSub

@@ -455,6 +455,78 @@ func TestAVerdictThatComesTooLateIsNotShown(t *testing.T) {
 	})
 }
 
+// Who hears of a unit hears of its newest verdict last, and of its end after all of
+// them, however long it takes to take in what came before.
+func TestSubscribersHearTheLastWordLast(t *testing.T) {
+	for _, detached := range []bool{false, true} {
+		w := attached(nil, "a")
+		l := w.loop()
+		l.declare(t.Context())
+		d, err := l.desired("a.service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		say := func(a attach.Answer, at time.Time) {
+			l.conclude(d, attach.Observed{}, attach.Verdict{Unit: d.Unit, Answer: a, At: at})
+		}
+		var mu sync.Mutex
+		var heard []string
+		first := make(chan struct{})
+		l.Subscribe(t.Context(), func(s *attach.Status) {
+			word := "gone"
+			if s.Attachment != "" {
+				word = s.Verdict.Answer.String()
+			}
+			if word == "confined" {
+				close(first)
+				time.Sleep(50 * time.Millisecond)
+			}
+			mu.Lock()
+			heard = append(heard, word)
+			mu.Unlock()
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() { say(attach.Confined, time.Now()) })
+		<-first
+		want := []string{"confined", "not-confined"}
+		if detached {
+			want[1] = "gone"
+			l.drop(d.Unit)
+			l.unpublish(d.Unit)
+		} else {
+			say(attach.NotConfined, time.Now())
+		}
+		wg.Wait()
+		if !slices.Equal(heard, want) {
+			t.Errorf("heard %q, want %q", heard, want)
+		}
+	}
+}
+
+// Of looks at a unit that end together the last one is shown.
+func TestLooksThatEndTogether(t *testing.T) {
+	const looks = 64
+	w := attached(nil, "a")
+	l := w.loop()
+	l.declare(t.Context())
+	d, err := l.desired("a.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	for round := range 1000 {
+		var wg sync.WaitGroup
+		for i := range looks {
+			v := attach.Verdict{Unit: d.Unit, Answer: attach.Confined, At: begin.Add(time.Duration(round*looks+i) * time.Second)}
+			wg.Go(func() { l.conclude(d, attach.Observed{}, v) })
+		}
+		wg.Wait()
+		if got, want := status(t, l, "a").Verdict.At, begin.Add(time.Duration(round*looks+looks-1)*time.Second); !got.Equal(want) {
+			t.Fatalf("round %d: the look shown is %v older than the last one", round, want.Sub(got))
+		}
+	}
+}
+
 // "systemctl daemon-reload; systemctl restart" is one burst: the start in it is
 // judged as a start all the same.
 func TestOnViolationStopSeesAStartThatComesWithAReload(t *testing.T) {
