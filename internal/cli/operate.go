@@ -189,8 +189,8 @@ func (a *app) checkCommand() *cobra.Command {
 		Short: "Look for ways around a profile, without changing anything",
 		Long: `Look for every way in which a unit could run without its profile, for what is
 wrong in a profile file or an attachment file, and for what the compiled policy
-allows and should not. Without arguments: all attached units. Nothing is changed,
-loaded or restarted.
+allows and should not. Without arguments: all attached units, templates and
+prefixes. Nothing is changed, loaded or restarted.
 
 Where there is no aaunitd, as on a build machine, or it may not be asked, the
 answers come from the compiled policy alone; what only the kernel could add is
@@ -221,7 +221,9 @@ shown as not asked, and is no failure. Units are looked at where systemd runs.
 				for i := range out {
 					a.fileHere(&out[i])
 				}
-				if err == nil && (sarif || a.json && len(out) > 0) {
+				// Where nothing is attached there is nothing to find, which is no failure.
+				none := len(out) == 0 && len(args) == 0
+				if err == nil && (sarif || a.json && (len(out) > 0 || none)) {
 					codes := []attach.Exit{attach.ExitOK}
 					for _, o := range out {
 						codes = append(codes, o.Exit)
@@ -230,9 +232,12 @@ shown as not asked, and is no failure. Units are looked at where systemd runs.
 					if sarif {
 						return a.printJSON(a.sarif(out))
 					}
+					if none {
+						out = []attach.Outcome{} // an empty list, and not null
+					}
 					return a.printJSON(checkDoc{outcomesDoc{out}, codesDoc{named(out)}})
 				}
-				if err == nil && len(out) == 0 && len(args) == 0 && !a.json {
+				if err == nil && none {
 					a.printer().line("No unit is attached.")
 					return nil
 				}

@@ -49,12 +49,12 @@ func (l *Loop) checker() checker { return checker{texts: l.apparmor, gate: l.gat
 
 // Check says what is in profile files, and what speaks against attaching
 // units, and changes nothing. An argument with a slash is a file, of a profile or
-// an attachment; another is a unit or, where there is none of that name, a
-// profile. Without arguments it is about every attached unit.
+// an attachment; another is a unit, an attached template or prefix or, where there is
+// none of that name, a profile. Without arguments it is about all that is attached.
 func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach.Outcome, error) {
 	if len(args) == 0 {
 		l.mu.Lock()
-		args = slices.DeleteFunc(slices.Sorted(maps.Keys(l.targets)), attach.IsPattern)
+		args = slices.Sorted(maps.Keys(l.targets))
 		l.mu.Unlock()
 	}
 	k := l.checker()
@@ -63,6 +63,12 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 		if strings.Contains(arg, "/") {
 			out = append(out, l.checkFile(ctx, k, arg, trusted))
 			continue
+		}
+		if name, err := attach.UnitName(arg); err == nil && attach.IsPattern(name) {
+			if a := l.target(name); a != nil {
+				out = append(out, k.pattern(ctx, name, *a))
+				continue
+			}
 		}
 		found, err := l.Plan(ctx, attach.Request{Units: []string{arg}, Trusted: trusted, AsDeclared: true})
 		if err != nil {
@@ -300,11 +306,25 @@ func (k checker) partly(ctx context.Context, o *attach.Outcome, file string, pro
 func (k checker) attachment(ctx context.Context, file string, a attach.Attachment, problems []attach.Reason) attach.Outcome {
 	o := attach.Outcome{Unit: file}
 	found(&o, problems...)
-	if len(problems) > 0 {
-		return o
+	if len(problems) == 0 {
+		k.declaredFor(ctx, &o, a, file, a.Units)
 	}
+	return o
+}
+
+// pattern checks what a template or prefix is attached to, as attachment does. Units of
+// it that are attached are checked by themselves.
+func (k checker) pattern(ctx context.Context, name string, a attach.Attachment) attach.Outcome {
+	o := attach.Outcome{Unit: name}
+	k.declaredFor(ctx, &o, a, a.Source, []string{name})
+	return o
+}
+
+// declaredFor checks the policy that an attachment, which stands in file, declares for
+// units.
+func (k checker) declaredFor(ctx context.Context, o *attach.Outcome, a attach.Attachment, file string, units []string) {
 	asked := map[string]bool{}
-	for _, unit := range a.Units {
+	for _, unit := range units {
 		if (attach.IsPattern(unit) || attach.IsGlob(unit)) && strings.Contains(a.Profile, "%") {
 			o.Notes = append(o.Notes, attach.Because(attach.AssertionUnknown, "which profile Profile=%s is shows with the units of %s to come", a.Profile, unit).At(file))
 			o.Exit = attach.WorstExit(o.Exit, attach.ExitUnknown)
@@ -312,17 +332,16 @@ func (k checker) attachment(ctx context.Context, file string, a attach.Attachmen
 		}
 		name, err := a.ProfileFor(unit)
 		if err != nil {
-			found(&o, attach.Because(attach.ProfileNameBad, "%v", err).At(file))
+			found(o, attach.Because(attach.ProfileNameBad, "%v", err).At(file))
 			continue
 		}
 		if !asked[name] {
 			asked[name] = true
-			k.declared(ctx, &o, attach.Desired{Unit: unit, Profile: name, Attachment: &a}, attach.Unit{})
+			k.declared(ctx, o, attach.Desired{Unit: unit, Profile: name, Attachment: &a}, attach.Unit{})
 		}
 	}
 	o.Notes = append(o.Notes, attach.SocketBlindSpots(a)...)
 	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
-	return o
 }
 
 // declared checks the policy of a unit, or of one that is to come, as an

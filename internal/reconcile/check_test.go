@@ -68,6 +68,45 @@ func TestCheckNamesFilesProfilesAndUnits(t *testing.T) {
 	}
 }
 
+// A template or prefix is checked like the attachment that names it, whether a unit of it
+// is there or not.
+func TestCheckOfPatterns(t *testing.T) {
+	w := newWorld()
+	for file, a := range map[string]attach.Attachment{
+		"good": {Units: []string{"good@.service"}, Profile: "good"},
+		"bad":  {Units: []string{"bad-.service", "other.service"}, Profile: "bad"},
+		"each": {Units: []string{"each@.service"}, Profile: "each-%i"},
+		"none": {Units: []string{"none@.service"}, Profile: "none"},
+	} {
+		file = "/etc/aaunit/attachments.d/" + file + ".conf"
+		a.Source = file
+		w.att[file] = a
+	}
+	w.files["good"], w.files["bad"] = "1", "1"
+	w.gate = func(c attach.Compiled) []attach.Reason {
+		if c.File == "/etc/apparmor.d/bad" {
+			return []attach.Reason{attach.Because(attach.AssertionFailed, "it may").At(c.File)}
+		}
+		return nil
+	}
+	l := w.loop()
+	l.declare(t.Context())
+	want := map[string]attach.Exit{"bad-.service": attach.ExitNotConfined, "each@.service": attach.ExitUnknown, "good@.service": attach.ExitOK, "none@.service": attach.ExitNotConfined, "other.service": attach.ExitNoUnit}
+	all, err := l.Check(t.Context(), nil, true)
+	if err != nil || len(all) != len(want) {
+		t.Fatalf("%v %+v", err, all)
+	}
+	for _, o := range all {
+		if exit, known := want[o.Unit]; !known || o.Exit != exit {
+			t.Errorf("%s: exit %d, want %d: %+v", o.Unit, o.Exit, exit, o)
+		}
+		one, err := l.Check(t.Context(), []string{o.Unit}, false)
+		if err != nil || len(one) != 1 || one[0].Exit != o.Exit || one[0].Profile != o.Profile {
+			t.Errorf("%s by its name: %v %+v", o.Unit, err, one)
+		}
+	}
+}
+
 // A unit that goes on under what was accepted for it is checked by its text, as one that
 // is not attached is, and nothing is done about it.
 func TestCheckOfAnAttachedUnitIsOfItsText(t *testing.T) {
