@@ -55,6 +55,7 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 	if len(args) == 0 {
 		l.mu.Lock()
 		args = slices.Sorted(maps.Keys(l.targets))
+		args = slices.DeleteFunc(args, func(name string) bool { return attach.IsPattern(name) && l.standsIn(name) })
 		l.mu.Unlock()
 	}
 	k := l.checker()
@@ -108,6 +109,20 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 		out = append(out, found...)
 	}
 	return out, nil
+}
+
+// standsIn reports whether units of a template or prefix are checked in its place: which
+// profile they run under depends on each. l.mu is held.
+func (l *Loop) standsIn(pattern string) bool {
+	if !byUnit(l.targets[pattern]) {
+		return false
+	}
+	for unit, a := range l.targets {
+		if unit != pattern && a.Placement(unit) == pattern {
+			return true
+		}
+	}
+	return false
 }
 
 // checkFile checks a file that a caller of the daemon's names.

@@ -107,6 +107,19 @@ func TestCheckOfPatterns(t *testing.T) {
 	}
 }
 
+// A template whose profile depends on the instance is checked by those that there are.
+func TestCheckOfInstances(t *testing.T) {
+	w := instances(func(a *attach.Attachment) { a.Profile = "%p-%i" }, "1")
+	w.files["w-1"] = "1"
+	w.run(t, func(l *Loop) {
+		rest()
+		all, err := l.Check(context.Background(), nil, true)
+		if err != nil || len(all) != 1 || all[0].Unit != "w@1.service" || all[0].Exit != attach.ExitOK {
+			t.Errorf("%v %+v", err, all)
+		}
+	})
+}
+
 // A unit that goes on under what was accepted for it is checked by its text, as one that
 // is not attached is, and nothing is done about it.
 func TestCheckOfAnAttachedUnitIsOfItsText(t *testing.T) {
