@@ -47,6 +47,7 @@ type job struct {
 	// stopped: somebody has stopped the unit while it was restarted, or kept it from being
 	// restarted, and nobody else starts it.
 	stopped  bool
+	letGo    func()        // of the unit, see keepLoaded; nil nothing
 	since    time.Time     // when the restart, or the new policy, came
 	took     time.Duration // of the restart
 	verdict  attach.Verdict
@@ -94,6 +95,13 @@ func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *momen
 	jobs := l.plan(ctx, units, op, m)
 	l.handle(jobs, func(j *job) bool { return len(j.plan.Actions) > 0 })
 	defer l.handle(nil, nil)
+	defer func() {
+		for _, j := range jobs {
+			if j.letGo != nil {
+				j.letGo()
+			}
+		}
+	}()
 	saved := l.loadPolicies(ctx, jobs)
 	l.saveSockets(jobs)
 	l.writeDropIns(jobs)
@@ -853,15 +861,18 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		return
 	case j.plan.Has(attach.Restart), j.wasStopped():
 	case j.restartedBefore():
+		l.keepLoaded(ctx, j)
 		j.restarted, j.since = true, time.Now()
 		l.settle(ctx, j)
 		return
 	case j.d.Record.Trial != nil && j.d.Attachment != nil:
+		l.keepLoaded(ctx, j)
 		l.tryPolicy(ctx, j, spoiled)
 		return
 	default:
 		return
 	}
+	l.keepLoaded(ctx, j)
 	j.event(attach.StepRestart, attach.Running, "restarting")
 	slots <- struct{}{}
 	begun := time.Now()
@@ -892,6 +903,18 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	if !j.stopped {
 		l.settle(ctx, j)
 	}
+}
+
+// keepLoaded keeps systemd from letting go of a unit that is watched, until the end of the
+// pass: loaded anew, one that failed reads as if it had never been started. Where that
+// cannot be done it may be overlooked.
+func (l *Loop) keepLoaded(ctx context.Context, j *job) {
+	release, err := l.systemd.Keep(ctx, j.d.Unit)
+	if err != nil {
+		l.log.Debug("systemd may let go of a unit while it is watched", journal.FieldUnit, j.d.Unit, "err", err)
+		return
+	}
+	j.letGo = release
 }
 
 // canceled reports whether a job failed since another one took its place.
@@ -1079,7 +1102,7 @@ func unhealthy(first attach.Start, now attach.Unit) string {
 		return now.ID + " failed" + exitText(now)
 	case now.NRestarts > first.NRestarts || now.SubState == "auto-restart":
 		return now.ID + " ended and was restarted by systemd" + exitText(now)
-	case now.InvocationID != "" && now.InvocationID != first.InvocationID: // "" is no start at all
+	case now.InvocationID != "" && now.InvocationID != first.InvocationID: // "" is no start at all; see keepLoaded
 		return fmt.Sprintf("%s was started anew", now.ID)
 	case now.Type != "oneshot" && first.Active && !now.Active() && now.Result != "success":
 		return now.ID + " ended" + exitText(now)

@@ -56,6 +56,9 @@ type Systemd interface {
 	Start(ctx context.Context, unit string) error
 	// Stop waits for the job.
 	Stop(ctx context.Context, unit string) error
+	// Keep has systemd keep a loaded unit, and what it knows of its last start, also when
+	// it ends, until release is called or the connection is lost.
+	Keep(ctx context.Context, unit string) (release func(), err error)
 
 	// Follow sends what happens to units that wants accepts, until ctx ends.
 	// wants must be quick and may be asked at any time.

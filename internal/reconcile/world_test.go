@@ -179,10 +179,15 @@ type unit struct {
 	unloads bool
 	// moves: profile -> another one that its program changes to by itself.
 	moves map[string]string
+	// collected: it does so, too, where the unit failed (CollectMode=inactive-or-failed).
+	collected bool
+	kept      int // for so many who asked for it
 }
 
 // loaded reports whether systemd has the unit loaded.
-func (u *unit) loaded() bool { return !u.unloads || u.running || u.failed }
+func (u *unit) loaded() bool {
+	return !u.unloads || u.running || u.kept > 0 || u.failed && !u.collected
+}
 
 func newWorld() *world {
 	return &world{
@@ -398,7 +403,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		case f.oneshot:
 			u.ActiveState, u.SubState = "activating", "start"
 		}
-	case f.failed:
+	case f.failed && f.loaded():
 		u.ActiveState, u.SubState, u.Result = "failed", "failed", "exit-code"
 	}
 	s := &u.Settings
@@ -593,6 +598,19 @@ func (w *world) Stop(_ context.Context, name string) error {
 	}
 	w.units[name].running, w.units[name].before = false, false
 	return nil
+}
+
+func (w *world) Keep(_ context.Context, name string) (release func(), err error) {
+	defer w.lock()()
+	u := w.units[name]
+	if !u.loaded() {
+		return nil, errors.New(name + " is not loaded")
+	}
+	u.kept++
+	return func() {
+		defer w.lock()()
+		u.kept--
+	}, nil
 }
 
 func (w *world) Follow(_ context.Context, wants func(string) bool) <-chan attach.UnitEvent {

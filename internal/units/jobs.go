@@ -48,6 +48,27 @@ func (s *Systemd) Stop(ctx context.Context, unit string) error {
 	return s.job(ctx, "stop", "StopUnit", unit)
 }
 
+// Keep has systemd keep a unit that is loaded until release is called, or the connection
+// is lost. systemd lets go of a unit that ended and that nobody refers to, with CollectMode=
+// also of one that failed: asked about later, it loads it anew, with no word of how it
+// ended (unit_may_gc in its src/core/unit.c).
+func (s *Systemd) Keep(ctx context.Context, unit string) (release func(), err error) {
+	if err := fullName(unit); err != nil {
+		return nil, fmt.Errorf("cannot keep %s: %w", shown(unit), err)
+	}
+	conn, err := s.conn(ctx)
+	if err == nil {
+		err = ask(ctx, conn, s.wait.call, systemdName, managerPath, managerIface+".RefUnit", []any{unit})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot keep %s: %w", unit, err)
+	}
+	return func() {
+		// A connection that is lost has let go of it.
+		conn.Object(systemdName, managerPath).Go(managerIface+".UnrefUnit", dbus.FlagNoReplyExpected|dbus.FlagNoAutoStart, nil, unit)
+	}, nil
+}
+
 // unheard is the result of a job that ended while nobody listened.
 const unheard = "unheard"
 

@@ -107,6 +107,44 @@ func TestStartClearsFailedState(t *testing.T) {
 	}
 }
 
+// A unit is kept and let go of over the same connection: systemd counts for each.
+func TestKeep(t *testing.T) {
+	b := newFakeBus(t)
+	s := b.client(Options{})
+	calls := make(chan string, 10)
+	for _, member := range []string{"RefUnit", "UnrefUnit"} {
+		b.on(member, func(c busCall) ([]any, error) {
+			calls <- fmt.Sprint(member, c.args, c.sender)
+			return nil, nil
+		})
+	}
+	release, err := s.Keep(t.Context(), "a@1.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := <-calls
+	select {
+	case c := <-calls:
+		t.Errorf("%s before it was to be let go of", c)
+	case <-time.After(20 * time.Millisecond):
+	}
+	release()
+	if c := <-calls; !strings.HasPrefix(kept, "RefUnit[a@1.service]") || c != "Unref"+strings.TrimPrefix(kept, "Ref") {
+		t.Errorf("%s and then %s", kept, c)
+	}
+	b.dropAll()
+	release() // there is nothing to let go of any more
+	s = b.client(Options{})
+	b.on("RefUnit", func(busCall) ([]any, error) {
+		return nil, busError("org.freedesktop.systemd1.NoSuchUnit", "Unit a.service not loaded.")
+	})
+	for unit, says := range map[string]string{"a.service": "cannot keep a.service: Unit a.service not loaded.", "a": "cannot keep"} {
+		if _, err := s.Keep(t.Context(), unit); err == nil || !strings.HasPrefix(err.Error(), says) {
+			t.Errorf("%s: %v", unit, err)
+		}
+	}
+}
+
 // Any user may send JobRemoved to any connection.
 func TestForgedJobRemoved(t *testing.T) {
 	b := newFakeBus(t)
