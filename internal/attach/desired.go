@@ -277,8 +277,14 @@ func (d Desired) heldText() bool { return d.Record.Hold.OnlyText() && d.Keeps() 
 // than a changed text of its profile is held.
 func (h *Hold) OnlyText() bool { return h != nil && len(h.Texts) > 0 }
 
-// Over reports whether it is to be tried again by itself.
-func (h *Hold) Over(now time.Time) bool { return !h.Again.IsZero() && !now.Before(h.Again) }
+// MaxAgain is how far off Hold.Again is at most.
+const MaxAgain = time.Hour
+
+// Over reports whether it is to be tried again by itself. A time that is further off than
+// any is from when the clock was ahead.
+func (h *Hold) Over(now time.Time) bool {
+	return !h.Again.IsZero() && (!now.Before(h.Again) || h.Again.Sub(now) > MaxAgain)
+}
 
 // names are the profiles whose policy belongs to the unit.
 func (d Desired) names() []string {

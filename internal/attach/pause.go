@@ -25,8 +25,14 @@ type Pause struct {
 	By    string    `json:"by"` // who asked for it
 }
 
-// InForce reports whether the pause lasts at a time; no pause never does.
-func (p *Pause) InForce(at time.Time) bool { return p != nil && at.Before(p.Until) }
+// setBack is by how much a clock may be set back without ending a pause of MaxPause.
+const setBack = time.Hour
+
+// InForce reports whether the pause lasts at a time; no pause never does. One that would
+// last longer than any was made while the clock was ahead.
+func (p *Pause) InForce(at time.Time) bool {
+	return p != nil && at.Before(p.Until) && p.Until.Sub(at) <= MaxPause+setBack
+}
 
 func (p Pause) String() string {
 	return "until " + p.Until.Format("2006-01-02 15:04:05 MST") + ", by " + cmp.Or(p.By, "unknown")

@@ -76,6 +76,32 @@ func TestTheLongerPauseCounts(t *testing.T) {
 	}
 }
 
+// A pause, and a hold that is to end by itself, do so in time, also where the clock was
+// ahead when they were made.
+func TestNothingLastsForWhatTheClockWasAhead(t *testing.T) {
+	for _, c := range []struct {
+		off        time.Duration
+		pause, due bool
+	}{
+		{-time.Second, false, true},
+		{0, false, true},
+		{time.Minute, true, false},
+		{MaxAgain, true, false},
+		{MaxAgain + time.Second, true, true},
+		{MaxPause, true, true},
+		{MaxPause + time.Minute, true, true}, // the clock was put right by a minute
+		{30 * 24 * time.Hour, false, true},
+	} {
+		at := noon.Add(c.off)
+		if got := (&Pause{Until: at}).InForce(noon); got != c.pause {
+			t.Errorf("a pause until %v: %v", c.off, got)
+		}
+		if got := (&Hold{Again: at}).Over(noon); got != c.due {
+			t.Errorf("to be tried again in %v: %v", c.off, got)
+		}
+	}
+}
+
 func TestParsePause(t *testing.T) {
 	for span, want := range map[string]time.Duration{
 		"90s": 90 * time.Second, "30min": 30 * time.Minute, "2h": 2 * time.Hour, "1d": 24 * time.Hour, "45": 45 * time.Second,

@@ -316,7 +316,8 @@ const retake = 10 * time.Minute
 // task leave. A new start puts it on again. Should that come to nothing, it is
 // not tried again for ten minutes.
 func takenOff(d Desired, o Observed, why Reason) bool {
-	if why.Code != TaskUnconfined || !d.Keeps() || o.At.Sub(d.Record.Retaken) < retake {
+	// A time to come is from when the clock was ahead.
+	if age := o.At.Sub(d.Record.Retaken); why.Code != TaskUnconfined || !d.Keeps() || age >= 0 && age < retake {
 		return false
 	}
 	leaves := func(p Profile) bool { return len(p.Leaves) > 0 }

@@ -131,6 +131,10 @@ func TestDiff(t *testing.T) {
 			childStripped(d, o)
 			d.Record.Retaken = o.At.Add(-retake / 2)
 		}, []string{"load-policy " + text}, nil},
+		{"the same, after one when the clock was ahead", func(d *Desired, o *Observed) {
+			childStripped(d, o)
+			d.Record.Retaken = o.At.Add(10 * retake)
+		}, []string{"load-policy " + text, "restart " + unitName}, nil},
 		{"the same, and the restart was cut off after the policy was put back", func(d *Desired, o *Observed) {
 			o.Scan.Tasks[2].Label = label("unconfined")
 			d.Record.Retaken, d.Record.Retaking = o.At, o.Unit.InvocationID

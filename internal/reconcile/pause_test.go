@@ -178,6 +178,62 @@ func TestEachPauseEndsAtItsTime(t *testing.T) {
 	})
 }
 
+// What was begun while the clock was ahead does not last until then when it has been put
+// right: each life of this daemon begins at the same time.
+func TestAClockThatWasAhead(t *testing.T) {
+	t.Run("pause", func(t *testing.T) {
+		w := attached(nil, "a")
+		w.run(t, func(l *Loop) {
+			time.Sleep(8 * 24 * time.Hour)
+			pause(t, l, time.Hour, "a")
+		})
+		w.kernel["a"] = "evil"
+		w.run(t, func(l *Loop) {
+			rest()
+			if s := status(t, l, "a"); s.Paused != nil || w.kernel["a"] != "1" || w.records["a.service"].Pause != nil {
+				t.Errorf("%+v %q", s, w.kernel)
+			}
+		})
+	})
+	t.Run("hold", func(t *testing.T) {
+		w := attached(nil, "a")
+		w.deaf = true
+		w.run(t, func(l *Loop) {
+			time.Sleep(24 * time.Hour)
+			if s := status(t, l, "a"); s.Held == nil || s.Held.Again.IsZero() {
+				t.Errorf("%+v", s)
+			}
+		})
+		w.deaf = false
+		w.run(t, func(l *Loop) {
+			rest()
+			if s := status(t, l, "a"); s.Held != nil || s.Verdict.Answer != attach.Confined {
+				t.Errorf("%+v", s)
+			}
+		})
+	})
+	t.Run("trial", func(t *testing.T) {
+		w := attached(func(a *attach.Attachment) { a.Settle = time.Minute }, "a")
+		w.run(t, func(l *Loop) {
+			time.Sleep(24 * time.Hour)
+			w.edit("2")
+			time.Sleep(30 * time.Second)
+			defer w.lock()()
+			if w.records["a.service"].Trial == nil {
+				t.Errorf("%+v", w.records["a.service"])
+			}
+		})
+		w.run(t, func(l *Loop) {
+			w.denials <- denial("a.service", "/etc/needed")
+			time.Sleep(2 * time.Minute)
+			rest()
+			if s := status(t, l, "a"); s.Held == nil || w.kernel["a"] != "1" {
+				t.Errorf("%+v %q", s, w.kernel)
+			}
+		})
+	})
+}
+
 func TestNothingIsDoneByHandToAPausedUnit(t *testing.T) {
 	w := newWorld()
 	w.addUnit("a.service")

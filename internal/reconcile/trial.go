@@ -24,6 +24,11 @@ import (
 // under the same policy, are not waited for then.
 func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 	t := j.d.Record.Trial
+	if now := time.Now(); t.Since.After(now) { // it was cut off, and the clock was ahead
+		trial := *t
+		trial.Since = now
+		t, j.d.Record.Trial = &trial, &trial
+	}
 	j.event(attach.StepPolicy, attach.Running, "watching %s under the changed policy", j.d.Unit)
 	ended := false
 	denied := func() string {

@@ -404,7 +404,7 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 // and at least every maxLeave.
 const (
 	leaveFor = time.Minute
-	maxLeave = time.Hour
+	maxLeave = attach.MaxAgain
 )
 
 // ofTheHost reports whether what failed may work another time, though nothing of the
@@ -420,7 +420,11 @@ func ofTheHost(c attach.Code) bool {
 
 // tryAgain sees to it that a held attach is tried again.
 func (l *Loop) tryAgain(unit string, at time.Time) {
-	time.AfterFunc(max(0, time.Until(at)), func() { l.queue.add(inputChanged, unit) })
+	wait := time.Until(at)
+	if (&attach.Hold{Again: at}).Over(time.Now()) {
+		wait = 0
+	}
+	time.AfterFunc(wait, func() { l.queue.add(inputChanged, unit) })
 }
 
 // texts reads drop-ins of ours that are as we wrote them.
