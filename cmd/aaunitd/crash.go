@@ -185,9 +185,9 @@ type crashSaved struct {
 	c     *crash
 }
 
-func (s crashSaved) Restore(ctx context.Context) (err error) {
-	s.c.around("Restore", s.names, func() { err = s.Saved.Restore(ctx) })
-	return err
+func (s crashSaved) Restore(ctx context.Context) (stays map[string]error, err error) {
+	s.c.around("Restore", s.names, func() { stays, err = s.Saved.Restore(ctx) })
+	return stays, err
 }
 
 type crashAttachments struct {

@@ -1,7 +1,6 @@
 package apparmor
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,6 +112,16 @@ func (s *System) prune(names []string, live map[string]loaded) error {
 	return errors.Join(errs...)
 }
 
+// errStarting is ErrInUse of what passes by itself: which of the profiles a service is
+// being started under is not known.
+var errStarting error = startingError{}
+
+type startingError struct{}
+
+func (startingError) Error() string        { return "a task may carry the profile in a moment" }
+func (startingError) Is(target error) bool { return target == ErrInUse }
+func (startingError) Passes() bool         { return true }
+
 // startTime is how long an unload waits for starts that are under way.
 const startTime = 3 * time.Second
 
@@ -120,7 +129,8 @@ const startTime = 3 * time.Second
 // It refuses one, with ErrInUse, while a task of the host carries it or a child of
 // it: removing it would unconfine the task. A profile that is not loaded is no
 // error. The tasks are looked at once for all of them, and starts that are under
-// way are waited for once.
+// way are waited for once. Where one goes on for longer, the error says that it passes
+// by itself (a method Passes).
 func (s *System) Unload(ctx context.Context, names []string) map[string]error {
 	failed := map[string]error{}
 	if err := ctx.Err(); err != nil {
@@ -170,8 +180,10 @@ func (s *System) unload(names []string, failed map[string]error) {
 	}
 	var gone []string
 	for _, name := range valid {
-		if by := cmp.Or(who[name], starting); by != "" {
-			failed[name] = fmt.Errorf("cannot unload profile %s: %w: %s", name, ErrInUse, by)
+		if who[name] != "" {
+			failed[name] = fmt.Errorf("cannot unload profile %s: %w: %s", name, ErrInUse, who[name])
+		} else if starting != "" {
+			failed[name] = fmt.Errorf("cannot unload profile %s: %w: %s", name, errStarting, starting)
 		} else if err := writePolicy(s.real(filepath.Join(securityDir, ".remove")), []byte(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed[name] = fmt.Errorf("cannot unload profile %s: %w", name, err)
 		} else {
@@ -192,7 +204,7 @@ func (s *System) unload(names []string, failed map[string]error) {
 // Saved is policy as it was loaded. It is an alias, so that a consumer can
 // declare the same interface and need not import this package.
 type Saved = interface {
-	Restore(ctx context.Context) error
+	Restore(ctx context.Context) (stays map[string]error, err error)
 }
 
 type saved struct {
@@ -240,17 +252,18 @@ func (s *System) Save(names []string) (Saved, error) {
 }
 
 // Restore makes the policy live again as it was, and unloads what was not
-// loaded then, but for profiles that a task carries.
-func (v *saved) Restore(ctx context.Context) error {
+// loaded then. stays are those of them that a task carries, or may in a moment, with
+// what Unload says.
+func (v *saved) Restore(ctx context.Context) (stays map[string]error, err error) {
 	s := v.s
 	s.loading.Lock()
 	defer s.loading.Unlock()
 	if err := ctx.Err(); err != nil {
-		return err
+		return nil, err
 	}
 	now, err := s.live(v.names)
 	if err != nil {
-		return fmt.Errorf("cannot bring the earlier policy back: %w", err)
+		return nil, fmt.Errorf("cannot bring the earlier policy back: %w", err)
 	}
 	var errs []error
 	for _, top := range slices.Sorted(maps.Keys(v.blobs)) {
@@ -262,15 +275,19 @@ func (v *saved) Restore(ctx context.Context) error {
 		}
 	}
 	if now, err = s.live(v.names); err != nil {
-		return errors.Join(append(errs, fmt.Errorf("cannot tell whether the earlier policy is back: %w", err))...)
+		return nil, errors.Join(append(errs, fmt.Errorf("cannot tell whether the earlier policy is back: %w", err))...)
 	}
 	gone := slices.Sorted(maps.Keys(now))
 	slices.Reverse(gone)
 	gone = slices.DeleteFunc(gone, func(name string) bool { _, before := v.was[name]; return before })
 	failed := map[string]error{}
+	stays = map[string]error{}
 	s.unload(gone, failed)
 	for _, name := range gone {
-		if err := failed[name]; err != nil && !errors.Is(err, ErrInUse) {
+		switch err := failed[name]; {
+		case errors.Is(err, ErrInUse):
+			stays[name] = err
+		case err != nil:
 			errs = append(errs, err)
 		}
 	}
@@ -280,7 +297,7 @@ func (v *saved) Restore(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("cannot bring profile %s back: the kernel has %s (%s) now, before it was %s (%s)", name, orNothing(have.Checksum), have.Mode, orNothing(was.Checksum), was.Mode))
 		}
 	}
-	return errors.Join(errs...)
+	return stays, errors.Join(errs...)
 }
 
 func orNothing(s string) string {

@@ -42,6 +42,9 @@ const (
 	briefTime   = 10 * time.Second
 )
 
+// sessionDir is where logind keeps what sd-login(3) tells of each session.
+const sessionDir = "/run/systemd/sessions"
+
 // systemdExecutor is the program that systemd 255 and later start to become a
 // service's process (systemd-executor(8) is internal and has no page).
 const systemdExecutor = "/usr/lib/systemd/systemd-executor"
@@ -504,12 +507,7 @@ func (l *look) markManager(tasks []attach.Task, u attach.Unit) {
 	if err != nil {
 		return
 	}
-	ids := statusField(status, "Uid") // real, effective, saved, file system
-	root := len(ids) == 4 && !slices.ContainsFunc(ids, func(id string) bool { return id != "0" })
-	ppid := 0
-	if parent := statusField(status, "PPid"); len(parent) == 1 {
-		ppid, _ = strconv.Atoi(parent[0])
-	}
+	root, ppid := rootOf(status), parentOf(status)
 	of := func(pid int) bool { return pid > 0 && (pid == u.MainPID || pid == u.ControlPID) }
 	named, pam, single := strings.HasPrefix(t.Comm, "("), t.Comm == "(sd-pam)", len(tasks) == 1
 
@@ -881,13 +879,92 @@ func (s *System) carriers(profiles []string) (who map[string]string, starting st
 					who[p] = fmt.Sprintf("%s (PID %d) carries %s", clean(t.Comm), t.PID, t.Label)
 				}
 			}
-			if own && pid != 1 && t.Label.IsUnconfined() && t.Comm != "(sd-pam)" &&
-				(strings.HasPrefix(t.Comm, "(") && youngerThan(l.starts[pid], transitTime) || youngerThan(l.starts[pid], briefTime)) {
+			if own && t.Label.IsUnconfined() && l.starting(t) {
 				starting = fmt.Sprintf("systemd is starting %s (PID %d), and whether under the profile cannot be told", clean(t.Comm), t.PID)
 			}
 		}
 	}
 	return who, starting, nil
+}
+
+// starting reports whether a task that runs systemd's own executable may be PID 1's on
+// its way to a service's program. Until it has taken its name it is root's; one that
+// is not is the manager of a user, which is there from the login on. A service's
+// process with a name may be the service's user's by then.
+//
+// What users run is below /user.slice, and so are their managers, with all that these
+// start: PID 1's own are the processes of services in a slice there, of user@UID.service
+// itself, which are PID 1's children, and those of services with PAMName=, which
+// pam_systemd(8) has made leaders of a session. Of the last two those of a user count
+// only where the user could not have made them: whoever holds up an unload keeps it up
+// for everybody.
+func (l *look) starting(t attach.Task) bool {
+	named := strings.HasPrefix(t.Comm, "(")
+	switch {
+	case t.PID == 1, t.Comm == "(sd-pam)":
+		return false
+	case !youngerThan(l.starts[t.PID], briefTime) && !(named && youngerThan(l.starts[t.PID], transitTime)):
+		return false
+	}
+	status, err := l.read(l.dir(t.PID) + "/status")
+	if err != nil {
+		return !gone(err)
+	}
+	root, ppid := rootOf(status), parentOf(status)
+	text, err := readAll(l.dir(t.PID)+"/cgroup", 64<<10)
+	if err != nil {
+		return !gone(err)
+	}
+	group := unifiedGroup(string(text))
+	if !strings.HasPrefix(group, "/user.slice/") {
+		return named || root
+	}
+	unit := unitOfGroup(group)
+	switch {
+	case !named:
+		return false
+	case strings.HasPrefix(unit, "user@"):
+		return root && ppid == 1
+	case unit != "":
+		return true
+	case parseSession(text) != "":
+		return root || l.s.leadsSession(t.PID, group)
+	}
+	return false
+}
+
+// leadsSession reports whether a process is the leader of the session whose scope its control
+// group is: it is the one for which pam_systemd has made the session, and only root can
+// do that. It reads what sd_session_get_leader(3) does; where that says nothing the
+// answer is yes.
+func (s *System) leadsSession(pid int, scope string) bool {
+	id := strings.TrimSuffix(strings.TrimPrefix(path.Base(scope), "session-"), ".scope")
+	text, err := readAll(s.real(filepath.Join(sessionDir, id)), 64<<10)
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(text)) {
+		if leader, ok := strings.CutPrefix(strings.TrimSpace(line), "LEADER="); ok {
+			return leader == strconv.Itoa(pid)
+		}
+	}
+	return true
+}
+
+// rootOf reports whether all users of a process are root, by proc_pid_status(5).
+func rootOf(status []byte) bool {
+	ids := statusField(status, "Uid") // real, effective, saved, file system
+	return len(ids) == 4 && !slices.ContainsFunc(ids, func(id string) bool { return id != "0" })
+}
+
+// parentOf is the parent of a process, 0 where it is in another PID namespace.
+func parentOf(status []byte) int {
+	parent := statusField(status, "PPid")
+	if len(parent) != 1 {
+		return 0
+	}
+	ppid, _ := strconv.Atoi(parent[0])
+	return ppid
 }
 
 // next is the label that a task has asked for with its next exec; of most

@@ -671,6 +671,102 @@ func TestUnloadRefusesWhatIsCarried(t *testing.T) {
 	}
 }
 
+// What keeps a profile loaded is a service that PID 1 is starting, and nobody's login.
+func TestStartsThatKeepAProfileLoaded(t *testing.T) {
+	const (
+		systemd    = "/usr/lib/systemd/systemd"
+		old, young = 2 * transitTime, time.Second
+		service    = "/system.slice/a.service"
+		user       = "/user.slice/user-7.slice"
+		manager    = user + "/user@7.service"
+		session    = user + "/session-3.scope"
+	)
+	for _, c := range []struct {
+		what   string
+		p      proc
+		leader int // of session 3; 0: that is not told
+		want   bool
+	}{
+		{"a service", proc{comm: "(agent)", exe: systemdExecutor, ppid: 1, cgroup: service}, 0, true},
+		{"a service with User=", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: service}, 0, true},
+		{"a service that is slow", proc{comm: "(agent)", exe: systemd, ppid: 1, cgroup: service, age: transitTime / 2}, 0, true},
+		{"one without a name yet", proc{comm: "systemd-executo", exe: systemdExecutor, ppid: 1, cgroup: service}, 0, true},
+		{"one without a control group yet", proc{comm: "systemd", exe: systemd, ppid: 1, cgroup: "/init.scope"}, 0, true},
+		{"one that never gets there", proc{comm: "(agent)", exe: systemd, ppid: 1, cgroup: service, age: old}, 0, false},
+		{"a service in a user's slice", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: user + "/a.service"}, 0, true},
+		{"a service in user.slice", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: "/user.slice/a.service"}, 0, true},
+		{"a service with PAMName=", proc{comm: "(agent)", exe: systemdExecutor, ppid: 1, cgroup: session}, 9, true},
+		{"the same, as its user", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: session}, 10, true},
+		{"the same, where the session is not told", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: session}, 0, true},
+		{"a user's manager that PID 1 is starting", proc{comm: "(systemd)", exe: systemdExecutor, ppid: 1, cgroup: manager}, 0, true},
+		{"the same, in its own group", proc{comm: "(systemd)", exe: systemdExecutor, ppid: 1, cgroup: manager + "/init.scope"}, 0, true},
+		// Logins.
+		{"a user's manager", proc{comm: "systemd", exe: systemd, uid: 7, ppid: 1, cgroup: manager + "/init.scope"}, 0, false},
+		{"a user's manager that has not moved yet", proc{comm: "systemd", exe: systemd, uid: 7, ppid: 1, cgroup: manager}, 0, false},
+		{"root's manager", proc{comm: "systemd", exe: systemd, ppid: 1, cgroup: "/user.slice/user-0.slice/user@0.service/init.scope"}, 0, false},
+		{"what it starts", proc{comm: "(dbus-daemon)", exe: systemdExecutor, uid: 7, ppid: 12, cgroup: manager + "/app.slice/dbus.service"}, 0, false},
+		{"what root's starts", proc{comm: "(dbus-daemon)", exe: systemdExecutor, ppid: 12, cgroup: "/user.slice/user-0.slice/user@0.service/app.slice/dbus.service"}, 0, false},
+		{"(sd-pam)", proc{comm: "(sd-pam)", exe: systemdExecutor, ppid: 12, cgroup: manager + "/init.scope"}, 0, false},
+		{"a manager elsewhere", proc{comm: "systemd", exe: systemd, uid: 7, ppid: 12, cgroup: service}, 0, false},
+		{"a user who takes the name", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: session}, 9, false},
+		{"a user who takes it in his manager", proc{comm: "(systemd)", exe: systemd, uid: 7, ppid: 1, cgroup: manager}, 0, false},
+		{"a user who runs systemd", proc{comm: "systemd", exe: systemd, uid: 7, ppid: 12, cgroup: session}, 9, false},
+		{"another program", proc{comm: "(agent)", exe: "/usr/bin/agent", ppid: 1, cgroup: service}, 0, false},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			h := newHost(t)
+			h.proc(proc{pid: 1, comm: "systemd", exe: systemd, labels: one("unconfined", 1)})
+			h.write(systemdExecutor, "")
+			c.p.pid, c.p.labels = 10, one("unconfined", 10)
+			if c.p.age == 0 {
+				c.p.age = young
+			}
+			h.proc(c.p)
+			if c.leader > 0 {
+				h.write(sessionDir+"/3", fmt.Sprintf("# not for people\nUID=7\nLEADER=%d\nSERVICE=login\n", c.leader))
+			}
+			who, starting, err := h.carriers([]string{"x"})
+			if err != nil || len(who) > 0 || (starting != "") != c.want {
+				t.Errorf("%v %q %v", who, starting, err)
+			}
+		})
+	}
+}
+
+// What an undo cannot unload it names, and whether it passes by itself.
+func TestRestoreNamesWhatStays(t *testing.T) {
+	for _, c := range []struct {
+		what   string
+		p      proc
+		passes bool
+	}{
+		{"a task carries it", proc{comm: "prog", exe: "/usr/bin/prog", labels: one("x (enforce)", 10)}, false},
+		{"a service is being started", proc{comm: "(agent)", exe: systemdExecutor, ppid: 1, age: time.Second, labels: one("unconfined", 10)}, true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			h := newHost(t)
+			h.mkdir(securityDir + "/policy/profiles")
+			h.write(securityDir+"/.remove", "")
+			h.proc(proc{pid: 1, comm: "systemd", exe: "/usr/lib/systemd/systemd", labels: one("unconfined", 1)})
+			saved, err := h.Save([]string{"x"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.loaded("x.1", "x", "enforce", "aa")
+			c.p.pid = 10
+			h.proc(c.p)
+			stays, err := saved.Restore(ctx(t))
+			var passing interface{ Passes() bool }
+			if err != nil || len(stays) != 1 || !errors.Is(stays["x"], ErrInUse) || errors.As(stays["x"], &passing) != c.passes {
+				t.Errorf("%v %v", stays, err)
+			}
+			if wrote, _ := os.ReadFile(filepath.Join(h.root, securityDir, ".remove")); len(wrote) > 0 {
+				t.Errorf("%q was unloaded", wrote)
+			}
+		})
+	}
+}
+
 func TestLoadReadsBack(t *testing.T) {
 	h := newHost(t)
 	f := h.profile("x", "profile x { }\n")

@@ -47,6 +47,12 @@ type Record struct {
 	// Loaded are the profiles that were not loaded before aaunit loaded them:
 	// only these may a detach unload.
 	Loaded []string `json:"loaded,omitempty"`
+	// Stays are those of Loaded that the undo of an attach which is held could not
+	// unload, since a task carried them: it is tried again. While one that attaches to
+	// the unit's program by itself stays, the unit is down (Stopped): a start would put
+	// on what it failed under. Dragged are the units that went down with it.
+	Stays   []string `json:"stays,omitempty"`
+	Dragged []string `json:"dragged,omitempty"`
 	// Softened are the files whose profiles were loaded in enforce mode before
 	// aaunit loaded them in complain mode: a detach loads them as their text says.
 	Softened []string `json:"softened,omitempty"`
@@ -99,6 +105,7 @@ type Record struct {
 // Clone copies the record so that the copies share nothing that changes.
 func (r Record) Clone() Record {
 	r.Loaded = slices.Clone(r.Loaded)
+	r.Stays, r.Dragged = slices.Clone(r.Stays), slices.Clone(r.Dragged)
 	r.Softened = slices.Clone(r.Softened)
 	r.Accepted = maps.Clone(r.Accepted)
 	r.Policies = maps.Clone(r.Policies)

@@ -108,6 +108,9 @@ func Diff(d Desired, o Observed) Plan {
 				diffFormer(&p, d, o)
 			}
 			diffFormerDropIn(&p, d, o)
+			for _, name := range d.Record.Stays {
+				p.add(UnloadPolicy, name, because(UnloadSkipped, "the undo of the attach could not unload %s", name))
+			}
 			return p
 		}
 	}

@@ -258,6 +258,9 @@ func TestDiffOfAHeldUnit(t *testing.T) {
 		{"a policy that another unit has", "a.service", func(_ *Desired, o *Observed) {
 			o.Policy.Live, o.Policy.Superseded = nil, map[string]string{"/etc/apparmor.d/former": "b.service"}
 		}, nil},
+		{"what its undo could not unload", "a.service", func(d *Desired, _ *Observed) {
+			d.Record.Loaded, d.Record.Stays = []string{"former", "new"}, []string{"new"}
+		}, []ActionKind{UnloadPolicy}},
 		{"no former profile", "a.service", func(d *Desired, o *Observed) { d.Record.Hold.Former, o.Policy.Live = "", nil }, nil},
 	} {
 		a := NewAttachment()

@@ -371,7 +371,7 @@ var entries = []Entry{
 	{RivalAttachments, "Two attachments name the unit", "They name it equally closely, so which one was meant cannot be told. Remove the unit from one of them.", Unknown},
 	{DeclaredInFile, "Declared in a file", "An attachment file that a person or a configuration tool wrote names the unit. What a file declares is changed in that file.", Confined},
 	{NotAttached, "Not attached", "No attachment names the unit, so aaunit neither confines nor watches it.", NotConfined},
-	{UnloadSkipped, "The profile stays loaded", "Removing a profile takes it off every task that carries it, so a profile in use is never unloaded.", Confined},
+	{UnloadSkipped, "The profile stays loaded", "Removing a profile takes it off every task that carries it, so a profile in use is never unloaded, nor one that a service which is being started may carry in a moment. aaunitd tries again when that has passed, and from time to time what a failed attach had loaded. A unit that failed under a profile which attaches to its program by itself is not started before the profile is gone.", Confined},
 	{AttachmentBad, "The attachment file has an error", "The file is not used until it is corrected; what was attached by its last good version stays as it is.", Unknown},
 	{RecordBad, "A record of aaunitd's could not be read or kept", "aaunitd remembers of each attached unit what it wrote and loaded. A record that cannot be read, or that others than root could have written, is set aside with .bad behind its name, and the unit is looked at anew; a drop-in that was on it is then taken for somebody else's until it says what the attachment asks for.", Unknown},
 

@@ -152,7 +152,7 @@ func noteLoads(o Options, records []attach.Record, load []attach.Compiled, live 
 		if o.Boot == "" || r.Boot == o.Boot || len(r.DropIns) == 0 || endedWithBoot(r, o.Boot) {
 			continue
 		}
-		r.Boot, r.Loaded, r.Softened = o.Boot, nil, nil
+		r.Boot, r.Loaded, r.Stays, r.Softened = o.Boot, nil, nil, nil
 		for _, c := range load {
 			if r.Policies[c.File] == c.ID {
 				noteLoad(&r, c, live, false)

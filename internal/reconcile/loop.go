@@ -148,6 +148,7 @@ type Loop struct {
 	mu       sync.Mutex
 	passing  bool            // something is being changed
 	handled  map[string]bool // units at which the pass is
+	again    map[string]bool // units that are queued in a while: what they had loaded could not be unloaded
 	leave    map[string]bool // units whose policy could not be put back: it is not tried again yet
 	declared attach.Declared
 	selector attach.Selector               // of what is declared
@@ -211,7 +212,7 @@ func New(o Options) *Loop {
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, passUnits: o.PassUnits, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
-		leave: map[string]bool{}, waiting: map[string]time.Time{},
+		leave: map[string]bool{}, again: map[string]bool{}, waiting: map[string]time.Time{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, readAnew: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
 	}
@@ -231,6 +232,9 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 		r.Accepted = acceptedOf(l.policies, r)
 		if r.Boot != l.boot || l.boot == "" {
 			r.Boot, r.Loaded, r.Softened = l.boot, nil, nil
+			if len(r.Stays) > 0 {
+				r.Stays, r.Dragged, r.Stopped = nil, nil, false // the boot started what was to be
+			}
 		}
 		l.put(r)
 		if r.Hold != nil && !r.Hold.Again.IsZero() {

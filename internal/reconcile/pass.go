@@ -59,6 +59,10 @@ type job struct {
 	// unhealed: what somebody had made of the accepted policy could not be put back;
 	// unread that this is so because what was kept could not be read.
 	unhealed, unread bool
+	// stays are profiles that could not be unloaded, with why; waits: the unit is down
+	// until they are gone.
+	stays map[string]error
+	waits bool
 	// stuck: the drop-in serves other units and cannot be taken back.
 	stuck bool
 	over  bool // nothing more is to be done for the unit in this pass
@@ -81,7 +85,8 @@ type job struct {
 //     and is watched as long (trial.go)
 //  7. look, and give the verdict
 //  8. undo what failed (undo.go), also together, with one more daemon-reload
-//  9. unload what a withdrawn attachment had loaded
+//  9. unload what a withdrawn attachment had loaded, and what the undo of one that is
+//     held had to leave
 //
 // A failure in one unit never stops the others. Before each step that changes
 // something, the unit's record says so: a daemon that is killed in between
@@ -329,7 +334,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		// An input changed, or somebody asks. What does not compile says nothing
 		// yet: the parser may only have been in trouble.
 		free := j.d
-		free.Record.Hold = nil
+		free.Record.Hold, free.Record.Stays = nil, nil
 		free.Record.Profile = cmp.Or(h.Former, free.Record.Profile) // what it runs under
 		// What is refused is not tried: the unit goes on as it is kept.
 		if ended = op != nil || len(attach.Diff(free, j.o).Refusals) == 0; ended {
@@ -408,7 +413,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 	if j.d.Attachment != nil && len(j.plan.Actions) > 0 && j.fresh && !j.d.Record.Attaching {
 		r := &j.d.Record
 		r.Unit, r.Attachment, r.Profile = unit, j.d.Attachment.Source, j.d.Profile
-		r.Before = attach.Before{Running: j.o.Unit.Active(), Confined: carries(j.d, j.o)}
+		r.Before = attach.Before{Running: j.o.Unit.Active() || j.waited(), Confined: carries(j.d, j.o)}
 		r.Attaching = true
 	}
 	return j
@@ -859,7 +864,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		j.over = true
 		l.queue.add(inputChanged, j.d.Unit)
 		return
-	case j.plan.Has(attach.Restart), j.wasStopped():
+	case j.plan.Has(attach.Restart), j.wasStopped(), j.waited():
 	case j.restartedBefore():
 		l.keepLoaded(ctx, j)
 		j.restarted, j.since = true, time.Now()
@@ -878,13 +883,21 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	begun := time.Now()
 	j.since = begun
 	var err error
-	if j.wasStopped() || j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit) {
+	switch {
+	case j.wasStopped() || j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit):
 		err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, []*job{j}) })
-	} else {
+	case j.waited():
+		err = l.startAll(ctx, j)
+	default:
 		err = l.systemd.TryRestart(ctx, j.d.Unit)
 	}
 	<-slots
 	j.took = time.Since(begun)
+	if j.waits {
+		j.over = true // the record stays, and the next trigger goes on
+		j.noteWait()
+		return
+	}
 	j.restarted, j.out.Changed, j.out.Restarted = true, true, true
 	if canceled(err) {
 		err = l.giveWay(ctx, j, err)
@@ -1007,6 +1020,12 @@ func (j *job) restartedBefore() bool {
 // to start it again.
 func (j *job) wasStopped() bool {
 	return j.d.Attachment == nil && j.before.Stopped && !j.o.Unit.Active()
+}
+
+// waited reports whether the unit is down since the undo of an earlier attach, which
+// was held and is tried again now, could not unload the profile.
+func (j *job) waited() bool {
+	return j.heldBefore != nil && j.before.Stopped && j.d.Attachment != nil && !j.o.Unit.Active()
 }
 
 // settle waits until the unit has stayed the same start for SettleSec.
@@ -1194,7 +1213,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 					l.log.Info(j.d.Unit+" is attached to profile "+j.d.Profile, journal.FieldMessageID, string(journal.MsgAttached),
 						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
 				}
-				r.Attaching, r.Stopped, r.Trial, r.Former = false, false, nil, nil
+				r.Attaching, r.Stopped, r.Dragged, r.Trial, r.Former = false, false, nil, nil, nil
 				l.rememberSoon(*r)
 				if v.Answer == attach.Confined {
 					l.releasePattern(j.d)

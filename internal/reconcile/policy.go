@@ -402,6 +402,7 @@ func (l *Loop) unloadChildren(ctx context.Context, jobs []*job) {
 	for _, name := range names {
 		if j := by[name]; failed[name] != nil && (j.restarted || !j.plan.Has(attach.Restart)) {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", failed[name]))
+			l.unloadAgain(j.d.Unit, failed[name])
 		}
 	}
 }

@@ -106,7 +106,8 @@ type AppArmor interface {
 	// carries it.
 	Save(names []string) (Saved, error)
 	// Unload removes profiles and their children, and gives what went wrong by
-	// name. It refuses one while a task of the host carries it or a child of it.
+	// name. It refuses one while a task of the host carries it or a child of it, or
+	// may in a moment; then the error has a method Passes() bool that says so.
 	Unload(ctx context.Context, names []string) map[string]error
 
 	// Scan looks at all tasks of the unit: of its control groups, and its main
@@ -134,8 +135,9 @@ type AppArmor interface {
 // Saved is a policy as it was. It is an alias, so that an adapter can return it
 // without importing this package.
 type Saved = interface {
-	// Restore makes it live again.
-	Restore(ctx context.Context) error
+	// Restore makes it live again. stays are the profiles that were not loaded then and
+	// are still, as with Unload.
+	Restore(ctx context.Context) (stays map[string]error, err error)
 }
 
 // Attachments is where wishes are kept.

@@ -3,7 +3,9 @@ package reconcile
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -23,7 +25,8 @@ import (
 //     and does not come up so stays down
 //  5. of a unit that was not confined before, the loaded policy is taken back,
 //     once no task carries it any more; where the profile attaches to a path by
-//     itself, while the unit is down, since the next start would meet it again
+//     itself, while the unit is down, since the next start would meet it again,
+//     and if it cannot be unloaded the unit stays down until it can
 //  6. an attachment made at the command line is withdrawn; one declared in a
 //     file is held until an input changes or someone asks
 //
@@ -86,6 +89,7 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 	if ctx.Err() != nil {
 		return
 	}
+	l.unloadLeft(ctx, back)
 	for _, j := range back {
 		l.settleUndo(ctx, j, op)
 	}
@@ -167,7 +171,7 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 		loaded = append(loaded, sortedNames(c)...)
 	}
 	if j.restarted && running && !wasConfined && l.byPath(loaded) {
-		if err := l.startWithout(ctx, j, func() { l.putBackPolicy(ctx, j, back, saved) }); err != nil {
+		if err := l.startWithout(ctx, j, func() { l.putBackPolicy(ctx, j, back, saved) }); err != nil && !j.waits {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
 				WithNext("journalctl -u "+j.d.Unit))
 		}
@@ -204,24 +208,47 @@ func (l *Loop) stopToStart(ctx context.Context, j *job) error {
 }
 
 // startWithout starts a unit anew, and unloads what it must not find again
-// while it is down. What a stop takes along and a start does not bring back is
-// started too.
+// while it is down. A unit that failed under a profile which stays loaded, and would be
+// put on again, is not started: it waits. What a stop takes along and a start does not
+// bring back is started too.
 func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
 	err := l.stopToStart(ctx, j)
 	unload()
 	if err != nil {
 		return err
 	}
+	failed := j.d.Attachment != nil || j.before.Attaching || len(j.before.Stays) > 0
+	if j.waits = failed && l.byPath(slices.Collect(maps.Keys(j.stays))); j.waits {
+		return errStays
+	}
+	return l.startAll(ctx, j)
+}
+
+// errStays says that a unit is not started since a profile stays loaded.
+var errStays = errors.New("the profile stays loaded")
+
+// startAll starts a unit, and what its stop took along.
+func (l *Loop) startAll(ctx context.Context, j *job) error {
 	if err := l.systemd.Start(ctx, j.d.Unit); err != nil {
 		return err
 	}
-	for _, other := range j.o.Unit.RestartsWith {
+	for _, other := range j.dragged() {
 		if err := l.systemd.Start(ctx, other); err != nil {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.RestartDrags, "%s was stopped with %s and does not start again: %v", other, j.d.Unit, err).
 				WithNext("journalctl -u "+other))
 		}
 	}
 	return nil
+}
+
+// dragged lists what a stop of the unit takes along, or took along when it was stopped.
+func (j *job) dragged() []string {
+	all := slices.Clone(j.o.Unit.RestartsWith)
+	if j.before.Stopped {
+		all = append(all, j.before.Dragged...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // stopUnlessCarried sees to it that a unit that was confined before is not left
@@ -276,8 +303,17 @@ func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map
 			continue
 		}
 		if s := saved[c.File]; s != nil {
-			if err := s.Restore(ctx); err != nil {
+			stays, err := s.Restore(ctx)
+			for name, why := range stays {
+				j.stay(name, why)
+			}
+			if err != nil {
 				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "the policy that was loaded from %s stays: %v", c.File, err).At(c.File))
+				for _, name := range j.d.Record.Loaded {
+					if _, of := c.Checksums[name]; of && !slices.Contains(j.before.Loaded, name) {
+						j.stay(name, err)
+					}
+				}
 				continue
 			}
 			l.forgetPrints(sortedNames(c))
@@ -324,12 +360,143 @@ func (l *Loop) unloadCutOff(ctx context.Context, j *job, c attach.Compiled) {
 	failed := l.unload(ctx, slices.DeleteFunc(slices.Clone(j.before.Loaded), func(name string) bool { return !of(name) }))
 	j.before.Loaded = slices.DeleteFunc(j.before.Loaded, func(name string) bool {
 		if err := failed[name]; err != nil {
-			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
+			j.stay(name, err)
 			return false
 		}
 		return of(name)
 	})
 	j.d.Record.Loaded = j.before.Loaded
+}
+
+// stay notes that a profile could not be unloaded.
+func (j *job) stay(name string, why error) {
+	if j.stays == nil {
+		j.stays = map[string]error{}
+	}
+	j.stays[name] = why
+}
+
+// unloadLeft tries once more to unload what the undo of each of these units had to
+// leave loaded, now that all of them have left it. What a task carries all the same
+// stays on their records, and is tried again.
+func (l *Loop) unloadLeft(ctx context.Context, back []*job) {
+	var names []string
+	for _, j := range back {
+		for name := range j.stays {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	slices.Sort(names)
+	failed := l.apparmor.Unload(ctx, slices.Compact(names))
+	for _, j := range back {
+		for _, name := range slices.Sorted(maps.Keys(j.stays)) {
+			for _, r := range []*attach.Record{&j.before, &j.d.Record} {
+				r.Loaded = slices.DeleteFunc(slices.Clone(r.Loaded), func(n string) bool { return n == name })
+				if failed[name] != nil {
+					r.Loaded = append(r.Loaded, name)
+				}
+			}
+			delete(j.stays, name)
+			if err := failed[name]; err != nil {
+				j.stay(name, err)
+				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
+			}
+		}
+		if j.waits && !l.byPath(slices.Collect(maps.Keys(j.stays))) {
+			l.endWait(ctx, j)
+		}
+		j.noteWait()
+	}
+}
+
+// noteWait says that a unit stays down, if it does.
+func (j *job) noteWait() {
+	if j.waits {
+		what := strings.Join(append([]string{j.d.Unit}, j.dragged()...), " and ")
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s will not be started before %s is unloaded, which the start would put on", what,
+			strings.Join(slices.Sorted(maps.Keys(j.stays)), ", ")).WithNext("aaunitctl status "+j.d.Unit))
+	}
+}
+
+// endWait starts a unit that was down for a profile which has gone by now.
+func (l *Loop) endWait(ctx context.Context, j *job) {
+	j.waits = false
+	if err := l.startAll(ctx, j); err != nil {
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
+			WithNext("journalctl -u "+j.d.Unit))
+	}
+}
+
+// wait puts on a record what the undo of the unit had to leave, and whether the unit is
+// down for it.
+func (l *Loop) wait(j *job, r *attach.Record) {
+	r.Stays, r.Stopped, r.Dragged = slices.Sorted(maps.Keys(j.stays)), j.waits, nil
+	if j.waits {
+		r.Dragged = j.dragged()
+	}
+	for _, why := range j.stays {
+		l.unloadAgain(j.d.Unit, why)
+	}
+}
+
+// unloadHeld tries again to unload what the undo of attaches that are held had to leave.
+func (l *Loop) unloadHeld(ctx context.Context, jobs []*job) {
+	var again []*job
+	for _, j := range jobs {
+		if j.held() && j.plan.Has(attach.UnloadPolicy) && ctx.Err() == nil {
+			again = append(again, j)
+		}
+	}
+	l.unloadPolicies(ctx, again)
+	for _, j := range again {
+		l.mu.Lock()
+		r := l.records[j.d.Unit].Clone()
+		l.mu.Unlock()
+		stays := func(name string) bool { return j.stays[name] != nil }
+		r.Loaded = slices.DeleteFunc(r.Loaded, func(name string) bool { return slices.Contains(r.Stays, name) && !stays(name) })
+		r.Stays = slices.DeleteFunc(r.Stays, func(name string) bool { return !stays(name) })
+		if r.Stopped && !l.byPath(r.Stays) {
+			r.Stopped, r.Dragged = false, nil
+			if !l.runs(ctx, j.d.Unit) {
+				l.endWait(ctx, j)
+			}
+		}
+		l.remember(r)
+		l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = j.out.Notes })
+	}
+}
+
+// passesByItself reports whether what kept a profile loaded passes by itself.
+func passesByItself(err error) bool {
+	var p interface{ Passes() bool }
+	return errors.As(err, &p) && p.Passes()
+}
+
+// unloadLater is how long a unit is left alone of which a profile could not be unloaded
+// for a reason that passes by itself.
+const unloadLater = 15 * time.Second
+
+// unloadAgain has a unit looked at again in a while, where that may help. What else
+// keeps a profile loaded is looked at with the next change, and with the slow re-check.
+func (l *Loop) unloadAgain(unit string, why error) {
+	if !passesByItself(why) {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.again[unit] {
+		return
+	}
+	l.again[unit] = true
+	time.AfterFunc(unloadLater, func() {
+		l.mu.Lock()
+		delete(l.again, unit)
+		l.mu.Unlock()
+		l.queue.add(inputChanged, unit)
+	})
 }
 
 // usedByOthers reports whether another attached unit that did not fail runs under a
@@ -377,8 +544,9 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 		l.declare(ctx)
 		switch {
 		case l.target(j.d.Unit) != nil:
-		case len(j.d.Record.DropIns)+len(j.d.Record.SocketUnits) > 0:
-			l.remember(j.d.Record) // not all was taken back: the next trigger goes on
+		case len(j.d.Record.DropIns)+len(j.d.Record.SocketUnits) > 0 || len(j.stays) > 0:
+			l.wait(j, &j.d.Record)
+			l.remember(j.d.Record) // not all could be taken back: the next trigger goes on
 			return
 		default:
 			l.forget(j.d.Unit)
@@ -514,7 +682,8 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 	}
 	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
 	r.RestartUnit = j.d.Attachment.RestartUnit
-	r.Attaching, r.Stopped, r.Former = false, false, nil
+	r.Attaching, r.Former = false, nil
+	l.wait(j, r)
 	r.Hold = &attach.Hold{Inputs: inputs(j), Reasons: j.failed, Since: time.Now()}
 	if len(r.DropIns) > 0 && !j.fresh {
 		r.Hold.Former, r.Hold.DropIns = j.d.Profile, l.texts(r.DropIns)
@@ -562,8 +731,13 @@ func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
 		}
 		done = append(done, j)
 	}
+	l.unloadHeld(ctx, jobs)
 	l.unloadPolicies(ctx, done)
 	for _, j := range done {
+		if slices.ContainsFunc(slices.Collect(maps.Values(j.stays)), passesByItself) {
+			l.remember(j.d.Record) // it is tried again
+			continue
+		}
 		l.bequeath(j.d)
 		l.forget(j.d.Unit)
 		l.unpublish(j.d.Unit)
@@ -628,8 +802,11 @@ func (l *Loop) unloadPolicies(ctx context.Context, jobs []*job) {
 		if err := failed[t.name]; err != nil {
 			t.j.out.Notes = append(t.j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", err))
 			t.j.event(attach.StepPolicy, attach.Skipped, "profile %s stays loaded: %v", t.name, err)
+			t.j.stay(t.name, err)
+			l.unloadAgain(t.j.d.Unit, err)
 			continue
 		}
+		t.j.d.Record.Loaded = slices.DeleteFunc(slices.Clone(t.j.d.Record.Loaded), func(name string) bool { return name == t.name })
 		t.j.out.Changed = true
 		t.j.event(attach.StepPolicy, attach.Done, "profile %s unloaded", t.name)
 	}

@@ -109,6 +109,8 @@ type world struct {
 	overtake func(u *unit)
 	// socketLacks: a file that systemd lists for .socket units is not there.
 	socketLacks string
+	// starting: systemd is starting something, and no profile can be unloaded.
+	starting bool
 	// lodgers: units with PAMName= -> the session scope of their main process.
 	lodgers map[string]string
 }
@@ -863,7 +865,8 @@ type saved struct {
 	name []string
 }
 
-func (s saved) Restore(ctx context.Context) error {
+func (s saved) Restore(ctx context.Context) (stays map[string]error, err error) {
+	stays = map[string]error{}
 	for _, n := range s.name {
 		v, had := s.was[n]
 		s.w.mu.Lock()
@@ -875,11 +878,11 @@ func (s saved) Restore(ctx context.Context) error {
 		s.w.mu.Unlock()
 		if !had {
 			if err := s.w.Unload(ctx, []string{n})[n]; err != nil {
-				return err
+				stays[n] = err
 			}
 		}
 	}
-	return nil
+	return stays, nil
 }
 
 func (w *world) Save(names []string) (Saved, error) {
@@ -901,7 +904,16 @@ func (w *world) Unload(_ context.Context, names []string) map[string]error {
 	return failed
 }
 
+// starts is why nothing is unloaded while something starts.
+type starts struct{}
+
+func (starts) Error() string { return "cannot unload it: systemd is starting something" }
+func (starts) Passes() bool  { return true }
+
 func (w *world) unload(name string) error {
+	if _, loaded := w.kernel[name]; loaded && w.starting {
+		return starts{}
+	}
 	for _, u := range w.units {
 		if u.running && strings.HasPrefix(u.label, name+" ") {
 			return fmt.Errorf("cannot unload %s: tasks of %s carry it", name, u.name)

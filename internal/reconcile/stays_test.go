@@ -1,0 +1,236 @@
+package reconcile
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// What an undo cannot unload, as a service is being started that may be about to carry
+// it, is on record, is told, and is unloaded when that has passed. A unit that a start
+// would put under the profile again is down until then.
+func TestWhatAnUndoCannotUnloadIsUnloadedLater(t *testing.T) {
+	for _, c := range []struct {
+		name           string
+		byPath, asked  bool // the attachment is made by a command, and withdrawn
+		restart, again bool // of the daemon meanwhile; the attach is asked for again
+		boot           bool
+		detach         bool // the attachment is taken away meanwhile
+	}{
+		{name: "declared"},
+		{name: "asked for", asked: true},
+		{name: "declared, by path", byPath: true},
+		{name: "asked for, by path", byPath: true, asked: true},
+		{name: "by path, the daemon is restarted", byPath: true, restart: true},
+		{name: "asked for by path, the daemon is restarted", byPath: true, asked: true, restart: true},
+		{name: "by path, taken away meanwhile", byPath: true, detach: true},
+		{name: "by path, asked for again", byPath: true, again: true},
+		{name: "the machine is booted", boot: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			u := w.addUnit("a.service")
+			u.breaks["a"] = true
+			if c.byPath {
+				w.byPath = map[string]bool{"a": true}
+				w.addUnit("dragged.service")
+				u.drags = []string{"dragged.service"}
+				w.onCall = func(call string) {
+					if call == "stop a.service" {
+						u.drags = nil // it is down, too
+					}
+				}
+			}
+			w.starting = true
+			stays := func(l *Loop) {
+				t.Helper()
+				if _, loaded := w.kernel["a"]; !loaded || u.running == c.byPath || u.label != "unconfined" && u.running {
+					t.Errorf("%+v %q %q", u, w.kernel, w.trace)
+				}
+				if r := w.record("a.service"); !slices.Equal(r.Loaded, []string{"a"}) || r.Stopped != c.byPath {
+					t.Errorf("%+v", r)
+				}
+				if s := l.Status([]string{"a"}); len(s.Units) != 1 || !c.asked && !slices.Contains(codes(s.Units[0].Notes), attach.UnloadSkipped) {
+					t.Errorf("%+v", s)
+				}
+			}
+			free := func() {
+				w.mu.Lock()
+				w.starting = false
+				w.mu.Unlock()
+			}
+			w.run(t, func(l *Loop) {
+				if c.asked {
+					out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+					if !out[0].Undone || !slices.Contains(codes(out[0].Notes), attach.UnloadSkipped) {
+						t.Errorf("%+v", out[0])
+					}
+				} else {
+					w.declareUnit(fileA, "a.service", nil)
+				}
+				rest()
+				stays(l)
+				w.mu.Lock()
+				begun := len(w.trace)
+				w.mu.Unlock()
+				time.Sleep(4 * unloadLater)
+				stays(l)
+				if tried := w.trace[begun:]; len(slices.DeleteFunc(tried, func(s string) bool { return strings.HasPrefix(s, "stop ") })) > 0 {
+					t.Errorf("meanwhile it did %q", tried)
+				}
+				switch {
+				case c.again:
+					w.mu.Lock()
+					clear(u.breaks)
+					w.mu.Unlock()
+					if out := attachUnits(t, l, attach.Request{Units: []string{"a"}}); out[0].Exit != attach.ExitOK || !u.running || u.label != "a (enforce)" {
+						t.Errorf("%+v %+v", out[0], u)
+					}
+					if r := w.record("a.service"); r.Stopped || len(r.Stays)+len(r.Dragged) > 0 || !slices.Equal(r.Loaded, []string{"a"}) {
+						t.Errorf("%+v", r)
+					}
+					if !slices.Contains(w.trace, "start dragged.service") {
+						t.Errorf("%q", w.trace)
+					}
+					return
+				case c.detach:
+					w.undeclare(fileA)
+					rest()
+					if u.running {
+						t.Errorf("%+v %q", u, w.trace)
+					}
+				}
+				if !c.restart && !c.boot {
+					free()
+					time.Sleep(2 * unloadLater)
+					rest()
+				}
+			})
+			if c.again {
+				return
+			}
+			if c.boot {
+				w.reboot(map[string]string{"a": "1"})
+				free()
+			}
+			w.run(t, func(l *Loop) {
+				if c.restart {
+					stays(l)
+					free()
+				}
+				time.Sleep(2 * unloadLater)
+				rest()
+				if _, loaded := w.kernel["a"]; loaded != c.boot || !u.running {
+					t.Errorf("%+v %q %q", u, w.kernel, w.trace)
+				}
+				l.mu.Lock()
+				r := l.records["a.service"]
+				l.mu.Unlock()
+				if c.byPath && !slices.Contains(w.trace, "start dragged.service") {
+					t.Errorf("%q", w.trace)
+				}
+				if r.Stopped || len(r.Loaded)+len(r.Stays)+len(r.Dragged) > 0 || (r.Unit == "") != (c.asked || c.detach) {
+					t.Errorf("%+v", r)
+				}
+			})
+		})
+	}
+}
+
+// What a task carries for good is told, and is unloaded when that has ended.
+func TestWhatAnUndoLeavesToATaskIsUnloadedAfterIt(t *testing.T) {
+	w := newWorld()
+	u, other := w.addUnit("a.service"), w.addUnit("other.service")
+	u.breaks["a"] = true
+	w.onCall = func(call string) {
+		if call == "restart a.service" {
+			other.label = "a (enforce)"
+		}
+	}
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		rest()
+		if r := w.record("a.service"); !u.running || w.kernel["a"] != "1" || !slices.Equal(r.Loaded, []string{"a"}) || !slices.Contains(codes(status(t, l, "a").Notes), attach.UnloadSkipped) {
+			t.Fatalf("%+v %q %+v", r, w.kernel, status(t, l, "a").Notes)
+		}
+		w.mu.Lock()
+		other.running = false
+		w.mu.Unlock()
+		time.Sleep(DefaultRecheck)
+		rest()
+		if r := w.record("a.service"); len(w.kernel) > 0 || len(r.Loaded)+len(r.Stays) > 0 || r.Hold == nil {
+			t.Errorf("%+v %q", r, w.kernel)
+		}
+	})
+}
+
+// The undo of a change to another profile leaves nothing of that one behind.
+func TestAnUndoneChangeUnloadsTheOtherProfile(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	w.files["b"] = "1"
+	u.breaks["b"] = true
+	w.declareUnit(fileA, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		w.onCall = func(call string) {
+			if call == "restart a.service" && u.running { // and it carries the new one until it is restarted again
+				u.breaks["b"] = false
+				u.crashLoop = true
+			}
+		}
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile = "b" })
+		rest()
+		_, b := w.kernel["b"]
+		if r := w.record("a.service"); b || w.kernel["a"] != "1" || len(r.Stays) > 0 || slices.Contains(r.Loaded, "b") || r.Hold == nil {
+			t.Errorf("%+v %q %+v", r, w.kernel, u)
+		}
+	})
+}
+
+// A child of an earlier policy that could not be unloaded, as a service was being
+// started, is unloaded when that has passed; so is what a detach takes back.
+func TestWhatCouldNotBeUnloadedIsTriedAgain(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.starting, w.kernel["a//old"] = true, "0"
+		w.mu.Unlock()
+		w.tellPolicy()
+		w.trigger()
+		rest()
+		_, there := w.kernel["a//old"]
+		if !there || !slices.Contains(codes(status(t, l, "a").Notes), attach.UnloadSkipped) {
+			t.Fatalf("%q %+v", w.kernel, status(t, l, "a"))
+		}
+		passes := l.Metrics().Passes.Count
+		time.Sleep(4 * unloadLater)
+		if n := l.Metrics().Passes.Count - passes; n < 2 || n > 5 {
+			t.Errorf("%d passes in %s", n, 4*unloadLater)
+		}
+		w.mu.Lock()
+		w.starting = false
+		w.mu.Unlock()
+		time.Sleep(2 * unloadLater)
+		if _, there := w.kernel["a//old"]; there || answer(l, "a") != "confined" {
+			t.Errorf("%q %s", w.kernel, answer(l, "a"))
+		}
+		w.mu.Lock()
+		w.starting = true
+		w.mu.Unlock()
+		w.undeclare(fileA)
+		time.Sleep(unloadLater / 2)
+		if w.kernel["a"] != "1" {
+			t.Errorf("%q", w.kernel)
+		}
+		w.mu.Lock()
+		w.starting = false
+		w.mu.Unlock()
+		time.Sleep(2 * unloadLater)
+		if len(w.kernel)+len(w.records) > 0 {
+			t.Errorf("%q %+v", w.kernel, w.records)
+		}
+	})
+}
