@@ -158,6 +158,8 @@ type Settings struct {
 	// for each capability.
 	Bounding uint64 `json:"bounding,omitempty"`
 	Ambient  uint64 `json:"ambient,omitempty"`
+	// RefusesBPF: SystemCallFilter= keeps the unit from calling bpf(2).
+	RefusesBPF bool `json:"refusesBPF,omitempty"`
 	// Architectures is SystemCallArchitectures=; empty where it is not set.
 	Architectures []string `json:"architectures,omitempty"`
 	// Assignments lists who set AppArmorProfile=, PrivateTmp=, AssertSecurity=,

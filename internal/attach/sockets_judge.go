@@ -206,15 +206,36 @@ const (
 	capSysAdmin = 1 << 21
 	capBPF      = 1 << 39
 	changesBPF  = capSysAdmin | capBPF
+
+	capDACOverride = 1 << 1
+	capSetUID      = 1 << 7
+	opensPins      = capDACOverride | capSetUID
 )
 
 // HoldsBPF reports whether the unit's program is started with a capability that lets
 // it change the kernel's BPF tables, unless its profile forbids that.
 func (s Settings) HoldsBPF() bool {
-	if s.User == "" && !s.DynamicUser || s.User == "root" || s.User == "0" {
+	if s.root() {
 		return s.Bounding&changesBPF != 0
 	}
 	return s.Ambient&changesBPF != 0
+}
+
+// root reports whether the unit's program is started as root.
+func (s Settings) root() bool {
+	return s.User == "" && !s.DynamicUser || s.User == "root" || s.User == "0"
+}
+
+// OpensPins reports whether the unit's program may open the programs and tables that are
+// pinned for socket options, of any unit, and change them. That takes no capability:
+// bpf(2) opens a pin for whom its mode lets, which is root, and whoever has a table open
+// may write it, and a link detach it (bpf_obj_do_get in the kernel's kernel/bpf/inode.c;
+// kernel.unprivileged_bpf_disabled only keeps from making new ones on Linux 6.1 and later).
+// AppArmor is asked about none of it. A test tries it on each kernel
+// (TestVMRootNeedsNoCapabilityToChangeItsList in internal/sockopt). A mount over the place
+// keeps nobody from it who may look into the root directory of another process.
+func (s Settings) OpensPins() bool {
+	return !s.RefusesBPF && (s.root() || s.Ambient&opensPins != 0)
 }
 
 // GainsBPF reports whether what the program executes could gain such a capability,
@@ -269,13 +290,20 @@ func judgeSockets(d Desired, o Observed) (out []Reason) {
 	if running && !asked {
 		out = append(out, say(SocketsUnknown, "whether the socket options of %s are as declared could not be told: systemd gives it no control group", d.Unit))
 	}
-	if running && o.Unit.Settings.HoldsBPF() && o.MayBPF != No {
+	switch s := o.Unit.Settings; {
+	case !running:
+	// Whatever RefusesBPF says: with CAP_SYS_ADMIN it can pass for systemd, too (by_systemd
+	// in internal/sockopt/bpf).
+	case s.HoldsBPF() && o.MayBPF != No:
 		what := "its profile allows it"
 		if o.MayBPF == CouldNotTell {
 			what = "whether its profile allows it could not be told"
 		}
 		out = append(out, say(SocketsOpen, "%s runs with CAP_BPF or CAP_SYS_ADMIN, and %s: it can change the rules for its socket options", d.Unit, what).
 			next(fmt.Sprintf("CapabilityBoundingSet=~CAP_BPF CAP_SYS_ADMIN in %s, or take the capability out of the profile", d.Unit)))
+	case want.Mode == SocketsEnforce && s.OpensPins():
+		out = append(out, say(SocketsOpen, "%s runs as root, or can come to: without any capability it can change the rules for its socket options by bpf(2), which AppArmor does not mediate", d.Unit).
+			next("SystemCallFilter=~bpf in "+d.Unit+", and a restart of it"))
 	}
 	// What the profile does not allow is no gain, and what is not known is not told at
 	// every look.

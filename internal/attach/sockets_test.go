@@ -66,7 +66,7 @@ func held(required Tri) (Desired, Observed) {
 		return []ExecCommand{{Property: "ExecStartPre", Path: SocketHelper, Argv: []string{SocketHelper, unit}, Privileged: plus}}
 	}
 	o := Observed{
-		Unit:        Unit{ID: "a.service", ActiveState: "active", Settings: Settings{Exec: line("a.service", true), Bounding: 1<<41 - 1}},
+		Unit:        Unit{ID: "a.service", ActiveState: "active", Settings: Settings{Exec: line("a.service", true), Bounding: 1<<41 - 1, RefusesBPF: true}},
 		Scan:        &Scan{Tasks: []Task{{PID: 1, TID: 1}}},
 		SocketUnits: []StartingSocket{{ID: "a.socket", Active: true, Exec: line("a.socket", false), DropIn: DropInState{Exists: true, Ours: true, Content: SocketDropIn(a)}}},
 		Sockets:     []SocketsSeen{{Unit: "a.service", Attached: Yes, Rules: Yes}, {Unit: "a.socket", Attached: Yes, Rules: Yes}},
@@ -156,6 +156,48 @@ func TestJudgeSockets(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Whoever is root, or can come to be, may open what is pinned for a list and rewrite it,
+// whatever its profile and its capabilities, unless the unit may not call bpf(2).
+func TestWhoCouldRewriteTheList(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(s *Settings)
+		open   bool
+	}{
+		"root":                         {func(*Settings) {}, true},
+		"root by name":                 {func(s *Settings) { s.User = "root" }, true},
+		"root by number":               {func(s *Settings) { s.User = "0" }, true},
+		"root without capabilities":    {func(s *Settings) { s.Bounding = 0 }, true},
+		"root that may not call it":    {func(s *Settings) { s.RefusesBPF = true }, false},
+		"a user":                       {func(s *Settings) { s.User = "www-data" }, false},
+		"a dynamic user":               {func(s *Settings) { s.DynamicUser = true }, false},
+		"a user that can become root":  {func(s *Settings) { s.User, s.Ambient = "www-data", capSetUID }, true},
+		"a user that passes over mode": {func(s *Settings) { s.User, s.Ambient = "www-data", capDACOverride }, true},
+		"a user with another one":      {func(s *Settings) { s.User, s.Ambient = "www-data", 1<<10 }, false},
+		"one that may not call it":     {func(s *Settings) { s.User, s.Ambient, s.RefusesBPF = "www-data", capSetUID, true }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, o := held(Yes)
+			o.Unit.Settings.RefusesBPF = false
+			c.change(&o.Unit.Settings)
+			is := func(r Reason) bool { return r.Code == SocketsOpen && strings.Contains(r.Next, "SystemCallFilter=~bpf") }
+			if got := judgeSockets(d, o); slices.ContainsFunc(got, is) != c.open || len(got) > 1 || len(got) == 1 != c.open {
+				t.Errorf("%v", got)
+			}
+			d.Attachment.SocketOptions.Mode = SocketsRecord
+			if got := judgeSockets(d, o); len(got) > 0 {
+				t.Errorf("a recording, which refuses nothing: %v", got)
+			}
+			o.Scan = nil
+			if d.Attachment.SocketOptions.Mode = SocketsEnforce; len(judgeSockets(d, o)) > 0 {
+				t.Error("nothing of it runs")
+			}
+		})
+	}
+	if SocketsOpen.Bearing() != Unknown {
+		t.Error("it is not unknown")
 	}
 }
 

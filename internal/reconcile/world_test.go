@@ -410,6 +410,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	}
 	s := &u.Settings
 	s.DefaultDependencies = !f.early
+	s.RefusesBPF = true
 	s.PrivateTmp = attach.PrivateTmpNo
 	s.Profile = f.own
 	if w.lodgers[name] != "" {

@@ -10,8 +10,10 @@
 // level, option, and family, type and protocol of the socket, with who did it
 // first and last, and refuse with EPERM in mode enforce. The tables and the links
 // are pinned below /sys/fs/bpf/aaunit/UNIT (with _2e for a dot, see dir), where only
-// root may go, so they need no process to live. Nobody is asked per call: there is no ptrace and no stream
-// of events, and what a program does often costs what it does once.
+// root may go, so they need no process to live. Root may, whatever else was taken from
+// it, and can change what it finds there: see attach.Settings.OpensPins. Nobody is asked
+// per call: there is no ptrace and no stream of events, and what a program does often
+// costs what it does once.
 //
 // systemd's own BPFProgram= is not used: on systemd 252 a restart loses the
 // program, on 257 a daemon-reload does. A link that is pinned by a start helper
@@ -76,7 +78,8 @@
 //  3. The verdict: Attached(ControlGroup, unit).Holds(rules). ErrUnsupported,
 //     ErrNoBPFFS, ErrNoMemory and ErrNotPermitted read as unknown. So does, for
 //     socket options, a unit that holds CAP_BPF or CAP_SYS_ADMIN, which can change
-//     tables by their ids.
+//     tables by their ids, and one in mode enforce that runs as root, which can by their
+//     pins, unless a filter keeps it from calling bpf(2).
 //  4. What was seen: Read. The tables outlive the unit's starts and end with the
 //     boot, so what is to outlive that is for the daemon to keep. Seen.Last tells
 //     whether an option was used since a point in time, such as the first start of

@@ -843,6 +843,26 @@ func TestVMIOUring(t *testing.T) {
 	}
 }
 
+// What attach.Settings.OpensPins is about: root changes its own list by the pin, and takes
+// no capability for it.
+func TestVMRootNeedsNoCapabilityToChangeItsList(t *testing.T) {
+	b := newBench(t)
+	rules := Rules{Mode: Enforce}
+	b.attach(rules)
+	nodelay := attempt{Kind: "tcp4", Level: unix.SOL_TCP, Option: unix.TCP_NODELAY}
+	if a := b.try(nodelay); a[0].Errno != int(unix.EPERM) {
+		t.Fatalf("before: %+v", a)
+	}
+	var mode uint32
+	b.play("rewrite", b.dir(b.unit), &mode)
+	if a := b.try(nodelay); a[0].Errno != 0 {
+		t.Errorf("it is refused: %+v", a)
+	}
+	if a, err := b.Attached(b.group, b.unit); err != nil || !a.Ours || a.Holds(rules) {
+		t.Errorf("a look says %+v, %v", a, err)
+	}
+}
+
 // A unit that has ended leaves nothing once that is asked for, and one that runs keeps
 // what it has.
 func TestVMSweep(t *testing.T) {

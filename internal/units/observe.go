@@ -303,7 +303,7 @@ var propertyNames = func() map[string]bool {
 		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
 		RootDirectory RootImage After
 		DynamicUser JoinsNamespaceOf RestrictAddressFamilies
-		TriggeredBy CapabilityBoundingSet AmbientCapabilities SystemCallArchitectures`) {
+		TriggeredBy CapabilityBoundingSet AmbientCapabilities SystemCallArchitectures SystemCallFilter`) {
 		names[name] = true
 	}
 	for _, name := range namespaced {
@@ -488,6 +488,9 @@ func policySettings(p *props, s *attach.Settings) {
 	s.JoinsNamespaceOf = read[[]string](p, "JoinsNamespaceOf")
 	s.Bounding, s.Ambient = read[uint64](p, "CapabilityBoundingSet"), read[uint64](p, "AmbientCapabilities")
 	s.Architectures = read[[]string](p, "SystemCallArchitectures")
+	if r := p.row("SystemCallFilter", false, []string{}); r != nil {
+		s.RefusesBPF = refusesBPF(r[0].(bool), r[1].([]string))
+	}
 	s.MountNamespace = s.RootDirectory != ""
 	for _, name := range namespaced {
 		v, ok := p.get(name)
@@ -514,6 +517,16 @@ func policySettings(p *props, s *attach.Settings) {
 			s.AddressFamilies = f
 		}
 	}
+}
+
+// refusesBPF reads SystemCallFilter=: of a list of what is allowed, or else refused, each
+// name of a system call, with what is answered behind a colon (property_get_syscall_filter
+// in systemd's src/core/dbus-execute.c).
+func refusesBPF(allowList bool, calls []string) bool {
+	return allowList != slices.ContainsFunc(calls, func(call string) bool {
+		name, _, _ := strings.Cut(call, ":")
+		return name == "bpf"
+	})
 }
 
 func decodeSettings(p *props) attach.Settings {

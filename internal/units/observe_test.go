@@ -81,13 +81,14 @@ func agentProps() map[string]any {
 		"RequiredBy": []string{}, "BoundBy": []string{},
 		"DynamicUser": true, "JoinsNamespaceOf": []string{"other.service"}, "ProtectSystem": "strict", "PrivateDevices": false,
 		"StateDirectory": []string{"agent"}, "ConfigurationDirectory": []string{"agent"}, "RestrictAddressFamilies": restrict{true, []string{"AF_INET"}},
+		"SystemCallFilter": restrict{false, []string{"reboot", "bpf:EPERM"}},
 	})
 }
 
-// restrict is RestrictAddressFamilies, (bas).
+// restrict is RestrictAddressFamilies or SystemCallFilter, (bas).
 type restrict struct {
 	AllowList bool
-	Families  []string
+	Names     []string
 }
 
 func agentUnit() attach.Unit {
@@ -113,8 +114,28 @@ func agentUnit() attach.Unit {
 			DynamicUser: true, JoinsNamespaceOf: []string{"other.service"}, MountNamespace: true,
 			Directories: []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/agent"},
 				{Property: "ConfigurationDirectory", Path: "/etc/agent", ReadOnly: true}},
-			AddressFamilies: &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET"}},
+			AddressFamilies: &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET"}}, RefusesBPF: true,
 		},
+	}
+}
+
+func TestRefusesBPF(t *testing.T) {
+	for name, c := range map[string]struct {
+		filter restrict
+		want   bool
+	}{
+		"no filter":                     {restrict{false, nil}, false},
+		"others are refused":            {restrict{false, []string{"reboot", "bpfx"}}, false},
+		"it is refused":                 {restrict{false, []string{"reboot", "bpf"}}, true},
+		"it is refused with an error":   {restrict{false, []string{"bpf:EACCES"}}, true},
+		"others are allowed":            {restrict{true, []string{"read", "bpfx"}}, true},
+		"it is allowed":                 {restrict{true, []string{"read", "bpf"}}, false},
+		"it is on the list, somehow":    {restrict{true, []string{"read", "bpf:EPERM"}}, false},
+		"nothing is on a list of these": {restrict{true, nil}, true},
+	} {
+		if got := refusesBPF(c.filter.AllowList, c.filter.Names); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
 	}
 }
 

@@ -20,6 +20,9 @@ func socketsFile(unit, profile string, lines ...string) string {
 		"Allow=SOL_SOCKET:SO_REUSEADDR a restart binds again\nAllow=SO_BROADCAST the library sets it\n" + strings.Join(lines, "\n") + "\n"
 }
 
+// noBPF keeps a unit that runs as root from changing the list that holds it.
+const noBPF = "SystemCallFilter=~bpf"
+
 // TestSocketOptions: an agent is attached in mode record, is switched to enforce
 // without a restart, keeps being held from the first start on, and is free when it is
 // detached. What is taken off by hand is told and put back.
@@ -27,7 +30,7 @@ func TestSocketOptions(t *testing.T) {
 	a := newAgents(t)
 	const unit = "sockopts-vm.service"
 	a.Profile("sockoptsvm", profileText("sockoptsvm"))
-	a.Unit(unit, a.agentUnit())
+	a.Unit(unit, a.agentUnit(noBPF))
 	address := port(a.port)
 	a.Reload()
 	run(t, "systemctl", "start", unit)
@@ -168,7 +171,7 @@ func TestSocketOptionsOfASocketUnit(t *testing.T) {
 	a := newAgents(t)
 	const unit, socket = "sockopts-on.service", "sockopts-on.socket"
 	a.Profile("sockoptson", profileText("sockoptson"))
-	a.Unit(unit, a.agentUnit())
+	a.Unit(unit, a.agentUnit(noBPF))
 	a.Unit(socket, "[Socket]\nListenStream=/run/sockopts-on.sock\n")
 	a.Reload()
 	t.Cleanup(func() { try0("systemctl", "stop", socket) })
@@ -243,7 +246,7 @@ func TestSocketOptionsThatCannotBeHeld(t *testing.T) {
 	a := newAgents(t)
 	const unit = "sockopts-no.service"
 	a.Profile("sockoptsno", profileText("sockoptsno"))
-	a.Unit(unit, a.agentUnit())
+	a.Unit(unit, a.agentUnit(noBPF))
 	a.Reload()
 	run(t, "systemctl", "start", unit)
 	a.attachmentFile("sockopts-no.conf", socketsFile(unit, "sockoptsno", "Mode=enforce"))
@@ -299,4 +302,7 @@ func TestSocketOptionsThatCannotBeHeld(t *testing.T) {
 	}
 	a.ProfileFile("sockoptsno", profileText("sockoptsno"))
 	verdict(attach.Confined, "")
+	a.Dropin(unit, "bpf.conf", "[Service]\nSystemCallFilter=\n")
+	a.Reload()
+	verdict(attach.Unknown, attach.SocketsOpen)
 }

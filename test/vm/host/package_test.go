@@ -71,6 +71,7 @@ func TestPackage(t *testing.T) {
 	eachSuite(t, append([]string{"aaunitd.service"}, units...), func(t *testing.T, m *machine.Machine) {
 		install(t, m, "agent", 7001)
 		install(t, m, "stray", 7002)
+		output(t, m, "sed -i '/^ExecStart=/a "+noBPF+"' /etc/systemd/system/agent.service")
 		output(t, m, "mkdir /opt/stray && mv /etc/apparmor.d/strayprofile /opt/stray/ && systemctl daemon-reload && "+
 			"systemctl enable agent stray && systemctl start agent stray "+tor+" && "+
 			"aaunitctl attach agent --profile agentprofile && aaunitctl attach stray --profile /opt/stray/strayprofile && aaunitctl attach "+tor+
