@@ -358,7 +358,16 @@ func loadedProfiles(t testing.TB) map[string]string {
 // or "error …". An agent that has just started may not listen yet.
 func ask(t testing.TB, address, request string) string {
 	t.Helper()
-	var conn net.Conn
+	answer, err := answered(connect(t, address), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// connect waits until the agent listens.
+func connect(t testing.TB, address string) (conn net.Conn) {
+	t.Helper()
 	waitFor(t, "the agent at "+address, func() (bool, string) {
 		var err error
 		if conn, err = net.DialTimeout("tcp", address, patience); err != nil {
@@ -366,16 +375,22 @@ func ask(t testing.TB, address, request string) string {
 		}
 		return true, ""
 	})
+	return conn
+}
+
+// answered sends the agent a request and gives its answer. It may be called on any
+// goroutine.
+func answered(conn net.Conn, request string) (string, error) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(patience))
 	if _, err := fmt.Fprintln(conn, request); err != nil {
-		t.Fatalf("cannot ask the agent: %v", err)
+		return "", fmt.Errorf("cannot ask the agent: %w", err)
 	}
 	answer, err := bufio.NewReader(conn).ReadString('\n')
 	if err != nil {
-		t.Fatalf("the agent did not answer to %q: %v", request, err)
+		return "", fmt.Errorf("the agent did not answer to %q: %w", request, err)
 	}
-	return strings.TrimSuffix(answer, "\n")
+	return strings.TrimSuffix(answer, "\n"), nil
 }
 
 // pins is where a unit's BPF objects are pinned. The kernel lets no name there have a
