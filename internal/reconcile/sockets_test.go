@@ -278,11 +278,16 @@ func TestADetachThatCouldNotTakeTheSocketOptionsOff(t *testing.T) {
 		options(attach.SocketsEnforce, nodelay...)(a)
 	})
 	w.run(t, func(l *Loop) {
-		w.covered = true
+		set := func(is bool) {
+			defer w.lock()()
+			w.covered = is
+		}
+		set(true)
 		out, err := l.Detach(context.Background(), attach.Request{Units: []string{"a.service"}}, nil)
 		if err != nil || len(out) != 1 || out[0].Exit != attach.ExitFailed || len(out[0].Reasons) != 1 || out[0].Reasons[0].Next != "umount it" {
 			t.Fatalf("%+v, %v", out, err)
 		}
+		unlock := w.lock()
 		if w.units["a.service"].label != "unconfined" || w.disk[dropIn] != "" {
 			t.Errorf("the rest of the detach was not done: %+v %q", w.units["a.service"], w.disk)
 		}
@@ -290,7 +295,8 @@ func TestADetachThatCouldNotTakeTheSocketOptionsOff(t *testing.T) {
 			t.Errorf("on record: %+v", r)
 		}
 		start := w.units["a.service"].start
-		w.covered = false
+		unlock()
+		set(false)
 		time.Sleep(DefaultRecheck)
 		rest()
 		if len(w.records)+len(w.attached) > 0 || w.units["a.service"].start != start {
