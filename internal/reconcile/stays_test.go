@@ -4,10 +4,17 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
+
+// letPass lets time pass, and what is under way then come to an end.
+func letPass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
 
 // What an undo cannot unload, as a service is being started that may be about to carry
 // it, is on record, is told, and is unloaded when that has passed. A unit that a start
@@ -76,7 +83,7 @@ func TestWhatAnUndoCannotUnloadIsUnloadedLater(t *testing.T) {
 				w.mu.Lock()
 				begun := len(w.trace)
 				w.mu.Unlock()
-				time.Sleep(4 * unloadLater)
+				letPass(4 * unloadLater)
 				stays(l)
 				if tried := w.trace[begun:]; len(slices.DeleteFunc(tried, func(s string) bool { return strings.HasPrefix(s, "stop ") })) > 0 {
 					t.Errorf("meanwhile it did %q", tried)
@@ -105,7 +112,7 @@ func TestWhatAnUndoCannotUnloadIsUnloadedLater(t *testing.T) {
 				}
 				if !c.restart && !c.boot {
 					free()
-					time.Sleep(2 * unloadLater)
+					letPass(2 * unloadLater)
 					rest()
 				}
 			})
@@ -121,7 +128,7 @@ func TestWhatAnUndoCannotUnloadIsUnloadedLater(t *testing.T) {
 					stays(l)
 					free()
 				}
-				time.Sleep(2 * unloadLater)
+				letPass(2 * unloadLater)
 				rest()
 				if _, loaded := w.kernel["a"]; loaded != c.boot || !u.running {
 					t.Errorf("%+v %q %q", u, w.kernel, w.trace)
@@ -159,7 +166,7 @@ func TestWhatAnUndoLeavesToATaskIsUnloadedAfterIt(t *testing.T) {
 		w.mu.Lock()
 		other.running = false
 		w.mu.Unlock()
-		time.Sleep(DefaultRecheck)
+		letPass(DefaultRecheck)
 		rest()
 		if r := w.record("a.service"); len(w.kernel) > 0 || len(r.Loaded)+len(r.Stays) > 0 || r.Hold == nil {
 			t.Errorf("%+v %q", r, w.kernel)
@@ -206,14 +213,14 @@ func TestWhatCouldNotBeUnloadedIsTriedAgain(t *testing.T) {
 			t.Fatalf("%q %+v", w.kernel, status(t, l, "a"))
 		}
 		passes := l.Metrics().Passes.Count
-		time.Sleep(4 * unloadLater)
+		letPass(4 * unloadLater)
 		if n := l.Metrics().Passes.Count - passes; n < 2 || n > 5 {
 			t.Errorf("%d passes in %s", n, 4*unloadLater)
 		}
 		w.mu.Lock()
 		w.starting = false
 		w.mu.Unlock()
-		time.Sleep(2 * unloadLater)
+		letPass(2 * unloadLater)
 		if _, there := w.kernel["a//old"]; there || answer(l, "a") != "confined" {
 			t.Errorf("%q %s", w.kernel, answer(l, "a"))
 		}
@@ -221,14 +228,14 @@ func TestWhatCouldNotBeUnloadedIsTriedAgain(t *testing.T) {
 		w.starting = true
 		w.mu.Unlock()
 		w.undeclare(fileA)
-		time.Sleep(unloadLater / 2)
+		letPass(unloadLater / 2)
 		if w.kernel["a"] != "1" {
 			t.Errorf("%q", w.kernel)
 		}
 		w.mu.Lock()
 		w.starting = false
 		w.mu.Unlock()
-		time.Sleep(2 * unloadLater)
+		letPass(2 * unloadLater)
 		if len(w.kernel)+len(w.records) > 0 {
 			t.Errorf("%q %+v", w.kernel, w.records)
 		}
