@@ -76,7 +76,7 @@ func main() {
 	}
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
 	asks := gate.New(policies.Get)
-	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Audit: listen, Log: log})
+	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Audit: listen, Systemd: "/run/aaunit/systemd.json", Log: log})
 	host.SweepStaging()
 	footprint := newMemory()
 	o := reconcile.Options{

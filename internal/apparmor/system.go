@@ -70,6 +70,10 @@ type Options struct {
 	// made when missing. "" means /run/aaunit, or the directory for temporary
 	// files where the process is not root's.
 	Scratch string
+	// Systemd is a file below /run in which it is remembered which files have been
+	// systemd's own executables since the boot, over restarts of this process and
+	// upgrades of systemd; "" remembers them in memory only.
+	Systemd string
 	// Owner is the user that trusted files must belong to: root.
 	Owner int
 	// Kept finds, by its ID, a policy that is kept on disk, without its bytes; nil
@@ -104,6 +108,8 @@ type System struct {
 	built  compileCache
 	kernel liveCache
 	posts  posts
+	// systemd are its executables, as far as they were seen.
+	systemd ownFiles
 	// buffers are those of looks, for the next ones.
 	buffers sync.Pool
 

@@ -45,10 +45,6 @@ const (
 // sessionDir is where logind keeps what sd-login(3) tells of each session.
 const sessionDir = "/run/systemd/sessions"
 
-// systemdExecutor is the program that systemd 255 and later start to become a
-// service's process (systemd-executor(8) is internal and has no page).
-const systemdExecutor = "/usr/lib/systemd/systemd-executor"
-
 // Scan looks at all tasks of the unit: those of its control groups, its main
 // and control process wherever they are, and where these were moved to a
 // session scope (PAMName= with pam_systemd(8)) all that is in there, since the
@@ -231,8 +227,7 @@ type look struct {
 	// starts holds the start times of the processes, as they were last read: a
 	// PID that was reused is another process.
 	starts  map[int]string
-	manager []fileID        // systemd's own executables
-	names   map[string]bool // of their files; nil: not looked up yet
+	manager []ownFile // systemd's own executables; nil: not looked up yet
 }
 
 func (s *System) newLook() *look {
@@ -247,43 +242,6 @@ func (s *System) newLook() *look {
 // done gives the look's buffer back.
 func (l *look) done() {
 	l.s.buffers.Put(&l.buf)
-}
-
-// findManager finds systemd's own executables.
-func (l *look) findManager() {
-	if l.names != nil {
-		return
-	}
-	s := l.s
-	l.names = map[string]bool{path.Base(systemdExecutor): true}
-	if to, err := os.Readlink(s.real(filepath.Join(procDir, "1", "exe"))); err == nil {
-		base, _, _ := strings.Cut(path.Base(to), " ") // " (deleted)", after an upgrade
-		l.names[base] = true
-	}
-	for _, p := range []string{filepath.Join(procDir, "1", "exe"), systemdExecutor} {
-		if id, ok := fileOf(s.real(p)); ok {
-			l.manager = append(l.manager, id)
-		}
-	}
-}
-
-// fileID tells a file from all others of the machine.
-type fileID struct {
-	major, minor uint32
-	ino          uint64
-}
-
-// fileOf says which file a path leads to. It asks no server: a program may lie on a
-// file system of a network or of another program, which may never answer, and all
-// that is to be known here is known to the kernel (AT_STATX_DONT_SYNC in statx(2);
-// nfs_getattr in fs/nfs/inode.c, fuse_update_get_attr in fs/fuse/dir.c).
-func fileOf(path string) (id fileID, ok bool) {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
-	for errors.Is(err, unix.EINTR) {
-		err = unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
-	}
-	return fileID{st.Dev_major, st.Dev_minor, st.Ino}, err == nil && st.Mask&unix.STATX_INO != 0
 }
 
 // tasks is one look, in the order of PID and TID.
@@ -376,12 +334,10 @@ func (l *look) process(pid int, out []attach.Task) (_ []attach.Task, own bool, e
 		}
 	}
 	exe, _ := os.Readlink(l.dir(pid) + "/exe")
-	l.findManager()
-	// By name first, which the kernel knows of every file.
-	if base, _, _ := strings.Cut(path.Base(exe), " "); l.names[base] {
-		id, ok := fileOf(l.dir(pid) + "/exe")
-		own = ok && slices.Contains(l.manager, id)
+	if l.manager == nil {
+		l.manager = l.s.own()
 	}
+	own = l.s.isOwn(l.manager, exe, l.dir(pid)+"/exe")
 	out, err = l.threads(pid, exe, out[:from])
 	return out, own, err
 }
@@ -468,7 +424,8 @@ func readDirFD(fd int) (names []string, err error) {
 func (l *look) dir(pid int) string { return l.s.real(procDir) + "/" + strconv.Itoa(pid) }
 
 // markManager marks the tasks of a process that runs systemd's own executable,
-// the file of PID 1 or systemd's executor, and is not the service's program:
+// the file of PID 1 or systemd's executor, as it is or was before an upgrade (ownFile),
+// and is not the service's program:
 //
 //   - the (sd-pam) that PAMName= leaves behind;
 //   - in transit: what systemd has forked and not yet executed. With User= it has

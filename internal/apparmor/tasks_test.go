@@ -483,12 +483,12 @@ func TestSystemdsExecutableIsToldByItsFile(t *testing.T) {
 		if err := unix.Stat(file, &st); err != nil {
 			t.Fatal(err)
 		}
-		if id, ok := fileOf(filepath.Join(h.root, "/proc/10/exe")); !ok || id != (fileID{unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino}) {
-			t.Errorf("%s is %+v, stat says %+v", exe, id, st)
+		if f, ok := statOf(filepath.Join(h.root, "/proc/10/exe")); !ok || f != (fileStat{fileID{unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino}, st.Uid, uint16(st.Mode)}) {
+			t.Errorf("%s is %+v, stat says %+v", exe, f, st)
 		}
 	}
-	if id, ok := fileOf(filepath.Join(h.root, "/proc/11/exe")); ok {
-		t.Errorf("what is not there is %+v", id)
+	if f, ok := statOf(filepath.Join(h.root, "/proc/11/exe")); ok {
+		t.Errorf("what is not there is %+v", f)
 	}
 }
 

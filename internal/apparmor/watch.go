@@ -59,6 +59,7 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 		default:
 		}
 	}
+	s.own()                 // before an upgrade of systemd puts others in their place
 	go s.parserVersion(ctx) // an attach is not to wait for it
 	// Here: what happens after the return is told. Neither waits for anybody.
 	watch, revision := s.watchFiles(), s.openRevision()
