@@ -188,8 +188,8 @@ func TestSocketOptionsOfABuild(t *testing.T) {
 		if err := w.begin(u); err != nil {
 			t.Error(err)
 		}
-		unlock()
 		w.uses.refuse("myagent.service", "SOL_TCP:TCP_CORK")
+		unlock()
 		rest()
 		s = l.SocketOptions([]string{"myagent"}).Units[0]
 		if got := buildsOf(s.History); got != "aaaa: SOL_TCP:TCP_NODELAY=1; bbbb: SOL_TCP:TCP_CORK=1" {

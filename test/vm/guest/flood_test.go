@@ -205,7 +205,7 @@ func TestAProgramThatNobodyServes(t *testing.T) {
 	if s, r := evidence(t, "beside.service"); s.Holds != attach.Yes {
 		t.Errorf("the evidence of another: exit %d\n%s", r.exit, r.stdout)
 	}
-	// The profile lets the program be read, and not the script that stops it.
+	// The profile lets the program be read, and not what stops it, which may be a script.
 	if r := ctl(t, "check", "served"); !strings.Contains(r.stdout, filepath.Join(mnt, "stop")) || r.exit != 0 && r.exit != 5 {
 		t.Errorf("check: exit %d\n%s%s", r.exit, r.stdout, r.stderr)
 	}
