@@ -73,6 +73,7 @@ func waitNothingAttached(t testing.TB) {
 func TestPatterns(t *testing.T) {
 	a := newAgents(t)
 	const template, prefix, glob = "/etc/systemd/system/g-tpl@.service.d", "/etc/systemd/system/g-pre-.service.d", "/etc/systemd/system/g-glob1.service.d"
+	const pair = "/etc/systemd/system/g-pair@.service.d"
 	t.Cleanup(func() { os.RemoveAll(prefix) }) // no unit of that name will be stopped
 	units := map[string]string{"g-tpl@one.service": "g-tpl-one", "g-tpl@two.service": "g-tpl-two", "g-pre-x.service": "g-pre-x", "g-glob1.service": "g-glob1"}
 	// No port: the instances of a template would share it.
@@ -149,9 +150,21 @@ func TestPatterns(t *testing.T) {
 		t.Error("the unit that a glob names has no drop-in of its own")
 	}
 
-	// An instance that has ended is forgotten when everything is looked at anew; the
-	// drop-in of its template, which confines its next start, is not.
+	// The policy of an instance that has ended is kept, where nobody else has it.
 	run(t, "systemctl", "stop", "g-tpl@two.service")
+	a.Reload()
+	waitIdle(t)
+	run(t, "apparmor_parser", "--replace", "--skip-cache", "--Complain", "/etc/apparmor.d/g-tpl-two")
+	waitFor(t, "the policy of an ended instance to be put back", func() (bool, string) {
+		mode := loadedProfiles(t)["g-tpl-two"]
+		return mode == "enforce", "it is in mode " + mode
+	})
+
+	// Where somebody has, the instance is forgotten when everything is looked at anew; the
+	// drop-in of its template, which confines its next start, is not.
+	a.Unit("g-pair@.service", text)
+	files = append(files, a.attachmentFile("g-pair.conf", "[Attachment]\nUnit=g-pair@.service\nProfile=g-tpl-two\n"))
+	waitFor(t, "the drop-in of another template", func() (bool, string) { return exists(pair + "/90-aaunit.conf"), "" })
 	a.Reload()
 	waitFor(t, "an ended instance to be forgotten", func() (bool, string) {
 		rep, r := report(t, "status")
@@ -171,7 +184,7 @@ func TestPatterns(t *testing.T) {
 		}
 	}
 	waitFor(t, "the drop-ins to go", func() (bool, string) {
-		return !exists(template) && !exists(prefix) && !exists(glob), fmt.Sprint(exists(template), exists(prefix), exists(glob))
+		return !exists(template) && !exists(prefix) && !exists(glob) && !exists(pair), fmt.Sprint(exists(template), exists(prefix), exists(glob), exists(pair))
 	})
 	for unit := range units {
 		waitFree(t, unit)
