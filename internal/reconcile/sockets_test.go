@@ -155,7 +155,11 @@ func (w *world) help(unit string) bool {
 func (w *world) StartingSockets(_ context.Context, names []string) (out []attach.StartingSocket, err error) {
 	defer w.lock()()
 	for _, n := range names {
-		out = append(out, attach.StartingSocket{ID: n, Active: true, ControlGroup: "/system.slice/" + n, Exec: w.helperOf(n)})
+		s := attach.StartingSocket{ID: n, Active: true, ControlGroup: "/system.slice/" + n, Exec: w.helperOf(n)}
+		if w.socketLacks != "" {
+			s.NeedReload, s.FilesState, s.Missing = true, w.socketLacks, []string{w.socketLacks}
+		}
+		out = append(out, s)
 	}
 	return out, nil
 }
