@@ -194,7 +194,7 @@ func (d *diagnoser) missingComma(file string, s *statement) (Diagnosis, bool) {
 	if s.head() {
 		return Diagnosis{}, false
 	}
-	k := 0
+	var k int
 	for k = 1; k < len(s.words); k++ {
 		if s.words[k].Line > s.words[k-1].Line && begins(s.words[k:]) && complete(s.words[:k]) {
 			break

@@ -105,7 +105,9 @@ units that run under it now.`,
 
 // proposedText reads the text of a file, or of standard input.
 func (a *app) proposedText(from []string) (string, error) {
-	name, data, err := "standard input", []byte(nil), error(nil)
+	name := "standard input"
+	var data []byte
+	var err error
 	if len(from) > 0 && from[0] != "-" {
 		name = from[0]
 		data, err = a.ReadFile(name)

@@ -105,7 +105,7 @@ func (p *printer) exposed(r attach.ExposureReport) {
 
 // runsAs says as whom a service runs, and with which dangerous capabilities.
 func (p *printer) runsAs(e attach.Exposure) string {
-	who := ""
+	var who string
 	switch {
 	case e.Root == attach.Yes:
 		who = "root"

@@ -52,7 +52,7 @@ type owned struct{ name, version string }
 func (k *Keeper) owner(ctx context.Context, p *process, name string, e *attach.EvidenceProgram) {
 	var id packageState
 	var st unix.Stat_t
-	dpkg, rpm := false, false
+	var dpkg, rpm bool
 	switch err := unix.Stat(k.real(dpkgStatus), &st); {
 	case err == nil:
 		id.dpkg, dpkg = idOf(&st), true
@@ -209,7 +209,7 @@ func packageVersion(r io.Reader, name, arch string) (string, error) {
 			}
 		}
 		if err != nil {
-			return "", nil
+			return "", nil //nolint:nilerr // it is io.EOF here: there is no such package
 		}
 	}
 }

@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -52,5 +53,8 @@ func mountID(r io.Reader) (string, error) {
 			return strings.TrimSpace(id), nil
 		}
 	}
-	return "", fmt.Errorf("cannot tell on which file system it is: the kernel does not name its mount (%v)", lines.Err())
+	if err := lines.Err(); err != nil {
+		return "", fmt.Errorf("cannot tell on which file system it is: %w", err)
+	}
+	return "", errors.New("cannot tell on which file system it is: the kernel does not name its mount")
 }

@@ -90,7 +90,7 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Body.Close(); r.StatusCode != 405 {
+	if r.Body.Close(); r.StatusCode != http.StatusMethodNotAllowed {
 		t.Errorf("POST: %d", r.StatusCode)
 	}
 }

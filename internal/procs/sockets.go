@@ -187,7 +187,7 @@ func parseUnix(protocol, line string) (s attach.Listening, inode uint64, waits b
 	flags, ferr := strconv.ParseUint(f[3], 16, 64)
 	inode, ierr := strconv.ParseUint(f[6], 10, 64)
 	if ferr != nil || ierr != nil {
-		return s, 0, false, nil
+		return s, 0, false, nil //nolint:nilerr // it is no line of a socket
 	}
 	s = attach.Listening{Protocol: "unix", Reach: attach.ReachUnix}
 	if len(f) == 8 {

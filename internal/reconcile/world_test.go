@@ -728,8 +728,8 @@ func (w *world) Environment() string { return cmp.Or(w.parser, "parser 1") }
 func (w *world) CompileText(ctx context.Context, file, text string) (attach.Compiled, *attach.Reason) {
 	name := path.Base(file)
 	w.mu.Lock()
-	was, had, bad := w.files[name], false, w.bad[name]
-	_, had = w.files[name]
+	was, had := w.files[name]
+	bad := w.bad[name]
 	w.files[name], w.bad[name] = text, text == "bad"
 	w.mu.Unlock()
 	done, problems := w.Compile(ctx, []string{file}, false)

@@ -393,8 +393,8 @@ func (f *finder) ofOthers(h attach.HostReport) {
 		return
 	}
 	for _, e := range h.Unattached.Services {
-		level, what := Warn, ""
-		next := ""
+		level := Warn
+		var what, next string
 		if len(e.Next) > 0 {
 			next = e.Next[0]
 		}

@@ -45,8 +45,8 @@ func (i Image) Kept(name string, s attach.SocketOptions) (exists, same bool, err
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, false, nil
 	}
-	if err != nil { // it is written anew
-		return true, false, nil
+	if err != nil {
+		return true, false, nil //nolint:nilerr // it is written anew
 	}
 	return true, have.Equal(want), nil
 }

@@ -156,7 +156,7 @@ func (v *variables) condition(words []Token) truth {
 		}
 	case len(words) == 2 && words[0].Kind == Word && words[0].Text == "defined" && words[1].Kind == Word:
 		name := strings.Trim(words[1].Text, "@${}")
-		ok := false
+		var ok bool
 		switch {
 		case strings.HasPrefix(words[1].Text, "@"):
 			_, ok = v.sets[name]

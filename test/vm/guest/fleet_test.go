@@ -297,7 +297,7 @@ func scrape(network, address string) (string, error) {
 	}
 	defer r.Body.Close()
 	text, err := io.ReadAll(r.Body)
-	if err == nil && r.StatusCode != 200 {
+	if err == nil && r.StatusCode != http.StatusOK {
 		err = fmt.Errorf("status %s: %s", r.Status, text)
 	}
 	return string(text), err
