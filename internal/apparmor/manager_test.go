@@ -242,3 +242,24 @@ func TestFilesOfSystemdsAreBounded(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+func FuzzParseOwn(f *testing.F) {
+	for _, text := range []string{
+		``, `null`, `{}`, `[]`, `[{}]`, `[{"name":"systemd","major":8,"minor":1,"inode":42}]`,
+		`[{"name":"systemd (deleted)","inode":1}]`, `[{"name":"../systemd","inode":1}]`, `[{"name":"systemd","inode":0}]`,
+		`[{"name":"systemd","inode":-1}]`, "[" + strings.Repeat(`{"name":"a","inode":1},`, maxOwnFiles) + `{"name":"a","inode":1}]`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		files, err := parseOwn(data)
+		if err != nil && files != nil || len(files) > maxOwnFiles {
+			t.Errorf("%d files, %v", len(files), err)
+		}
+		for _, own := range files {
+			if name, deleted := ownName(own.name); name != own.name || deleted || own.ino == 0 || own.present {
+				t.Errorf("%+v", own)
+			}
+		}
+	})
+}
