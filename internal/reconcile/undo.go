@@ -485,15 +485,20 @@ func (l *Loop) unloadAgain(unit string, why error) {
 	if !passesByItself(why) {
 		return
 	}
+	l.later(l.again, unit, unloadLater)
+}
+
+// later marks a unit for a while, and has it looked at again then.
+func (l *Loop) later(marked map[string]bool, unit string, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.again[unit] {
+	if marked[unit] {
 		return
 	}
-	l.again[unit] = true
-	time.AfterFunc(unloadLater, func() {
+	marked[unit] = true
+	time.AfterFunc(wait, func() {
 		l.mu.Lock()
-		delete(l.again, unit)
+		delete(marked, unit)
 		l.mu.Unlock()
 		l.queue.add(inputChanged, unit)
 	})
@@ -654,17 +659,7 @@ func notHealed(j *job) (out []attach.Reason) {
 }
 
 // backOff leaves the policy of a unit alone for a while.
-func (l *Loop) backOff(unit string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.leave[unit] = true
-	time.AfterFunc(leaveFor, func() {
-		l.mu.Lock()
-		delete(l.leave, unit)
-		l.mu.Unlock()
-		l.queue.add(inputChanged, unit)
-	})
-}
+func (l *Loop) backOff(unit string) { l.later(l.leave, unit, leaveFor) }
 
 // sayHeld puts into the journal what became of a failed attach that is not
 // undone.
