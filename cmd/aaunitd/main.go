@@ -129,10 +129,11 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 	var parts sync.WaitGroup
 	var ready sync.WaitGroup
 	ready.Add(2)
-	parts.Go(func() { cancel(loop.Run(ctx, ready.Done)) })
+	known := make(chan struct{})
+	parts.Go(func() { cancel(loop.Run(ctx, func() { close(known); ready.Done() })) })
 	parts.Go(func() { keeper.Run(ctx) })
 	parts.Go(func() {
-		cancel(api.Serve(ctx, loop, api.Options{Version: version, Log: log, Ready: sync.OnceFunc(ready.Done), Answered: loop.Stir}))
+		cancel(api.Serve(ctx, loop, api.Options{Version: version, Log: log, Ready: sync.OnceFunc(ready.Done), Known: known, Answered: loop.Stir}))
 	})
 	go func() {
 		ready.Wait()

@@ -23,6 +23,9 @@ type Options struct {
 	Log *slog.Logger
 	// Ready is called once, when the name is owned and calls are answered.
 	Ready func()
+	// Known is closed when the manager knows what is attached; nil means that it does.
+	// The name is not taken before: the answer would be that nothing is.
+	Known <-chan struct{}
 	// Answered is called after each call that was answered; nil is nothing. It must
 	// not wait.
 	Answered func()
@@ -47,6 +50,8 @@ const (
 // Serve offers m on the bus until ctx ends, and then returns nil. A bus that is
 // not there or goes away is tried again for ever; work goes on meanwhile. It
 // returns ErrNameTaken when it finds the name taken at its first connection.
+// Whoever has the bus start the daemon waits for the name, and is told by the bus
+// that it did not come where Known takes too long.
 func Serve(ctx context.Context, m Manager, o Options) error {
 	s := newService(m, o)
 	return s.run(ctx)
@@ -59,6 +64,7 @@ type service struct {
 	address    string
 	log        *slog.Logger
 	ready      func()
+	known      <-chan struct{}
 	answered   func()
 	board      *board
 	operations *operations
@@ -81,6 +87,7 @@ func newService(m Manager, o Options) *service {
 	s := &service{
 		manager: m, version: o.Version, address: bus.Address(o.Address), log: o.Log,
 		ready:       func() {},
+		known:       o.Known,
 		answered:    func() {},
 		board:       newBoard(),
 		operations:  newOperations(),
@@ -95,6 +102,11 @@ func newService(m Manager, o Options) *service {
 	}
 	if s.log == nil {
 		s.log = slog.Default()
+	}
+	if o.Known == nil {
+		known := make(chan struct{})
+		close(known)
+		s.known = known
 	}
 	if o.Ready != nil {
 		s.ready = sync.OnceFunc(o.Ready)
@@ -135,6 +147,11 @@ func (s *service) run(ctx context.Context) error {
 	})
 
 	s.manager.Subscribe(ctx, s.board.publish) // before: what comes meanwhile is heard
+	select {
+	case <-s.known:
+	case <-ctx.Done():
+		return nil
+	}
 	s.board.sync(s.manager.Status)
 	go s.compare(ctx)
 

@@ -792,6 +792,60 @@ func TestWhatIsPublishedAtTheBeginningIsHeard(t *testing.T) {
 	}
 }
 
+// Whoever has the daemon started is answered as soon as it has its name. Before it has
+// read what is attached, the answer would be that nothing is.
+func TestTheNameComesWithWhatIsAttached(t *testing.T) {
+	r := &rig{privateBus: startBus(t)}
+	m, known, ready := newFakeManager(), make(chan struct{}), make(chan struct{})
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Serve(t.Context(), m, Options{Address: r.address, Log: slog.New(slog.DiscardHandler), Known: known, Ready: func() { close(ready) }})
+	}()
+	select {
+	case <-ready:
+		t.Error("the service is ready before it is known what is attached")
+	case err := <-ended:
+		t.Fatalf("the service ended: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if got := r.owner(t); got != "" {
+		t.Errorf("%s has the name before it is known what is attached", got)
+	}
+	m.mu.Lock()
+	m.units = []attach.Status{status("a.service", attach.Confined)}
+	m.mu.Unlock()
+	close(known)
+	select {
+	case <-ready:
+	case err := <-ended:
+		t.Fatalf("the service ended: %v", err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the service did not come up")
+	}
+	var objects map[dbus.ObjectPath]map[string]map[string]dbus.Variant
+	if err := call(r.connect(t), Path, objectManagerInterface+".GetManagedObjects").Store(&objects); err != nil || objects[UnitPath("a.service")] == nil {
+		t.Errorf("the first answer is %v, %v", objects, err)
+	}
+}
+
+// A daemon that is told to end before it has read what is attached ends.
+func TestTheServiceEndsBeforeAnythingIsKnown(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Serve(ctx, newFakeManager(), Options{Address: "unix:path=/nonexistent", Known: make(chan struct{})})
+	}()
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the service does not end")
+	}
+}
+
 func TestBoardTakesTheNewerWord(t *testing.T) {
 	b := newBoard()
 	old, now := status("old.service", attach.Confined), status("a.service", attach.NotConfined)

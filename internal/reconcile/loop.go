@@ -218,8 +218,9 @@ func New(o Options) *Loop {
 	}
 }
 
-// Run works until ctx ends, and calls ready once what was kept is read and
-// every signal is listened to. A step that has begun when ctx ends is finished
+// Run works until ctx ends, and calls ready once what was kept and what is declared is
+// read and every signal is listened to. It waits for nobody without a bound before that:
+// whoever asks until then gets no answer. A step that has begun when ctx ends is finished
 // or cut off; the next start converges either way.
 func (l *Loop) Run(ctx context.Context, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)

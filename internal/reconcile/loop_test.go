@@ -75,6 +75,29 @@ func TestAttachAtTheCommandLineIsProvedAndKept(t *testing.T) {
 	}
 }
 
+// TestWhoIsAnsweredFirstHearsOfWhatIsAttached: the daemon answers from the moment on
+// at which its loop is ready.
+func TestWhoIsAnsweredFirstHearsOfWhatIsAttached(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", nil)
+	synctest.Test(t, func(t *testing.T) {
+		w.events, w.changed = make(chan attach.UnitEvent, 1000), make(chan struct{}, 1)
+		w.denials, w.policy = make(chan attach.Denial), make(chan struct{}, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		l := w.loop()
+		err := l.Run(ctx, func() {
+			if r := l.Status(nil); len(r.Units) != 1 || len(r.Missing) != 0 {
+				t.Errorf("%+v", r)
+			}
+			cancel()
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestTheLoopRestsAndGoesOn: what a daemon does without while there is nothing to
 // do must be back before it does something.
 func TestTheLoopRestsAndGoesOn(t *testing.T) {
