@@ -169,6 +169,12 @@ func TestExplain(t *testing.T) {
 		"a paused pattern without its drop-in": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
 			c.Status.Verdict, c.Start, c.Status.DropIn, c.Status.Paused = nil, nil, "", &pause
 		}), ExitNotConfined, "it is paused", "aaunitctl resume a@.service", nil},
+		"a paused pattern whose drop-in somebody removed": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
+			c.Status.Verdict, c.Start, c.Status.Paused, c.Status.Refused = nil, nil, &pause, []Reason{Because(DropInMissing, "x does not exist")}
+		}), ExitNotConfined, "its drop-in is not as it should be: units to come are not confined by it. aaunitd leaves it alone at present", "aaunitctl resume a@.service", nil},
+		"a paused pattern whose policy somebody removed": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
+			c.Status.Verdict, c.Start, c.Status.Paused, c.Status.Refused = nil, nil, &pause, []Reason{Because(PolicyTrampled, "somebody removed profile a")}
+		}), ExitNotConfined, "the kernel does not run the policy that was accepted for it", "aaunitctl resume a@.service", nil},
 		"not started, and no drop-in": {hostFine, with(verdictOn("a@1.service", idle), func(c *Case) { c.Start.ActiveState, c.Status.DropIn = "inactive", "" }), ExitUnknown,
 			"the drop-in for its next start is not in place", "systemctl start a@1.service", nil},
 		"nobody has looked": {hostFine, with(verdictOn("a.service"), func(c *Case) { c.Status.Verdict = nil }), ExitUnknown, "is not known: nobody has looked at it yet", "aaunitctl verify a.service",

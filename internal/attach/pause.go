@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -67,6 +68,33 @@ func (d Desired) WhyPaused(at time.Time) *Reason {
 // withdrawn stays as it is.
 func diffPaused(d Desired, why Reason) Plan {
 	return Plan{Unit: d.Unit, Profile: cmp.Or(d.Profile, d.Record.Profile), Actions: []Action{}, Pending: []Reason{why}}
+}
+
+// AmissInPause says of a paused template or prefix why units to come do not start under
+// its profile, as far as its status does not say so anyway: what a plan without the pause
+// is refused for, and what differs from what was put in place. It has no verdict that
+// would say it, and the plan of a pause is empty.
+func AmissInPause(d Desired, o Observed) []Reason {
+	d.Asked, d.Record.Pause, d.PatternPause = false, nil, nil
+	out := Diff(d, o).Refusals
+	if h := d.Record.Hold; len(d.Record.DropIns) == 0 || h != nil && !h.OnlyText() {
+		return out
+	}
+	if why := dropInAmiss(d, o); why != nil && len(dropInObstacles(d, o)) == 0 {
+		out = append(out, *why)
+	}
+	differs := judgePolicy(d, o.Policy)
+	for _, k := range d.Kept {
+		if o.Policy.LiveError == "" && needsLoading(k, o.Policy) != nil {
+			out, differs = append(out, trampled(k, o.Policy)), nil // in better words
+		}
+	}
+	for _, r := range differs {
+		if !slices.ContainsFunc(out, func(said Reason) bool { return said.Code == r.Code }) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // PlaceOf is the unit, template or prefix in whose directory a drop-in lies.

@@ -119,12 +119,9 @@ func Diff(d Desired, o Observed) Plan {
 	}
 	diffPolicy(&p, d, o)
 
-	file, text := d.DropInPath(), d.DropInText(o.Unit)
-	switch {
-	case !o.DropIn.Exists:
-		p.add(WriteDropIn, file, because(DropInMissing, "%s does not exist", file))
-	case o.DropIn.Content != text:
-		p.add(WriteDropIn, file, because(DropInDiffers, "%s is not what the attachment asks for", file))
+	file := d.DropInPath()
+	if why := dropInAmiss(d, o); why != nil {
+		p.add(WriteDropIn, file, *why)
 	}
 	wanted := diffSocketDropIns(&p, d, o)
 	for _, old := range d.Record.DropIns.Paths() {
@@ -147,6 +144,18 @@ func Diff(d Desired, o Observed) Plan {
 		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
 	}
 	return p
+}
+
+// dropInAmiss says why the drop-in must be written, or nil.
+func dropInAmiss(d Desired, o Observed) *Reason {
+	file := d.DropInPath()
+	switch {
+	case !o.DropIn.Exists:
+		return ptr(because(DropInMissing, "%s does not exist", file))
+	case o.DropIn.Content != d.DropInText(o.Unit):
+		return ptr(because(DropInDiffers, "%s is not what the attachment asks for", file))
+	}
+	return nil
 }
 
 // reloadedInVain names the unit, and the .socket units that start it, of which systemd

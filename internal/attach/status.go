@@ -146,7 +146,8 @@ type Status struct {
 	// Paused is in force: the unit's pause, or that of its template or prefix.
 	Paused *Pause `json:"paused,omitempty"`
 	// Refused says why the attachment could not be made; of a template or prefix also
-	// why its accepted policy could not be put back.
+	// why its accepted policy could not be put back and, while it is paused, what is not
+	// as declared.
 	Refused []Reason `json:"refused,omitempty"`
 	Notes   []Reason `json:"notes,omitempty"`
 	// Questioned is what the kernel was asked about each accepted policy.
@@ -161,6 +162,8 @@ func (s Status) ToCome() (Answer, string) {
 	switch {
 	case s.trampled():
 		return NotConfined, "units to come do not start under what was accepted for it"
+	case s.dropInAmiss():
+		return NotConfined, "units to come are not confined by it"
 	case s.DropIn != "":
 		return Confined, "units to come start under the profile"
 	case s.Busy && len(s.Refused) == 0 && s.Held == nil:
@@ -170,9 +173,16 @@ func (s Status) ToCome() (Answer, string) {
 }
 
 // trampled reports whether somebody changed the policy that was accepted for a template
-// or prefix, and it could not be put back. Of a unit its verdict says so.
-func (s Status) trampled() bool {
-	return IsPattern(s.Unit) && slices.ContainsFunc(s.Refused, func(r Reason) bool { return r.Code == PolicyTrampled })
+// or prefix, and it is not put back: it could not be, or there is a pause. Of a unit its
+// verdict says so.
+func (s Status) trampled() bool { return s.amiss(PolicyTrampled, PolicyDiffers) }
+
+// dropInAmiss reports whether somebody changed or removed the drop-in of a paused template
+// or prefix.
+func (s Status) dropInAmiss() bool { return s.amiss(DropInMissing, DropInDiffers) }
+
+func (s Status) amiss(codes ...Code) bool {
+	return IsPattern(s.Unit) && slices.ContainsFunc(s.Refused, func(r Reason) bool { return slices.Contains(codes, r.Code) })
 }
 
 // Exit gives the exit status of what is known of a unit, template or prefix.

@@ -515,7 +515,13 @@ func (l *Loop) describe(j *job) {
 			s.Profile = j.d.Attachment.Profile // with its specifiers
 		}
 		s.Notes = j.out.Notes
-		if len(j.plan.Refusals) == 0 && !(attach.IsPattern(j.d.Unit) && len(j.heals()) > 0) {
+		switch {
+		case len(j.plan.Refusals) > 0:
+		case !attach.IsPattern(j.d.Unit):
+			s.Refused = nil
+		case j.d.Paused(j.o.At) != nil: // the plan is empty, and leavePaused says what differs
+		case len(j.heals()) > 0, s.DropIn != "" && j.plan.Has(attach.WriteDropIn): // until it is put back
+		default:
 			s.Refused = nil
 		}
 	})
@@ -785,6 +791,9 @@ func (l *Loop) reload(ctx context.Context, jobs []*job) {
 	for _, j := range need {
 		j.reloaded = true
 		l.noteReload(j)
+		if attach.IsPattern(j.d.Unit) && j.plan.Has(attach.WriteDropIn) {
+			l.publish(j.d.Unit, func(s *attach.Status) { s.Refused = nil })
+		}
 	}
 }
 

@@ -262,7 +262,12 @@ func (l *Loop) leavePaused(ctx context.Context, j *job) {
 	}
 	j.out.Notes = append(j.out.Notes, j.plan.Pending...)
 	if attach.IsPattern(j.d.Unit) {
-		l.publish(j.d.Unit, func(*attach.Status) {})
+		l.publish(j.d.Unit, func(s *attach.Status) {
+			if j.d.Attachment != nil {
+				s.Refused = attach.AmissInPause(j.d, j.o)
+			}
+			j.out.Reasons, j.out.Exit = s.Refused, s.Exit()
+		})
 		return
 	}
 	v, o := l.judge(ctx, j.d, false)

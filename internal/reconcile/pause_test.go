@@ -663,3 +663,120 @@ func TestAVerifyStopsNoPausedUnit(t *testing.T) {
 		}
 	}
 }
+
+// A pause of a template leaves its drop-in and policy as somebody made them. Units to come
+// do not start under the profile then, and nobody is told that they do.
+func TestAPausedPatternIsToldTheTruthOf(t *testing.T) {
+	file, at := "/etc/aaunit/attachments.d/w.conf", attach.DropInPath("w@.service", false)
+	for name, c := range map[string]struct {
+		do    func(w *world)
+		codes []attach.Code
+		exit  attach.Exit
+	}{
+		"untouched":          {func(*world) {}, nil, attach.ExitOK},
+		"drop-in removed":    {func(w *world) { delete(w.disk, at) }, []attach.Code{attach.DropInMissing}, attach.ExitNotConfined},
+		"drop-in changed":    {func(w *world) { w.disk[at] = "[Service]\nAppArmorProfile=\n" }, []attach.Code{attach.DropInDiffers}, attach.ExitNotConfined},
+		"policy softened":    {func(w *world) { w.replace("w", "1"+soft) }, []attach.Code{attach.PolicyTrampled}, attach.ExitNotConfined},
+		"policy removed":     {func(w *world) { w.remove("w") }, []attach.Code{attach.PolicyTrampled}, attach.ExitNotConfined},
+		"both":               {func(w *world) { delete(w.disk, at); w.remove("w") }, []attach.Code{attach.DropInMissing, attach.PolicyTrampled}, attach.ExitNotConfined},
+		"a new text":         {func(w *world) { w.files["w"] = "2" }, nil, attach.ExitOK},
+		"a new text is live": {func(w *world) { w.files["w"] = "2"; w.replace("w", "2") }, []attach.Code{attach.PolicyTrampled}, attach.ExitNotConfined},
+		"the text is broken": {func(w *world) { w.bad["w"] = true }, nil, attach.ExitOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.files["w"] = "1"
+			w.declareUnit(file, "w@.service", func(a *attach.Attachment) { a.Profile = "w" })
+			w.run(t, func(l *Loop) {
+				if exitOf(l) != attach.ExitOK {
+					t.Fatalf("at first: %+v", l.Status(nil))
+				}
+				pause(t, l, time.Hour, "w@.service")
+				rest()
+				disk, kernel, before := w.disk[at], w.kernel["w"], len(w.trace)
+				unlock := w.lock()
+				c.do(w)
+				unlock()
+				l.everythingAnew()
+				rest()
+				s := l.Status(nil).Patterns[0]
+				if exitOf(l) != c.exit || !slices.Equal(codes(s.Refused), c.codes) || s.Paused == nil {
+					t.Errorf("exit %d: %+v", exitOf(l), s)
+				}
+				if answer, words := s.ToCome(); (answer == attach.Confined) != (c.exit == attach.ExitOK) {
+					t.Errorf("of units to come it says: %s", words)
+				}
+				out, err := l.Apply(context.Background(), attach.Request{Units: []string{file}}, nil)
+				if err != nil || len(out) != 1 || out[0].Exit != c.exit || len(out[0].Reasons) != len(c.codes) {
+					t.Errorf("apply: %+v %v", out, err)
+				}
+				if len(w.trace) != before {
+					t.Errorf("in the pause it did %q", w.trace[before:])
+				}
+				// Somebody puts it back in the pause.
+				unlock = w.lock()
+				w.disk[at], w.files["w"], w.bad["w"] = disk, "1", false
+				w.replace("w", kernel)
+				unlock()
+				l.everythingAnew()
+				rest()
+				if s := l.Status(nil).Patterns[0]; exitOf(l) != attach.ExitOK || len(s.Refused) != 0 || s.Paused == nil {
+					t.Errorf("when all is as it was: %+v", s)
+				}
+				unlock = w.lock()
+				c.do(w)
+				unlock()
+				resume(t, l, "w@.service")
+				rest()
+				if exitOf(l) != attach.ExitOK || w.disk[at] != disk {
+					t.Errorf("afterwards: %+v %q %v", l.Status(nil), w.disk[at], w.kernel)
+				}
+			})
+		})
+	}
+}
+
+// A pause does not take back that a template's policy could not be put back, nor does its
+// end before it is.
+func TestAPauseTakesBackNothingThatIsToldOfAPattern(t *testing.T) {
+	w := newWorld()
+	w.files["w"] = "1"
+	w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "w" })
+	w.run(t, func(l *Loop) {
+		unlock := w.lock()
+		w.full = true
+		w.replace("w", "evil")
+		unlock()
+		w.policy <- struct{}{}
+		rest()
+		if exitOf(l) != attach.ExitNotConfined {
+			t.Fatalf("before the pause: %+v", l.Status(nil))
+		}
+		pause(t, l, time.Hour, "w@.service")
+		rest()
+		if exitOf(l) != attach.ExitNotConfined {
+			t.Errorf("in the pause: %+v", l.Status(nil).Patterns)
+		}
+		var seen []attach.Exit
+		at := attach.DropInPath("w@.service", false)
+		unlock = w.lock()
+		delete(w.disk, at)
+		w.full = false
+		w.onCall = func(call string) {
+			if strings.HasPrefix(call, "load") || strings.HasPrefix(call, "write") {
+				seen = append(seen, exitOf(l))
+			}
+		}
+		unlock()
+		l.everythingAnew()
+		rest()
+		resume(t, l, "w@.service")
+		rest()
+		if exitOf(l) != attach.ExitOK || w.kernel["w"] != "1" || w.disk[at] == "" {
+			t.Errorf("afterwards: %+v", l.Status(nil).Patterns)
+		}
+		if len(seen) < 2 || slices.Contains(seen, attach.ExitOK) {
+			t.Errorf("while it is put back: %v", seen)
+		}
+	})
+}

@@ -303,7 +303,7 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 		l.log.Warn("put back the policy of "+j.d.Unit+": "+a.Reason.String(), journal.FieldMessageID, string(journal.MsgPolicyHealed),
 			journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, a.Target)
 	}
-	if attach.IsPattern(j.d.Unit) && len(j.heals()) > 0 {
+	if attach.IsPattern(j.d.Unit) && len(j.heals()) > 0 && !j.plan.Has(attach.WriteDropIn) {
 		l.publish(j.d.Unit, func(s *attach.Status) { s.Refused = nil })
 	}
 	loads := j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy)
