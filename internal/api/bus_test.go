@@ -419,9 +419,13 @@ func (m *fakeManager) Status(units []string) attach.Report {
 	}
 	return attach.Report{
 		Version: "1.2.3",
-		Host:    attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce},
+		Host:    m.Host(),
 		Units:   append([]attach.Status(nil), m.units...),
 	}
+}
+
+func (m *fakeManager) Host() attach.Host {
+	return attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}
 }
 
 func (m *fakeManager) Profiles() []attach.Profile {

@@ -40,6 +40,8 @@ type Manager interface {
 	VerifyEvidence(ctx context.Context, units []string) (attach.EvidenceReport, error)
 	// Status answers at once from what is known.
 	Status(units []string) attach.Report
+	// Host is the state of AppArmor alone, however many units there are.
+	Host() attach.Host
 	// Profiles lists what is under /etc/apparmor.d, at once from what is known.
 	Profiles() []attach.Profile
 	// Check says what is in profile files and what speaks against units. It
@@ -115,7 +117,7 @@ var managerIface = iface{
 }
 
 func (s *session) managerProperties() map[string]dbus.Variant {
-	host := s.manager.Status([]string{}).Host
+	host := s.manager.Host()
 	return map[string]dbus.Variant{
 		"Version":    dbus.MakeVariant(clean(s.version)),
 		"AppArmor":   dbus.MakeVariant(host.Enabled.String()),

@@ -752,6 +752,38 @@ func TestWhoeverWantsHearsOfEveryAnswer(t *testing.T) {
 	}
 }
 
+// frugal is a manager that is asked about its units by nobody but the board.
+type frugal struct {
+	*fakeManager
+	t *testing.T
+}
+
+func (m frugal) Status(units []string) attach.Report {
+	if units != nil {
+		m.t.Error("all units are looked at for a property of the host's")
+	}
+	return m.fakeManager.Status(units)
+}
+
+// Anybody may read the properties as often as the bus lets him, also with very many
+// units.
+func TestPropertiesOfTheHostCostNoLookAtUnits(t *testing.T) {
+	r := startService(t, startBus(t), newFakeManager(), func(s *service) { s.manager = frugal{s.manager.(*fakeManager), t} })
+	c := r.user(t, 1000)
+	for property, want := range map[string]string{"Version": "1.2.3", "AppArmor": "yes", "GlobalMode": "enforce"} {
+		var v dbus.Variant
+		if err := call(c, Path, propertiesInterface+".Get", ManagerInterface, property).Store(&v); err != nil || v.Value() != want {
+			t.Errorf("%s is %v, %v", property, v, err)
+		}
+	}
+	for _, iface := range []string{"", ManagerInterface} {
+		var all map[string]dbus.Variant
+		if err := call(c, Path, propertiesInterface+".GetAll", iface).Store(&all); err != nil || len(all) != 3 {
+			t.Errorf("all properties: %v, %v", all, err)
+		}
+	}
+}
+
 // busyManager is slow to register a subscriber, and publishes another status as soon as
 // it was asked for all.
 type busyManager struct{ *fakeManager }

@@ -245,12 +245,20 @@ func (l *Loop) known(words []string) (r attach.Report, missing []string) {
 	return r, asked.missing()
 }
 
-// report is what is known of the units that are asked for.
-func (l *Loop) report(asked *selection) (r attach.Report) {
-	host := l.apparmor.Host()
+// Host is the state of AppArmor as Status tells it.
+func (l *Loop) Host() attach.Host {
+	h := l.apparmor.Host()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	host.BootService = l.service
+	h.BootService = l.service
+	return h
+}
+
+// report is what is known of the units that are asked for.
+func (l *Loop) report(asked *selection) (r attach.Report) {
+	host := l.Host()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	r = attach.Report{Version: l.version, Host: host, Recheck: l.recheck, At: time.Now(), Units: []attach.Status{}}
 	r.Problems = append(slices.Clone(l.problems), l.declared.Problems...)
 	for unit, published := range l.statuses {
