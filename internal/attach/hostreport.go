@@ -40,8 +40,10 @@ type HostReport struct {
 
 // UnitReport is an attached unit, template or prefix.
 type UnitReport struct {
-	Unit        string   `json:"unit"`
-	Pattern     bool     `json:"pattern,omitempty"` // a template or prefix: it has no verdict
+	Unit    string `json:"unit"`
+	Pattern bool   `json:"pattern,omitempty"` // a template or prefix: it has no verdict
+	// ToCome says of one whether units to come start under its profile.
+	ToCome      Answer   `json:"toCome,omitempty"`
 	Profile     string   `json:"profile"`
 	ProfileFile string   `json:"profileFile,omitempty"`
 	Mode        Wish     `json:"mode,omitempty"` // as wished

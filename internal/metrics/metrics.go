@@ -44,6 +44,7 @@ var (
 	apparmor    = Family{"aaunit_apparmor_state", "gauge", "State of AppArmor in the kernel: 1 for the one that holds."}
 	units       = Family{"aaunit_units", "gauge", "Attached units by verdict; also those without series of their own."}
 	patterns    = Family{"aaunit_patterns", "gauge", "Templates and prefixes that are attached."}
+	open        = Family{"aaunit_patterns_open", "gauge", "Templates and prefixes of which units to come are not known to start under the profile, by whether they are paused."}
 	held        = Family{"aaunit_held_attachments", "gauge", "Attachments that failed and are held: most are not tried again by themselves."}
 	pausedUnits = Family{"aaunit_paused_units", "gauge", "Units that are left alone for a time."}
 	problems    = Family{"aaunit_attachment_files_not_in_use", "gauge", "Attachment files, and records, that have an error."}
@@ -68,7 +69,7 @@ var (
 
 // Families lists all of them.
 func Families() []Family {
-	return []Family{up, timestamp, build, start, recheck, apparmor, units, patterns, held, pausedUnits, problems, dropped, expected, state, verdict, reason,
+	return []Family{up, timestamp, build, start, recheck, apparmor, units, patterns, open, held, pausedUnits, problems, dropped, expected, state, verdict, reason,
 		looked, unitHeld, unitPending, unitPaused, denials, staleList, optRefused, others, lost, heard, looks, passes}
 }
 
@@ -97,7 +98,7 @@ func Write(w io.Writer, m attach.Metrics) error {
 		o.sample(apparmor.Name, number(s == now), "state", s)
 	}
 	count := map[attach.Answer]int{}
-	nHeld, nPaused := 0, 0
+	nHeld, nPaused := m.PatternsHeld, 0
 	for _, u := range m.Units {
 		count[answer(u)]++
 		nHeld, nPaused = nHeld+int(number(u.Held)), nPaused+int(number(u.Paused))
@@ -107,6 +108,9 @@ func Write(w io.Writer, m attach.Metrics) error {
 		o.sample(units.Name, float64(count[a]), "verdict", a.String())
 	}
 	o.one(patterns, float64(m.Patterns))
+	o.head(open)
+	o.sample(open.Name, float64(m.PatternsOpen), "paused", "no")
+	o.sample(open.Name, float64(m.PatternsOpenPaused), "paused", "yes")
 	o.one(held, float64(nHeld))
 	o.one(pausedUnits, float64(nPaused))
 	o.one(problems, float64(m.Problems))

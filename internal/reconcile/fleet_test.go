@@ -202,6 +202,68 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
+// Metrics and the report tell of a template what status does.
+func TestMetricsAndReportOfPatterns(t *testing.T) {
+	at := attach.DropInPath("w@.service", false)
+	type numbers struct{ held, open, paused int }
+	for name, c := range map[string]struct {
+		do     func(t *testing.T, w *world, l *Loop)
+		want   numbers
+		toCome attach.Answer
+	}{
+		"in place": {func(*testing.T, *world, *Loop) {}, numbers{}, attach.Confined},
+		"not come to": {func(_ *testing.T, w *world, l *Loop) {
+			l.mu.Lock()
+			delete(l.statuses, "w@.service")
+			l.mu.Unlock()
+		}, numbers{open: 1}, attach.Unknown},
+		"policy not put back": {func(_ *testing.T, w *world, l *Loop) {
+			unlock := w.lock()
+			w.full = true
+			w.replace("w", "evil")
+			unlock()
+			w.policy <- struct{}{}
+		}, numbers{open: 1}, attach.NotConfined},
+		"paused": {func(t *testing.T, w *world, l *Loop) {
+			pause(t, l, time.Hour, "w@.service")
+		}, numbers{}, attach.Confined},
+		"paused, and no drop-in": {func(t *testing.T, w *world, l *Loop) {
+			pause(t, l, time.Hour, "w@.service")
+			rest()
+			unlock := w.lock()
+			delete(w.disk, at)
+			unlock()
+			l.everythingAnew()
+		}, numbers{paused: 1}, attach.NotConfined},
+		"held": {func(*testing.T, *world, *Loop) {}, numbers{held: 1, open: 1}, attach.NotConfined},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.files["w"] = "1"
+			if name == "held" {
+				w.addUnit("w@1.service").breaks["w"] = true
+			}
+			w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "w" })
+			w.run(t, func(l *Loop) {
+				l.processes = eyes{}
+				c.do(t, w, l)
+				synctest.Wait()
+				if name != "not come to" {
+					rest()
+				}
+				m := l.Metrics()
+				if got := (numbers{m.PatternsHeld, m.PatternsOpen, m.PatternsOpenPaused}); m.Patterns != 1 || got != c.want {
+					t.Errorf("%d patterns, %+v, want %+v", m.Patterns, got, c.want)
+				}
+				r, err := l.HostReport(t.Context())
+				if err != nil || !r.Units[0].Pattern || r.Units[0].ToCome != c.toCome {
+					t.Errorf("%+v, %v", r.Units, err)
+				}
+			})
+		})
+	}
+}
+
 // Units that nobody attached cannot fill the memory with counters.
 func TestCountersAreBounded(t *testing.T) {
 	var g denialLog

@@ -22,6 +22,7 @@ func (l *Loop) HostReport(ctx context.Context) (attach.HostReport, error) {
 	for _, s := range known.Patterns {
 		u := l.unitReport(s)
 		u.Pattern = true
+		u.ToCome, _ = s.ToCome()
 		r.Units = append(r.Units, u)
 	}
 	first := len(r.Units)

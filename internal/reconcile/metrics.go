@@ -22,6 +22,18 @@ func (l *Loop) Metrics() attach.Metrics {
 	lost, deaf := l.denials.missed()
 	m.DenialsLost, m.DenialsDeaf = lost, deaf != ""
 	m.OtherDenials = l.denials.all()
+	for _, s := range known.Patterns {
+		if s.Held != nil && !s.Held.OnlyText() {
+			m.PatternsHeld++
+		}
+		switch {
+		case s.Exit() == attach.ExitOK:
+		case s.Paused != nil:
+			m.PatternsOpenPaused++
+		default:
+			m.PatternsOpen++
+		}
+	}
 	for _, s := range known.Units {
 		u := attach.UnitMetrics{Unit: s.Unit, Profile: s.Profile, Mode: modes[s.Unit], State: s.ActiveState, Answer: attach.Unknown,
 			Held: s.Held != nil && !s.Held.OnlyText(), Pending: len(s.Refused) > 0 || unfinished(s.Notes) || s.Held.OnlyText(), Paused: s.Paused != nil, Denials: l.denials.counted(s.Unit), Sockets: l.socketNumbers(s.Unit)}

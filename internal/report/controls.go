@@ -47,6 +47,10 @@ func Controls(d Document) []Control {
 		}
 	}
 	n, c := len(d.Hosts), CountAll(d.Hosts)
+	patterns := ""
+	if open := c.PatternsNotConfined + c.PatternsUnknown; open > 0 {
+		patterns = fmt.Sprintf(" Of %s units to come do not start under the profile, or that could not be told.", plural(open, "template or prefix", "templates or prefixes"))
+	}
 	return []Control{
 		{
 			Names: []string{cis + "1.3.1.1", cisU + "1.3.1.1", stig2 + "431010", stig4 + "100500"},
@@ -66,14 +70,14 @@ func Controls(d Document) []Control {
 			Names: []string{cis + "1.3.1.3", cisU + "1.3.1.3"},
 			Asks:  "No profile is disabled: services run under theirs.",
 			Holds: verdicts(c),
-			Says:  fmt.Sprintf("Of %d attached services %d carry their profile at every task, %d do not, of %d it could not be told, %d do not run.", c.Units(), c.Confined, c.NotConfined, c.Unknown, c.NotRunning),
+			Says:  fmt.Sprintf("Of %d attached services %d carry their profile at every task, %d do not, of %d it could not be told, %d do not run.", c.Units(), c.Confined, c.NotConfined, c.Unknown, c.NotRunning) + patterns,
 			Not:   "Profiles that no service is attached to: a profile that nothing runs under protects nothing.",
 		},
 		{
 			Names: []string{cis + "1.3.1.4", cisU + "1.3.1.4"},
 			Asks:  "Profiles enforce.",
 			Holds: verdicts(c),
-			Says:  fmt.Sprintf("%d services are confined: each task in a mode that enforces, by the very policy that was checked, by the kernel's own checksum.", c.Confined),
+			Says:  fmt.Sprintf("%d services are confined: each task in a mode that enforces, by the very policy that was checked, by the kernel's own checksum.", c.Confined) + patterns,
 			Not:   "Profiles in complain mode that no service is attached to.",
 		},
 		{
@@ -109,9 +113,9 @@ func both(a, b attach.Tri) attach.Tri {
 
 func verdicts(c Counts) attach.Tri {
 	switch {
-	case c.NotConfined > 0:
+	case c.NotConfined+c.PatternsNotConfined > 0:
 		return attach.No
-	case c.Unknown > 0 || c.Confined == 0:
+	case c.Unknown+c.PatternsUnknown > 0 || c.Confined == 0:
 		return attach.CouldNotTell
 	}
 	return attach.Yes

@@ -94,6 +94,10 @@ type Counts struct {
 	Unknown     int `json:"unknown"`
 	NotRunning  int `json:"notRunning"` // of which nothing can be said but that
 	Patterns    int `json:"patterns"`
+	// PatternsNotConfined and PatternsUnknown are those of Patterns whose units to come do
+	// not start under the profile, and of which that could not be told.
+	PatternsNotConfined int `json:"patternsNotConfined,omitempty"`
+	PatternsUnknown     int `json:"patternsUnknown,omitempty"`
 	// Network and Other are services without a profile that listen on the network,
 	// and the rest of those that are listed.
 	Network int `json:"network"`
@@ -108,6 +112,7 @@ func (c Counts) Units() int { return c.Confined + c.NotConfined + c.Unknown + c.
 func (c *Counts) add(o Counts) {
 	c.Hosts += o.Hosts
 	c.Confined, c.NotConfined, c.Unknown, c.NotRunning = c.Confined+o.Confined, c.NotConfined+o.NotConfined, c.Unknown+o.Unknown, c.NotRunning+o.NotRunning
+	c.PatternsNotConfined, c.PatternsUnknown = c.PatternsNotConfined+o.PatternsNotConfined, c.PatternsUnknown+o.PatternsUnknown
 	c.Patterns, c.Network, c.Other, c.NotLooked = c.Patterns+o.Patterns, c.Network+o.Network, c.Other+o.Other, c.NotLooked+o.NotLooked
 }
 
@@ -151,6 +156,15 @@ func standingOf(u attach.UnitReport) standing {
 	return standsConfined
 }
 
+// toCome says of a template or prefix whether units to come start under its profile. One
+// that was refused or whose attach is held is not what was asked for.
+func toCome(u attach.UnitReport) attach.Answer {
+	if len(u.Refused) > 0 || len(u.Held) > 0 && !u.OnlyText {
+		return attach.NotConfined
+	}
+	return cmp.Or(u.ToCome, attach.Unknown)
+}
+
 // Standing says in words what a unit is counted as.
 func Standing(u attach.UnitReport) string { return standingWords[standingOf(u)] }
 
@@ -167,6 +181,13 @@ func Count(h attach.HostReport) Counts {
 			c.NotRunning++
 		case standsPattern:
 			c.Patterns++
+			switch toCome(u) {
+			case attach.Confined:
+			case attach.NotConfined:
+				c.PatternsNotConfined++
+			default:
+				c.PatternsUnknown++
+			}
 		default:
 			c.Unknown++
 		}
@@ -305,8 +326,12 @@ func (f *finder) ofUnit(h attach.HostReport, u attach.UnitReport) {
 	case standsStopped:
 		f.say(Note, NotRunning, u.Unit, "", "not running")
 	case standsPattern:
-		if len(u.Refused) > 0 || len(u.Held) > 0 && !u.OnlyText {
-			f.say(Bad, NotConfined, u.Unit, explain, "units of this pattern to come are not confined by it: %s", why("no reason was told"))
+		switch toCome(u) {
+		case attach.Confined:
+		case attach.NotConfined:
+			f.say(Bad, NotConfined, u.Unit, explain, "units of this pattern to come are not confined by it: %s", why("its drop-in is not in place"))
+		default:
+			f.say(Unknown, VerdictUnknown, u.Unit, explain, "whether units of this pattern to come are confined by it could not be told")
 		}
 	}
 	if len(u.Held) > 0 && u.OnlyText {

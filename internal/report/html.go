@@ -155,9 +155,9 @@ func (v *view) summary() {
 	c := v.Counts
 	all := c.Units()
 	switch {
-	case c.NotConfined > 0:
+	case c.NotConfined+c.PatternsNotConfined > 0:
 		v.Tone = "bad"
-	case c.Unknown > 0 || all == c.NotRunning || c.NotLooked > 0:
+	case c.Unknown+c.PatternsUnknown > 0 || all == c.NotRunning || c.NotLooked > 0:
 		v.Tone = "unknown"
 	default:
 		v.Tone = "ok"
@@ -210,6 +210,9 @@ func (v *view) findings(d Document) {
 
 var tones = map[standing]string{standsConfined: "ok", standsNotConfined: "bad", standsUnknown: "unknown", standsStopped: "quiet", standsPattern: "quiet"}
 
+// openTones are those of a pattern of which units to come are not known to be confined.
+var openTones = map[attach.Answer]string{attach.NotConfined: "bad", attach.Unknown: "unknown"}
+
 func (v *view) units(d Document) {
 	type exposure struct {
 		host string
@@ -222,11 +225,11 @@ func (v *view) units(d Document) {
 		c := Count(h)
 		row := hostRow{Name: name, OS: h.Machine.OS, At: day(h.At), Counts: c, Tone: "ok", State: "confined"}
 		switch {
-		case c.NotConfined > 0:
+		case c.NotConfined+c.PatternsNotConfined > 0:
 			row.Tone, row.State = "bad", "not confined"
 		case c.Network > 0:
 			row.Tone, row.State = "bad", "open without a profile"
-		case c.Unknown > 0 || c.Confined == 0 || c.NotLooked > 0 || h.Host.Enabled != attach.Yes:
+		case c.Unknown+c.PatternsUnknown > 0 || c.Confined == 0 || c.NotLooked > 0 || h.Host.Enabled != attach.Yes:
 			row.Tone, row.State = "unknown", "could not be told"
 		}
 		if h.Host.Enabled == attach.No || h.Host.Enabled == attach.Yes && h.Host.GlobalMode != "" && !h.Host.GlobalMode.Confines() {
@@ -240,6 +243,10 @@ func (v *view) units(d Document) {
 		for _, u := range h.Units {
 			s := standingOf(u)
 			r := unitRow{Host: name, U: u, Tone: tones[s], Says: standingWords[s]}
+			open := u.Pattern && toCome(u) != attach.Confined
+			if open {
+				r.Tone = openTones[toCome(u)]
+			}
 			switch {
 			case v.One != nil: // each has a card
 			case len(v.Rows) < maxUnitRows:
@@ -255,7 +262,7 @@ func (v *view) units(d Document) {
 				}
 			}
 			// Of a fleet those are shown that are not as they should be.
-			if v.One == nil && (s == standsConfined || s == standsStopped || s == standsPattern) {
+			if v.One == nil && (s == standsConfined || s == standsStopped || s == standsPattern && !open) {
 				continue
 			}
 			cards = append(cards, card{Host: name, U: u, Tone: r.Tone, Says: r.Says})

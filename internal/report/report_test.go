@@ -331,12 +331,21 @@ func TestFindings(t *testing.T) {
 		"text held": {func(h *attach.HostReport) {
 			h.Units[0].Held, h.Units[0].OnlyText = []attach.Reason{{Code: attach.PolicyUndone}}, true
 		}, "warning held myagent.service"},
-		"restart":               {func(h *attach.HostReport) { h.Units[0].Notes = []attach.Reason{{Code: attach.RestartPending}} }, "warning restart-pending myagent.service"},
-		"file":                  {func(h *attach.HostReport) { h.Problems = []attach.Reason{{Code: attach.AttachmentBad}} }, "warning attachment-file-not-in-use "},
-		"deaf":                  {func(h *attach.HostReport) { h.DenialsDeaf = "no netlink" }, "unknown denials-not-heard "},
-		"unknown exposure":      {func(h *attach.HostReport) { h.Unattached.Services[0].Class = "x" }, "unknown service-without-profile ssh.service"},
-		"an empty reason":       {func(h *attach.HostReport) { h.Units[0].Allowed[0].Reason = " \t" }, "warning allowance-without-reason myagent.service"},
-		"a pattern not in use":  {func(h *attach.HostReport) { h.Units[0].Pattern, h.Units[0].Refused = true, []attach.Reason{{}} }, "bad not-confined myagent.service"},
+		"restart":              {func(h *attach.HostReport) { h.Units[0].Notes = []attach.Reason{{Code: attach.RestartPending}} }, "warning restart-pending myagent.service"},
+		"file":                 {func(h *attach.HostReport) { h.Problems = []attach.Reason{{Code: attach.AttachmentBad}} }, "warning attachment-file-not-in-use "},
+		"deaf":                 {func(h *attach.HostReport) { h.DenialsDeaf = "no netlink" }, "unknown denials-not-heard "},
+		"unknown exposure":     {func(h *attach.HostReport) { h.Unattached.Services[0].Class = "x" }, "unknown service-without-profile ssh.service"},
+		"an empty reason":      {func(h *attach.HostReport) { h.Units[0].Allowed[0].Reason = " \t" }, "warning allowance-without-reason myagent.service"},
+		"a pattern not in use": {func(h *attach.HostReport) { h.Units[0].Pattern, h.Units[0].Refused = true, []attach.Reason{{}} }, "bad not-confined myagent.service"},
+		"a pattern not in place": {func(h *attach.HostReport) {
+			h.Units[0] = attach.UnitReport{Unit: "a@.service", Pattern: true, ToCome: attach.NotConfined}
+		}, "bad not-confined a@.service"},
+		"a pattern, not known": {func(h *attach.HostReport) {
+			h.Units[0] = attach.UnitReport{Unit: "a@.service", Pattern: true, ToCome: attach.Unknown}
+		}, "unknown verdict-unknown a@.service"},
+		"a pattern of an older aaunit": {func(h *attach.HostReport) {
+			h.Units[0] = attach.UnitReport{Unit: "a@.service", Pattern: true}
+		}, "unknown verdict-unknown a@.service"},
 		"a list, not known":     {func(h *attach.HostReport) { h.Units[0].Sockets.Stale = attach.CouldNotTell }, "note socket-list-unknown myagent.service"},
 		"a table, not read":     {func(h *attach.HostReport) { h.Units[0].Sockets.Problem = "no BPF file system" }, "note socket-list-unknown myagent.service"},
 		"an option, no reason":  {func(h *attach.HostReport) { h.Units[1].Allowed = []attach.Allowance{{Kind: attach.AllowSetOption}} }, "warning allowance-without-reason gateway.service"},
@@ -359,6 +368,11 @@ func TestExit(t *testing.T) {
 	}
 	unknown := good
 	unknown.Unattached = nil
+	pattern := func(toCome attach.Answer) Document {
+		h := good
+		h.Units = append(slices.Clone(good.Units), attach.UnitReport{Unit: "a@.service", Pattern: true, ToCome: toCome})
+		return New(h, at)
+	}
 	merged := New(good, at)
 	merged.Left = []Left{{From: "x.json", Why: "it is no report"}}
 	for name, tc := range map[string]struct {
@@ -369,9 +383,42 @@ func TestExit(t *testing.T) {
 		"not looked":   {New(unknown, at), attach.ExitUnknown},
 		"a bad file":   {merged, attach.ExitFailed},
 		"no host":      {Document{}, attach.ExitUnknown},
+
+		"a pattern in place":     {pattern(attach.Confined), attach.ExitOK},
+		"a pattern not in place": {pattern(attach.NotConfined), attach.ExitNotConfined},
+		"a pattern, not known":   {pattern(attach.Unknown), attach.ExitUnknown},
 	} {
 		if got := Exit(tc.d); got != tc.want {
 			t.Errorf("%s: %d, want %d", name, got, tc.want)
+		}
+	}
+}
+
+// A template whose units to come are not confined is not hidden by all the services that
+// are.
+func TestAPatternThatIsNotInPlaceIsShown(t *testing.T) {
+	for answer, want := range map[attach.Answer]struct {
+		tone  string
+		holds attach.Tri
+	}{attach.Confined: {"ok", attach.Yes}, attach.NotConfined: {"bad", attach.No}, attach.Unknown: {"unknown", attach.CouldNotTell}} {
+		h := sampleHost()
+		h.Units, h.Unattached.Services = append(h.Units[:1:1], attach.UnitReport{Unit: "a@.service", Pattern: true, ToCome: answer}), nil
+		one, fleet := New(h, at), New(h, at)
+		fleet.Hosts = append(fleet.Hosts, h)
+		for _, d := range []Document{one, fleet} {
+			v := view{Counts: CountAll(d.Hosts)}
+			if len(d.Hosts) == 1 {
+				v.One = &d.Hosts[0]
+			}
+			v.summary()
+			v.units(d)
+			card := slices.ContainsFunc(v.Cards, func(c card) bool { return c.U.Unit == "a@.service" && c.Tone == want.tone })
+			if v.Tone != want.tone || v.Hosts[0].Tone != want.tone || card != (answer != attach.Confined) {
+				t.Errorf("%s, %d hosts: tone %s, of the host %s, card %v", answer, len(d.Hosts), v.Tone, v.Hosts[0].Tone, card)
+			}
+			if c := Controls(d); c[2].Holds != want.holds || c[3].Holds != want.holds {
+				t.Errorf("%s: %+v", answer, c[2:4])
+			}
 		}
 	}
 }
