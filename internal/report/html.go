@@ -297,8 +297,10 @@ func (c *card) fill() {
 		return
 	}
 	c.Tree = tree(u.Seen.Processes)
+	had := map[string]bool{}
 	for _, l := range u.Seen.Listening {
-		if s := visible(l.String()); !slices.Contains(c.Sockets, s) {
+		if s := visible(l.String()); !had[s] {
+			had[s] = true
 			c.Sockets = append(c.Sockets, s)
 		}
 	}
@@ -334,12 +336,14 @@ func tree(list []attach.Process) []*node {
 			nodes[p.PID] = &node{P: p, Tone: triTone(p.Confines)}
 		}
 	}
-	depth := func(pid int) int {
+	// Going up from a process in a circle never ends, nor soon in a long chain.
+	most := min(len(nodes), maxDepth)
+	shown := func(pid int) bool {
 		n := 0
-		for at := nodes[pid]; at != nil && n <= len(nodes); at = nodes[at.P.PPID] {
+		for at := nodes[pid]; at != nil && n <= most; at = nodes[at.P.PPID] {
 			n++
 		}
-		return n
+		return n <= most
 	}
 	var roots []*node
 	seen := map[int]bool{}
@@ -349,8 +353,7 @@ func tree(list []attach.Process) []*node {
 			continue
 		}
 		seen[p.PID] = true
-		// Going up from a process in a circle never ends.
-		if parent := nodes[p.PPID]; parent != nil && parent != n && depth(p.PID) <= min(len(nodes), maxDepth) {
+		if parent := nodes[p.PPID]; parent != nil && parent != n && shown(p.PID) {
 			parent.Children = append(parent.Children, n)
 		} else {
 			roots = append(roots, n)

@@ -423,6 +423,42 @@ func TestAPatternThatIsNotInPlaceIsShown(t *testing.T) {
 	}
 }
 
+// One host's file does not hold up the page of all: a chain or ring of processes costs no
+// more than as many that have one parent.
+func TestThePictureOfAUnitIsMadeInTime(t *testing.T) {
+	for name, parent := range map[string]func(i int) int{
+		"a chain": func(i int) int { return i - 1 }, "a ring": func(i int) int { return (i + maxList - 1) % maxList }, "a star": func(int) int { return 0 },
+	} {
+		s := &attach.Sighting{}
+		for i := range maxList {
+			s.Processes = append(s.Processes, attach.Process{PID: i, PPID: parent(i)})
+			s.Listening = append(s.Listening, attach.Listening{Protocol: "unix", Address: fmt.Sprintf("/run/%0100d", i), Reach: attach.ReachUnix})
+		}
+		s.Listening = append(s.Listening, s.Listening[0])
+		c := card{U: attach.UnitReport{Seen: s}}
+		begun := time.Now()
+		c.fill()
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("%s: it took %v", name, took)
+		}
+		if len(c.Sockets) != maxList {
+			t.Errorf("%s: %d sockets", name, len(c.Sockets))
+		}
+		deepest, shown := 0, 0
+		var walk func(all []*node, depth int)
+		walk = func(all []*node, depth int) {
+			for _, n := range all {
+				deepest, shown = max(deepest, depth), shown+1
+				walk(n.Children, depth+1)
+			}
+		}
+		walk(c.Tree, 1)
+		if deepest > maxDepth || shown != maxList {
+			t.Errorf("%s: %d processes of %d are shown, %d deep", name, shown, maxList, deepest)
+		}
+	}
+}
+
 func TestMerge(t *testing.T) {
 	var m Merger
 	other := sampleDocument()
