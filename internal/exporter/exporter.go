@@ -58,8 +58,10 @@ func Serve(ctx context.Context, listeners []net.Listener, o Options) error {
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "aaunit: the metrics are at /metrics")
 	})
-	s := &http.Server{Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
+	s := &http.Server{Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, MaxHeaderBytes: 16 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx }, ErrorLog: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug)}
+	// A scrape is one request. Who could keep a connection for more would keep its place.
+	s.SetKeepAlivesEnabled(false)
 	places := make(chan struct{}, maxConnections)
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {

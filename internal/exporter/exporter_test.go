@@ -22,7 +22,11 @@ var quiet = slog.New(slog.DiscardHandler)
 // serve gives a client for an exporter on a unix socket, and its end.
 func serve(t *testing.T, o Options) (*http.Client, <-chan error) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "s")
+	return serveAt(t, filepath.Join(t.TempDir(), "s"), o)
+}
+
+func serveAt(t *testing.T, path string, o Options) (*http.Client, <-chan error) {
+	t.Helper()
 	l, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
@@ -122,6 +126,33 @@ func TestWhoGoesAwayIsNoAnswer(t *testing.T) {
 		t.Fatal("it was answered before it went away")
 	}
 	if code, text, _ := get(t, c, "/metrics"); code != 200 || !strings.Contains(text, `aaunit_build_info{version="9"} 1`) {
+		t.Errorf("%d\n%s", code, text)
+	}
+}
+
+// Connections that somebody keeps open, and asks something small on now and then, leave
+// room for Prometheus.
+func TestWhoKeepsConnectionsKeepsNoPlaces(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	c, _ := serveAt(t, path, Options{Log: quiet, Ask: func(context.Context) (attach.Metrics, error) { return attach.Metrics{Version: "9"}, nil }})
+	for range maxConnections {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		go func() {
+			for {
+				if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: aaunit\r\n\r\n"); err != nil {
+					return
+				}
+				time.Sleep(500 * time.Millisecond)
+			}
+		}()
+	}
+	time.Sleep(time.Second)
+	c.Timeout = readTimeout
+	if code, text, _ := get(t, c, "/metrics"); code != 200 || !strings.Contains(text, "aaunit_up 1") {
 		t.Errorf("%d\n%s", code, text)
 	}
 }
