@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -71,8 +72,9 @@ type World struct {
 	ReadFile func(string) ([]byte, error)
 	// Open opens a file for reading.
 	Open func(string) (io.ReadCloser, error)
-	// WriteFile puts a file in place of what is there, all at once.
-	WriteFile func(name string, data []byte) error
+	// WriteFile puts a file with that mode in place of what is there, all at once. 0 is
+	// the mode that a file has which a shell writes.
+	WriteFile func(name string, data []byte, mode fs.FileMode) error
 	// Exists reports whether a file is there, as seen from the working directory.
 	Exists func(string) bool
 	// OpenImage gives the system below a directory, for --root.

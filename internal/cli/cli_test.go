@@ -224,11 +224,12 @@ type scene struct {
 	local     *LocalOptions // nil: nothing was answered here
 	localDone bool
 	written   map[string]string
+	modes     map[string]fs.FileMode // of what is written
 	files     map[string]string
 }
 
 func newScene() *scene {
-	s := &scene{daemon: &fakeDaemon{report: attach.Report{Host: hostOn, At: now}}, env: map[string]string{"LANG": "en_US.UTF-8"}, written: map[string]string{}}
+	s := &scene{daemon: &fakeDaemon{report: attach.Report{Host: hostOn, At: now}}, env: map[string]string{"LANG": "en_US.UTF-8"}, written: map[string]string{}, modes: map[string]fs.FileMode{}}
 	s.World = World{
 		Stdout: &s.out, Stderr: &s.err,
 		Columns: func() int { return 80 },
@@ -262,9 +263,12 @@ func newScene() *scene {
 			}
 			return io.NopCloser(strings.NewReader(text)), nil
 		},
-		WriteFile: func(name string, data []byte) error { s.written[name] = string(data); return nil },
-		Exists:    func(string) bool { return false },
-		Version:   "1.2.3",
+		WriteFile: func(name string, data []byte, mode fs.FileMode) error {
+			s.written[name], s.modes[name] = string(data), mode
+			return nil
+		},
+		Exists:  func(string) bool { return false },
+		Version: "1.2.3",
 	}
 	return s
 }

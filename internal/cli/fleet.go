@@ -70,7 +70,7 @@ together, and no daemon is asked. Of two reports of a host the newer one counts.
 				return err
 			}
 			if output != "" {
-				return a.WriteFile(output, file.Bytes())
+				return a.WriteFile(output, file.Bytes(), 0)
 			}
 			return nil
 		},

@@ -64,7 +64,7 @@ func TestReport(t *testing.T) {
 		if exit := s.run("report", flag); exit != attach.ExitNotConfined || !strings.HasPrefix(s.out.String(), want) {
 			t.Errorf("%s: exit %d: %.80s", flag, exit, s.out.String())
 		}
-		if exit := s.run("report", flag, "-o", "/x/out"); exit != attach.ExitNotConfined || s.out.Len() > 0 || !strings.HasPrefix(s.written["/x/out"], want) {
+		if exit := s.run("report", flag, "-o", "/x/out"); exit != attach.ExitNotConfined || s.out.Len() > 0 || !strings.HasPrefix(s.written["/x/out"], want) || s.modes["/x/out"] != 0 {
 			t.Errorf("%s -o: exit %d", flag, exit)
 		}
 	}

@@ -4,7 +4,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -53,7 +58,7 @@ aaunit-metrics.socket answers the same over HTTP.`,
 				_, err := a.Stdout.Write(b.Bytes())
 				return err
 			}
-			if err := a.WriteFile(textfile, b.Bytes()); err != nil {
+			if err := a.WriteFile(textfile, b.Bytes(), 0o644); err != nil {
 				return err
 			}
 			return asked
@@ -76,12 +81,41 @@ func (a *app) metrics(ctx context.Context) (attach.Metrics, error) {
 	return d.Metrics(ctx)
 }
 
-// writeFile writes a file that others may read, and follows no link to it.
-func writeFile(name string, data []byte) error {
+// writeFile writes a file, and follows no link to it.
+func writeFile(name string, data []byte, mode fs.FileMode) error {
 	path, err := filepath.Abs(name)
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %w", name, err)
 	}
-	_, err = safefile.Write(path, data, 0o644)
+	if mode == 0 {
+		mode = outputMode(path, os.Geteuid())
+	}
+	_, err = safefile.Write(path, data, mode)
 	return err
+}
+
+// outputMode is the mode of a file that a user has written: that of the user's file which it
+// takes the place of, else what the umask leaves of 0666. The mode of somebody else's file
+// is not taken: it could open to that one what is written.
+func outputMode(path string, uid int) fs.FileMode {
+	if st, err := os.Lstat(path); err == nil && st.Mode().IsRegular() {
+		if sys, ok := st.Sys().(*syscall.Stat_t); ok && int(sys.Uid) == uid {
+			return st.Mode().Perm()
+		}
+	}
+	return 0o666 &^ umask()
+}
+
+// umask reads the umask from the kernel (proc_pid_status(5)): whoever asks for it with
+// umask(2) changes it. Where that cannot be read nobody else is let in.
+func umask() fs.FileMode {
+	text, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "Umask:"); ok {
+			if mask, err := strconv.ParseUint(strings.TrimSpace(value), 8, 9); err == nil {
+				return fs.FileMode(mask)
+			}
+		}
+	}
+	return 0o077
 }

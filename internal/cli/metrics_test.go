@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +31,9 @@ func TestMetricsCommand(t *testing.T) {
 	}
 	if exit := s.run("metrics", "--textfile", "/x/aaunit.prom"); exit != attach.ExitOK || s.out.Len() > 0 || s.written["/x/aaunit.prom"] != text {
 		t.Errorf("exit %d, %q", exit, s.written)
+	}
+	if mode := s.modes["/x/aaunit.prom"]; mode != 0o644 {
+		t.Errorf("node_exporter, which is not root, reads a file of mode %o", mode)
 	}
 	if exit := s.run("metrics", "--json"); exit != attach.ExitOK || !strings.Contains(s.out.String(), `"answer": "not-confined"`) {
 		t.Errorf("exit %d: %s", exit, s.out.String())
@@ -60,10 +65,68 @@ func TestWriteFileFollowsNoLink(t *testing.T) {
 	if err := os.Symlink(elsewhere, link); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeFile(link, []byte("new")); err != nil {
+	if err := writeFile(link, []byte("new"), 0o644); err != nil {
 		t.Logf("refused: %v", err)
 	}
 	if got, err := os.ReadFile(elsewhere); err != nil || string(got) != "keep" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// A report is as private as any other output of the caller's.
+func TestModeOfWhatIsWritten(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		before       fs.FileMode // of the file that is replaced; 0 there is none
+		asked, umask fs.FileMode
+		want         fs.FileMode
+	}{
+		{"new", 0, 0, 0o022, 0o644},
+		{"new and private", 0, 0, 0o077, 0o600},
+		{"new and of a group", 0, 0, 0o007, 0o660},
+		{"in place of a private one", 0o600, 0, 0o022, 0o600},
+		{"in place of an open one", 0o644, 0, 0o077, 0o644},
+		{"for others, whatever the umask", 0, 0o644, 0o077, 0o644},
+		{"for others, whatever was there", 0o600, 0o644, 0o077, 0o644},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "report")
+			if c.before != 0 {
+				if err := os.WriteFile(file, []byte("old"), c.before); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Chmod(file, c.before); err != nil {
+					t.Fatal(err)
+				}
+			}
+			defer syscall.Umask(syscall.Umask(int(c.umask)))
+			if err := writeFile(file, []byte("new"), c.asked); err != nil {
+				t.Fatal(err)
+			}
+			if st, err := os.Stat(file); err != nil || st.Mode().Perm() != c.want {
+				t.Errorf("it has mode %o, want %o: %v", st.Mode().Perm(), c.want, err)
+			}
+			if now := fs.FileMode(syscall.Umask(int(c.umask))); now != c.umask {
+				t.Errorf("the umask has become %o", now)
+			}
+		})
+	}
+}
+
+// Who has put a file there for root to write reads nothing of it.
+func TestModeOfSomebodyElsesFileIsNotTaken(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "report")
+	if err := os.WriteFile(file, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(file, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Umask(syscall.Umask(0o077))
+	if got := outputMode(file, os.Geteuid()); got != 0o666 {
+		t.Errorf("of the user's own file: %o", got)
+	}
+	if got := outputMode(file, os.Geteuid()+1); got != 0o600 {
+		t.Errorf("of another user's file: %o", got)
 	}
 }
