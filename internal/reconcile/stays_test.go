@@ -45,11 +45,6 @@ func TestWhatAnUndoCannotUnloadIsUnloadedLater(t *testing.T) {
 				w.byPath = map[string]bool{"a": true}
 				w.addUnit("dragged.service")
 				u.drags = []string{"dragged.service"}
-				w.onCall = func(call string) {
-					if call == "stop a.service" {
-						u.drags = nil // it is down, too
-					}
-				}
 			}
 			w.starting = true
 			stays := func(l *Loop) {

@@ -21,8 +21,8 @@ import (
 //  2. one daemon-reload; the rules for socket options are as they were
 //  3. a unit that ran under the profile before gets back the policy it had
 //  4. a unit that ran before is started again, also after systemd gave up on
-//     it, unless somebody has stopped it meanwhile; one that was confined before
-//     and does not come up so stays down
+//     it, unless somebody has stopped it meanwhile, and with it what went down
+//     with it; one that was confined before and does not come up so stays down
 //  5. of a unit that was not confined before, the loaded policy is taken back,
 //     once no task carries it any more; where the profile attaches to a path by
 //     itself, while the unit is down, since the next start would meet it again,
@@ -227,21 +227,27 @@ func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
 // errStays says that a unit is not started since a profile stays loaded.
 var errStays = errors.New("the profile stays loaded")
 
-// startAll starts a unit, and what its stop took along.
+// startAll starts a unit, and what went down with it.
 func (l *Loop) startAll(ctx context.Context, j *job) error {
 	if err := l.systemd.Start(ctx, j.d.Unit); err != nil {
 		return err
 	}
+	l.startDragged(ctx, j)
+	return nil
+}
+
+// startDragged starts what went down with a unit. What is up stays as it is.
+func (l *Loop) startDragged(ctx context.Context, j *job) {
 	for _, other := range j.dragged() {
 		if err := l.systemd.Start(ctx, other); err != nil {
+			l.log.Error(other+" was stopped with "+j.d.Unit+" and does not start again", journal.FieldUnit, j.d.Unit, "err", err)
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.RestartDrags, "%s was stopped with %s and does not start again: %v", other, j.d.Unit, err).
 				WithNext("journalctl -u "+other))
 		}
 	}
-	return nil
 }
 
-// dragged lists what a stop of the unit takes along, or took along when it was stopped.
+// dragged lists what a stop or a restart of the unit takes along, or a stop of it took.
 func (j *job) dragged() []string {
 	all := slices.Clone(j.o.Unit.RestartsWith)
 	if j.before.Stopped {
@@ -277,7 +283,8 @@ func (l *Loop) stopUnlessCarried(ctx context.Context, j *job) {
 }
 
 // startAgain brings a unit up without the profile, or with its former one:
-// what still runs under the failed one is restarted, what ended is started.
+// what still runs under the failed one is restarted, what ended is started. So is what
+// went down with it: with a stop, or when its restart failed.
 func (l *Loop) startAgain(ctx context.Context, j *job) error {
 	unit := j.d.Unit
 	u, err := l.systemd.Observe(ctx, unit)
@@ -285,7 +292,11 @@ func (l *Loop) startAgain(ctx context.Context, j *job) error {
 		return err
 	}
 	if u.ActiveState == "active" || u.ActiveState == "reloading" {
-		return l.systemd.TryRestart(ctx, unit)
+		if err := l.systemd.TryRestart(ctx, unit); err != nil {
+			return err
+		}
+		l.startDragged(ctx, j)
+		return nil
 	}
 	// Whatever systemd is still trying belongs to the failed start.
 	if u.Active() {
@@ -293,7 +304,7 @@ func (l *Loop) startAgain(ctx context.Context, j *job) error {
 			return err
 		}
 	}
-	return l.systemd.Start(ctx, unit)
+	return l.startAll(ctx, j)
 }
 
 func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map[string]Saved) {

@@ -153,22 +153,26 @@ func (w *world) lock() (unlock func()) {
 }
 
 type unit struct {
-	name      string
-	running   bool
-	failed    bool
-	oneshot   bool // at work while it runs
-	stopping  bool // it takes its time to stop
-	start     int  // counts starts
-	since     time.Time
-	label     string // of its task
-	tmp       bool   // private
-	own       string // its own AppArmorProfile=
-	breaks    map[string]bool
-	restarts  uint32
+	name     string
+	running  bool
+	failed   bool
+	oneshot  bool // at work while it runs
+	stopping bool // it takes its time to stop
+	start    int  // counts starts
+	since    time.Time
+	label    string // of its task
+	tmp      bool   // private
+	own      string // its own AppArmorProfile=
+	breaks   map[string]bool
+	restarts uint32
+	// drags are units that a stop of it takes along, and a restart restarts, as with
+	// Requires= of theirs; a start does not start them.
 	drags     []string
 	forked    int  // so many looks see systemd on its way to the program
 	survives  bool // whatever policy its profile gets
 	crashLoop bool // dies under any profile, and systemd starts it again
+	rests     bool // between two starts of a crash loop systemd waits for a while
+	between   bool // and does so now
 	early     bool // DefaultDependencies=no
 	// lacks is a file that systemd lists for it and that is not there, and files stands for
 	// what its files say.
@@ -382,7 +386,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		return attach.Unit{ID: name, Names: []string{name}, LoadState: "not-found", ActiveState: "inactive"}, nil
 	}
 	u := attach.Unit{ID: name, Names: []string{name}, LoadState: "loaded", ActiveState: "inactive", SubState: "dead", Type: "simple", Result: "success",
-		FragmentPath: "/etc/systemd/system/" + name, UnitFileState: "enabled", NRestarts: f.restarts, RestartsWith: f.drags}
+		FragmentPath: "/etc/systemd/system/" + name, UnitFileState: "enabled", NRestarts: f.restarts}
 	if f.oneshot {
 		u.Type = "oneshot"
 	}
@@ -397,6 +401,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	switch {
 	case f.running:
 		u.ActiveState, u.SubState, u.MainPID = "active", "running", 1000+f.start
+		u.RestartsWith = w.takesAlong(f)
 		switch {
 		case f.stopping:
 			u.ActiveState, u.SubState = "deactivating", "stop-sigterm"
@@ -404,6 +409,8 @@ func (w *world) observe(name string) (attach.Unit, error) {
 			u.ActiveState, u.SubState, u.MainPID, u.ControlPID = "activating", "start-pre", 0, u.MainPID
 		case f.oneshot:
 			u.ActiveState, u.SubState = "activating", "start"
+		case f.between:
+			u.ActiveState, u.SubState, u.MainPID = "activating", "auto-restart", 0
 		}
 	case f.failed && f.loaded():
 		u.ActiveState, u.SubState, u.Result = "failed", "failed", "exit-code"
@@ -515,7 +522,7 @@ func (w *world) begin(u *unit) error {
 	u.start++
 	u.since = time.Now()
 	u.restarts = 0
-	u.failed, u.running = false, false
+	u.failed, u.running, u.between = false, false, false
 	seen, _ := w.observe(u.name)
 	p := seen.Settings.Profile
 	_, loaded := w.kernel[p]
@@ -544,6 +551,7 @@ func (w *world) begin(u *unit) error {
 		u.running = true
 		u.restarts++
 		u.start++
+		u.between = u.rests
 	default:
 		u.running = !u.oneshot
 	}
@@ -583,7 +591,35 @@ func (w *world) TryRestart(ctx context.Context, name string) error {
 		f(u)
 		return overtaken{}
 	}
-	return w.begin(u)
+	along := w.takeAlong(u)
+	if err := w.begin(u); err != nil {
+		return err // and with it fail the starts of those that went down with it
+	}
+	for _, other := range along {
+		_ = w.begin(other)
+	}
+	return nil
+}
+
+// takesAlong lists the units that are up and go down with one.
+func (w *world) takesAlong(u *unit) (names []string) {
+	for _, name := range u.drags {
+		if other := w.units[name]; other == nil || other.running {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// takeAlong stops what goes down with a unit.
+func (w *world) takeAlong(u *unit) (along []*unit) {
+	for _, name := range w.takesAlong(u) {
+		if other := w.units[name]; other != nil {
+			other.running = false
+			along = append(along, other)
+		}
+	}
+	return along
 }
 
 func (w *world) Start(_ context.Context, name string) error {
@@ -591,7 +627,10 @@ func (w *world) Start(_ context.Context, name string) error {
 	if err := w.call("start %s", name); err != nil {
 		return err
 	}
-	return w.begin(w.units[name])
+	if u := w.units[name]; !u.running {
+		return w.begin(u)
+	}
+	return nil
 }
 
 func (w *world) Stop(_ context.Context, name string) error {
@@ -599,7 +638,9 @@ func (w *world) Stop(_ context.Context, name string) error {
 	if err := w.call("stop %s", name); err != nil {
 		return err
 	}
-	w.units[name].running, w.units[name].before = false, false
+	u := w.units[name]
+	w.takeAlong(u)
+	u.running, u.before, u.between = false, false, false
 	return nil
 }
 
@@ -824,6 +865,7 @@ func (w *world) replace(name, version string) {
 		case "restarts":
 			u.start++
 			u.restarts++
+			u.between = u.rests
 			w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: u.name}
 		}
 	}
