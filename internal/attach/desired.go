@@ -47,10 +47,11 @@ type Record struct {
 	// Loaded are the profiles that were not loaded before aaunit loaded them:
 	// only these may a detach unload.
 	Loaded []string `json:"loaded,omitempty"`
-	// Stays are those of Loaded that the undo of an attach which is held could not
-	// unload, since a task carried them: it is tried again. While one that attaches to
-	// the unit's program by itself stays, the unit is down (Stopped): a start would put
-	// on what it failed under. Dragged are the units that went down with it.
+	// Stays are those of Loaded that the undo of an attach could not unload, since a
+	// task carried them: it is tried again, until the next attempt has come to its end.
+	// While one that attaches to the unit's program by itself stays, the unit is down
+	// (Stopped): a start would put on what it failed under. Dragged are the units that
+	// went down with it.
 	Stays   []string `json:"stays,omitempty"`
 	Dragged []string `json:"dragged,omitempty"`
 	// Softened are the files whose profiles were loaded in enforce mode before

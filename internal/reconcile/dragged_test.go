@@ -1,6 +1,10 @@
 package reconcile
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
 
 // An undo brings back what went down with the unit, and nothing that was down before.
 func TestAnUndoStartsWhatWentDownWithTheUnit(t *testing.T) {
@@ -51,5 +55,111 @@ func TestAnUndoStartsWhatWentDownWithTheUnit(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// waiting is a unit that is down: its attach failed, and a profile that a start would put
+// on stays loaded as long as something is starting. What went down with it is with.service.
+func waiting() (w *world, u, with *unit) {
+	w = newWorld()
+	w.byPath = map[string]bool{"a": true}
+	w.starting = true
+	u, with = w.addUnit("a.service"), w.addUnit("with.service")
+	w.files["b"] = "1"
+	u.drags, u.breaks["a"] = []string{"with.service"}, true
+	w.declareUnit(fileOf("a.service"), "a.service", func(a *attach.Attachment) { a.Manual = true })
+	return w, u, with
+}
+
+// A unit that is down for what an undo could not unload is not forgotten where the next
+// attempt does not come as far as its start.
+func TestAWaitingUnitOutlivesTheNextAttempt(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		trips func(w *world) // what is in the way of the next attempt
+		other bool           // it is one with another profile
+		asked bool           // by a command
+		gone  bool           // the profile can be unloaded by then
+	}{
+		{name: "no room", trips: func(w *world) { w.noRoom = func(int) bool { return true } }},
+		{name: "no room, and the profile can go", trips: func(w *world) { w.noRoom = func(int) bool { return true } }, gone: true},
+		{name: "nothing is loaded", trips: func(w *world) { w.full = true }},
+		{name: "no reload", trips: func(w *world) { w.deaf = true }},
+		{name: "no reload, and the profile can go", trips: func(w *world) { w.deaf = true }, gone: true},
+		{name: "no reload, another profile", trips: func(w *world) { w.deaf = true }, other: true},
+		{name: "no reload, another profile, and the first can go", trips: func(w *world) { w.deaf = true }, other: true, gone: true},
+		{name: "no reload, asked for", trips: func(w *world) { w.deaf = true }, asked: true},
+		{name: "another profile breaks it", trips: func(w *world) { w.units["a.service"].breaks["b"] = true }, other: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, u, with := waiting()
+			record := func(l *Loop) attach.Record { // which may not be on disk
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				return l.records["a.service"]
+			}
+			w.run(t, func(l *Loop) {
+				rest()
+				if r := w.record("a.service"); u.running || with.running || !r.Stopped {
+					t.Fatalf("%+v %+v %q", u, r, w.trace)
+				}
+				w.mu.Lock()
+				c.trips(w)
+				w.starting = !c.gone
+				w.mu.Unlock()
+				switch {
+				case c.asked:
+					attachUnits(t, l, attach.Request{Units: []string{"a"}, Profile: "b"})
+				case c.other:
+					w.declareUnit(fileOf("a.service"), "a.service", toB(nil))
+				default:
+					w.edit("2")
+				}
+				rest()
+				if r := record(l); u.running != c.gone || with.running != c.gone || r.Stopped == c.gone || u.label != "unconfined" && c.gone {
+					t.Errorf("after the next attempt: %+v %+v %+v %q", u, with, r, w.trace)
+				}
+				w.mu.Lock()
+				w.starting = false
+				w.mu.Unlock()
+				letPass(2 * unloadLater)
+				rest()
+				if r := record(l); !u.running || u.label != "unconfined" || !with.running || r.Stopped || len(r.Dragged) > 0 {
+					t.Errorf("in the end: %+v %+v %+v %q", u, with, r, w.trace)
+				}
+			})
+		})
+	}
+}
+
+// Nor is it where the daemon is killed on its way with the next attempt.
+func TestAWaitingUnitOutlivesAKill(t *testing.T) {
+	for kill := 1; ; kill++ {
+		w, u, with := waiting()
+		var steps []string
+		w.run(t, func(*Loop) {
+			rest()
+			w.mu.Lock()
+			clear(u.breaks)
+			w.starting = false
+			w.onStep = func(step string) bool {
+				steps = append(steps, step)
+				return len(steps) == kill
+			}
+			w.mu.Unlock()
+			w.edit("2")
+			rest()
+		})
+		killed := w.dead
+		w.dead, w.onStep = false, nil
+		w.run(t, func(l *Loop) {
+			rest()
+			if !u.running {
+				t.Fatalf("killed at %q: %+v %+v %+v", steps[len(steps)-1], u, with, w.record("a.service"))
+			}
+		})
+		if !killed {
+			break
+		}
 	}
 }

@@ -334,7 +334,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		// An input changed, or somebody asks. What does not compile says nothing
 		// yet: the parser may only have been in trouble.
 		free := j.d
-		free.Record.Hold, free.Record.Stays = nil, nil
+		free.Record.Hold = nil
 		free.Record.Profile = cmp.Or(h.Former, free.Record.Profile) // what it runs under
 		// What is refused is not tried: the unit goes on as it is kept.
 		if ended = op != nil || len(attach.Diff(free, j.o).Refusals) == 0; ended {
@@ -1032,9 +1032,10 @@ func (j *job) wasStopped() bool {
 }
 
 // waited reports whether the unit is down since the undo of an earlier attach, which
-// was held and is tried again now, could not unload the profile.
+// was held and is tried again now, could not unload the profile, or since a detach that
+// was cut off had stopped it.
 func (j *job) waited() bool {
-	return j.heldBefore != nil && j.before.Stopped && j.d.Attachment != nil && !j.o.Unit.Active()
+	return j.before.Stopped && !j.before.Attaching && j.before.Trial == nil && j.d.Attachment != nil && !j.held() && !j.o.Unit.Active()
 }
 
 // settle waits until the unit has stayed the same start for SettleSec.
@@ -1192,7 +1193,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 		if attach.IsPattern(j.d.Unit) {
 			if r := &j.d.Record; len(r.DropIns) > 0 && !j.held() {
 				r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
-				r.Attaching, r.Stopped, r.Former = false, false, nil
+				r.Attaching, r.Stays, r.Stopped, r.Former = false, nil, false, nil
 				l.remember(*r)
 				l.publish(j.d.Unit, func(*attach.Status) {})
 			}
@@ -1222,7 +1223,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 					l.log.Info(j.d.Unit+" is attached to profile "+j.d.Profile, journal.FieldMessageID, string(journal.MsgAttached),
 						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
 				}
-				r.Attaching, r.Stopped, r.Dragged, r.Trial, r.Former = false, false, nil, nil, nil
+				r.Attaching, r.Stays, r.Stopped, r.Dragged, r.Trial, r.Former = false, nil, false, nil, nil, nil
 				l.rememberSoon(*r)
 				if v.Answer == attach.Confined {
 					l.releasePattern(j.d)

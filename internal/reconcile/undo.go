@@ -165,19 +165,25 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 		l.putBackPolicy(ctx, j, back, saved)
 		l.restoreAccepted(ctx, j)
 	}
-	running := !j.stopped && (j.d.Record.Before.Running || (!j.fresh && j.restarted)) // what somebody has stopped stays so
 	var loaded []string
 	for _, c := range j.o.Policy.Compiled {
 		loaded = append(loaded, sortedNames(c)...)
 	}
-	if j.restarted && running && !wasConfined && l.byPath(loaded) {
+	for _, name := range j.before.Stays {
+		if !slices.Contains(loaded, name) && l.handOver(j.d.Unit, name) == "" {
+			j.stay(name, errStays) // unless it can be unloaded by now
+		}
+	}
+	waited := j.waited()
+	start := !j.stopped && (waited || j.restarted && (j.d.Record.Before.Running || !j.fresh)) // what somebody has stopped stays so
+	if start && !wasConfined && (waited || l.byPath(loaded)) {
 		if err := l.startWithout(ctx, j, func() { l.putBackPolicy(ctx, j, back, saved) }); err != nil && !j.waits {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
 				WithNext("journalctl -u "+j.d.Unit))
 		}
 		return
 	}
-	if j.restarted && running {
+	if start {
 		if err := l.startAgain(ctx, j); err != nil {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
 				WithNext("journalctl -u "+j.d.Unit))
@@ -444,10 +450,11 @@ func (l *Loop) endWait(ctx context.Context, j *job) {
 // wait puts on a record what the undo of the unit had to leave, and whether the unit is
 // down for it.
 func (l *Loop) wait(j *job, r *attach.Record) {
-	r.Stays, r.Stopped, r.Dragged = slices.Sorted(maps.Keys(j.stays)), j.waits, nil
+	var dragged []string
 	if j.waits {
-		r.Dragged = j.dragged()
+		dragged = j.dragged()
 	}
+	r.Stays, r.Stopped, r.Dragged = slices.Sorted(maps.Keys(j.stays)), j.waits, dragged
 	for _, why := range j.stays {
 		l.unloadAgain(j.d.Unit, why)
 	}
@@ -538,9 +545,9 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 	if !attach.IsPattern(j.d.Unit) {
 		u, err = l.systemd.Observe(ctx, j.d.Unit)
 	}
-	ran := j.d.Record.Before.Running || !j.fresh && j.o.Unit.Active()
+	ran := j.d.Record.Before.Running || j.waited() || !j.fresh && j.o.Unit.Active()
 	switch {
-	case !j.restarted:
+	case !j.restarted && !j.waited():
 		j.event(attach.StepUndo, attach.Done, "%s was not touched; what had been changed for it was taken back", j.d.Unit)
 	case err != nil:
 		j.event(attach.StepUndo, attach.Warned, "what had been changed for %s was taken back; systemd did not tell in what state it is", j.d.Unit)
@@ -569,7 +576,7 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 			l.unpublish(j.d.Unit)
 			return
 		}
-		j.before.Stopped = false
+		l.wait(j, &j.before)
 		l.remember(j.before)
 		l.queue.add(inputChanged, j.d.Unit)
 		return
