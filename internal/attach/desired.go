@@ -50,10 +50,8 @@ type Record struct {
 	// Stays are those of Loaded that the undo of an attach could not unload, since a
 	// task carried them: it is tried again, until the next attempt has come to its end.
 	// While one that attaches to the unit's program by itself stays, the unit is down
-	// (Stopped): a start would put on what it failed under. Dragged are the units that
-	// went down with it.
-	Stays   []string `json:"stays,omitempty"`
-	Dragged []string `json:"dragged,omitempty"`
+	// (Stopped): a start would put on what it failed under.
+	Stays []string `json:"stays,omitempty"`
 	// Softened are the files whose profiles were loaded in enforce mode before
 	// aaunit loaded them in complain mode: a detach loads them as their text says.
 	Softened []string `json:"softened,omitempty"`
@@ -88,6 +86,9 @@ type Record struct {
 	// Stopped is set while aaunit has stopped the unit to start it again: one that
 	// is found down then is not down because somebody wants it so.
 	Stopped bool `json:"stopped,omitempty"`
+	// Dragged are the units that go down with it where it is stopped or restarted: as long
+	// as that is not done or undone, they may be down for it.
+	Dragged []string `json:"dragged,omitempty"`
 	// Sockets are the socket options that were last put in force, nil none, and
 	// SocketUnits the names for which there may be rules or programs of them.
 	Sockets     *SocketOptions `json:"sockets,omitempty"`

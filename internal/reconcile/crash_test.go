@@ -58,7 +58,8 @@ func TestKilledBetweenAnyTwoSteps(t *testing.T) {
 					if byPath {
 						w.byPath = map[string]bool{"a": true, "b": true, "bad": true}
 					}
-					u := w.addUnit("a.service")
+					u, with := w.addUnit("a.service"), w.addUnit("with.service")
+					u.drags, with.elsewhere = []string{"with.service"}, true
 					w.files["b"], w.files["bad"] = "1", "1"
 					u.breaks["bad"], u.crashLoop = !s.loops, s.loops
 					w.run(t, func(l *Loop) {
@@ -92,6 +93,9 @@ func TestKilledBetweenAnyTwoSteps(t *testing.T) {
 					w.run(t, func(l *Loop) {
 						rest()
 						checkConverged(t, w, l, s.former)
+						if !with.running {
+							t.Errorf("what a restart takes along is down: %+v", w.record("a.service"))
+						}
 					})
 					if t.Failed() {
 						t.Fatalf("%q", steps)

@@ -132,34 +132,72 @@ func TestAWaitingUnitOutlivesTheNextAttempt(t *testing.T) {
 	}
 }
 
-// Nor is it where the daemon is killed on its way with the next attempt.
+// Nor is it, with what went down with it, where the daemon is killed on its way with the
+// next attempt, or with its start when the profile has gone.
 func TestAWaitingUnitOutlivesAKill(t *testing.T) {
-	for kill := 1; ; kill++ {
-		w, u, with := waiting()
-		var steps []string
-		w.run(t, func(*Loop) {
-			rest()
-			w.mu.Lock()
-			clear(u.breaks)
-			w.starting = false
-			w.onStep = func(step string) bool {
-				steps = append(steps, step)
-				return len(steps) == kill
+	for _, mended := range []bool{true, false} {
+		for kill := 1; ; kill++ {
+			w, u, with := waiting()
+			var steps []string
+			w.run(t, func(*Loop) {
+				rest()
+				w.mu.Lock()
+				w.starting = false
+				w.onStep = func(step string) bool {
+					steps = append(steps, step)
+					return len(steps) == kill
+				}
+				if mended {
+					clear(u.breaks)
+				}
+				w.mu.Unlock()
+				if mended {
+					w.edit("2")
+				}
+				letPass(2 * unloadLater)
+				rest()
+			})
+			killed := w.dead
+			w.dead, w.onStep = false, nil
+			w.run(t, func(l *Loop) {
+				rest()
+				if !u.running || !with.running {
+					t.Errorf("killed before %q: %+v %+v %+v", steps[len(steps)-1], u, with, w.record("a.service"))
+				}
+			})
+			if !killed {
+				break
 			}
-			w.mu.Unlock()
-			w.edit("2")
-			rest()
-		})
-		killed := w.dead
-		w.dead, w.onStep = false, nil
-		w.run(t, func(l *Loop) {
-			rest()
-			if !u.running {
-				t.Fatalf("killed at %q: %+v %+v %+v", steps[len(steps)-1], u, with, w.record("a.service"))
-			}
-		})
-		if !killed {
-			break
+		}
+	}
+}
+
+// The end of the daemon while it starts units is no reason to leave them down.
+func TestWhatTheDaemonsEndCutsOffIsStartedByTheNext(t *testing.T) {
+	for _, hangs := range []string{"a.service", "with.service"} {
+		for _, detach := range []bool{false, true} {
+			w, u, with := waiting()
+			w.run(t, func(*Loop) {
+				rest()
+				w.mu.Lock()
+				w.starting, w.units[hangs].hangs = false, true
+				w.mu.Unlock()
+				if detach {
+					w.undeclare(fileOf("a.service"))
+				}
+				letPass(2 * unloadLater)
+				if with.running || u.running != (hangs != "a.service") {
+					t.Fatalf("%+v %+v %q", u, with, w.trace)
+				}
+			})
+			w.units[hangs].hangs = false
+			w.run(t, func(*Loop) {
+				rest()
+				r := w.record("a.service")
+				if !u.running || !with.running || u.label != "unconfined" || r.Stopped || len(r.Dragged) > 0 {
+					t.Errorf("%s, detach %v: %+v %+v %+v", hangs, detach, u, with, r)
+				}
+			})
 		}
 	}
 }

@@ -414,7 +414,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		r := &j.d.Record
 		r.Unit, r.Attachment, r.Profile = unit, j.d.Attachment.Source, j.d.Profile
 		r.Before = attach.Before{Running: j.o.Unit.Active() || j.waited(), Confined: carries(j.d, j.o)}
-		r.Attaching = true
+		r.Attaching, r.Dragged = true, j.dragged()
 	}
 	return j
 }
@@ -724,6 +724,7 @@ func (l *Loop) recordDropIn(j *job) error {
 		r.Proved = ""
 	}
 	if !j.fresh && r.Former == nil {
+		r.Dragged = j.dragged()
 		r.Former = &attach.Former{Profile: j.before.Profile, Running: j.o.Unit.Active(), DropIns: maps.Clone(j.files)}
 	}
 	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
@@ -861,6 +862,10 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 
 // restartUnit is step 6 for one unit.
 func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spoiled *atomic.Bool) {
+	if j.before.Stopped && j.o.Unit.Active() && !j.held() && l.startDragged(ctx, j) != nil {
+		j.over = true // it was started again, and not all that went down with it; the next start goes on
+		return
+	}
 	if j.diedMeanwhile() {
 		j.restarted = true
 		j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%s failed while an attach was cut off%s", j.d.Unit, exitText(j.o.Unit)).

@@ -197,7 +197,7 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map
 	if r.Trial != nil {
 		l.denials.tried(unit, r.Trial.Since.Add(-behind), false)
 	}
-	r.Trial, r.Stopped, r.Accepted = nil, false, acceptedOf(l.policies, *r)
+	r.Trial, r.Stopped, r.Dragged, r.Accepted = nil, false, nil, acceptedOf(l.policies, *r)
 	if r.Hold == nil || r.Hold.OnlyText() { // one whose attach is held stays so
 		r.Hold = &attach.Hold{Reasons: first.failed, Since: time.Now(), Former: r.Profile, Texts: undone}
 		var seen attach.Observed

@@ -90,6 +90,9 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 		return
 	}
 	l.unloadLeft(ctx, back)
+	if ctx.Err() != nil {
+		return
+	}
 	for _, j := range back {
 		l.settleUndo(ctx, j, op)
 	}
@@ -206,9 +209,9 @@ func (l *Loop) byPath(profiles []string) bool {
 }
 
 // stopToStart stops a unit that is to be started again, also by the next daemon
-// if this one is killed in between.
+// if this one is killed in between. So is what goes down with it.
 func (l *Loop) stopToStart(ctx context.Context, j *job) error {
-	j.d.Record.Stopped = true
+	j.d.Record.Stopped, j.d.Record.Dragged = true, j.dragged()
 	l.remember(j.d.Record)
 	return l.systemd.Stop(ctx, j.d.Unit)
 }
@@ -227,38 +230,46 @@ func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
 	if j.waits = failed && l.byPath(slices.Collect(maps.Keys(j.stays))); j.waits {
 		return errStays
 	}
-	return l.startAll(ctx, j)
+	if err := l.startAll(ctx, j); err != nil {
+		return err
+	}
+	j.d.Record.Stopped, j.d.Record.Dragged = false, nil
+	return nil
 }
 
 // errStays says that a unit is not started since a profile stays loaded.
 var errStays = errors.New("the profile stays loaded")
 
-// startAll starts a unit, and what went down with it.
+// startAll starts a unit, and what went down with it. Where the end of the daemon comes
+// in between, that is an error, and the next one goes on.
 func (l *Loop) startAll(ctx context.Context, j *job) error {
 	if err := l.systemd.Start(ctx, j.d.Unit); err != nil {
 		return err
 	}
-	l.startDragged(ctx, j)
-	return nil
+	return l.startDragged(ctx, j)
 }
 
-// startDragged starts what went down with a unit. What is up stays as it is.
-func (l *Loop) startDragged(ctx context.Context, j *job) {
+// startDragged starts what went down with a unit. What is up stays as it is, and one that
+// does not start is told and not tried again. An error is the end of the daemon.
+func (l *Loop) startDragged(ctx context.Context, j *job) error {
 	for _, other := range j.dragged() {
-		if err := l.systemd.Start(ctx, other); err != nil {
+		err := l.systemd.Start(ctx, other)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
 			l.log.Error(other+" was stopped with "+j.d.Unit+" and does not start again", journal.FieldUnit, j.d.Unit, "err", err)
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.RestartDrags, "%s was stopped with %s and does not start again: %v", other, j.d.Unit, err).
 				WithNext("journalctl -u "+other))
 		}
 	}
+	return nil
 }
 
-// dragged lists what a stop or a restart of the unit takes along, or a stop of it took.
+// dragged lists what a stop or a restart of the unit takes along, or took along where it
+// was cut off or the unit is down since.
 func (j *job) dragged() []string {
-	all := slices.Clone(j.o.Unit.RestartsWith)
-	if j.before.Stopped {
-		all = append(all, j.before.Dragged...)
-	}
+	all := slices.Concat(j.o.Unit.RestartsWith, j.before.Dragged)
 	slices.Sort(all)
 	return slices.Compact(all)
 }
@@ -301,8 +312,7 @@ func (l *Loop) startAgain(ctx context.Context, j *job) error {
 		if err := l.systemd.TryRestart(ctx, unit); err != nil {
 			return err
 		}
-		l.startDragged(ctx, j)
-		return nil
+		return l.startDragged(ctx, j)
 	}
 	// Whatever systemd is still trying belongs to the failed start.
 	if u.Active() {
@@ -438,13 +448,19 @@ func (j *job) noteWait() {
 	}
 }
 
-// endWait starts a unit that was down for a profile which has gone by now.
-func (l *Loop) endWait(ctx context.Context, j *job) {
+// endWait starts a unit that was down for a profile which has gone by now. It reports
+// whether that is over: where the daemon is to end it is for the next one.
+func (l *Loop) endWait(ctx context.Context, j *job) (over bool) {
 	j.waits = false
-	if err := l.startAll(ctx, j); err != nil {
+	start := l.startAll
+	if l.runs(ctx, j.d.Unit) {
+		start = l.startDragged
+	}
+	if err := start(ctx, j); err != nil {
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
 			WithNext("journalctl -u "+j.d.Unit))
 	}
+	return ctx.Err() == nil
 }
 
 // wait puts on a record what the undo of the unit had to leave, and whether the unit is
@@ -477,10 +493,10 @@ func (l *Loop) unloadHeld(ctx context.Context, jobs []*job) {
 		r.Loaded = slices.DeleteFunc(r.Loaded, func(name string) bool { return slices.Contains(r.Stays, name) && !stays(name) })
 		r.Stays = slices.DeleteFunc(r.Stays, func(name string) bool { return !stays(name) })
 		if r.Stopped && !l.byPath(r.Stays) {
-			r.Stopped, r.Dragged = false, nil
-			if !l.runs(ctx, j.d.Unit) {
-				l.endWait(ctx, j)
+			if !l.endWait(ctx, j) {
+				continue // the record stays
 			}
+			r.Stopped, r.Dragged = false, nil
 		}
 		l.remember(r)
 		l.publish(j.d.Unit, func(s *attach.Status) { s.Notes = j.out.Notes })

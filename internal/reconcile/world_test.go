@@ -173,6 +173,8 @@ type unit struct {
 	crashLoop bool // dies under any profile, and systemd starts it again
 	rests     bool // between two starts of a crash loop systemd waits for a while
 	between   bool // and does so now
+	hangs     bool // a start does not come to its end
+	elsewhere bool // its program is another one than that of all the others
 	early     bool // DefaultDependencies=no
 	// lacks is a file that systemd lists for it and that is not there, and files stands for
 	// what its files say.
@@ -528,7 +530,7 @@ func (w *world) begin(u *unit) error {
 	_, loaded := w.kernel[p]
 	u.label = "unconfined"
 	for name := range w.byPath {
-		if _, there := w.kernel[name]; there && p == "" {
+		if _, there := w.kernel[name]; there && p == "" && !u.elsewhere {
 			p, loaded = name, true
 		}
 	}
@@ -622,12 +624,21 @@ func (w *world) takeAlong(u *unit) (along []*unit) {
 	return along
 }
 
-func (w *world) Start(_ context.Context, name string) error {
+func (w *world) Start(ctx context.Context, name string) error {
 	defer w.lock()()
 	if err := w.call("start %s", name); err != nil {
 		return err
 	}
-	if u := w.units[name]; !u.running {
+	u := w.units[name]
+	if u.hangs {
+		w.mu.Unlock()
+		<-ctx.Done()
+		w.mu.Lock()
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if !u.running {
 		return w.begin(u)
 	}
 	return nil
