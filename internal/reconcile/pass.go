@@ -873,6 +873,10 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		return
 	}
 	switch {
+	case j.d.Attachment == nil && len(j.before.DropIns) == 0 && j.plan.Has(attach.Restart) && l.byPath(j.d.Record.Loaded) && l.unloadsLater(j.d.Unit):
+		// It was started anew for that a moment ago, and once more would do no better yet.
+		j.over = true
+		return
 	case j.plan.Has(attach.Restart) && !j.fresh && j.d.Attachment != nil && !l.inPlace(j.d.Record):
 		// Somebody took it away since the plan was made: the unit would not start.
 		j.over = true

@@ -236,3 +236,29 @@ func TestWhatCouldNotBeUnloadedIsTriedAgain(t *testing.T) {
 		}
 	})
 }
+
+// A unit that is detached while its profile cannot be unloaded is not started over and
+// over for it.
+func TestADetachThatCannotUnloadYetStartsTheUnitSeldom(t *testing.T) {
+	w := attached(nil, "a")
+	w.byPath = map[string]bool{"a": true}
+	u := w.units["a.service"]
+	w.run(t, func(l *Loop) {
+		w.mu.Lock()
+		w.starting = true
+		starts := u.start
+		w.mu.Unlock()
+		w.undeclare(fileA)
+		letPass(4 * unloadLater)
+		if n := u.start - starts; !u.running || n < 1 || n > 5 {
+			t.Errorf("%d starts in %s: %+v", n, 4*unloadLater, u)
+		}
+		w.mu.Lock()
+		w.starting = false
+		w.mu.Unlock()
+		letPass(2 * unloadLater)
+		if !u.running || u.label != "unconfined" || len(w.kernel)+len(w.records) > 0 {
+			t.Errorf("%+v %q %+v", u, w.kernel, w.records)
+		}
+	})
+}

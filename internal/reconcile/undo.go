@@ -522,6 +522,13 @@ func (l *Loop) unloadAgain(unit string, why error) {
 	l.later(l.again, unit, unloadLater)
 }
 
+// unloadsLater reports whether a unit is left alone since a profile could not be unloaded.
+func (l *Loop) unloadsLater(unit string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.again[unit]
+}
+
 // later marks a unit for a while, and has it looked at again then.
 func (l *Loop) later(marked map[string]bool, unit string, wait time.Duration) {
 	l.mu.Lock()
