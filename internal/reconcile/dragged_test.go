@@ -1,6 +1,8 @@
 package reconcile
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -199,5 +201,50 @@ func TestWhatTheDaemonsEndCutsOffIsStartedByTheNext(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Once the attachment is taken away, a unit that is down for a profile that a task
+// carries for good is told to be so, and one that somebody starts by hand runs.
+func TestADetachedUnitThatWaitsMayBeStartedByHand(t *testing.T) {
+	for _, passes := range []bool{false, true} {
+		w, u, with := waiting()
+		w.addUnit("other.service")
+		w.onCall = func(call string) {
+			if other := w.units["other.service"]; !passes && call == "restart a.service" {
+				other.label, w.starting = "a (enforce)", false
+			}
+		}
+		w.run(t, func(l *Loop) {
+			rest()
+			w.undeclare(fileOf("a.service"))
+			rest()
+			const text = "a.service and with.service will not be started before a is unloaded"
+			s := status(t, l, "a")
+			if u.running || !slices.ContainsFunc(s.Notes, func(r attach.Reason) bool { return strings.HasPrefix(r.Detail, text) }) || w.log.count(text) != 1 {
+				t.Fatalf("told %d times: %+v %+v", w.log.count(text), u, s)
+			}
+			w.trigger()
+			rest()
+			if n := w.log.count(text); n != 1 {
+				t.Errorf("told %d times", n)
+			}
+			w.mu.Lock()
+			clear(u.breaks)
+			starts := u.start
+			_ = w.begin(u)
+			w.mu.Unlock()
+			letPass(4 * unloadLater)
+			if n := u.start - starts; !u.running || !with.running || n > 6 {
+				t.Errorf("passes %v: %d starts: %+v %+v %q", passes, n, u, with, w.trace)
+			}
+			w.mu.Lock()
+			w.starting = false
+			w.mu.Unlock()
+			letPass(2 * unloadLater)
+			if r := w.record("a.service"); !u.running || r.Unit != "" {
+				t.Errorf("passes %v: %+v %+v", passes, u, r)
+			}
+		})
 	}
 }

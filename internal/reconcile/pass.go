@@ -914,6 +914,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	if j.waits {
 		j.over = true // the record stays, and the next trigger goes on
 		j.noteWait()
+		l.tellWait(j)
 		return
 	}
 	j.restarted, j.out.Changed, j.out.Restarted = true, true, true

@@ -218,15 +218,16 @@ func (l *Loop) stopToStart(ctx context.Context, j *job) error {
 
 // startWithout starts a unit anew, and unloads what it must not find again
 // while it is down. A unit that failed under a profile which stays loaded, and would be
-// put on again, is not started: it waits. What a stop takes along and a start does not
-// bring back is started too.
+// put on again, is not started: it waits. One that is detached, and that somebody has
+// started by hand while it waited, is not stopped to wait again. What a stop takes along
+// and a start does not bring back is started too.
 func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
 	err := l.stopToStart(ctx, j)
 	unload()
 	if err != nil {
 		return err
 	}
-	failed := j.d.Attachment != nil || j.before.Attaching || len(j.before.Stays) > 0
+	failed := j.d.Attachment != nil || j.before.Attaching || len(j.before.Stays) > 0 && !j.o.Unit.Active()
 	if j.waits = failed && l.byPath(slices.Collect(maps.Keys(j.stays))); j.waits {
 		return errStays
 	}
@@ -446,6 +447,20 @@ func (j *job) noteWait() {
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s will not be started before %s is unloaded, which the start would put on", what,
 			strings.Join(slices.Sorted(maps.Keys(j.stays)), ", ")).WithNext("aaunitctl status "+j.d.Unit))
 	}
+}
+
+// tellWait tells that a unit without an attachment stays down, in the journal once.
+func (l *Loop) tellWait(j *job) {
+	why := j.out.Notes[len(j.out.Notes)-1]
+	told := false
+	l.publish(j.d.Unit, func(s *attach.Status) {
+		told = slices.Contains(s.Notes, why)
+		s.Notes = j.out.Notes
+	})
+	if told {
+		return
+	}
+	l.log.Warn(why.Detail, journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Record.Profile)
 }
 
 // endWait starts a unit that was down for a profile which has gone by now. It reports
