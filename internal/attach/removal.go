@@ -219,7 +219,7 @@ func (r Record) Left() Record {
 	if r.Former != nil && r.Former.Profile != r.Profile {
 		r.Profile, r.Proved = r.Former.Profile, ""
 	}
-	r.Attaching, r.Former, r.Stopped = false, nil, false
+	r.Attaching, r.Former, r.Stopped, r.Dragged = false, nil, false, nil
 	return r
 }
 

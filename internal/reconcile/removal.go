@@ -245,7 +245,7 @@ func (r *Removal) read(path string) attach.LeftDropIn {
 }
 
 // comeBack starts those of the units that aaunit was on its way with that are down for
-// it: what would have done that has gone.
+// it, and what went down with them: what would have done that has gone.
 func (r *Removal) comeBack(ctx context.Context, units []string) {
 	said := make([]string, len(units))
 	up := make([]bool, len(units))
@@ -258,13 +258,18 @@ func (r *Removal) comeBack(ctx context.Context, units []string) {
 		if said[i] != "" {
 			r.Tell("%s", said[i])
 		}
+		if up[i] {
+			r.startDragged(ctx, r.records[unit])
+		}
 		if r.stuck[unit] {
 			continue
 		}
 		rec := r.records[unit].Clone()
-		stopped := rec.Stopped && !up[i]
+		was := rec
 		rec = rec.Left()
-		rec.Stopped = stopped
+		if was.Stopped && !up[i] {
+			rec.Stopped, rec.Dragged = true, was.Dragged
+		}
 		r.save(rec)
 	}
 }
@@ -287,6 +292,20 @@ func (r *Removal) startAgain(ctx context.Context, rec attach.Record) (said strin
 		return fmt.Sprintf("%s was down for an attach that was not finished, and does not start again: %v; next: journalctl -u %s", rec.Unit, err, rec.Unit), false
 	}
 	return rec.Unit + " was down for an attach that was not finished, and is started again", true
+}
+
+// startDragged starts what went down with a unit that is up again, and says so.
+func (r *Removal) startDragged(ctx context.Context, rec attach.Record) {
+	for _, other := range rec.Dragged {
+		if u, err := r.Systemd.Observe(ctx, other); err == nil && u.Active() {
+			continue
+		}
+		if err := r.Systemd.Start(ctx, other); err != nil {
+			r.Tell("%s went down with %s, and does not start again: %v; next: journalctl -u %s", other, rec.Unit, err, other)
+			continue
+		}
+		r.Tell("%s went down with %s, and is started again", other, rec.Unit)
+	}
 }
 
 // missing says of each profile that systemd cannot put on without aaunit why

@@ -382,7 +382,8 @@ func TestRemovedBetweenAnyTwoSteps(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) {
 			for kill := 1; ; kill++ {
 				w := newWorld()
-				u := w.addUnit("a.service")
+				u, with := w.addUnit("a.service"), w.addUnit("with.service")
+				u.drags = []string{"with.service"}
 				w.files["b"], w.files["bad"] = "1", "1"
 				u.breaks["bad"], u.crashLoop = !s.loops, s.loops
 				if s.former != "" {
@@ -403,12 +404,12 @@ func TestRemovedBetweenAnyTwoSteps(t *testing.T) {
 				killed := w.dead
 				w.dead, w.onStep = false, nil
 				said := w.removed()
-				up := u.running
+				up := u.running && with.running
 				err := w.begin(u)
 				if !up || err != nil || !u.running || !slices.Contains(s.may, u.label) || strings.Contains(w.disk[dropIn], "AssertSecurity") {
 					t.Fatalf("removed at %q: up %v, then %v, %s, with\n%s\nand said\n%s", steps, up, err, u.label, w.disk[dropIn], said)
 				}
-				if r := w.records["a.service"]; r.Interrupted() || r.DropIns.Has(dropIn) != (w.disk[dropIn] != "") || r.DropIns.Has(dropIn) && r.DropIns.Of(dropIn) != sum(w.disk[dropIn]) {
+				if r := w.records["a.service"]; r.Interrupted() || len(r.Dragged) > 0 || r.DropIns.Has(dropIn) != (w.disk[dropIn] != "") || r.DropIns.Has(dropIn) && r.DropIns.Of(dropIn) != sum(w.disk[dropIn]) {
 					t.Fatalf("removed at %q, the record is %+v", steps, r)
 				}
 				// Installed again, it goes on as if nothing had been.
