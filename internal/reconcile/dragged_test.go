@@ -30,15 +30,19 @@ func TestAnUndoStartsWhatWentDownWithTheUnit(t *testing.T) {
 				w.addUnit("a.service")
 			}
 			u, with, idle := w.units["a.service"], w.addUnit("with.service"), w.addUnit("idle.service")
+			up := w.addUnit("up.service")
 			idle.running = false
 			w.run(t, func(l *Loop) {
 				w.mu.Lock()
-				u.drags = []string{"with.service", "idle.service"}
+				u.drags = []string{"with.service", "idle.service", "up.service"}
 				c.fails(u)
 				w.deadly = map[string]string{"2": "restarts"}
 				w.onCall = func(call string) {
 					if call == "restart a.service" {
 						with.breaks[""] = c.stays
+					}
+					if call == "stop a.service" || call == "restart a.service" {
+						u.drags = u.drags[:2] // and up.service stays up
 					}
 				}
 				w.mu.Unlock()
@@ -49,6 +53,9 @@ func TestAnUndoStartsWhatWentDownWithTheUnit(t *testing.T) {
 				}
 				rest()
 				s := status(t, l, "a")
+				if up.start > 1 || slices.Contains(w.trace, "start up.service") {
+					t.Errorf("%+v %q", up, w.trace)
+				}
 				if s.Held == nil || !u.running || u.between || with.running == c.stays || idle.running {
 					t.Errorf("%+v: %+v %+v %+v %q", s.Held, u, with, idle, w.trace)
 				}

@@ -254,7 +254,11 @@ func (l *Loop) startAll(ctx context.Context, j *job) error {
 // does not start is told and not tried again. An error is the end of the daemon.
 func (l *Loop) startDragged(ctx context.Context, j *job) error {
 	for _, other := range j.dragged() {
-		err := l.systemd.Start(ctx, other)
+		u, err := l.systemd.Observe(ctx, other)
+		if err == nil && u.ActiveState == "active" {
+			continue // it may even refuse to be started (RefuseManualStart=)
+		}
+		err = l.systemd.Start(ctx, other)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
