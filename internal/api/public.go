@@ -26,7 +26,7 @@ var plain = map[attach.Code]bool{
 	attach.ReloadNeeded: true, attach.ReloadInVain: true, attach.RestartPending: true, attach.RestartDrags: true, attach.Detached: true,
 	attach.RivalAttachments: true, attach.NotAttached: true, attach.Paused: true,
 
-	attach.SocketsOverridden: true, attach.SocketsForeignCalls: true,
+	attach.SocketsOverridden: true, attach.SocketsForeignCalls: true, attach.SocketsHidden: true,
 
 	attach.TmpShared: true, attach.NotRunning: true, attach.EndedBeforeSeen: true, attach.RestartedMeanwhl: true,
 	attach.SystemdUnheard: true,

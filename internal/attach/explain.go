@@ -426,6 +426,7 @@ var steps = map[Code]Command{
 	SocketsStale:  {"aaunitctl sockopts diff {unit}", true},
 
 	SocketsDisputed: {"aaunitctl status", false},
+	SocketsHidden:   {"systemctl cat {unit}", false},
 
 	UnitNotFound:     {"systemctl list-unit-files --type=service", false},
 	UnitMasked:       {"systemctl unmask {unit}", true},

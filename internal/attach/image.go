@@ -49,7 +49,7 @@ func imageSocketObstacles(d Desired, o Observed) (out []Reason) {
 		return nil
 	}
 	if o.Rules.HelperProblem != "" {
-		// systemd fails a start whose ExecStartPre= is not there, required or not.
+		// No start of the unit would be held or recorded, and one that requires it fails.
 		out = append(out, because(SocketsUnknown, "%s asks for socket options, and %s", d.Unit, o.Rules.HelperProblem).
 			at(d.Attachment.Source).next("install the package aaunit in the image first"))
 	}
@@ -86,9 +86,10 @@ func WroteSocketDropIn(text string) bool {
 	return wroteSocketDropIn(text, true) || wroteSocketDropIn(text, false)
 }
 
-// wroteSocketDropIn is WroteSocketDropIn for one of the two lines. Before units shared
-// such a drop-in it named the attachment.
+// wroteSocketDropIn is WroteSocketDropIn for one of the two lines. An earlier version
+// named the attachment in it, when units did not share it yet, or had another line.
 func wroteSocketDropIn(text string, required bool) bool {
+	text = withPresentLine(text)
 	a := Attachment{}
 	for line := range strings.SplitSeq(text, "\n") {
 		if v, ok := strings.CutPrefix(line, "# Attachment: "); ok {
@@ -98,9 +99,11 @@ func wroteSocketDropIn(text string, required bool) bool {
 	return text == socketHeader+socketBody(required) || text == header(a)+socketBody(required)
 }
 
-// WroteDropIn reports whether a drop-in is one that aaunit writes, to the letter.
+// WroteDropIn reports whether a drop-in is one that aaunit writes, or an earlier version
+// wrote, to the letter.
 // In an image no record says whose it is.
 func WroteDropIn(text string) bool {
+	text = withPresentLine(text)
 	a := Attachment{PrivateTmp: PrivateTmpNo}
 	profile := ""
 	for line := range strings.SplitSeq(text, "\n") {

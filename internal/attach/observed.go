@@ -142,7 +142,11 @@ type Settings struct {
 	User                 string        `json:"user,omitempty"`
 	PAMName              string        `json:"pamName,omitempty"`
 	RootDirectory        string        `json:"rootDirectory,omitempty"` // RootDirectory= or RootImage=
-	After                []string      `json:"after,omitempty"`
+	// RootDirectoryStartOnly: only ExecStart= gets that root directory.
+	RootDirectoryStartOnly bool `json:"rootDirectoryStartOnly,omitempty"`
+	// Mounts are those that a command with a "+" gets, too.
+	Mounts []Mount  `json:"mounts,omitempty"`
+	After  []string `json:"after,omitempty"`
 
 	// The rest is what the policy is compared with.
 	DynamicUser      bool     `json:"dynamicUser,omitempty"`
@@ -173,6 +177,16 @@ type Directory struct {
 	Property string `json:"property"`
 	Path     string `json:"path"`
 	ReadOnly bool   `json:"readOnly,omitempty"` // ConfigurationDirectory=
+}
+
+// Mount is one of TemporaryFileSystem=, BindPaths=, BindReadOnlyPaths= and MountImages=.
+type Mount struct {
+	Property string `json:"property"`
+	Path     string `json:"path"` // where the unit sees it
+	// Source is what of the host is seen there; "" nothing of it.
+	Source   string `json:"source,omitempty"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+	Flat     bool   `json:"flat,omitempty"` // without what is mounted below Source
 }
 
 // AddressFamilies is RestrictAddressFamilies=: only these families, or all but
@@ -216,7 +230,7 @@ func (u Unit) Clone() Unit {
 	u.Runs, u.Sockets, u.Missing = slices.Clone(u.Runs), slices.Clone(u.Sockets), slices.Clone(u.Missing)
 	u.Settings.Architectures = slices.Clone(u.Settings.Architectures)
 	u.Settings.Exec, u.Settings.After = slices.Clone(u.Settings.Exec), slices.Clone(u.Settings.After)
-	u.Settings.Assignments = slices.Clone(u.Settings.Assignments)
+	u.Settings.Assignments, u.Settings.Mounts = slices.Clone(u.Settings.Assignments), slices.Clone(u.Settings.Mounts)
 	u.Settings.JoinsNamespaceOf, u.Settings.Directories = slices.Clone(u.Settings.JoinsNamespaceOf), slices.Clone(u.Settings.Directories)
 	return u
 }
@@ -430,6 +444,9 @@ type Observed struct {
 	// could not be.
 	Early        []EarlyUnit
 	EarlyProblem string
+	// Unheld says which unit that drop-in would reach in which the start helper of the
+	// socket options cannot work; nil none. It is looked for before a drop-in has its line.
+	Unheld *Reason
 	// MayBPF: a profile of the unit lets a task change the kernel's BPF tables, given
 	// that the task has the capability. CouldNotTell counts as yes.
 	MayBPF Tri

@@ -637,7 +637,7 @@ func dropInObstacles(d Desired, o Observed) (refusals []Reason) {
 	switch {
 	case o.DropIn.Problem != "":
 		refuse(because(DropInUnreadable, "%s", o.DropIn.Problem).at(d.DropInPath()))
-	case o.DropIn.Exists && !o.DropIn.Ours && o.DropIn.Content != d.DropInText(o.Unit):
+	case o.DropIn.Exists && !o.DropIn.Ours && withPresentLine(o.DropIn.Content) != d.DropInText(o.Unit):
 		refuse(because(DropInForeign, "%s exists and aaunit did not write it", d.DropInPath()).
 			at(d.DropInPath()).next("remove or rename it"))
 	case o.EarlyProblem != "":
@@ -648,6 +648,9 @@ func dropInObstacles(d Desired, o Observed) (refusals []Reason) {
 		refuse(because(code, "the units that %s would reach could not be looked at: %s", d.DropInPath(), o.EarlyProblem))
 	case len(o.Early) > 0:
 		refuse(reachesEarly(d, o.Early))
+	case o.Unheld != nil:
+		why := *o.Unheld
+		refuse(because(why.Code, "%s would reach a unit that it cannot serve: %s", d.DropInPath(), why.Detail).at(why.Where).next(why.Next))
 	}
 	return refusals
 }

@@ -201,6 +201,7 @@ const (
 	SocketsChanged      Code = "socket-options-changed"
 	SocketsReleased     Code = "socket-options-released"
 	SocketsDisputed     Code = "socket-options-disputed"
+	SocketsHidden       Code = "socket-options-helper-hidden"
 )
 
 // Our drop-in and the steps of a plan.
@@ -352,6 +353,7 @@ var entries = []Entry{
 	{SocketsChanged, "The rules for socket options change", "The attachment declares a mode or a list that is not in force yet. It takes effect at once, without a restart of the unit.", Confined},
 	{SocketsReleased, "Socket options are free again", "The attachment has no [SocketOptions] any more, or says Mode=off. What was attached in the kernel is taken off, without a restart of the unit.", Confined},
 	{SocketsDisputed, "Another unit has other rules for the same .socket unit", "A .socket unit makes its sockets in a control group of its own, which has one mode and one list, whichever service it starts. Another attached service that it starts has them already, and this attachment asks for others. Say the same under [SocketOptions] in both attachments, or give each service a .socket unit of its own.", Unknown},
+	{SocketsHidden, "The start helper cannot work in the unit", "Before each start of the unit a helper attaches the programs for its socket options. systemd runs it without the unit's user and sandbox, and yet with its RootDirectory=, RootImage=, TemporaryFileSystem=, BindPaths=, BindReadOnlyPaths= and MountImages=. One of these keeps from it what it needs: its program, the rules in /var/lib/aaunit, /proc, or /sys with the file systems there, of which it writes to /sys/fs/bpf. Every start that requires it would fail. RootDirectoryStartOnly=yes keeps the root directory to ExecStart=, and BindPaths= brings a path in again; else take [SocketOptions] out of the attachment.", Unknown},
 
 	{DropInMissing, "The drop-in is not there", "aaunit tells systemd about the profile with a drop-in file.", NotConfined},
 	{DropInDiffers, "The drop-in is not as it should be", "The file is one of aaunit's and its text is not what the attachment asks for.", NotConfined},

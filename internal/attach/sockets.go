@@ -149,13 +149,22 @@ const SocketHelper = "/usr/lib/aaunit/aaunit-sockopts"
 // SocketStartLine is the line of a drop-in that has the helper run before each start
 // of a unit. It has systemd's specifier for the unit's name, so it is the same for
 // all units, templates and prefixes. The + runs it without the unit's sandbox and
-// user, which it could not work in. Without required, a start goes on when the
-// helper fails.
+// user, which it could not work in; see needed for what of the unit it does not lift.
+// Without required, a start goes on when the helper fails, and by the - also where it
+// cannot be executed.
 func SocketStartLine(required bool) string {
 	if required {
 		return "ExecStartPre=+" + SocketHelper + " %n"
 	}
-	return "ExecStartPre=+" + SocketHelper + " -required=no %n"
+	return "ExecStartPre=-+" + SocketHelper + " -required=no %n"
+}
+
+// formerStartLine is what SocketStartLine(false) was before it had the -.
+const formerStartLine = "ExecStartPre=+" + SocketHelper + " -required=no %n"
+
+// withPresentLine is the text of a drop-in with the present line in place of the former.
+func withPresentLine(text string) string {
+	return strings.ReplaceAll(text, "\n"+formerStartLine+"\n", "\n"+SocketStartLine(false)+"\n")
 }
 
 // StartingSocket is a .socket unit that starts a service: its sockets are made in its own
@@ -169,8 +178,11 @@ type StartingSocket struct {
 	FilesState     string
 	Missing        []string
 	ReloadedInVain bool
-	// Exec are its command lines, as in Settings.
-	Exec []ExecCommand
+	// Exec are its command lines, and RootDirectory and Mounts what they see, as in
+	// Settings.
+	Exec          []ExecCommand
+	RootDirectory string
+	Mounts        []Mount
 	// DropIn is what lies at the place of aaunit's drop-in for it.
 	DropIn DropInState
 	// HeldFor is another attached unit that it starts, and for which it is held to other

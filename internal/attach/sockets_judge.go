@@ -146,7 +146,13 @@ func socketObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	if want == nil {
 		return nil, nil
 	}
+	if why := unheld(o.Unit, d.Attachment.Source); why != nil {
+		refusals = append(refusals, *why)
+	}
 	for _, s := range o.SocketUnits {
+		if why := unheld(s.unit(), d.Attachment.Source); why != nil {
+			refusals = append(refusals, *why)
+		}
 		file := d.socketDropIn(s.ID)
 		switch {
 		case s.DropIn.Problem != "":

@@ -293,10 +293,12 @@ func (i *Image) plan(ctx context.Context, u *unit) {
 }
 
 // reach looks for units that start too early for the drop-in of a template or prefix,
-// where it is about to be written.
+// where it is about to be written, and for those in which the start helper of socket
+// options could not work, where it is about to have its line.
 func (i *Image) reach(ctx context.Context, u *unit) {
 	pattern := u.d.Attachment.Placement(u.name)
-	if !attach.IsPattern(pattern) || u.o.DropIn.Exists {
+	line := u.d.Attachment.SocketsWanted() != nil && !attach.Starts(u.o.DropIn.Content)
+	if !attach.IsPattern(pattern) || u.o.DropIn.Exists && !line {
 		return
 	}
 	names, err := i.Units.Expand(ctx, attach.UnitsOf(pattern))
@@ -308,7 +310,12 @@ func (i *Image) reach(ctx context.Context, u *unit) {
 	if err != nil {
 		u.o.EarlyProblem = err.Error()
 	}
-	u.o.Early = attach.EarlyOf(units)
+	if !u.o.DropIn.Exists {
+		u.o.Early = attach.EarlyOf(units)
+	}
+	if line {
+		u.o.Unheld = attach.UnheldOf(units, *u.d.Attachment)
+	}
 }
 
 // sockets looks at what there is for the unit's socket options.

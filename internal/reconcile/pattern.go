@@ -132,7 +132,7 @@ func (l *Loop) releasePattern(d attach.Desired) {
 // reach is what is known of the units that the drop-in of a template or prefix would
 // reach.
 type reach struct {
-	early   []attach.EarlyUnit
+	units   []attach.Unit
 	problem string
 }
 
@@ -158,10 +158,13 @@ func (r *reached) of(pattern string, look func() reach) reach {
 
 // observeReach looks for units that start too early for the drop-in of a template or
 // prefix, where it is about to be written. Where it is in place, or on record and taken
-// away by somebody, the units that it confines count on it, and nobody is asked.
+// away by somebody, the units that it confines count on it, and nobody is asked. Where it
+// is about to have the line of the start helper for socket options, it also looks for
+// units in which that could not work.
 func (l *Loop) observeReach(ctx context.Context, d attach.Desired, m *moment, o *attach.Observed) {
 	pattern := d.Attachment.Placement(d.Unit)
-	if !attach.IsPattern(pattern) || o.DropIn.Exists || o.DropIn.Ours {
+	first, line := !o.DropIn.Exists && !o.DropIn.Ours, d.Attachment.SocketsWanted() != nil && !attach.Starts(o.DropIn.Content)
+	if !attach.IsPattern(pattern) || !first && !line {
 		return
 	}
 	look := func() reach { return l.reach(ctx, pattern) }
@@ -171,7 +174,13 @@ func (l *Loop) observeReach(ctx context.Context, d attach.Desired, m *moment, o 
 	} else {
 		r = look()
 	}
-	o.Early, o.EarlyProblem = r.early, r.problem
+	o.EarlyProblem = r.problem
+	if first {
+		o.Early = attach.EarlyOf(r.units)
+	}
+	if line {
+		o.Unheld = attach.UnheldOf(r.units, *d.Attachment)
+	}
 }
 
 func (l *Loop) reach(ctx context.Context, pattern string) reach {
@@ -185,5 +194,5 @@ func (l *Loop) reach(ctx context.Context, pattern string) reach {
 	if err := errors.Join(errs...); err != nil {
 		return reach{problem: err.Error()}
 	}
-	return reach{early: attach.EarlyOf(units)}
+	return reach{units: units}
 }

@@ -130,8 +130,9 @@ func (w *world) helperOf(unit string) []attach.ExecCommand {
 	if len(at) == 0 {
 		return nil
 	}
+	v, ignore := strings.CutPrefix(v, "-")
 	argv := strings.Fields(strings.ReplaceAll(strings.TrimPrefix(v, "+"), "%n", unit))
-	return []attach.ExecCommand{{Property: "ExecStartPre", Path: argv[0], Argv: argv, Privileged: true}}
+	return []attach.ExecCommand{{Property: "ExecStartPre", Path: argv[0], Argv: argv, Privileged: true, IgnoreFailure: ignore}}
 }
 
 // help is the start helper; false fails the start.
@@ -242,6 +243,52 @@ func TestSocketOptionsHoldWithoutARestart(t *testing.T) {
 		}
 		if got := answer(l, "a.service"); got != "confined" || w.units["a.service"].start != start {
 			t.Errorf("off: %s, start %d and then %d", got, start, w.units["a.service"].start)
+		}
+	})
+}
+
+// A unit with another root directory runs attached, and would not find the start helper at
+// its next start: nothing of it is written, and so for a template that has one such unit.
+func TestSocketOptionsOfAUnitWithAnotherRoot(t *testing.T) {
+	const file, shared = "/etc/aaunit/attachments.d/a.conf", "/etc/systemd/system/agent@.service.d/90-aaunit.conf"
+	w := newWorld()
+	w.addUnit("a.service").root = "/srv/a"
+	w.addUnit("agent@x.service")
+	y := w.addUnit("agent@y.service")
+	y.root = "/srv/y"
+	refused := func(l *Loop, unit string) bool {
+		return slices.ContainsFunc(refusedOf(l, unit), func(r attach.Reason) bool { return r.Code == attach.SocketsHidden && r.Next != "" })
+	}
+	w.run(t, func(l *Loop) {
+		w.declareUnit(file, "a.service", nil)
+		w.declareUnit("/etc/aaunit/attachments.d/agent.conf", "agent@.service", func(a *attach.Attachment) { a.Profile = "a" })
+		rest()
+		for _, unit := range []string{"a.service", "agent@x.service", "agent@y.service"} {
+			if answer(l, unit) != "confined" {
+				t.Fatalf("%s: %s", unit, answer(l, unit))
+			}
+		}
+		w.declareUnit(file, "a.service", options(attach.SocketsRecord))
+		w.declareUnit("/etc/aaunit/attachments.d/agent.conf", "agent@.service", func(a *attach.Attachment) {
+			a.Profile = "a"
+			options(attach.SocketsRecord)(a)
+		})
+		rest()
+		for _, unit := range []string{"a.service", "agent@.service", "agent@x.service", "agent@y.service"} {
+			if !refused(l, unit) {
+				t.Errorf("%s: %+v", unit, refusedOf(l, unit))
+			}
+		}
+		if attach.Starts(w.disk[dropIn]) || attach.Starts(w.disk[shared]) || len(w.rules)+len(w.attached) > 0 {
+			t.Errorf("%q %+v %+v", w.disk, w.rules, w.attached)
+		}
+		w.mu.Lock()
+		y.root = ""
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+		if refused(l, "agent@x.service") || !attach.Starts(w.disk[shared]) || w.attached["agent@x.service"].Mode != attach.SocketsRecord {
+			t.Errorf("%+v %q %+v", refusedOf(l, "agent@x.service"), w.disk, w.attached)
 		}
 	})
 }

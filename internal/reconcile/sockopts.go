@@ -323,7 +323,7 @@ func (l *Loop) ChangeSockets(ctx context.Context, r attach.Request, progress fun
 		all := l.pausable(ctx, r.Units)
 		var units []string
 		for _, p := range all {
-			l.changeSockets(p, r)
+			l.changeSockets(ctx, p, r)
 			if !p.refused() && p.write {
 				units = append(units, p.unit)
 			}
@@ -345,7 +345,7 @@ func (l *Loop) ChangeSockets(ctx context.Context, r attach.Request, progress fun
 }
 
 // changeSockets writes what one unit's attachment is to say.
-func (l *Loop) changeSockets(p *prepared, r attach.Request) {
+func (l *Loop) changeSockets(ctx context.Context, p *prepared, r attach.Request) {
 	switch why := l.whyPaused(p.unit); {
 	case p.refused():
 		return
@@ -368,6 +368,12 @@ func (l *Loop) changeSockets(p *prepared, r attach.Request) {
 				WithNext("aaunitctl sockopts export " + p.unit + " prints the section to put into " + a.Source))
 			return
 		}
+		if p.d.Attachment.SocketsWanted() == nil && a.SocketsWanted() != nil {
+			if why := l.unheld(ctx, p.unit); why != nil {
+				p.refuse(*why)
+				return
+			}
+		}
 		file, _, err := l.attachments.Write(p.unit, a)
 		if err != nil {
 			code := attach.AttachmentBad
@@ -382,6 +388,21 @@ func (l *Loop) changeSockets(p *prepared, r attach.Request) {
 	}
 	p.d.Attachment = &a
 	p.out.Events = append(p.out.Events, step)
+}
+
+// unheld says why the socket options of a unit cannot be held, before its attachment asks
+// for it: no command would take that out again. What cannot be looked at is the pass's to
+// tell.
+func (l *Loop) unheld(ctx context.Context, unit string) *attach.Reason {
+	u, err := l.systemd.Glance(ctx, unit)
+	if err != nil || !u.Found() {
+		return nil
+	}
+	var sockets []attach.StartingSocket
+	if len(u.Sockets) > 0 {
+		sockets, _ = l.systemd.StartingSockets(ctx, u.Sockets)
+	}
+	return attach.Unheld(u, sockets)
 }
 
 // reviewSockets puts on record that somebody has looked at a unit's list.

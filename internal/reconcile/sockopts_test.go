@@ -271,6 +271,35 @@ func TestChangesOfSocketsThatAreRefused(t *testing.T) {
 	})
 }
 
+// What could not be held at the unit's next start is not written into its attachment: no
+// command takes it out again, and the attachment would be refused as a whole.
+func TestAChangeOfSocketsThatCannotBeHeldIsNotWritten(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("myagent.service")
+	w.uses = newUses()
+	w.run(t, func(l *Loop) {
+		if out, err := l.Attach(context.Background(), attach.Request{Units: []string{"myagent"}}, nil); err != nil || out[0].Exit != attach.ExitOK {
+			t.Fatalf("%+v %v", out, err)
+		}
+		w.mu.Lock()
+		u.root = "/srv/root"
+		w.mu.Unlock()
+		o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsRecord})
+		if o.Exit == attach.ExitOK || len(o.Reasons) != 1 || o.Reasons[0].Code != attach.SocketsHidden || o.Reasons[0].Next != "RootDirectoryStartOnly=yes in myagent.service" {
+			t.Errorf("%+v", o)
+		}
+		if refused := refusedOf(l, "myagent"); len(refused) > 0 || answer(l, "myagent") != "confined" || len(w.attached) > 0 {
+			t.Errorf("%+v %+v", refused, w.attached)
+		}
+		w.mu.Lock()
+		u.root = ""
+		w.mu.Unlock()
+		if o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsRecord}); o.Exit != attach.ExitOK || w.attached["myagent.service"].Mode != attach.SocketsRecord {
+			t.Errorf("%+v", o)
+		}
+	})
+}
+
 // What cannot be read is told, and what cannot be kept loses nothing else.
 func TestSocketOptionsThatCannotBeTold(t *testing.T) {
 	w := newWorld()

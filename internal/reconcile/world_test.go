@@ -168,14 +168,15 @@ type unit struct {
 	// drags are units that a stop of it takes along, and a restart restarts, as with
 	// Requires= of theirs; a start does not start them.
 	drags     []string
-	forked    int  // so many looks see systemd on its way to the program
-	survives  bool // whatever policy its profile gets
-	crashLoop bool // dies under any profile, and systemd starts it again
-	rests     bool // between two starts of a crash loop systemd waits for a while
-	between   bool // and does so now
-	hangs     bool // a start does not come to its end
-	elsewhere bool // its program is another one than that of all the others
-	early     bool // DefaultDependencies=no
+	forked    int    // so many looks see systemd on its way to the program
+	survives  bool   // whatever policy its profile gets
+	crashLoop bool   // dies under any profile, and systemd starts it again
+	rests     bool   // between two starts of a crash loop systemd waits for a while
+	between   bool   // and does so now
+	hangs     bool   // a start does not come to its end
+	elsewhere bool   // its program is another one than that of all the others
+	early     bool   // DefaultDependencies=no
+	root      string // RootDirectory=
 	// lacks is a file that systemd lists for it and that is not there, and files stands for
 	// what its files say.
 	lacks, files string
@@ -420,6 +421,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	s := &u.Settings
 	s.DefaultDependencies = !f.early
 	s.RefusesBPF = true
+	s.RootDirectory = f.root
 	s.PrivateTmp = attach.PrivateTmpNo
 	s.Profile = f.own
 	if w.lodgers[name] != "" {

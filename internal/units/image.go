@@ -283,7 +283,7 @@ func (i *Image) Expand(_ context.Context, glob string) ([]string, error) {
 }
 
 // socketKeys are the settings that are read of a .socket unit.
-var socketKeys = map[string][]string{"Socket": {"Service"}}
+var socketKeys = map[string][]string{"Socket": append([]string{"Service", "RootDirectory", "RootImage"}, mountKeys...)}
 
 // StartingSockets finds the .socket units that start a service: those that its own
 // Sockets= names, those whose Service= names it, and the one of its name where that
@@ -309,12 +309,12 @@ func (i *Image) StartingSockets(_ context.Context, u attach.Unit) (out []attach.
 			if f.path == "" || f.masked || slices.ContainsFunc(out, func(s attach.StartingSocket) bool { return s.ID == f.name }) {
 				continue
 			}
-			service, err := i.startedBy(f)
+			socket, service, err := i.socket(f)
 			if err != nil {
 				return nil, err
 			}
 			if named[name] || named[f.name] || slices.Contains(u.Names, service) {
-				out = append(out, attach.StartingSocket{ID: f.name})
+				out = append(out, socket)
 			}
 		}
 	}
@@ -322,18 +322,26 @@ func (i *Image) StartingSockets(_ context.Context, u attach.Unit) (out []attach.
 	return out, nil
 }
 
-// startedBy names the service that a .socket unit starts.
-func (i *Image) startedBy(f found) (service string, err error) {
+// socket reads a .socket unit, and names the service that it starts.
+func (i *Image) socket(f found) (s attach.StartingSocket, service string, err error) {
+	s.ID = f.name
 	u := attach.Unit{ID: f.name, FragmentPath: f.path}
 	if u.Names, err = i.names(f); err != nil {
-		return "", err
+		return s, "", err
 	}
 	if u.DropIns, err = i.dropIns(u); err != nil {
-		return "", err
+		return s, "", err
 	}
-	err = i.lines(u, socketKeys, func(l attach.Assignment) error {
-		service = l.Value
-		return nil
+	err = i.lines(u, socketKeys, func(l attach.Assignment) (err error) {
+		switch l.Key {
+		case "Service":
+			service = l.Value
+		case "RootDirectory", "RootImage":
+			s.RootDirectory = l.Value
+		default:
+			s.Mounts, err = mounts(s.Mounts, l.Key, l.Value, u.ID)
+		}
+		return err
 	})
 	if full, e := attach.ExpandSpecifiers(service, u.ID); e == nil {
 		service = full
@@ -341,7 +349,7 @@ func (i *Image) startedBy(f found) (service string, err error) {
 	if service == "" {
 		service = strings.TrimSuffix(f.name, ".socket") + ".service"
 	}
-	return service, err
+	return s, service, err
 }
 
 // StartedAtBoot reports whether the image starts a unit with the boot, as far as

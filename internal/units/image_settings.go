@@ -17,14 +17,19 @@ import (
 var imageKeys = func() map[string][]string {
 	keys := map[string][]string{
 		"Unit":    {"AssertSecurity", "DefaultDependencies", "After", "JoinsNamespaceOf", "RefuseManualStart", "RefuseManualStop"},
-		"Service": {"AppArmorProfile", "PrivateTmp", "PermissionsStartOnly", "Type", "NoNewPrivileges", "Delegate", "User", "PAMName", "RootDirectory", "RootImage", "DynamicUser", "RestrictAddressFamilies", "SystemCallArchitectures", "Sockets"},
+		"Service": {"AppArmorProfile", "PrivateTmp", "PermissionsStartOnly", "Type", "NoNewPrivileges", "Delegate", "User", "PAMName", "RootDirectory", "RootImage", "DynamicUser", "RestrictAddressFamilies", "SystemCallArchitectures", "Sockets", "RootDirectoryStartOnly"},
 	}
+	keys["Service"] = append(keys["Service"], mountKeys...)
 	keys["Service"] = append(append(keys["Service"], execLines...), namespaced...)
 	for _, d := range directories {
 		keys["Service"] = append(keys["Service"], d.Property)
 	}
 	return keys
 }()
+
+// mountKeys are the settings that have systemd mount something for a unit's commands,
+// those with a "+" included.
+var mountKeys = []string{"TemporaryFileSystem", "BindPaths", "BindReadOnlyPaths", "MountImages"}
 
 // settings reads what the files of a unit say, one after the other.
 func (i *Image) settings(u *attach.Unit) error {
@@ -150,6 +155,8 @@ func (r *imageReader) line(l attach.Assignment) error {
 		s.PAMName = value
 	case "RootDirectory", "RootImage":
 		s.RootDirectory = value
+	case "RootDirectoryStartOnly":
+		set(&s.RootDirectoryStartOnly, value)
 	case "Type":
 		r.unit.Type = value
 	case "After":
@@ -180,6 +187,12 @@ func (r *imageReader) line(l attach.Assignment) error {
 	if slices.Contains(namespaced, l.Key) {
 		on, ok := truth(value)
 		r.named[l.Key] = on || !ok && value != ""
+	}
+	if slices.Contains(mountKeys, l.Key) {
+		var err error
+		if s.Mounts, err = mounts(s.Mounts, l.Key, value, r.unit.ID); err != nil {
+			return err
+		}
 	}
 	if slices.Contains(execLines, l.Key) {
 		if value == "" {
@@ -253,6 +266,60 @@ func families(have *attach.AddressFamilies, value string) *attach.AddressFamilie
 		}
 	}
 	return have
+}
+
+// mounts reads one line of mountKeys (systemd.exec(5)): places, divided by spaces, each
+// with parts that a colon divides. BindPaths= and BindReadOnlyPaths= are one list, which
+// an empty value of either resets.
+func mounts(list []attach.Mount, key, value, unit string) ([]attach.Mount, error) {
+	if value == "" {
+		bind := strings.HasPrefix(key, "Bind")
+		return slices.DeleteFunc(list, func(m attach.Mount) bool { return m.Property == key || bind && strings.HasPrefix(m.Property, "Bind") }), nil
+	}
+	all, err := commandWords(value)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range all {
+		parts := colons(w.text)
+		for i, p := range parts {
+			if full, err := attach.ExpandSpecifiers(p, unit); err == nil {
+				parts[i] = full
+			}
+		}
+		m := attach.Mount{Property: key, Path: parts[0]}
+		if key != "TemporaryFileSystem" {
+			m.Source = strings.TrimPrefix(parts[0], "-")
+			m.Path = m.Source
+			if len(parts) > 1 {
+				m.Path = parts[1]
+			}
+			m.ReadOnly, m.Flat = key == "BindReadOnlyPaths", len(parts) > 2 && parts[2] == "norbind"
+		}
+		if key == "MountImages" {
+			m.Source, m.Flat = "", false
+		}
+		list = append(list, m)
+	}
+	return list, nil
+}
+
+// colons divides a word at its colons, but for those behind a backslash.
+func colons(word string) []string {
+	parts := []string{""}
+	for k := 0; k < len(word); k++ {
+		last := &parts[len(parts)-1]
+		switch {
+		case word[k] == '\\' && k+1 < len(word) && word[k+1] == ':':
+			k++
+			*last += ":"
+		case word[k] == ':':
+			parts = append(parts, "")
+		default:
+			*last += word[k : k+1]
+		}
+	}
+	return parts
 }
 
 // maxWords bounds the words of one command line.

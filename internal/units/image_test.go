@@ -44,9 +44,15 @@ ProtectSystem=yes
 RestrictAddressFamilies=AF_INET AF_INET6
 RestrictAddressFamilies=AF_UNIX
 RestrictAddressFamilies=~AF_INET6
+RootDirectory=/srv/%i
+RootDirectoryStartOnly=yes
+BindPaths=/gone
+TemporaryFileSystem=/var:ro,mode=0700 "/opt/a b"
+MountImages=/c.raw:/c:root:ro
 `)
 	put(t, root, "/etc/systemd/system/a@one.service.d/20-x.conf", "[Service]\nPrivateTmp=true\nAppArmorProfile=-a-%i\nNoNewPrivileges=yes\n")
-	put(t, root, "/etc/systemd/system/a@.service.d/10-y.conf", "[Service]\nProtectSystem=no\nDynamicUser=1\nStateDirectory=\nStateDirectory=c\n")
+	put(t, root, "/etc/systemd/system/a@.service.d/10-y.conf", "[Service]\nProtectSystem=no\nDynamicUser=1\nStateDirectory=\nStateDirectory=c\n"+
+		"BindReadOnlyPaths=\nBindReadOnlyPaths=-/srv/%i:/data /srv/x\\:y:/y:norbind\nBindPaths=/d:/d:norbind\n")
 	put(t, root, "/usr/lib/systemd/system/a@.service.d/20-x.conf", "[Service]\nUser=root\n") // masked by the file of that name in /etc
 	put(t, root, "/etc/systemd/system/service.d/30-z.conf", "->/dev/null")
 	u, err := NewImage(root).Observe(t.Context(), "a@one.service")
@@ -60,6 +66,13 @@ RestrictAddressFamilies=~AF_INET6
 			{Property: "ExecStartPre", Path: "/usr/bin/mkdir", Argv: []string{"/usr/bin/mkdir", "-p", "/run/a b"}, IgnoreFailure: true},
 			{Property: "ExecStartPre", Path: "/usr/bin/true", Argv: []string{"/usr/bin/true"}, Privileged: true},
 			{Property: "ExecStart", Path: "/usr/bin/a", Argv: []string{"name", "--instance=one", "--last"}},
+		},
+		RootDirectory: "/srv/%i", RootDirectoryStartOnly: true, MountNamespace: true,
+		Mounts: []attach.Mount{
+			{Property: "TemporaryFileSystem", Path: "/var"}, {Property: "TemporaryFileSystem", Path: "/opt/a b"}, {Property: "MountImages", Path: "/c"},
+			{Property: "BindReadOnlyPaths", Path: "/data", Source: "/srv/one", ReadOnly: true},
+			{Property: "BindReadOnlyPaths", Path: "/y", Source: "/srv/x:y", ReadOnly: true, Flat: true},
+			{Property: "BindPaths", Path: "/d", Source: "/d", Flat: true},
 		},
 		Directories:     []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/c"}},
 		AddressFamilies: &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET", "AF_UNIX"}},

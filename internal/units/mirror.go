@@ -452,6 +452,11 @@ func (k *kept) compact() {
 		one(&set.Directories[i].Property)
 		one(&set.Directories[i].Path)
 	}
+	for i := range set.Mounts {
+		one(&set.Mounts[i].Property)
+		one(&set.Mounts[i].Path)
+		one(&set.Mounts[i].Source)
+	}
 	for i := range set.Exec {
 		c := &set.Exec[i]
 		one(&c.Property)

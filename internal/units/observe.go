@@ -16,6 +16,7 @@ import (
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 )
 
 // Observe reads a unit and its effective settings. A name that systemd does
@@ -112,7 +113,8 @@ func (s *Systemd) StartingSockets(ctx context.Context, names []string) ([]attach
 			return nil, fmt.Errorf("cannot observe %s: %w", shown(name), err)
 		}
 		out = append(out, attach.StartingSocket{ID: k.u.ID, Active: k.u.Active(), ControlGroup: k.u.ControlGroup,
-			NeedReload: k.u.NeedReload, FilesState: k.u.FilesState, Missing: k.u.Missing, Exec: k.u.Settings.Exec})
+			NeedReload: k.u.NeedReload, FilesState: k.u.FilesState, Missing: k.u.Missing, Exec: k.u.Settings.Exec,
+			RootDirectory: k.u.Settings.RootDirectory, Mounts: k.u.Settings.Mounts})
 	}
 	return out, nil
 }
@@ -301,7 +303,7 @@ var propertyNames = func() map[string]bool {
 		ConditionResult ConditionTimestamp AssertResult AssertTimestamp
 		InactiveExitTimestamp InactiveExitTimestampMonotonic Job
 		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
-		RootDirectory RootImage After
+		RootDirectory RootImage RootDirectoryStartOnly TemporaryFileSystem BindPaths BindReadOnlyPaths MountImages After
 		DynamicUser JoinsNamespaceOf RestrictAddressFamilies
 		TriggeredBy CapabilityBoundingSet AmbientCapabilities SystemCallArchitectures SystemCallFilter`) {
 		names[name] = true
@@ -546,9 +548,31 @@ func decodeSettings(p *props) attach.Settings {
 	if s.RootDirectory == "" {
 		s.RootDirectory = read[string](p, "RootImage")
 	}
+	s.RootDirectoryStartOnly = read[bool](p, "RootDirectoryStartOnly")
+	s.Mounts = decodeMounts(p)
 	policySettings(p, &s)
 	confining(p, &s)
 	return s
+}
+
+// decodeMounts reads what systemd mounts for a unit's commands, those with a "+"
+// included: of what it passes to setup_namespace these do not depend on needs_sandboxing
+// (apply_mount_namespace in its src/core/execute.c, 252, and exec-invoke.c, 255). MS_REC
+// is the only flag that it gives of a bind mount.
+func decodeMounts(p *props) (out []attach.Mount) {
+	for _, r := range p.rows("TemporaryFileSystem", "", "") {
+		out = append(out, attach.Mount{Property: "TemporaryFileSystem", Path: r[0].(string)})
+	}
+	for _, name := range []string{"BindPaths", "BindReadOnlyPaths"} {
+		for _, r := range p.rows(name, "", "", false, uint64(0)) {
+			out = append(out, attach.Mount{Property: name, Source: r[0].(string), Path: r[1].(string),
+				ReadOnly: name == "BindReadOnlyPaths", Flat: r[3].(uint64)&unix.MS_REC == 0})
+		}
+	}
+	for _, r := range p.rows("MountImages", "", "", false) {
+		out = append(out, attach.Mount{Property: "MountImages", Path: r[1].(string)})
+	}
+	return out
 }
 
 // confining reads which profile a unit has, and whether it starts without AppArmor.

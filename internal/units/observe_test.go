@@ -77,7 +77,9 @@ func agentProps() map[string]any {
 		"ExecStart":            []execOld{{Path: "/bin/agent", Argv: []string{"agent", "-x"}}},
 		"ExecStopEx":           []execEx{},
 		"PermissionsStartOnly": true, "DefaultDependencies": true, "NoNewPrivileges": true, "Delegate": true, "User": "nobody", "PAMName": "login",
-		"RootDirectory": "", "RootImage": "/img", "After": []string{"sysinit.target"},
+		"RootDirectory": "", "RootImage": "/img", "RootDirectoryStartOnly": true,
+		"TemporaryFileSystem": []tmpfs{{"/var", "ro"}}, "BindPaths": []bindPath{{"/srv/a", "/a", true, 16384}}, "BindReadOnlyPaths": []bindPath{{"/b", "/b", false, 0}},
+		"MountImages": []mountImage{{"/c.raw", "/c", true, []imageOption{{"root", "ro"}}}}, "After": []string{"sysinit.target"},
 		"RequiredBy": []string{}, "BoundBy": []string{},
 		"DynamicUser": true, "JoinsNamespaceOf": []string{"other.service"}, "ProtectSystem": "strict", "PrivateDevices": false,
 		"StateDirectory": []string{"agent"}, "ConfigurationDirectory": []string{"agent"}, "RestrictAddressFamilies": restrict{true, []string{"AF_INET"}},
@@ -90,6 +92,21 @@ type restrict struct {
 	AllowList bool
 	Names     []string
 }
+
+type (
+	tmpfs    struct{ Path, Options string }
+	bindPath struct {
+		Source, Path string
+		Ignore       bool
+		Flags        uint64
+	}
+	imageOption struct{ Partition, Options string }
+	mountImage  struct {
+		Source, Path string
+		Ignore       bool
+		Options      []imageOption
+	}
+)
 
 func agentUnit() attach.Unit {
 	return attach.Unit{
@@ -110,7 +127,9 @@ func agentUnit() attach.Unit {
 				{Property: "ExecStart", Path: "/bin/agent", Argv: []string{"agent", "-x"}, PID: 17},
 			},
 			PermissionsStartOnly: true, DefaultDependencies: true, NoNewPrivileges: true, Delegate: true, User: "nobody", PAMName: "login",
-			RootDirectory: "/img", After: []string{"sysinit.target"},
+			RootDirectory: "/img", RootDirectoryStartOnly: true, After: []string{"sysinit.target"},
+			Mounts: []attach.Mount{{Property: "TemporaryFileSystem", Path: "/var"}, {Property: "BindPaths", Path: "/a", Source: "/srv/a"},
+				{Property: "BindReadOnlyPaths", Path: "/b", Source: "/b", ReadOnly: true, Flat: true}, {Property: "MountImages", Path: "/c"}},
 			DynamicUser: true, JoinsNamespaceOf: []string{"other.service"}, MountNamespace: true,
 			Directories: []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/agent"},
 				{Property: "ConfigurationDirectory", Path: "/etc/agent", ReadOnly: true}},
@@ -172,6 +191,19 @@ func TestObserve(t *testing.T) {
 	}
 	if n := b.count("ListUnitsByNames"); n != 0 {
 		t.Errorf("%d questions about dependencies of a unit without any", n)
+	}
+}
+
+// What a .socket unit has mounted is what the start helper of its socket options sees.
+func TestStartingSockets(t *testing.T) {
+	b := newFakeBus(t)
+	b.has(map[string]map[string]any{"a.socket": with(bare("a.socket"), map[string]any{"ActiveState": "active", "ControlGroup": "/a.socket",
+		"RootDirectory": "/srv/a", "RootImage": "", "TemporaryFileSystem": []tmpfs{{"/var", ""}}})})
+	got, err := b.client(Options{Root: t.TempDir()}).StartingSockets(t.Context(), []string{"a.socket"})
+	want := []attach.StartingSocket{{ID: "a.socket", Active: true, ControlGroup: "/a.socket", RootDirectory: "/srv/a",
+		Mounts: []attach.Mount{{Property: "TemporaryFileSystem", Path: "/var"}}}}
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Errorf("%v; -want +got:\n%s", err, d)
 	}
 }
 

@@ -87,7 +87,7 @@ func TestVMObserve(t *testing.T) {
 		"vm-sock.socket":                   "[Socket]\nListenStream=/run/vm-sock\n",
 		"vm-sock.service":                  sleeper,
 		"vm-early.service":                 "[Unit]\nDefaultDependencies=no\n" + sleeper,
-		"vm-odd.service":                   "[Unit]\nRefuseManualStop=yes\nAssertSecurity=|apparmor\nAssertSecurity=!selinux\n[Service]\nUser=nobody\nPAMName=login\nDelegate=yes\nNoNewPrivileges=yes\nPermissionsStartOnly=yes\nRootDirectory=/srv\nAppArmorProfile=-my odd/profile\nExecCondition=/bin/true\nExecStartPre=-+/bin/pre 1\nExecStartPre=!/bin/pre 2\nExecStart=@/bin/agent agent \"a b\"\nExecReload=+/bin/reload\nExecStopPost=-/bin/post\n",
+		"vm-odd.service":                   "[Unit]\nRefuseManualStop=yes\nAssertSecurity=|apparmor\nAssertSecurity=!selinux\n[Service]\nUser=nobody\nPAMName=login\nDelegate=yes\nNoNewPrivileges=yes\nPermissionsStartOnly=yes\nRootDirectory=/srv\nTemporaryFileSystem=/opt:ro\nBindPaths=/srv/a:/a\nBindReadOnlyPaths=-/b:/b:norbind\nAppArmorProfile=-my odd/profile\nExecCondition=/bin/true\nExecStartPre=-+/bin/pre 1\nExecStartPre=!/bin/pre 2\nExecStart=@/bin/agent agent \"a b\"\nExecReload=+/bin/reload\nExecStopPost=-/bin/post\n",
 		"vm-apart.service":                 "[Service]\nPrivateTmp=disconnected\nExecStart=/bin/sleep infinity\n",
 		"vm-bad.service":                   "[Service]\nType=simple\n",
 		"vm-pre-a.service":                 "[Service]\nAppArmorProfile=from-fragment\nExecStart=/bin/sleep infinity\n",
@@ -185,7 +185,10 @@ func TestVMObserve(t *testing.T) {
 
 	u = look("vm-odd.service")
 	want := attach.Settings{Profile: "my odd/profile", IgnoreMissing: true, PrivateTmp: "no", KnowsDisconnected: newer, DefaultDependencies: true, NoNewPrivileges: true,
-		Delegate: true, User: "nobody", PAMName: "login", RootDirectory: "/srv", MountNamespace: true, Bounding: math.MaxUint64,
+		Delegate: true, User: "nobody", PAMName: "login", RootDirectory: "/srv", MountNamespace: true,
+		Mounts: []attach.Mount{{Property: "TemporaryFileSystem", Path: "/opt"}, {Property: "BindPaths", Path: "/a", Source: "/srv/a"},
+			{Property: "BindReadOnlyPaths", Path: "/b", Source: "/b", ReadOnly: true, Flat: true}},
+		Bounding: math.MaxUint64,
 		Exec: []attach.ExecCommand{
 			{Property: "ExecCondition", Path: "/bin/true", Argv: []string{"/bin/true"}},
 			{Property: "ExecStartPre", Path: "/bin/pre", Argv: []string{"/bin/pre", "1"}, Privileged: true, IgnoreFailure: true},
