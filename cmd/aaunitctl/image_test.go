@@ -32,6 +32,7 @@ func newTree(t *testing.T) *tree {
 	f := &tree{t, filepath.Join(t.TempDir(), "image")}
 	f.write("/etc/apparmor.d/usr.local.bin.myagent", profileText)
 	f.write("/usr/lib/systemd/system/myagent.service", "[Service]\nExecStart=/usr/local/bin/myagent -v\n")
+	f.write("/usr/lib/systemd/system/apparmor.service", "[Service]\nExecStart=/lib/apparmor/apparmor.systemd reload\n")
 	f.link("/etc/systemd/system/sysinit.target.wants/apparmor.service", "/usr/lib/systemd/system/apparmor.service")
 	return f
 }

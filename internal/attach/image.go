@@ -132,8 +132,9 @@ type ImageUnit struct {
 	ProfileFile string `json:"profileFile,omitempty"`
 	Attachment  string `json:"attachment,omitempty"` // file
 	DropIn      string `json:"dropIn,omitempty"`     // where it belongs
-	// Prepared: the drop-in is in place, and nothing was found that speaks against
-	// the unit's coming up confined. No is that it is not, and Reasons say why.
+	// Prepared: the drop-in is in place, the first boot loads the profile, and nothing
+	// was found that speaks against the unit's coming up confined. No is that it is not,
+	// and Reasons say why.
 	Prepared Tri      `json:"prepared"`
 	Reasons  []Reason `json:"reasons,omitempty"`
 	Notes    []Reason `json:"notes,omitempty"`

@@ -213,8 +213,12 @@ func (p *printer) imageUnit(u attach.ImageUnit, short bool) {
 	if short {
 		return
 	}
+	why := markBad
+	if u.Prepared == attach.CouldNotTell {
+		why = markUnknown
+	}
 	for _, r := range u.Reasons {
-		p.reason(markBad, r)
+		p.reason(why, r)
 	}
 	for _, r := range u.Notes {
 		p.reason(markWarn, r)

@@ -268,7 +268,7 @@ func (i *Image) choose(u *unit, r attach.Request, declared *attach.Attachment) b
 // plan looks at the profile, its policy and the drop-in.
 func (i *Image) plan(ctx context.Context, u *unit) {
 	u.o.Offline = true
-	u.o.Host.BootService = i.Units.StartedAtBoot("apparmor.service")
+	u.o.Host.BootService = i.Units.StartedAtBoot(bootService)
 	u.o.Policy = i.policy(ctx, u)
 	path := u.d.DropInPath()
 	text, exists, err := i.Units.ReadDropIn(path)
@@ -282,7 +282,7 @@ func (i *Image) plan(ctx context.Context, u *unit) {
 	u.out.Plan, u.out.Changed = &plan, len(plan.Refusals) == 0 && (len(plan.Actions) > 0 || u.differs)
 	for _, w := range plan.Warnings {
 		if w.Code == attach.BootServiceMissing {
-			w = w.WithNext("systemctl --root=" + i.Root + " enable apparmor.service")
+			w = w.WithNext(i.bootServiceBy(ctx, u.o.Host.BootService))
 		}
 		u.out.Notes = append(u.out.Notes, w)
 	}
@@ -290,6 +290,51 @@ func (i *Image) plan(ctx context.Context, u *unit) {
 	if len(plan.Refusals) > 0 {
 		u.refuse(plan.Refusals...)
 	}
+}
+
+// bootService is what loads the profiles of /etc/apparmor.d at boot.
+const bootService = "apparmor.service"
+
+// bootServiceBy is the step that has it started at boot, or that looks at it where that
+// could not be told.
+func (i *Image) bootServiceBy(ctx context.Context, started attach.Tri) string {
+	systemctl := "systemctl --root=" + i.Root
+	if started == attach.CouldNotTell {
+		return systemctl + " is-enabled " + bootService
+	}
+	u, err := i.Units.Observe(ctx, bootService)
+	switch {
+	case err != nil:
+		return systemctl + " is-enabled " + bootService
+	case !u.Found():
+		return "install the package apparmor in " + i.Root
+	case u.LoadState == "masked":
+		return systemctl + " unmask " + bootService + ", and " + systemctl + " enable " + bootService
+	}
+	return systemctl + " enable " + bootService
+}
+
+// atBoot says whether the first boot loads the unit's profiles, out of what was noted,
+// with the notes that say otherwise and those that are left. On a host aaunit loads what
+// was accepted, and warns. An image has accepted nothing yet: a unit whose profile is not
+// loaded fails its first start, and stays so, as aaunitd restarts what runs alone.
+func (u *unit) atBoot(notes []attach.Reason) (ready attach.Tri, why, rest []attach.Reason) {
+	ready = attach.Yes
+	for _, n := range notes {
+		switch {
+		case n.Code == attach.BootServiceMissing && u.o.Host.BootService == attach.CouldNotTell:
+			if ready == attach.Yes {
+				ready = attach.CouldNotTell
+			}
+		case n.Code == attach.BootServiceMissing, n.Code == attach.ProfileNotAtBoot:
+			ready = attach.No
+		default:
+			rest = append(rest, n)
+			continue
+		}
+		why = append(why, n)
+	}
+	return ready, why, rest
 }
 
 // reach looks for units that start too early for the drop-in of a template or prefix,
@@ -640,7 +685,7 @@ func (i *Image) Status(ctx context.Context, units []string) (attach.ImageReport,
 		switch {
 		case u.refused():
 		case u.out.Plan != nil && len(u.out.Plan.Actions) == 0:
-			s.Prepared = attach.Yes
+			s.Prepared, s.Reasons, s.Notes = u.atBoot(u.out.Notes)
 		case u.out.Plan != nil:
 			for _, action := range u.out.Plan.Actions {
 				s.Reasons = append(s.Reasons, action.Reason)

@@ -353,8 +353,14 @@ func (i *Image) socket(f found) (s attach.StartingSocket, service string, err er
 }
 
 // StartedAtBoot reports whether the image starts a unit with the boot, as far as
-// the links of its targets say.
+// the links of its targets say. They outlast a unit that is masked or not there.
 func (i *Image) StartedAtBoot(unit string) attach.Tri {
+	switch f, err := i.find(unit, 0); {
+	case err != nil:
+		return attach.CouldNotTell
+	case f.masked, f.path == "":
+		return attach.No
+	}
 	for _, dir := range imageDirs {
 		names, err := i.list(dir)
 		if err != nil {

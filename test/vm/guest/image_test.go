@@ -45,6 +45,14 @@ func TestAnImageComesUpConfined(t *testing.T) {
 	}
 	put("/usr/lib/systemd/system/"+unit, unitText)
 	put("/etc/apparmor.d/"+profile, text)
+	put("/usr/lib/systemd/system/apparmor.service", "[Service]\nType=oneshot\nExecStart=/lib/apparmor/apparmor.systemd reload\n")
+	const wants = "/etc/systemd/system/sysinit.target.wants"
+	if err := os.MkdirAll(root+wants, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/usr/lib/systemd/system/apparmor.service", root+wants+"/apparmor.service"); err != nil {
+		t.Fatal(err)
+	}
 	run(t, "cp", "-r", "/etc/apparmor.d/abi", "/etc/apparmor.d/abstractions", "/etc/apparmor.d/tunables", root+"/etc/apparmor.d")
 	if out, r := listed(t, "--root="+root, "attach", "g-image"); r.exit != 0 || len(out) != 1 || !out[0].Changed || out[0].Verdict != nil {
 		t.Fatalf("%+v\n%s%s", out, r.stdout, r.stderr)
