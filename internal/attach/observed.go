@@ -164,6 +164,9 @@ type Settings struct {
 	Ambient  uint64 `json:"ambient,omitempty"`
 	// RefusesBPF: SystemCallFilter= keeps the unit from calling bpf(2).
 	RefusesBPF bool `json:"refusesBPF,omitempty"`
+	// ProtectControlGroups: /sys/fs/cgroup is read-only to the unit, or only its own part
+	// of it is there.
+	ProtectControlGroups bool `json:"protectControlGroups,omitempty"`
 	// Architectures is SystemCallArchitectures=; empty where it is not set.
 	Architectures []string `json:"architectures,omitempty"`
 	// Assignments lists who set AppArmorProfile=, PrivateTmp=, AssertSecurity=,
@@ -450,6 +453,10 @@ type Observed struct {
 	// MayBPF: a profile of the unit lets a task change the kernel's BPF tables, given
 	// that the task has the capability. CouldNotTell counts as yes.
 	MayBPF Tri
+	// MayUnpin: a profile of the unit lets a task write what is pinned for socket options.
+	// MayMoveOut: one lets it write itself into other control groups. Both are looked at
+	// where the unit acts as root and is held to a list; CouldNotTell counts as yes.
+	MayUnpin, MayMoveOut Tri
 }
 
 // EarlyUnit is a unit that starts too early in boot to be attached, and its file.

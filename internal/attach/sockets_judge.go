@@ -240,8 +240,38 @@ func (s Settings) root() bool {
 // AppArmor is asked about none of it. A test tries it on each kernel
 // (TestVMRootNeedsNoCapabilityToChangeItsList in internal/sockopt). A mount over the place
 // keeps nobody from it who may look into the root directory of another process.
-func (s Settings) OpensPins() bool {
-	return !s.RefusesBPF && (s.root() || s.Ambient&opensPins != 0)
+func (s Settings) OpensPins() bool { return !s.RefusesBPF && s.ActsAsRoot() }
+
+// ActsAsRoot reports whether the unit's program is root for the modes of files, or can
+// come to be.
+func (s Settings) ActsAsRoot() bool { return s.root() || s.Ambient&opensPins != 0 }
+
+// What is asked of the policy of a unit that acts as root: there are ways off its list by
+// writing a file, for which bpf(2) is not called and no capability is looked at. AppArmor
+// is asked about both. Where a link to a program is removed (unlink(2)) that is pinned
+// nowhere else, the program is taken off the control group; and a task that moves to another
+// control group makes its sockets there.
+var (
+	WritesPins   = Assertion{Class: AssertFile, Access: []string{"write"}, Object: "/sys/fs/bpf/aaunit/{,**}", Text: "write /sys/fs/bpf/aaunit"}
+	WritesGroups = Assertion{Class: AssertFile, Access: []string{"write"}, Object: "/sys/fs/cgroup/{,**/}cgroup.procs", Text: "write cgroup.procs"}
+)
+
+// byFiles says how a unit that acts as root could get off its list by writing files.
+func byFiles(d Desired, o Observed, say func(c Code, format string, args ...any) Reason) (out []Reason) {
+	add := func(may Tri, way, next string) {
+		switch may {
+		case Yes:
+			out = append(out, say(SocketsOpen, "%s runs as root, or can come to, and its profile lets it %s", d.Unit, way).next(next))
+		case CouldNotTell:
+			out = append(out, say(SocketsOpen, "%s runs as root, or can come to, and whether its profile lets it %s could not be told", d.Unit, way).next(next))
+		}
+	}
+	add(o.MayUnpin, "remove the programs for its socket options from /sys/fs/bpf/aaunit", "take the right to write /sys/fs/bpf out of the profile")
+	if !o.Unit.Settings.ProtectControlGroups {
+		add(o.MayMoveOut, "leave its control group, and with it the rules for its socket options, by another one's cgroup.procs",
+			"ProtectControlGroups=yes in "+d.Unit+" and a restart of it, or take the right to write /sys/fs/cgroup out of the profile")
+	}
+	return out
 }
 
 // GainsBPF reports whether what the program executes could gain such a capability,
@@ -310,6 +340,9 @@ func judgeSockets(d Desired, o Observed) (out []Reason) {
 	case want.Mode == SocketsEnforce && s.OpensPins():
 		out = append(out, say(SocketsOpen, "%s runs as root, or can come to: without any capability it can change the rules for its socket options by bpf(2), which AppArmor does not mediate", d.Unit).
 			next("SystemCallFilter=~bpf in "+d.Unit+", and a restart of it"))
+	}
+	if running && want.Mode == SocketsEnforce && o.Unit.Settings.ActsAsRoot() {
+		out = append(out, byFiles(d, o, say)...)
 	}
 	// What the profile does not allow is no gain, and what is not known is not told at
 	// every look.

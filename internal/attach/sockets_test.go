@@ -71,6 +71,7 @@ func held(required Tri) (Desired, Observed) {
 		SocketUnits: []StartingSocket{{ID: "a.socket", Active: true, Exec: line("a.socket", false), DropIn: DropInState{Exists: true, Ours: true, Content: SocketDropIn(a)}}},
 		Sockets:     []SocketsSeen{{Unit: "a.service", Attached: Yes, Rules: Yes}, {Unit: "a.socket", Attached: Yes, Rules: Yes}},
 		MayBPF:      No,
+		MayUnpin:    No, MayMoveOut: No,
 	}
 	return d, o
 }
@@ -198,6 +199,57 @@ func TestWhoCouldRewriteTheList(t *testing.T) {
 	}
 	if SocketsOpen.Bearing() != Unknown {
 		t.Error("it is not unknown")
+	}
+}
+
+// Root needs no bpf(2) and no capability to get off its list where its profile lets it
+// write the right files: it removes what is pinned, or goes to another control group.
+func TestWhoCouldLeaveTheListByFiles(t *testing.T) {
+	const unpin, move = "take the right to write /sys/fs/bpf out", "ProtectControlGroups=yes in a.service"
+	for name, c := range map[string]struct {
+		change func(s *Settings, o *Observed)
+		want   []string // what to do, of each reason
+	}{
+		"the profile allows neither":   {func(*Settings, *Observed) {}, nil},
+		"it may remove the programs":   {func(_ *Settings, o *Observed) { o.MayUnpin = Yes }, []string{unpin}},
+		"it may go elsewhere":          {func(_ *Settings, o *Observed) { o.MayMoveOut = Yes }, []string{move}},
+		"it may do both":               {func(_ *Settings, o *Observed) { o.MayUnpin, o.MayMoveOut = Yes, Yes }, []string{unpin, move}},
+		"neither could be told":        {func(_ *Settings, o *Observed) { o.MayUnpin, o.MayMoveOut = CouldNotTell, CouldNotTell }, []string{unpin, move}},
+		"control groups are read-only": {func(s *Settings, o *Observed) { o.MayMoveOut, s.ProtectControlGroups = Yes, true }, nil},
+		"only control groups are":      {func(s *Settings, o *Observed) { o.MayUnpin, s.ProtectControlGroups = Yes, true }, []string{unpin}},
+		"without any capability":       {func(s *Settings, o *Observed) { o.MayMoveOut, s.Bounding = Yes, 0 }, []string{move}},
+		"a user":                       {func(s *Settings, o *Observed) { o.MayUnpin, o.MayMoveOut, s.User = Yes, Yes, "www-data" }, nil},
+		"a user of whom it is not known": {func(s *Settings, o *Observed) {
+			o.MayUnpin, o.MayMoveOut, s.DynamicUser = CouldNotTell, CouldNotTell, true
+		}, nil},
+		"a user that can become root": {func(s *Settings, o *Observed) { o.MayMoveOut, s.User, s.Ambient = Yes, "www-data", capSetUID }, []string{move}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, required := range []Tri{Yes, No} {
+				d, o := held(required)
+				c.change(&o.Unit.Settings, &o)
+				code := SocketsOpen
+				if required == No {
+					code = SocketsUnknown
+				}
+				got := judgeSockets(d, o)
+				for i, r := range got {
+					if i >= len(c.want) || r.Code != code || !strings.HasPrefix(r.Next, c.want[i]) {
+						t.Errorf("Required=%v: %+v", required, r)
+					}
+				}
+				if len(got) != len(c.want) {
+					t.Errorf("Required=%v: %+v", required, got)
+				}
+				d.Attachment.SocketOptions.Mode = SocketsRecord
+				if got := judgeSockets(d, o); len(got) > 0 {
+					t.Errorf("a recording, which refuses nothing: %v", got)
+				}
+				if o.Scan, d.Attachment.SocketOptions.Mode = nil, SocketsEnforce; len(judgeSockets(d, o)) > 0 {
+					t.Error("nothing of it runs")
+				}
+			}
+		})
 	}
 }
 

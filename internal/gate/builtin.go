@@ -22,6 +22,10 @@ type place struct {
 	what string
 	// needs is a capability without which the kernel refuses it all the same, 0 none.
 	needs int
+	// of says which units it is asked of; nil is all.
+	of func(*asking) bool
+	// told: it keeps no policy from going live.
+	told bool
 }
 
 // Capabilities by the kernel's number.
@@ -42,6 +46,9 @@ var places = []place{
 	{code: attach.MayWritePolicy, pattern: "/etc/systemd/{,**}", as: policydb.Either, what: "systemd's configuration and unit files"},
 	{code: attach.MayWritePolicy, pattern: "/{etc/aaunit,usr/lib/aaunit,run/aaunit,var/lib/aaunit}/{,**}", as: policydb.Either, what: "aaunit's files"},
 	{code: attach.MayWritePolicy, pattern: "/usr/{sbin/aaunitd,bin/aaunitctl,share/dbus-1/system{.d,-services}/org.aaunit1.*,share/polkit-1/actions/org.aaunit1.policy}", as: policydb.Either, what: "aaunit's programs, and who may use them"},
+	{code: attach.MayWritePolicy, pattern: attach.WritesPins.Object, as: policydb.Either, what: "what holds socket options to their lists", of: (*asking).asRoot},
+	{code: attach.MayLeaveGroup, pattern: attach.WritesGroups.Object, as: policydb.Either, what: "the list of a control group's processes, and so leave the unit's", told: true,
+		of: func(a *asking) bool { return a.asRoot() && !a.Unit.Settings.ProtectControlGroups }},
 	{code: attach.MayWriteKeys, pattern: "/{root,home/*}/.ssh/**", as: policydb.Other, what: "ssh keys of other users"},
 	// Not "/proc/sys/**": change_profile rules bring "/proc/*/attr/exec w".
 	{code: attach.MayWriteSysctl, pattern: "/proc/sys/{abi,crypto,debug,dev,fs,kernel,net,sunrpc,user,vm,xen}/**", as: policydb.Either, what: "kernel settings"},
@@ -61,8 +68,12 @@ func (a *asking) builtIn() {
 		// Every single path would say the same again, where it was said.
 		if a.whole[p] = a.wholesale(p) && a.Desired.Attachment.Waived(attach.MayEverything) == nil; !a.whole[p] {
 			for _, pl := range places {
-				if pl.needs == 0 || p.Capability(pl.needs) != policydb.No {
-					a.mustNotWrite(p, pl, attach.Error)
+				s := attach.Error
+				if pl.told {
+					s = attach.Warning
+				}
+				if (pl.needs == 0 || p.Capability(pl.needs) != policydb.No) && (pl.of == nil || pl.of(a)) {
+					a.mustNotWrite(p, pl, s)
 				}
 			}
 			a.sharedTmp(p)

@@ -370,6 +370,7 @@ var ways = map[attach.Code]string{
 	attach.MayTrace:         "name a peer that is confined in the ptrace rule, allow it to read alone, or take the capability out",
 	attach.MayConnect:       "run the unit as a user of its own (User=, DynamicUser=), or keep unix sockets from it: deny network unix,",
 	attach.MayUserns:        "take the rule out unless the program is a browser or a container engine",
+	attach.MayLeaveGroup:    "say ProtectControlGroups=yes in the unit, or take the rule out",
 	attach.MayNotDetached:   "add flags=(attach_disconnected) to the profile if such denials show",
 	attach.MayNotOwn:        "take owner off the rule, or give the file to the unit's user",
 	attach.MayOtherFamilies: "take the rule out, or the family into RestrictAddressFamilies=",

@@ -128,6 +128,8 @@ func codes(found []attach.Finding) (out []string) {
 	return slices.Compact(out)
 }
 
+func root(u *attach.Unit) { u.Settings.User = "" }
+
 // Each built-in assertion: rules that violate it, and rules close by that do not.
 func TestBuiltIn(t *testing.T) {
 	const paths = "# af_unix\n" // a kernel that looks at paths of unix sockets
@@ -169,6 +171,16 @@ func TestBuiltIn(t *testing.T) {
 		{name: "policy, into the kernel", rules: "/sys/kernel/security/apparmor/.replace w,\ncapability mac_admin,", want: "error policy-may-write-policy", shows: "/sys/kernel/security/apparmor/.replace"},
 		{name: "policy, which the kernel refuses", rules: "/sys/kernel/security/apparmor/.replace w,"},
 		{name: "policy, the query file", rules: "/sys/kernel/security/apparmor/.access rw,\ncapability mac_admin,"},
+		{name: "pins, by root", rules: "/sys/fs/bpf/** rw,", unit: root, want: "error policy-may-write-policy", shows: "/sys/fs/bpf/aaunit/"},
+		{name: "pins, read by root", rules: "/sys/fs/bpf/** r,", unit: root},
+		{name: "pins of its own, by root", rules: "/sys/fs/bpf/agent/** rw,", unit: root},
+		{name: "pins, by a user", rules: "/sys/fs/bpf/** rw,"},
+		{name: "pins, by nobody knows whom", rules: "/sys/fs/bpf/** rw,", unit: func(u *attach.Unit) { *u = attach.Unit{} }},
+		{name: "control groups, by root", rules: "/sys/fs/cgroup/** rw,", unit: root, want: "warning policy-may-leave-control-group", shows: "cgroup.procs"},
+		{name: "the root of control groups, by root", rules: "owner /sys/fs/cgroup/cgroup.procs w,", unit: root, want: "warning policy-may-leave-control-group", shows: "/sys/fs/cgroup/cgroup.procs"},
+		{name: "control groups, read by root", rules: "/sys/fs/cgroup/** r,\n/sys/fs/cgroup/**/memory.high rw,", unit: root},
+		{name: "control groups that are read-only", rules: "/sys/fs/cgroup/** rw,", unit: func(u *attach.Unit) { root(u); u.Settings.ProtectControlGroups = true }},
+		{name: "control groups, by a user", rules: "/sys/fs/cgroup/** rw,"},
 		{name: "ptrace, by root", rules: "ptrace,\ncapability sys_ptrace,", unit: func(u *attach.Unit) { u.Settings.User = "" }, want: "error policy-may-trace-unconfined", shows: "not confined"},
 		{name: "ptrace, by a user", rules: "ptrace trace,\ncapability sys_ptrace,", want: "warning policy-may-trace-unconfined"},
 		{name: "ptrace, by root within bounds", rules: "ptrace trace peer=unconfined,\ncapability sys_ptrace,", unit: func(u *attach.Unit) { u.Settings.User, u.Settings.Bounding = "", 1<<10 }, want: "warning policy-may-trace-unconfined"},

@@ -172,7 +172,7 @@ type Loop struct {
 	service     attach.Tri                // apparmor.service is enabled
 	serviceRead bool
 	asking      *serviceQuestion      // about that, under way
-	bpf         map[string]attach.Tri // see mayBPF
+	may         map[string]attach.Tri // see policyMay
 	stuck       map[string]bool       // units whose look does not come back
 	// barred are the texts that do not go live for attached units for what is asserted of
 	// them, by unit and file, as the last plan found: the ID of the policy.
@@ -214,7 +214,7 @@ func New(o Options) *Loop {
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
 		leave: map[string]bool{}, again: map[string]bool{}, waiting: map[string]time.Time{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
-		bpf: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, readAnew: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
+		may: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, readAnew: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
 	}
 }
 

@@ -55,7 +55,11 @@ func (l *Loop) observeSockets(ctx context.Context, d attach.Desired, how depth, 
 		o.Sockets = append(o.Sockets, l.sockets.Attached(r.group, r.unit, *want))
 	}
 	if s := o.Unit.Settings; s.HoldsBPF() || s.GainsBPF() {
-		o.MayBPF = l.mayBPF(ctx, d)
+		o.MayBPF = l.policyMay(ctx, d, "bpf", attach.Assertion{Class: attach.AssertCapability, Object: "bpf"}, attach.Assertion{Class: attach.AssertCapability, Object: "sys_admin"})
+	}
+	if s := o.Unit.Settings; want.Mode == attach.SocketsEnforce && s.ActsAsRoot() {
+		o.MayUnpin = l.policyMay(ctx, d, "pins", attach.WritesPins)
+		o.MayMoveOut = l.policyMay(ctx, d, "groups", attach.WritesGroups)
 	}
 }
 
@@ -75,28 +79,28 @@ func runningGroups(o attach.Observed) (out []running) {
 	return out
 }
 
-// maxBPF bounds the policies of which mayBPF is remembered.
-const maxBPF = 4096
+// maxMay bounds the answers that policyMay remembers.
+const maxMay = 3 * 4096
 
-// mayBPF says whether an accepted policy of the unit lets one of its profiles use a
-// capability that can change BPF tables. A policy is asked once.
-func (l *Loop) mayBPF(ctx context.Context, d attach.Desired) attach.Tri {
+// policyMay says whether an accepted policy of the unit lets one of its profiles do any of
+// what is asked, which what names. A policy is asked once.
+func (l *Loop) policyMay(ctx context.Context, d attach.Desired, what string, questions ...attach.Assertion) attach.Tri {
 	if len(d.Record.Policies) == 0 {
 		return attach.CouldNotTell
 	}
 	answer := attach.No
 	for _, id := range d.Record.Policies {
-		key := id + "\x00" + strings.Join(profilesOf(d), "\x00")
+		key := what + "\x00" + id + "\x00" + strings.Join(profilesOf(d), "\x00")
 		l.mu.Lock()
-		may, known := l.bpf[key]
+		may, known := l.may[key]
 		l.mu.Unlock()
 		if !known {
-			if may = l.askBPF(ctx, d, id); may != attach.CouldNotTell {
+			if may = l.askPolicy(ctx, d, id, questions); may != attach.CouldNotTell {
 				l.mu.Lock()
-				if len(l.bpf) >= maxBPF {
-					clear(l.bpf)
+				if len(l.may) >= maxMay {
+					clear(l.may)
 				}
-				l.bpf[key] = may
+				l.may[key] = may
 				l.mu.Unlock()
 			}
 		}
@@ -110,7 +114,7 @@ func (l *Loop) mayBPF(ctx context.Context, d attach.Desired) attach.Tri {
 	return answer
 }
 
-func (l *Loop) askBPF(ctx context.Context, d attach.Desired, id string) attach.Tri {
+func (l *Loop) askPolicy(ctx context.Context, d attach.Desired, id string, questions []attach.Assertion) attach.Tri {
 	c, kept := l.policies.Lookup(id)
 	if !kept || l.gate == nil {
 		return attach.CouldNotTell
@@ -120,8 +124,8 @@ func (l *Loop) askBPF(ctx context.Context, d attach.Desired, id string) attach.T
 		if !slices.ContainsFunc(profilesOf(d), func(n string) bool { return p.Name == n || strings.HasPrefix(p.Name, n+"//") }) {
 			continue
 		}
-		for _, name := range []string{"bpf", "sys_admin"} {
-			switch l.gate.Query(ctx, p.Name, c, attach.Assertion{Class: attach.AssertCapability, Object: name}).May {
+		for _, q := range questions {
+			switch l.gate.Query(ctx, p.Name, c, q).May {
 			case attach.MayNo:
 			case attach.MayYes, attach.MayNotMediated:
 				return attach.Yes

@@ -293,6 +293,32 @@ func TestSocketOptionsOfAUnitWithAnotherRoot(t *testing.T) {
 	})
 }
 
+// The accepted policy is asked whether the unit can get off its list by files, and a new
+// one is asked again.
+func TestAUnitThatItsPolicyLetsOffTheList(t *testing.T) {
+	for _, dir := range []string{"/sys/fs/bpf", "/sys/fs/cgroup"} {
+		w := newWorld()
+		w.addUnit("a.service")
+		w.writesBelow = dir
+		w.run(t, func(l *Loop) {
+			w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsEnforce, nodelay...))
+			rest()
+			v := status(t, l, "a").Verdict
+			if v == nil || v.Answer != attach.Unknown || len(v.Reasons) == 0 || v.Reasons[0].Code != attach.SocketsOpen {
+				t.Errorf("%s: %+v", dir, v)
+			}
+			w.mu.Lock()
+			w.files["a"], w.writesBelow = "2", ""
+			w.mu.Unlock()
+			w.trigger()
+			rest()
+			if got := answer(l, "a"); got != "confined" {
+				t.Errorf("%s, with another policy: %s %+v", dir, got, status(t, l, "a").Verdict)
+			}
+		})
+	}
+}
+
 func TestADetachTakesTheSocketOptionsAlong(t *testing.T) {
 	w := newWorld()
 	w.addUnit("a.service")

@@ -104,6 +104,7 @@ type world struct {
 	onAttached      func() // told each look at what is attached
 	covered         bool   // what is in the kernel cannot be reached
 	mayNot          bool   // no profile lets BPF be used
+	writesBelow     string // of /sys/fs, where profiles let tasks write
 	// overtake is what somebody does to the unit that is restarted next, and whose job takes
 	// the place of the restart's.
 	overtake func(u *unit)
@@ -1231,7 +1232,7 @@ func (p policies) Retain(ids map[string]bool) error {
 
 // Query is the gate's.
 func (w *world) Query(_ context.Context, profile string, c attach.Compiled, q attach.Assertion) attach.QueryResult {
-	if w.mayNot {
+	if w.mayNot || strings.HasPrefix(q.Object, "/sys/fs/") && !strings.HasPrefix(q.Object, cmp.Or(w.writesBelow, "-")) {
 		return attach.QueryResult{Profile: profile, File: c.File, May: attach.MayNo}
 	}
 	return attach.QueryResult{Profile: profile, File: c.File, May: attach.MayYes, Text: "may " + q.Text}

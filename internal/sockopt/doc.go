@@ -79,7 +79,8 @@
 //     ErrNoBPFFS, ErrNoMemory and ErrNotPermitted read as unknown. So does, for
 //     socket options, a unit that holds CAP_BPF or CAP_SYS_ADMIN, which can change
 //     tables by their ids, and one in mode enforce that runs as root, which can by their
-//     pins, unless a filter keeps it from calling bpf(2).
+//     pins, unless a filter keeps it from calling bpf(2) and its profile from writing the
+//     pins and cgroup.procs of other control groups.
 //  4. What was seen: Read. The tables outlive the unit's starts and end with the
 //     boot, so what is to outlive that is for the daemon to keep. Seen.Last tells
 //     whether an option was used since a point in time, such as the first start of

@@ -43,6 +43,7 @@ func (i *Image) settings(u *attach.Unit) error {
 		s.MountNamespace = s.MountNamespace || on
 	}
 	s.MountNamespace = s.MountNamespace || s.RootDirectory != ""
+	s.ProtectControlGroups = r.named["ProtectControlGroups"]
 	u.Settings = s
 	return nil
 }

@@ -49,6 +49,7 @@ RootDirectoryStartOnly=yes
 BindPaths=/gone
 TemporaryFileSystem=/var:ro,mode=0700 "/opt/a b"
 MountImages=/c.raw:/c:root:ro
+ProtectControlGroups=strict
 `)
 	put(t, root, "/etc/systemd/system/a@one.service.d/20-x.conf", "[Service]\nPrivateTmp=true\nAppArmorProfile=-a-%i\nNoNewPrivileges=yes\n")
 	put(t, root, "/etc/systemd/system/a@.service.d/10-y.conf", "[Service]\nProtectSystem=no\nDynamicUser=1\nStateDirectory=\nStateDirectory=c\n"+
@@ -67,7 +68,7 @@ MountImages=/c.raw:/c:root:ro
 			{Property: "ExecStartPre", Path: "/usr/bin/true", Argv: []string{"/usr/bin/true"}, Privileged: true},
 			{Property: "ExecStart", Path: "/usr/bin/a", Argv: []string{"name", "--instance=one", "--last"}},
 		},
-		RootDirectory: "/srv/%i", RootDirectoryStartOnly: true, MountNamespace: true,
+		RootDirectory: "/srv/%i", RootDirectoryStartOnly: true, MountNamespace: true, ProtectControlGroups: true,
 		Mounts: []attach.Mount{
 			{Property: "TemporaryFileSystem", Path: "/var"}, {Property: "TemporaryFileSystem", Path: "/opt/a b"}, {Property: "MountImages", Path: "/c"},
 			{Property: "BindReadOnlyPaths", Path: "/data", Source: "/srv/one", ReadOnly: true},

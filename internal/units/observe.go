@@ -502,6 +502,7 @@ func policySettings(p *props, s *attach.Settings) {
 		switch set := v.Value().(type) {
 		case bool:
 			s.MountNamespace = s.MountNamespace || set
+			s.ProtectControlGroups = s.ProtectControlGroups || set && name == "ProtectControlGroups"
 		case string:
 			s.MountNamespace = s.MountNamespace || set != "" && set != "no"
 		default:

@@ -81,7 +81,7 @@ func agentProps() map[string]any {
 		"TemporaryFileSystem": []tmpfs{{"/var", "ro"}}, "BindPaths": []bindPath{{"/srv/a", "/a", true, 16384}}, "BindReadOnlyPaths": []bindPath{{"/b", "/b", false, 0}},
 		"MountImages": []mountImage{{"/c.raw", "/c", true, []imageOption{{"root", "ro"}}}}, "After": []string{"sysinit.target"},
 		"RequiredBy": []string{}, "BoundBy": []string{},
-		"DynamicUser": true, "JoinsNamespaceOf": []string{"other.service"}, "ProtectSystem": "strict", "PrivateDevices": false,
+		"DynamicUser": true, "JoinsNamespaceOf": []string{"other.service"}, "ProtectSystem": "strict", "PrivateDevices": false, "ProtectControlGroups": true,
 		"StateDirectory": []string{"agent"}, "ConfigurationDirectory": []string{"agent"}, "RestrictAddressFamilies": restrict{true, []string{"AF_INET"}},
 		"SystemCallFilter": restrict{false, []string{"reboot", "bpf:EPERM"}},
 	})
@@ -133,7 +133,7 @@ func agentUnit() attach.Unit {
 			DynamicUser: true, JoinsNamespaceOf: []string{"other.service"}, MountNamespace: true,
 			Directories: []attach.Directory{{Property: "StateDirectory", Path: "/var/lib/agent"},
 				{Property: "ConfigurationDirectory", Path: "/etc/agent", ReadOnly: true}},
-			AddressFamilies: &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET"}}, RefusesBPF: true,
+			AddressFamilies: &attach.AddressFamilies{AllowList: true, Families: []string{"AF_INET"}}, RefusesBPF: true, ProtectControlGroups: true,
 		},
 	}
 }

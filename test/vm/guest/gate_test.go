@@ -50,6 +50,8 @@ func TestWhatPolicyMayNot(t *testing.T) {
 		{attach.MayWritePolicy, refused, "/var/lib/aaunit/** w,", "/var/lib/aaunit/** r,", "", ""},
 		{attach.MayWritePolicy, refused, "/var/cache/** w,", "/var/cache/** r,", "", ""},
 		{attach.MayWritePolicy, refused, "/sys/kernel/security/apparmor/.load w,\n  capability mac_admin,", "/sys/kernel/security/apparmor/.load w,", "", ""},
+		{attach.MayWritePolicy, refused, "/sys/fs/bpf/** w,", "/sys/fs/bpf/** r,", "", ""},
+		{attach.MayLeaveGroup, told, "/sys/fs/cgroup/** w,", "/sys/fs/cgroup/** w,", "", "ProtectControlGroups=yes"},
 		{attach.MayTrace, refused, "ptrace trace,\n  capability sys_ptrace,", "ptrace read,\n  capability sys_ptrace,", "", ""},
 		{attach.MayTrace, told, "ptrace trace,\n  capability sys_ptrace,", "ptrace trace,", "User=nobody", "User=nobody"},
 		{attach.MayWriteKeys, refused, "/home/*/.ssh/* w,", "owner /home/*/.ssh/* w,", "", ""},
