@@ -106,14 +106,15 @@ func main() {
 	keeper := evidence.New(evidence.Options{Dir: filepath.Join(*stateDir, "evidence"), Policy: policies.Get, Log: log})
 	asks.Facts = keeper.Facts
 	o.Evidence, o.Processes = keeper, &procs.Looker{}
-	o.Histories, o.OptionNames, o.Kernel = state.Histories(filepath.Join(*stateDir, "sockopts-seen")), sockopt.OptionName, state.Kernel()
-	if err := run(log, o, keeper); err != nil {
+	histories := &state.Histories{Dir: filepath.Join(*stateDir, "sockopts-seen")}
+	o.Histories, o.OptionNames, o.Kernel = histories, sockopt.OptionName, state.Kernel()
+	if err := run(log, o, keeper, histories); err != nil {
 		log.Error("cannot go on: " + err.Error())
 		os.Exit(1)
 	}
 }
 
-func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
+func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper, histories *state.Histories) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -124,7 +125,7 @@ func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper) error {
 	o.SocketOptions = sockopt.Host{System: sockopt.New(sockopt.Options{}), Store: sockopt.DefaultStore}
 	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log, Options: sockopt.OptionName}
 	loop := reconcile.New(breakable(o))
-	keeper.Living = loop.Living
+	keeper.Living, histories.Living = loop.Living, loop.Living
 
 	var parts sync.WaitGroup
 	var ready sync.WaitGroup

@@ -93,6 +93,9 @@ type Record struct {
 	// SocketUnits the names for which there may be rules or programs of them.
 	Sockets     *SocketOptions `json:"sockets,omitempty"`
 	SocketUnits []string       `json:"socketUnits,omitempty"`
+	// SocketsKept says that what was seen under Sockets is kept beside the record, and with
+	// it what their list was made for (SocketHistory.Reviewed).
+	SocketsKept bool `json:"socketsKept,omitempty"`
 	// Proved is the InvocationID of the start that was last seen confined under
 	// Profile. What becomes of such a start when it is confined no more is for
 	// OnViolation= to say; it is not restarted over and over.

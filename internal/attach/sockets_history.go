@@ -44,6 +44,8 @@ type SocketReview struct {
 	By   string    `json:"by,omitempty"` // "" it was found in a file
 	// Program is what ran then; without a checksum where nothing did.
 	Program EvidenceProgram `json:"program"`
+	// Lost: it was on record what ran then, and is no more.
+	Lost bool `json:"lost,omitempty"`
 }
 
 // SocketBuild is one executable, and what it was seen to use.
@@ -102,9 +104,13 @@ func (h SocketHistory) Review(s SocketOptions, p EvidenceProgram, by string, at 
 }
 
 // Found notes a list that somebody wrote into a file: it is taken to be meant for
-// what runs when it is first seen.
-func (h SocketHistory) Found(s SocketOptions, p EvidenceProgram, at time.Time) SocketHistory {
-	if r := h.Reviewed; r != nil && r.List == s.lists() && (r.Program.SHA256 != "" || p.SHA256 == "") {
+// what runs when it is first seen. One of which that was on record and is no more (lost)
+// is meant for nobody knows what, until somebody changes or confirms it.
+func (h SocketHistory) Found(s SocketOptions, p EvidenceProgram, at time.Time, lost bool) SocketHistory {
+	if h.Reviewed == nil && lost {
+		h.Reviewed = &SocketReview{List: s.lists(), At: at, Lost: true}
+	}
+	if r := h.Reviewed; r != nil && r.List == s.lists() && (r.Lost || r.Program.SHA256 != "" || p.SHA256 == "") {
 		return h
 	}
 	by := ""
@@ -218,6 +224,9 @@ func (b *SocketBuild) use(u SocketUse) {
 func (h SocketHistory) Stale() (stale Tri, why string) {
 	if len(h.Builds) == 0 || h.Reviewed == nil {
 		return CouldNotTell, "no start of the unit was seen since it has a list"
+	}
+	if h.Reviewed.Lost {
+		return CouldNotTell, "what the list was made for is not on record any more; look at it, and confirm it with aaunitctl sockopts enforce or record"
 	}
 	now, then := h.Builds[len(h.Builds)-1].Program, h.Reviewed.Program
 	switch now.Same(then) {

@@ -101,11 +101,11 @@ func TestStale(t *testing.T) {
 	if stale, why := h.Stale(); stale != CouldNotTell || why == "" {
 		t.Errorf("nothing was seen: %v %q", stale, why)
 	}
-	h = h.Merge(table(used("x", 1, 1, 1)), startOf("a", "b", "i1", 0)).Found(list, program("a"), minute(1))
+	h = h.Merge(table(used("x", 1, 1, 1)), startOf("a", "b", "i1", 0)).Found(list, program("a"), minute(1), false)
 	if stale, _ := h.Stale(); stale != No {
 		t.Error("the list was found under what runs")
 	}
-	h = h.Merge(table(used("x", 1, 1, 1), used("y", 1, 11, 11)), startOf("b", "b", "i2", 10)).Found(list, program("b"), minute(11))
+	h = h.Merge(table(used("x", 1, 1, 1), used("y", 1, 11, 11)), startOf("b", "b", "i2", 10)).Found(list, program("b"), minute(11), false)
 	stale, why := h.Stale()
 	if stale != Yes || !strings.Contains(why, "aaaaaaaaaaaa…") || !strings.Contains(why, "bbbbbbbbbbbb…") {
 		t.Errorf("another build: %v %q", stale, why)
@@ -123,7 +123,7 @@ func TestStale(t *testing.T) {
 		t.Error("it was confirmed")
 	}
 	list.Allow = append(list.Allow, AllowedOption{Option: "y", Reason: "r"})
-	if stale, _ := h.Found(list, program("b"), minute(20)).Stale(); stale != No {
+	if stale, _ := h.Found(list, program("b"), minute(20), false).Stale(); stale != No {
 		t.Error("the file says something new")
 	}
 	// What cannot be read is neither.
@@ -138,9 +138,29 @@ func TestStale(t *testing.T) {
 func TestListBeforeTheFirstStart(t *testing.T) {
 	list := SocketOptions{Mode: SocketsEnforce, Allow: []AllowedOption{{Option: "x", Reason: "r"}}}
 	h := SocketHistory{Unit: "a.service"}.Review(list, EvidenceProgram{}, "uid 0", minute(0))
-	h = h.Merge(table(), startOf("a", "b", "i", 1)).Found(list, program("a"), minute(2))
+	h = h.Merge(table(), startOf("a", "b", "i", 1)).Found(list, program("a"), minute(2), false)
 	if stale, _ := h.Stale(); stale != No || h.Reviewed.By != "uid 0" {
 		t.Errorf("%v %+v", stale, h.Reviewed)
+	}
+}
+
+// Where it was on record what a list was made for, and is no more, what runs is not taken
+// for it.
+func TestListOfWhichTheHistoryIsLost(t *testing.T) {
+	list := SocketOptions{Mode: SocketsEnforce, Allow: []AllowedOption{{Option: "x", Reason: "r"}}}
+	h := SocketHistory{Unit: "a.service"}.Merge(table(), startOf("b", "b", "i1", 0)).Found(list, program("b"), minute(1), true)
+	for i, invocation := range []string{"i1", "i2"} {
+		if stale, why := h.Stale(); stale != CouldNotTell || !strings.Contains(why, "not on record any more") {
+			t.Errorf("%v %q", stale, why)
+		}
+		h = h.Merge(table(), startOf("b", "b", invocation, 2+i)).Found(list, program("b"), minute(3+i), true)
+	}
+	if stale, _ := h.Review(list, program("b"), "root", minute(9)).Stale(); stale != No {
+		t.Error("it was confirmed")
+	}
+	list.Allow = append(list.Allow, AllowedOption{Option: "y", Reason: "r"})
+	if stale, _ := h.Found(list, program("b"), minute(9), true).Stale(); stale != No {
+		t.Error("the file says something new")
 	}
 }
 

@@ -31,9 +31,10 @@ func (l *Loop) gatherEvidence(d attach.Desired, o attach.Observed, v attach.Verd
 	return e
 }
 
-// Living lists the units whose evidence is not to make room for that of others: what is
-// attached, but for units that a pattern alone names and that have ended. Those of a glob
-// are remembered all the same, since nobody else knows of their drop-ins.
+// Living lists the units whose evidence, and what was seen of whose socket options, is not
+// to make room for that of others: what is attached, but for units that a pattern alone
+// names and that have ended. Those of a glob are remembered all the same, since nobody else
+// knows of their drop-ins.
 func (l *Loop) Living() (units []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

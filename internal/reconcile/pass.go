@@ -1292,9 +1292,7 @@ func (l *Loop) save(r attach.Record, anyhow bool) error {
 	defer keeping.Unlock()
 	r.Boot = l.boot
 	l.mu.Lock()
-	if old := l.records[r.Unit]; old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
-		r.Verdict = old.Verdict
-	}
+	l.goOn(&r)
 	l.mu.Unlock()
 	done := l.onDisk()
 	err := l.store.Save(r)
@@ -1306,6 +1304,16 @@ func (l *Loop) save(r attach.Record, anyhow bool) error {
 		l.mu.Unlock()
 	}
 	return err
+}
+
+// goOn takes over what looks have put on the record of a unit while the one in hand was
+// changed. l.mu is held.
+func (l *Loop) goOn(r *attach.Record) {
+	old := l.records[r.Unit]
+	if old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
+		r.Verdict = old.Verdict
+	}
+	r.SocketsKept = r.Sockets != nil && (r.SocketsKept || old.SocketsKept)
 }
 
 // noteSaved notes whether the disk has the record of a unit as it is in memory. l.mu is
@@ -1347,9 +1355,7 @@ func (l *Loop) rememberSoon(r attach.Record) {
 	r.Boot = l.boot
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if old := l.records[r.Unit]; old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
-		r.Verdict = old.Verdict
-	}
+	l.goOn(&r)
 	l.put(r)
 	l.noteSaved(r.Unit, false)
 }

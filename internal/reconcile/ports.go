@@ -273,6 +273,7 @@ type SocketHistories interface {
 	// read is set aside, and is an error once.
 	Load(unit string) (attach.SocketHistory, error)
 	// Save writes one so that a crash leaves the old or the new one. It keeps those
-	// of a bounded number of units, the last that were written.
+	// of a bounded number of units, the last that were written; of units that are attached
+	// none goes for one of another template.
 	Save(attach.SocketHistory) error
 }

@@ -168,6 +168,7 @@ func (l *Loop) keepSocketsOf(unit string, run attach.SocketRun, wanted *attach.S
 	w.disk.Lock()
 	defer w.disk.Unlock()
 	h, err := l.histories.Load(unit)
+	lost := err != nil
 	if err != nil {
 		l.log.Warn(err.Error(), journal.FieldUnit, unit)
 	}
@@ -178,14 +179,37 @@ func (l *Loop) keepSocketsOf(unit string, run attach.SocketRun, wanted *attach.S
 	}
 	h = h.Merge(tables, run)
 	if wanted != nil {
-		h = h.Found(*wanted, run.Program, run.At)
+		l.mu.Lock()
+		lost = lost || l.records[unit].SocketsKept
+		l.mu.Unlock()
+		h = h.Found(*wanted, run.Program, run.At, lost)
 	}
 	if err := l.histories.Save(h); err != nil {
 		l.log.Error(err.Error(), journal.FieldUnit, unit)
+	} else if wanted != nil {
+		l.noteKept(unit)
 	}
 	if wanted != nil {
 		l.noteStatus(attach.SocketStatus{Unit: unit, Declared: wanted, History: h, Recorded: tables})
 	}
+}
+
+// noteKept puts on a unit's record that there is a history of it: where that is missing one
+// day, what its list was made for is not known.
+func (l *Loop) noteKept(unit string) {
+	keeping := l.keeping.of(unit)
+	keeping.Lock()
+	defer keeping.Unlock()
+	l.mu.Lock()
+	r, remembered := l.records[unit]
+	if !remembered || r.SocketsKept || r.Sockets == nil {
+		l.mu.Unlock()
+		return
+	}
+	r.SocketsKept = true
+	l.records[unit] = r
+	l.mu.Unlock()
+	l.write(r)
 }
 
 // socketTables reads what was recorded of a unit, and of the .socket units that start

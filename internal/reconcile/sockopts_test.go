@@ -231,6 +231,56 @@ func TestSocketOptionsOfABuild(t *testing.T) {
 	}
 }
 
+// TestAListWhoseHistoryIsLost: what runs is not taken for what the list was made for, where
+// that was on record and is no more.
+func TestAListWhoseHistoryIsLost(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("myagent.service")
+	w.declareUnit("myagent.conf", "myagent.service", options(attach.SocketsEnforce, nodelay...))
+	w.uses = newUses()
+	next := func(l *Loop, build string) attach.SocketStatus {
+		w.uses.upgrade(build)
+		unlock := w.lock()
+		if err := w.begin(u); err != nil {
+			t.Error(err)
+		}
+		unlock()
+		rest()
+		return l.SocketOptions(nil).Units[0]
+	}
+	lose := func() {
+		w.uses.mu.Lock()
+		defer w.uses.mu.Unlock()
+		delete(w.uses.disk, "myagent.service")
+	}
+	w.run(t, func(l *Loop) {
+		if s := l.SocketOptions(nil).Units[0]; s.Stale != attach.No {
+			t.Errorf("of the first start: %v %s", s.Stale, s.StaleWhy)
+		}
+		if s := next(l, "bbbb"); s.Stale != attach.Yes {
+			t.Errorf("of another build: %v %s", s.Stale, s.StaleWhy)
+		}
+		lose()
+	})
+	lose() // the daemon keeps what it has seen when it ends
+	w.run(t, func(l *Loop) {
+		for _, build := range []string{"cccc", "cccc", "dddd"} {
+			if s := next(l, build); s.Stale != attach.CouldNotTell || !strings.Contains(s.StaleWhy, "not on record any more") {
+				t.Errorf("%s: %v %s", build, s.Stale, s.StaleWhy)
+			}
+		}
+		if o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsEnforce}); o.Exit != attach.ExitOK {
+			t.Errorf("%+v", o)
+		}
+		if s := l.SocketOptions(nil).Units[0]; s.Stale != attach.No {
+			t.Errorf("once confirmed: %v %s", s.Stale, s.StaleWhy)
+		}
+		if s := next(l, "eeee"); s.Stale != attach.Yes {
+			t.Errorf("of another build than the one confirmed: %v %s", s.Stale, s.StaleWhy)
+		}
+	})
+}
+
 func TestChangesOfSocketsThatAreRefused(t *testing.T) {
 	w := newWorld()
 	w.addUnit("myagent.service")

@@ -16,25 +16,33 @@ import (
 	"github.com/aaunit/aaunit/internal/safefile"
 )
 
-// Histories is the directory of what was seen of socket options,
-// /var/lib/aaunit/sockopts-seen on a host: one JSON file for each unit, named as its
-// record is. They outlast an attachment, as evidence does.
-type Histories string
+// Histories keeps what was seen of socket options: one JSON file for each unit, named as
+// its record is. They outlast an attachment, as evidence does.
+type Histories struct {
+	// Dir is /var/lib/aaunit/sockopts-seen on a host.
+	Dir string
+	// Living gives the units whose files do not make room for those of others; nil: none.
+	Living func() []string
+}
 
+// maxHistory bounds one file: MaxSocketBuilds executables with MaxKeptUses kinds of call
+// each, and the counts of the kernel's table.
+const maxHistory = 8 << 20
+
+// Bounds on how many units are remembered. As with evidence, instances of a template push
+// out each other, and units of a prefix or glob, which no name tells from others, push out
+// what is not living: with a file goes what the list of its unit was made for.
 const (
-	// maxHistory bounds one file: MaxSocketBuilds executables with MaxKeptUses kinds
-	// of call each, and the counts of the kernel's table.
-	maxHistory = 8 << 20
-	// maxHistories bounds how many units are remembered: instances come and go.
-	maxHistories = 1000
+	maxInstances = 100
+	maxHistories = 5000
 )
 
-func (d Histories) path(unit string) string { return Dir(d).path(unit) }
+func (d *Histories) path(unit string) string { return Dir(d.Dir).path(unit) }
 
 // Load reads what is kept of a unit; the zero value where there is nothing. What
 // cannot be read, or that others than the daemon's user could have written, is set
 // aside.
-func (d Histories) Load(unit string) (attach.SocketHistory, error) {
+func (d *Histories) Load(unit string) (attach.SocketHistory, error) {
 	none := attach.SocketHistory{Unit: unit}
 	path := d.path(unit)
 	f, err := safefile.Read(path, maxHistory)
@@ -73,19 +81,21 @@ func parseHistory(unit string, data []byte) (h attach.SocketHistory, err error) 
 }
 
 // Save writes what was seen of a unit. Of too many units those go that were written
-// longest ago.
-func (d Histories) Save(h attach.SocketHistory) error {
+// longest ago, but none that is living for one of another template.
+func (d *Histories) Save(h attach.SocketHistory) error {
 	what := "cannot keep what was seen of the socket options of " + h.Unit
 	b, err := json.Marshal(h)
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	if err := safefile.MkdirAll(string(d), 0o700); err != nil {
+	if err := safefile.MkdirAll(d.Dir, 0o700); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	path := d.path(h.Unit)
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		d.makeRoom()
+		if err := d.makeRoom(h.Unit); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
 	}
 	if _, err := safefile.Write(path, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -93,31 +103,76 @@ func (d Histories) Save(h attach.SocketHistory) error {
 	return nil
 }
 
-// makeRoom leaves room for one more file, and removes what writes that were cut off
-// have left.
-func (d Histories) makeRoom() {
-	entries, err := os.ReadDir(string(d))
+// makeRoom leaves room for the file of a unit that has none, and removes what writes that
+// were cut off have left. Of the instances of its template the one goes that was written
+// longest ago, if possible of a unit that is not living; else one of those only.
+func (d *Histories) makeRoom(unit string) error {
+	entries, err := os.ReadDir(d.Dir)
 	if err != nil {
-		return // the write says so
+		return err
 	}
-	type kept struct {
-		path string
-		at   time.Time
-	}
-	var all []kept
+	var all, instances []keptFile
+	template := attach.TemplateOf(unit)
 	for _, e := range entries {
-		path := filepath.Join(string(d), e.Name())
+		path := filepath.Join(d.Dir, e.Name())
+		name, is := strings.CutSuffix(e.Name(), ".json")
 		info, err := e.Info()
 		switch {
-		case err != nil:
+		case err != nil: // it is gone
 		case safefile.IsTemporary(e.Name()):
 			_, _ = safefile.Remove(path) // in nobody's way where it stays
-		case strings.HasSuffix(e.Name(), ".json"):
-			all = append(all, kept{path, info.ModTime()})
+		case is:
+			k := keptFile{path: path, at: info.ModTime()}
+			all = append(all, k)
+			if template != "" && attach.TemplateOf(name) == template {
+				instances = append(instances, k)
+			}
 		}
 	}
-	slices.SortFunc(all, func(a, b kept) int { return cmp.Or(a.at.Compare(b.at), strings.Compare(a.path, b.path)) })
-	for _, k := range all[:max(0, len(all)-maxHistories+1)] {
-		_, _ = safefile.Remove(k.path) // too many of them are no harm
+	if n := len(instances) - maxInstances + 1; n > 0 {
+		ended, living := d.apart(instances)
+		return evict(append(ended, living...)[:n])
 	}
+	if n := len(all) - maxHistories + 1; n > 0 {
+		ended, _ := d.apart(all)
+		if len(ended) < n {
+			return fmt.Errorf("that of %d attached units is kept, and of no more; detach some of them", len(all))
+		}
+		return evict(ended[:n])
+	}
+	return nil
+}
+
+// keptFile is a file, and when it was written.
+type keptFile struct {
+	path string
+	at   time.Time
+}
+
+// apart tells files of units that are living from the others, the oldest first.
+func (d *Histories) apart(files []keptFile) (ended, living []keptFile) {
+	lives := map[string]bool{}
+	if d.Living != nil {
+		for _, unit := range d.Living() {
+			lives[d.path(unit)] = true
+		}
+	}
+	slices.SortFunc(files, func(a, b keptFile) int { return cmp.Or(a.at.Compare(b.at), strings.Compare(a.path, b.path)) })
+	for _, k := range files {
+		if lives[k.path] {
+			living = append(living, k)
+		} else {
+			ended = append(ended, k)
+		}
+	}
+	return ended, living
+}
+
+func evict(files []keptFile) error {
+	var errs []error
+	for _, k := range files {
+		_, err := safefile.Remove(k.path)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

@@ -21,7 +21,7 @@ func history(unit string) attach.SocketHistory {
 }
 
 func TestHistoriesAreKept(t *testing.T) {
-	d := Histories(filepath.Join(t.TempDir(), "sockopts-seen"))
+	d := &Histories{Dir: filepath.Join(t.TempDir(), "sockopts-seen")}
 	for _, unit := range []string{"a.service", "a@../../x.service", strings.Repeat("x", 250) + ".service"} {
 		if h, err := d.Load(unit); err != nil || len(h.Builds) != 0 || h.Unit != unit {
 			t.Errorf("nothing is kept of %s: %+v %v", unit, h, err)
@@ -41,7 +41,7 @@ func TestHistoriesAreKept(t *testing.T) {
 }
 
 func TestHistoriesThatCannotBeRead(t *testing.T) {
-	d := Histories(filepath.Join(t.TempDir(), "sockopts-seen"))
+	d := &Histories{Dir: filepath.Join(t.TempDir(), "sockopts-seen")}
 	if err := d.Save(history("a.service")); err != nil {
 		t.Fatal(err)
 	}
@@ -69,26 +69,57 @@ func TestHistoriesThatCannotBeRead(t *testing.T) {
 }
 
 func TestHistoriesAreBounded(t *testing.T) {
-	d := Histories(t.TempDir())
-	old := time.Now().Add(-time.Hour)
-	for i := range maxHistories {
-		path := d.path(fmt.Sprintf("a@%d.service", i))
-		if err := os.WriteFile(path, []byte("{}"), 0o600); err != nil {
-			t.Fatal(err)
+	numbered := func(format string, n int) (out []string) {
+		for i := range n {
+			out = append(out, fmt.Sprintf(format, i))
 		}
-		if err := os.Chtimes(path, old, old.Add(time.Duration(i)*time.Second)); err != nil {
-			t.Fatal(err)
+		return out
+	}
+	connections := numbered("conn@%d.service", maxInstances)
+	jobs := numbered("job-%d.service", maxHistories-1)
+	for _, tc := range []struct {
+		what   string
+		kept   []string // the one written longest ago first
+		living []string
+		save   string
+		goes   string // "" none
+		fails  string
+	}{
+		{"there is room", []string{"down.service"}, nil, "new.service", "", ""},
+		{"one more instance", append([]string{"down.service"}, connections...), []string{"down.service"}, "conn@new.service", connections[0], ""},
+		{"of another template", append([]string{"down.service"}, connections...), nil, "other@new.service", "", ""},
+		{"the oldest instance is living", connections, connections[:2], "conn@new.service", connections[2], ""},
+		{"all instances are living", connections, connections, "conn@new.service", connections[0], ""},
+		{"too many units", append([]string{"down.service"}, jobs...), []string{"down.service"}, "job-new.service", jobs[0], ""},
+		{"too many units that are living", append([]string{"down.service"}, jobs...), append([]string{"down.service"}, jobs...), "job-new.service", "", "cannot keep what was seen of the socket options of job-new.service: that of 5000 attached units is kept"},
+	} {
+		d := &Histories{Dir: t.TempDir(), Living: func() []string { return tc.living }}
+		for i, unit := range tc.kept {
+			if err := os.WriteFile(d.path(unit), []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			at := time.Now().Add(time.Duration(i)*time.Second - 24*time.Hour)
+			if err := os.Chtimes(d.path(unit), at, at); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if err := d.Save(history("new.service")); err != nil {
-		t.Fatal(err)
-	}
-	entries, err := os.ReadDir(string(d))
-	if err != nil || len(entries) != maxHistories {
-		t.Errorf("%d files, %v", len(entries), err)
-	}
-	if _, err := os.Stat(d.path("a@0.service")); err == nil {
-		t.Error("the oldest stays")
+		err := d.Save(history(tc.save))
+		if tc.fails == "" && err != nil || tc.fails != "" && (err == nil || !strings.HasPrefix(err.Error(), tc.fails)) {
+			t.Errorf("%s: %v", tc.what, err)
+		}
+		var gone []string
+		for _, unit := range append([]string{tc.save}, tc.kept...) {
+			if _, err := os.Stat(d.path(unit)); err != nil {
+				gone = append(gone, unit)
+			}
+		}
+		want := tc.goes
+		if tc.fails != "" {
+			want = tc.save
+		}
+		if got := strings.Join(gone, " "); got != want {
+			t.Errorf("%s: what goes is %q, want %q", tc.what, got, want)
+		}
 	}
 }
 
