@@ -233,7 +233,11 @@ func diffPolicy(p *Plan, d Desired, o Observed) {
 		}
 		for _, c := range o.Policy.Compiled {
 			if report && !d.acceptedText(c) {
-				p.Pending = append(p.Pending, because(PolicyChanged, "%s says something else than what was accepted for %s", c.File, d.Unit).at(c.File).
+				what := "says something else"
+				if slices.ContainsFunc(d.Kept, func(k Compiled) bool { return k.ID == c.ID }) {
+					what = "is compiled to something else"
+				}
+				p.Pending = append(p.Pending, because(PolicyChanged, "%s %s than what was accepted for %s", c.File, what, d.Unit).at(c.File).
 					next("aaunitctl attach "+d.Unit))
 			}
 		}

@@ -941,6 +941,10 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 	if l.whyPaused(d.Unit) != nil {
 		return
 	}
+	if now, err := l.desired(d.Unit); err == nil && only(v, attach.PolicyDiffers) && !maps.Equal(now.Record.Accepted, d.Record.Accepted) {
+		l.queue.add(inputChanged|started, d.Unit) // something else was accepted for it meanwhile
+		return
+	}
 	if only(v, attach.PolicyDiffers) && !l.notKept(d.Unit) && l.wouldAccept(ctx, d) || proved && !mended && l.wouldHeal(ctx, d) {
 		l.queue.add(inputChanged|started, d.Unit)
 		return

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -105,11 +106,23 @@ func (j *job) accepts() bool {
 // back whatever comes. It returns how to bring back what was loaded before, by
 // file.
 func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
+	anew := map[string]bool{} // IDs under which something else is kept now
+	var mu sync.Mutex
 	eachAlive(jobs, func(j *job) {
 		if j.accepts() {
-			l.keepPolicies(j)
+			for _, id := range l.keepPolicies(j) {
+				mu.Lock()
+				anew[id] = true
+				mu.Unlock()
+			}
 		}
 	})
+	if len(anew) > 0 {
+		for _, j := range jobs {
+			j.followKept(l, anew)
+		}
+		defer l.followKept(anew)
+	}
 	saved, load, unread := l.gather(jobs)
 	failed := maps.Clone(unread)
 	begun := time.Now()
@@ -141,14 +154,31 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 	return saved
 }
 
+// followKept takes what was made anew of the texts that were accepted for a unit for what
+// was accepted: it is that of all units that share the file. So what was kept before is not
+// put back.
+func (j *job) followKept(l *Loop, ids map[string]bool) {
+	j.d.Kept = l.keptOf(j.d.Record)
+	j.d.Record, _ = madeAnew(l.policies, j.d.Record, ids)
+	j.before, _ = madeAnew(l.policies, j.before, ids)
+	j.plan.Actions = slices.DeleteFunc(j.plan.Actions, func(a attach.Action) bool {
+		return a.Kind == attach.RestorePolicy && ids[j.d.Record.Policies[a.Target]]
+	})
+}
+
 // keepPolicies puts what a unit is to run under on disk. Without that it could
-// not be put back, so nothing is loaded.
-func (l *Loop) keepPolicies(j *job) {
+// not be put back, so nothing is loaded. It gives the IDs under which something else was
+// kept before.
+func (l *Loop) keepPolicies(j *job) (anew []string) {
 	for _, c := range j.o.Policy.Compiled {
+		same := l.isKept(c)
 		done := l.onDisk()
 		err := l.policies.Keep(c)
 		done()
 		if err == nil {
+			if !same {
+				anew = append(anew, c.ID)
+			}
 			continue
 		}
 		why := attach.Because(attach.PolicyNotKept, "%v", err).At(c.File).WithNext(wayOut(err))
@@ -157,8 +187,9 @@ func (l *Loop) keepPolicies(j *job) {
 		} else {
 			l.refuse(j, why) // what runs goes on, and the next trigger tries again
 		}
-		return
+		return anew
 	}
+	return anew
 }
 
 // gather puts together what all plans load, each file once, with its bytes.
@@ -187,7 +218,7 @@ func (l *Loop) gather(jobs []*job) (saved map[string]Saved, load []attach.Compil
 				failed[file] = err
 				continue
 			}
-			c.Blob = kept.Blob
+			c.Blob, c.Checksums = kept.Blob, kept.Checksums // of one compilation
 		}
 		if !heal[file] { // what somebody else has made of it is not to come back
 			s, err := l.apparmor.Save(sortedNames(c))
@@ -502,7 +533,11 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 		for i, c := range p.Compiled {
 			if k, who := l.standing(d, c); who != "" {
 				p.Compiled[i] = k
-				p.Standing = append(p.Standing, attach.Because(attach.PolicyChanged, "%s says something else by now, which is not to go live for %s; so the policy that was accepted before is that of %s too", c.File, who, d.Unit).
+				what := "says something else"
+				if k.ID == c.ID {
+					what = "is compiled to something else"
+				}
+				p.Standing = append(p.Standing, attach.Because(attach.PolicyChanged, "%s %s by now, which is not to go live for %s; so the policy that was accepted before is that of %s too", c.File, what, who, d.Unit).
 					At(c.File).WithNext("aaunitctl attach "+who))
 			}
 		}

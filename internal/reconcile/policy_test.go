@@ -470,6 +470,117 @@ func TestAKeptPolicyIsLost(t *testing.T) {
 	})
 }
 
+// TestAnotherParserMakesOtherPolicyOfTheSameText: it goes live for all that share the text or
+// for none, and what is kept and on record of each unit is what the kernel has.
+func TestAnotherParserMakesOtherPolicyOfTheSameText(t *testing.T) {
+	const was, made = "1", "1 by parser 2"
+	reports := func(w *world) {
+		w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) {
+			a.Profile, a.OnViolation, a.OnProfileChange = "a", attach.ViolationStop, attach.ChangeReport
+		})
+	}
+	for _, tt := range []struct {
+		name   string
+		change func(*world) // of unit b
+		loaded string       // by "systemctl reload apparmor"
+		breaks bool         // the new parser does not take profile b
+		asks   bool         // somebody attaches a
+		live   string
+		held   bool
+	}{
+		{name: "all take it", change: func(*world) {}, loaded: made, live: made},
+		{name: "all take it, and nobody has loaded it", change: func(*world) {}, live: made},
+		{name: "one only reports changes", change: reports, loaded: made, live: was},
+		{name: "one only reports changes, and nobody has loaded it", change: reports, live: was},
+		{name: "one only reports changes, and somebody asks for it", change: reports, asks: true, loaded: made, live: made},
+		{name: "it may not go live for one", change: func(w *world) { w.notFor["b.service"] = made }, loaded: made, live: was},
+		{name: "it may not go live for one, and somebody asks for it", change: func(w *world) { w.notFor["b.service"] = made }, asks: true, loaded: made, live: was},
+		{name: "one keeps what it has, since another of its texts is broken", change: func(w *world) {
+			w.files["b"] = "1"
+			w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) {
+				a.Profile, a.AllowProfiles, a.OnViolation = "a", []string{"b"}, attach.ViolationStop
+			})
+		}, loaded: made, breaks: true, live: was},
+		{name: "one is held, and back under its former profile", change: func(w *world) {
+			w.files["b"], w.units["b.service"].breaks["b"] = "1", true
+			w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) { a.Profile, a.OnViolation = "b", attach.ViolationStop })
+		}, loaded: made, live: made, held: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a", "b", "c")
+			w.notFor, w.bad = map[string]string{}, map[string]bool{}
+			check := func(l *Loop) {
+				t.Helper()
+				for _, unit := range []string{"a", "b", "c"} {
+					r, u, s := w.records[unit+".service"], w.units[unit+".service"], status(t, l, unit)
+					held := tt.held && unit == "b"
+					if (s.Held != nil) != held || !held && answer(l, unit) != "confined" || !u.running || u.label != "a (enforce)" || r.Accepted["a"] != "sha256:a"+tt.live {
+						t.Errorf("%s is %s, %+v, held %+v, on record is %q\n%s", unit, answer(l, unit), u, s.Held, r.Accepted, w.log.String())
+					}
+				}
+				if k := w.kept[textA+" 1"]; w.kernel["a"] != tt.live || k.Checksums["a"] != "sha256:a"+tt.live || string(k.Blob) != tt.live || w.calls["stop"] != 0 || tt.live == made && !tt.asks && strings.Contains(w.log.String(), "put back the policy") {
+					t.Errorf("the kernel has %q, kept is %q; %q", w.kernel, k.Checksums, w.trace)
+				}
+			}
+			w.run(t, func(l *Loop) {
+				tt.change(w)
+				w.tellFiles()
+				rest()
+				unlock := w.lock()
+				w.calls["stop"] = 0
+				w.parser, w.bad["b"] = "parser 2", tt.breaks
+				if tt.loaded != "" {
+					w.replace("a", tt.loaded)
+				}
+				unlock()
+				w.tellPolicy()
+				w.trigger()
+				rest()
+				if tt.asks {
+					attachUnits(t, l, attach.Request{Units: []string{"a"}})
+					rest()
+				}
+				check(l)
+				w.trigger()
+				rest()
+				check(l)
+			})
+			w.run(t, check)
+		})
+	}
+}
+
+// TestALookThatBeganBeforeAPolicyWasAcceptedStopsNothing: a unit that was started meanwhile
+// runs under what was accepted for it, and not under what had been when the look began.
+func TestALookThatBeganBeforeAPolicyWasAcceptedStopsNothing(t *testing.T) {
+	w := attached(func(a *attach.Attachment) {
+		a.OnViolation, a.OnProfileChange = attach.ViolationStop, attach.ChangeReport
+	}, "a", "b")
+	w.run(t, func(l *Loop) {
+		before, err := l.desired("b.service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.edit("2")
+		rest()
+		attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		unlock := w.lock()
+		if err := w.begin(w.units["b.service"]); err != nil {
+			t.Error(err)
+		}
+		unlock()
+		v, o := l.judge(t.Context(), before, true)
+		if v.Answer != attach.NotConfined {
+			t.Fatalf("%+v", v)
+		}
+		l.stopViolator(t.Context(), before, before.Record, &o, v, false)
+		rest()
+		if w.calls["stop"] != 0 || answer(l, "b") != "confined" {
+			t.Errorf("b is %s: %q", answer(l, "b"), w.trace)
+		}
+	})
+}
+
 // At boot apparmor.service has loaded what /etc/apparmor.d says; what was
 // accepted is made live, compiled anew where parser or kernel changed.
 func TestMakePolicyLive(t *testing.T) {

@@ -173,7 +173,7 @@ func (l *Loop) withTexts(r attach.Record, texts []attach.Compiled) (all []attach
 	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
 		id := r.Policies[file]
 		if i := slices.IndexFunc(texts, func(c attach.Compiled) bool { return c.File == file }); i >= 0 {
-			all, differs = append(all, texts[i]), differs || texts[i].ID != id
+			all, differs = append(all, texts[i]), differs || texts[i].ID != id || !l.isKept(texts[i])
 		} else if k, ok := l.policies.Lookup(id); ok {
 			all = append(all, k)
 		}
@@ -206,7 +206,7 @@ func (l *Loop) bar(j *job) {
 	barred := maps.Clone(j.o.Policy.Barred)
 	if r := j.d.Record; j.plan.KeepsPolicy && r.Hold == nil {
 		for _, c := range j.o.Policy.Texts {
-			if id := r.Policies[c.File]; id != "" && id != c.ID {
+			if id := r.Policies[c.File]; id != "" && (id != c.ID || !l.isKept(c)) {
 				if barred == nil {
 					barred = map[string]string{}
 				}
@@ -236,12 +236,13 @@ func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled,
 	if d.Asked {
 		return k, ""
 	}
+	same := l.isKept(c)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, other := range slices.Sorted(maps.Keys(l.records)) {
 		r := l.records[other]
 		id, has := r.Policies[c.File]
-		if !has || id == c.ID || other == d.Unit || !settled(r) {
+		if !has || id == c.ID && same || other == d.Unit || !settled(r) {
 			continue
 		}
 		if a, ok := l.targets[other]; ok && (a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || l.barred[other][c.File] == c.ID) {
@@ -251,6 +252,50 @@ func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled,
 		}
 	}
 	return k, ""
+}
+
+// isKept reports whether what is kept under the ID of a policy is that policy, or nothing.
+// The ID is that of a text: another parser, or the same one for another kernel, may make
+// another policy of it.
+func (l *Loop) isKept(c attach.Compiled) bool {
+	k, kept := l.policies.Lookup(c.ID)
+	return !kept || len(c.Checksums) == 0 || maps.Equal(k.Checksums, c.Checksums)
+}
+
+// followKept has records say what was accepted for their units by what is kept now, where
+// that was made anew of the same texts.
+func (l *Loop) followKept(ids map[string]bool) {
+	var changed []attach.Record
+	l.mu.Lock()
+	for _, r := range l.records {
+		if now, differs := madeAnew(l.policies, r, ids); differs {
+			changed = append(changed, now)
+		}
+	}
+	l.mu.Unlock()
+	for _, r := range changed {
+		l.remember(r)
+		l.queue.add(inputChanged, r.Unit)
+	}
+}
+
+// madeAnew is a record when policies were made anew of the texts that were accepted for its
+// unit. Of what it had before another unit's attach that is true, too.
+func madeAnew(kept Policies, r attach.Record, ids map[string]bool) (now attach.Record, differs bool) {
+	now = r.Clone()
+	uses := func(policies map[string]string) bool {
+		return slices.ContainsFunc(slices.Collect(maps.Values(policies)), func(id string) bool { return ids[id] })
+	}
+	if uses(r.Policies) {
+		now.Accepted = acceptedOf(kept, r)
+		differs = !maps.Equal(now.Accepted, r.Accepted)
+	}
+	if r.Lent != nil && uses(r.Lent.Policies) {
+		lent := *r.Lent
+		lent.Accepted = acceptedOf(kept, attach.Record{Accepted: lent.Accepted, Policies: lent.Policies})
+		now.Lent, differs = &lent, differs || !maps.Equal(lent.Accepted, r.Lent.Accepted)
+	}
+	return now, differs
 }
 
 // superseded finds another attached unit for which another policy of a file was accepted

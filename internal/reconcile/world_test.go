@@ -813,6 +813,7 @@ func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []a
 		for name, sum := range k.Checksums {
 			k.Checksums[name] = sum + w.by()
 		}
+		k.Blob = slices.Concat(k.Blob, []byte(w.by()))
 		done = append(done, k)
 	}
 	return done, problems
@@ -858,7 +859,10 @@ func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error 
 			return map[string]error{c.File: errors.New("no bytes")}
 		}
 		for name, sum := range c.Checksums {
-			w.replace(name, strings.TrimPrefix(sum, "sha256:"+name))
+			w.replace(name, string(c.Blob))
+			if want := strings.TrimPrefix(sum, "sha256:"+name); want != string(c.Blob) {
+				return map[string]error{c.File: fmt.Errorf("the kernel has %s of %s, and %s was given: somebody else loaded another policy of that name", c.Blob, name, want)}
+			}
 		}
 	}
 	return nil
