@@ -19,9 +19,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/config"
+	"github.com/aaunit/aaunit/internal/reconcile"
 	"github.com/aaunit/aaunit/internal/sockopt"
 )
 
@@ -478,6 +480,20 @@ func TestTheBootServiceRunsOnceAndNotBesideTheDaemon(t *testing.T) {
 }
 
 // The daemon must give memory back before the kernel kills something for it.
+// At boot what could not be compiled in time is loaded as it was, before systemd ends the
+// service.
+func TestTheBootServiceHasTimeToLoad(t *testing.T) {
+	text := read(t, "systemd/aaunit-policy.service")
+	found := regexp.MustCompile(`(?m)^TimeoutStartSec=(\d+)min$`).FindStringSubmatch(text)
+	if found == nil {
+		t.Fatal("aaunit-policy.service has no TimeoutStartSec= in minutes")
+	}
+	minutes, err := strconv.Atoi(found[1])
+	if most := time.Duration(minutes) * time.Minute; err != nil || reconcile.MaxAnew > most-time.Minute {
+		t.Errorf("systemd ends it after %v, and it goes on compiling for %v", most, reconcile.MaxAnew)
+	}
+}
+
 func TestTheCollectorKnowsTheLimit(t *testing.T) {
 	bytes := func(text, unit string, factor int) int {
 		n, err := strconv.Atoi(strings.TrimSuffix(text, unit))

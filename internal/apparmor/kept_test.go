@@ -2,6 +2,7 @@ package apparmor
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -127,6 +129,36 @@ func TestCompileKeptTogether(t *testing.T) {
 			}
 		}
 		slices.Reverse(kept)
+	}
+}
+
+// What a parser that hangs leaves of the time is for others: each policy that did not compile
+// until then is named, whatever texts it was kept with.
+func TestCompileKeptEndsInTime(t *testing.T) {
+	h := newHost(t)
+	var kept []attach.Compiled
+	for i := range 6 {
+		h.write(profileDir+"/abstractions/x", fmt.Sprintf("/%d r,\n", i%3))
+		f := h.profile(fmt.Sprint(i), fmt.Sprintf("profile p%d {\n  include <abstractions/x>\n}\n", i))
+		done, problems := h.Compile(ctx(t), []string{f}, i == 5)
+		if len(done) != 1 {
+			t.Fatal(problems)
+		}
+		kept = append(kept, done[0])
+	}
+	opt := h.opt
+	opt.Parsers = []string{fakeParser(t, "exec sleep 100")}
+	bounded, cancel := context.WithTimeout(ctx(t), time.Second)
+	defer cancel()
+	begun := time.Now()
+	done, problems := New(opt).CompileKept(bounded, kept)
+	if took := time.Since(begun); len(done) != 0 || took > 10*time.Second {
+		t.Errorf("%d compiled, in %v", len(done), took)
+	}
+	for _, k := range kept {
+		if p, ok := problems[k.ID]; !ok || p.Code != attach.ProfileNotCompiled {
+			t.Errorf("of %s: %+v", k.File, p)
+		}
 	}
 }
 

@@ -13,15 +13,21 @@ import (
 	"github.com/aaunit/aaunit/internal/journal"
 )
 
+// MaxAnew is how long MakePolicyLive goes on compiling. What has not compiled by then is
+// still to be loaded as it was: that is before systemd ends aaunit-policy.service
+// (TimeoutStartSec=), which has no second try.
+const MaxAnew = 4 * time.Minute
+
 // MakePolicyLive loads the accepted policy of every attached unit where the
 // kernel has another one or none: after a boot, when apparmor.service has loaded
 // what /etc/apparmor.d said at that time. It needs no daemon and no systemd:
 //
-//  1. What was compiled for another parser or kernel is compiled anew, from the
-//     texts that were accepted; where that fails, it is used as it is.
-//  2. All of it is staged, so that the kernel's checksums are known.
-//  3. What the kernel does not have is loaded; nothing is ever removed. What a detach
+//  1. What the kernel does not have is loaded; nothing is ever removed. What a detach
 //     has to take back of that is on record before.
+//  2. What was compiled for another parser or kernel is compiled anew, from the
+//     texts that were accepted; where that fails, or takes longer than MaxAnew, it is
+//     used as it is.
+//  3. All of that is staged, so that the kernel's checksums are known, and loaded.
 //
 // What only paused units run under is left as it was loaded, and what only attachments
 // had that ended with the reboot is not loaded.
@@ -31,6 +37,7 @@ import (
 // A policy that fails keeps no other from going live: what apparmor.service has
 // loaded stays in its place, and the daemon's verdict tells.
 func MakePolicyLive(ctx context.Context, o Options) error {
+	begun := time.Now()
 	var errs []error
 	say := func(problems []attach.Reason) {
 		for _, p := range problems {
@@ -68,49 +75,83 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 			anew = append(anew, k)
 		}
 	}
-	if len(anew) > 0 {
-		made, problems := o.AppArmor.CompileKept(ctx, anew)
-		// What was accepted is better than what somebody else has loaded, or nothing.
-		// Another kernel may give it other checksums.
-		asItWas := map[string]bool{} // by ID
-		slices.SortStableFunc(anew, func(a, b attach.Compiled) int { return strings.Compare(a.File, b.File) })
-		for _, k := range anew {
-			if p, failed := problems[k.ID]; failed {
-				say([]attach.Reason{p})
-				k.Checksums, asItWas[k.ID] = nil, true
-				made = append(made, k)
-			}
-		}
-		o.AppArmor.Stage(ctx, made)
-		for _, c := range made {
-			if c.NotStaged != "" {
-				errs = append(errs, fmt.Errorf("cannot check the policy of %s: %s", c.File, c.NotStaged))
-				continue
-			}
-			if c.Disagrees != "" {
-				errs = append(errs, fmt.Errorf("cannot use the policy of %s: the kernel and the compiled policy do not agree: %s", c.File, c.Disagrees))
-				continue
-			}
-			if err := o.Policies.Keep(c); err != nil {
-				errs = append(errs, err)
-			}
-			if !asItWas[c.ID] {
-				o.Log.Info("compiled the accepted policy of "+c.File+" anew: parser or kernel changed", journal.FieldFile, c.File)
-			}
-			ready = append(ready, c)
-		}
-	}
-
-	var names []string
-	for _, c := range ready {
-		names = append(names, sortedNames(c)...)
-	}
-	live, err := o.AppArmor.Live(names)
+	live, err := o.AppArmor.Live(namesOf(ready, anew))
 	if err != nil {
 		errs = append(errs, err) // then all of it is loaded
 	}
-	seen := err == nil
-	ready = slices.DeleteFunc(ready, func(c attach.Compiled) bool {
+	if seen := err == nil; seen {
+		// What is compiled anew defines the same profiles, in the same mode.
+		errs = append(errs, noteLoads(o, records, slices.Concat(without(ready, live), anew), live)...)
+	}
+	makeLive := func(all []attach.Compiled, live map[string]attach.LiveProfile) {
+		if all = without(all, live); len(all) == 0 {
+			return
+		}
+		failed := o.AppArmor.Load(ctx, all)
+		for _, c := range all {
+			if err := failed[c.File]; err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			o.Log.Info("made the accepted policy of "+c.File+" live", journal.FieldFile, c.File)
+		}
+	}
+	// Of two policies that name the same profile the later one counts.
+	first, last := apart(ready, anew)
+	makeLive(first, live)
+	if len(anew) == 0 {
+		return errors.Join(errs...)
+	}
+	compiling, done := context.WithDeadline(ctx, begun.Add(MaxAnew))
+	defer done()
+	made, unmade := o.AppArmor.CompileKept(compiling, anew)
+	// What was accepted is better than what somebody else has loaded, or nothing.
+	// Another kernel may give it other checksums.
+	asItWas := map[string]bool{} // by ID
+	slices.SortStableFunc(anew, func(a, b attach.Compiled) int { return strings.Compare(a.File, b.File) })
+	for _, k := range anew {
+		if p, failed := unmade[k.ID]; failed {
+			say([]attach.Reason{p})
+			k.Checksums, asItWas[k.ID] = nil, true
+			made = append(made, k)
+		}
+	}
+	o.AppArmor.Stage(ctx, made)
+	for _, c := range made {
+		if c.NotStaged != "" {
+			errs = append(errs, fmt.Errorf("cannot check the policy of %s: %s", c.File, c.NotStaged))
+			continue
+		}
+		if c.Disagrees != "" {
+			errs = append(errs, fmt.Errorf("cannot use the policy of %s: the kernel and the compiled policy do not agree: %s", c.File, c.Disagrees))
+			continue
+		}
+		if err := o.Policies.Keep(c); err != nil {
+			errs = append(errs, err)
+		}
+		if !asItWas[c.ID] {
+			o.Log.Info("compiled the accepted policy of "+c.File+" anew: parser or kernel changed", journal.FieldFile, c.File)
+		}
+		last = append(last, c)
+	}
+	if live, err = o.AppArmor.Live(namesOf(last)); err != nil {
+		errs = append(errs, err)
+	}
+	makeLive(last, live)
+	return errors.Join(errs...)
+}
+
+// namesOf are the profiles that policies define.
+func namesOf(lists ...[]attach.Compiled) (names []string) {
+	for _, c := range slices.Concat(lists...) {
+		names = append(names, sortedNames(c)...)
+	}
+	return names
+}
+
+// without leaves out what the kernel has.
+func without(all []attach.Compiled, live map[string]attach.LiveProfile) []attach.Compiled {
+	return slices.DeleteFunc(slices.Clone(all), func(c attach.Compiled) bool {
 		for name, sum := range c.Checksums {
 			if live[name].Checksum != sum {
 				return false
@@ -118,21 +159,30 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 		}
 		return true
 	})
-	if len(ready) == 0 {
-		return errors.Join(errs...)
-	}
-	if seen {
-		errs = append(errs, noteLoads(o, records, ready, live)...)
-	}
-	failed := o.AppArmor.Load(ctx, ready)
-	for _, c := range ready {
-		if err := failed[c.File]; err != nil {
-			errs = append(errs, err)
-			continue
+}
+
+// apart divides policies into those that have nothing to do with others, and those that are
+// of a file or name a profile that one of the others is of, too.
+func apart(all, others []attach.Compiled) (alone, beside []attach.Compiled) {
+	taken := map[string]bool{}
+	for _, c := range others {
+		taken["file "+c.File] = true
+		for name := range c.Checksums {
+			taken["profile "+name] = true
 		}
-		o.Log.Info("made the accepted policy of "+c.File+" live", journal.FieldFile, c.File)
 	}
-	return errors.Join(errs...)
+	for _, c := range all {
+		is := taken["file "+c.File]
+		for name := range c.Checksums {
+			is = is || taken["profile "+name]
+		}
+		if is {
+			beside = append(beside, c)
+		} else {
+			alone = append(alone, c)
+		}
+	}
+	return alone, beside
 }
 
 // endedWithBoot reports whether a record is of an attachment that ended with the boot

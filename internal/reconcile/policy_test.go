@@ -6,7 +6,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -668,6 +670,84 @@ func TestMakePolicyLiveThatNoParserTakes(t *testing.T) {
 			t.Errorf("that its text is broken is not told: %+v", s)
 		}
 	})
+}
+
+// What is ready waits for nothing that has to be compiled anew, and what is not compiled in
+// time goes live as it was.
+func TestMakePolicyLiveWaitsForNoParser(t *testing.T) {
+	w := attached(nil, "a", "c")
+	w.addUnit("b.service")
+	w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", nil)
+	w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", nil)
+	w.files["b"], w.files["c"] = "1", "1"
+	w.run(t, func(*Loop) {})
+	w.reboot(map[string]string{"b": "other"})
+	w.parser, w.hangs = "parser 2", true
+	for id, k := range w.kept {
+		if k.File != "/etc/apparmor.d/b" {
+			k.Environment = "parser 2"
+			w.kept[id] = k
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		var err error
+		var ended sync.WaitGroup
+		ended.Go(func() { err = MakePolicyLive(t.Context(), w.options()) })
+		synctest.Wait()
+		unlock := w.lock()
+		if w.kernel["a"] != "1" || w.kernel["c"] != "1" || w.kernel["b"] != "other" {
+			t.Errorf("while the parser is at work: %q", w.kernel)
+		}
+		unlock()
+		ended.Wait()
+		if took := time.Since(begun); took != MaxAnew {
+			t.Errorf("it took %v", took)
+		}
+		if err == nil || !strings.Contains(err.Error(), "cannot compile /etc/apparmor.d/b") {
+			t.Errorf("%v", err)
+		}
+		if w.kernel["a"] != "1" || w.kernel["b"] != "1" || w.kernel["c"] != "1" {
+			t.Errorf("in the end: %q", w.kernel)
+		}
+	})
+	// All of it is on record for a detach.
+	for unit, loaded := range map[string][]string{"a": {"a"}, "b": nil, "c": {"c"}} {
+		if r := w.records[unit+".service"]; (r.Boot == w.options().Boot) != (loaded != nil) || loaded != nil && !slices.Equal(r.Loaded, loaded) {
+			t.Errorf("of %s loaded is %q in %s", unit, r.Loaded, r.Boot)
+		}
+	}
+}
+
+// Of two policies of one file the one counts that is compiled anew, whether or not the
+// other one is ready before.
+func TestMakePolicyLiveKeepsTheOrder(t *testing.T) {
+	for _, live := range []string{"", "1", "2", "1 by parser 2"} {
+		w := attached(nil, "a", "b")
+		w.run(t, func(*Loop) {})
+		w.reboot(map[string]string{})
+		if live != "" {
+			w.kernel["a"] = live
+		}
+		w.parser = "parser 2"
+		k := w.kept[textA+" 1"]
+		k.ID, k.Blob, k.Environment, k.Checksums = textA+" 2", []byte("2"), "parser 2", map[string]string{"a": "sha256:a2"}
+		w.kept[k.ID] = k
+		r := w.records["b.service"]
+		r.Policies, r.Accepted = map[string]string{textA: k.ID}, k.Checksums
+		w.records["b.service"] = r
+		w.trace = nil
+		want, loads := "1 by parser 2", "load 2"
+		switch live {
+		case "2":
+			loads = "load 1"
+		case "1 by parser 2":
+			want, loads = "2", "load 1"
+		}
+		if err := MakePolicyLive(t.Context(), w.options()); err != nil || w.kernel["a"] != want || !slices.Contains(w.trace, loads) {
+			t.Errorf("%q: the kernel has %q, %v; %q", live, w.kernel, err, w.trace)
+		}
+	}
 }
 
 // reboot has apparmor.service load these versions.

@@ -800,10 +800,17 @@ func (w *world) CompileText(ctx context.Context, file, text string) (attach.Comp
 	return done[0], nil
 }
 
-func (w *world) CompileKept(_ context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason) {
-	defer w.lock()()
+func (w *world) CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason) {
 	problems = map[string]attach.Reason{}
+	if w.hangs {
+		<-ctx.Done()
+	}
+	defer w.lock()()
 	for _, k := range kept {
+		if w.hangs {
+			problems[k.ID] = attach.Because(attach.ProfileNotCompiled, "cannot compile %s: %v", k.File, ctx.Err()).At(k.File)
+			continue
+		}
 		if k.File == w.tooNew {
 			problems[k.ID] = attach.Because(attach.ProfileBroken, "the parser knows no such rule").At(k.File)
 			continue
