@@ -306,7 +306,7 @@ func (l *look) markHelpers(tasks []attach.Task) {
 			if t.Manager || t.InTransit || t.PID <= 0 {
 				continue
 			}
-			status, err := l.read(l.dir(t.PID) + "/status")
+			status, err := l.status(t.PID)
 			if parent := statusField(status, "PPid"); err == nil && len(parent) == 1 {
 				ppid, _ := strconv.Atoi(parent[0])
 				tasks[i].InTransit = starting[ppid] || starting[t.PID]
@@ -460,7 +460,7 @@ func (l *look) markManager(tasks []attach.Task, u attach.Unit) {
 		return
 	}
 	t := tasks[0]
-	status, err := l.read(l.dir(t.PID) + "/status")
+	status, err := l.status(t.PID)
 	if err != nil {
 		return
 	}
@@ -630,6 +630,16 @@ func (l *look) parse(data []byte) (attach.Label, error) {
 		l.labels[string(data)] = label
 	}
 	return label, err
+}
+
+// status reads proc_pid_status(5). The groups of a process may take any length; what is
+// asked for here comes before them.
+func (l *look) status(pid int) ([]byte, error) {
+	status, err := l.read(l.dir(pid) + "/status")
+	if errors.Is(err, errTooLong) {
+		err = nil
+	}
+	return status, err
 }
 
 // read reads a small file of /proc into the look's buffer.
@@ -852,9 +862,11 @@ func (s *System) carriers(profiles []string) (who map[string]string, starting st
 // What users run is below /user.slice, and so are their managers, with all that these
 // start: PID 1's own are the processes of services in a slice there, of user@UID.service
 // itself, which are PID 1's children, and those of services with PAMName=, which
-// pam_systemd(8) has made leaders of a session. Of the last two those of a user count
-// only where the user could not have made them: whoever holds up an unload keeps it up
-// for everybody.
+// pam_systemd(8) has made leaders of a session. Those of a user count only where the user
+// could not have made them: whoever holds up an unload keeps it up for everybody. So one
+// that is not root's must be PID 1's child anywhere, as systemd's executor is too, and in no
+// login: cron and at run their jobs outside of /user.slice. A service whose PAMName=
+// makes a login of it without a session is taken for one when it has given up root.
 func (l *look) starting(t attach.Task) bool {
 	named := strings.HasPrefix(t.Comm, "(")
 	switch {
@@ -863,18 +875,21 @@ func (l *look) starting(t attach.Task) bool {
 	case !youngerThan(l.starts[t.PID], briefTime) && !(named && youngerThan(l.starts[t.PID], transitTime)):
 		return false
 	}
-	status, err := l.read(l.dir(t.PID) + "/status")
+	status, err := l.status(t.PID)
 	if err != nil {
 		return !gone(err)
 	}
 	root, ppid := rootOf(status), parentOf(status)
 	text, err := readAll(l.dir(t.PID)+"/cgroup", 64<<10)
-	if err != nil {
-		return !gone(err)
+	if err != nil && gone(err) {
+		return false
 	}
-	group := unifiedGroup(string(text))
+	group := "" // where it cannot be read: a path can be longer than the kernel gives (ENAMETOOLONG)
+	if err == nil {
+		group = unifiedGroup(string(text))
+	}
 	if !strings.HasPrefix(group, "/user.slice/") {
-		return named || root
+		return root || named && ppid == 1 && !l.login(t.PID)
 	}
 	unit := unitOfGroup(group)
 	switch {
@@ -883,12 +898,23 @@ func (l *look) starting(t attach.Task) bool {
 	case strings.HasPrefix(unit, "user@"):
 		return root && ppid == 1
 	case unit != "":
-		return true
+		return root || ppid == 1 && !l.login(t.PID)
 	case parseSession(text) != "":
 		return root || l.s.leadsSession(t.PID, group)
 	}
 	return false
 }
+
+// login reports whether a process is of a login: pam_loginuid(8) has noted whose, as it
+// does for cron, at and sshd, and no user can take that away. A kernel without audit has no
+// such note, and neither do many containers: then the answer is no.
+func (l *look) login(pid int) bool {
+	uid, err := l.read(l.dir(pid) + "/loginuid")
+	return err == nil && string(bytes.TrimSpace(uid)) != noLogin
+}
+
+// noLogin is what proc(5) gives as the login of a process that is in none: (uid_t) -1.
+const noLogin = "4294967295"
 
 // leadsSession reports whether a process is the leader of the session whose scope its control
 // group is: it is the one for which pam_systemd has made the session, and only root can

@@ -30,6 +30,8 @@ type proc struct {
 	ppid   int
 	labels map[int]string // by TID
 	cgroup string
+	login  string        // proc_pid_loginuid(5); "" a kernel that has none
+	groups int           // supplementary ones
 	age    time.Duration // 0: more than an hour
 }
 
@@ -55,7 +57,11 @@ func (h *host) proc(p proc) {
 	}
 	h.write(dir+"/stat", fmt.Sprintf("%d (%s) %c %d 1 1 0 -1 0 1 0 0 0 0 0 0 0 20 0 %d 0 %d 1 1\n",
 		p.pid, p.comm, p.state, p.ppid, max(1, len(p.labels)), p.start()))
-	h.write(dir+"/status", fmt.Sprintf("Name:\tx\nTgid:\t%d\nPPid:\t%d\nUid:\t%d\t%d\t%d\t%d\n", p.pid, p.ppid, p.uid, p.uid, p.uid, p.uid))
+	h.write(dir+"/status", fmt.Sprintf("Name:\tx\nTgid:\t%d\nPPid:\t%d\nUid:\t%d\t%d\t%d\t%d\nGroups:\t%s\nNStgid:\t%d\n", p.pid, p.ppid, p.uid, p.uid, p.uid, p.uid,
+		strings.Repeat("100000 ", p.groups), p.pid))
+	if p.login != "" {
+		h.write(dir+"/loginuid", p.login)
+	}
 	h.write(dir+"/mountinfo", someMounts)
 	h.write(dir+"/cgroup", "0::"+p.cgroup+"\n")
 	h.mkdir(dir + "/fd")
@@ -680,6 +686,7 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 		user       = "/user.slice/user-7.slice"
 		manager    = user + "/user@7.service"
 		session    = user + "/session-3.scope"
+		unreadable = "unreadable"
 	)
 	for _, c := range []struct {
 		what   string
@@ -698,6 +705,10 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 		{"a service with PAMName=", proc{comm: "(agent)", exe: systemdExecutor, ppid: 1, cgroup: session}, 9, true},
 		{"the same, as its user", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: session}, 10, true},
 		{"the same, where the session is not told", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: session}, 0, true},
+		{"a service with User=, of no login", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: service, login: noLogin}, 0, true},
+		{"a service whose user has many groups", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: service, groups: 4000}, 0, true},
+		{"a service whose group cannot be read", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: unreadable, login: noLogin}, 0, true},
+		{"one of root's with a login", proc{comm: "(agent)", exe: systemdExecutor, ppid: 1, cgroup: service, login: "7"}, 0, true},
 		{"a user's manager that PID 1 is starting", proc{comm: "(systemd)", exe: systemdExecutor, ppid: 1, cgroup: manager}, 0, true},
 		{"the same, in its own group", proc{comm: "(systemd)", exe: systemdExecutor, ppid: 1, cgroup: manager + "/init.scope"}, 0, true},
 		// Logins.
@@ -711,6 +722,13 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 		{"a user who takes the name", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: session}, 9, false},
 		{"a user who takes it in his manager", proc{comm: "(systemd)", exe: systemd, uid: 7, ppid: 1, cgroup: manager}, 0, false},
 		{"a user who runs systemd", proc{comm: "systemd", exe: systemd, uid: 7, ppid: 12, cgroup: session}, 9, false},
+		// What users run elsewhere.
+		{"a job of cron", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 12, cgroup: "/system.slice/cron.service", login: "7"}, 0, false},
+		{"the same, left to PID 1", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: "/system.slice/cron.service", login: "7"}, 0, false},
+		{"a child of a service", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 12, cgroup: service, login: noLogin}, 0, false},
+		{"the same, in a user's slice", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 12, cgroup: user + "/a.service"}, 0, false},
+		{"a group that cannot be read", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: unreadable, login: "7"}, 0, false},
+		{"many groups", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 12, cgroup: service, groups: 4000}, 0, false},
 		{"another program", proc{comm: "(agent)", exe: "/usr/bin/agent", ppid: 1, cgroup: service}, 0, false},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -722,6 +740,10 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 				c.p.age = young
 			}
 			h.proc(c.p)
+			if c.p.cgroup == unreadable {
+				_ = os.Remove(filepath.Join(h.root, "/proc/10/cgroup"))
+				h.mkdir("/proc/10/cgroup")
+			}
 			if c.leader > 0 {
 				h.write(sessionDir+"/3", fmt.Sprintf("# not for people\nUID=7\nLEADER=%d\nSERVICE=login\n", c.leader))
 			}

@@ -149,6 +149,7 @@ type Loop struct {
 	passing  bool            // something is being changed
 	handled  map[string]bool // units at which the pass is
 	again    map[string]bool // units that are queued in a while: what they had loaded could not be unloaded
+	anew     map[string]bool // units whose start is looked at again in a while, as they are in again
 	leave    map[string]bool // units whose policy could not be put back: it is not tried again yet
 	declared attach.Declared
 	selector attach.Selector               // of what is declared
@@ -212,7 +213,7 @@ func New(o Options) *Loop {
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, passUnits: o.PassUnits, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
-		leave: map[string]bool{}, again: map[string]bool{}, waiting: map[string]time.Time{},
+		leave: map[string]bool{}, again: map[string]bool{}, anew: map[string]bool{}, waiting: map[string]time.Time{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		may: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, readAnew: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
 	}
@@ -930,7 +931,8 @@ func asBefore(d attach.Desired, profile string, accepted map[string]string) atta
 // stopViolator carries out OnViolation=stop: on a start that is not confined,
 // and on one that was confined and is no more. A start from before the
 // attachment, which waits for its restart, is not stopped, and neither is what
-// an undo brought back, a unit that complains because it shall or a paused one. before is the
+// an undo brought back, a unit that complains because it shall, a paused one or one of
+// which only a child of an earlier policy is in the way that is unloaded in a moment. before is the
 // record as it was before the look, or before the pass that the look ends; mended
 // says that this pass has put back, or could not put back, what somebody had changed.
 func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach.Record, o *attach.Observed, v attach.Verdict, mended bool) {
@@ -949,6 +951,13 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 		l.queue.add(inputChanged|started, d.Unit)
 		return
 	}
+	if onlyStrays(d, *o, v) && l.unloadsAgain(d.Unit) {
+		// No task of the unit is in the way, and nothing that is for the unit to end.
+		if o.JustStarted {
+			l.later(l.anew, d.Unit, unloadLater, started)
+		}
+		return
+	}
 	l.log.Error("stopping "+d.Unit+", which is not confined: "+v.Reasons[0].String(), journal.FieldMessageID, string(journal.MsgStopped),
 		journal.FieldUnit, d.Unit, journal.FieldObjectUnit, d.Unit, journal.FieldProfile, d.Profile, journal.FieldReason, string(v.Reasons[0].Code))
 	if err := l.systemd.Stop(ctx, d.Unit); err != nil {
@@ -957,6 +966,17 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 	if u, err := l.systemd.Observe(ctx, d.Unit); err == nil {
 		o.Unit = u
 	}
+}
+
+// onlyStrays reports whether all that speaks against the verdict are children of profiles
+// that were not accepted with them.
+func onlyStrays(d attach.Desired, o attach.Observed, v attach.Verdict) bool {
+	for name, sum := range d.Record.Accepted {
+		if o.Policy.Live[name].Checksum != sum {
+			return false
+		}
+	}
+	return only(v, attach.PolicyDiffers)
 }
 
 // violates reports whether OnViolation=stop is about what was seen; see stopViolator.

@@ -873,7 +873,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		return
 	}
 	switch {
-	case j.d.Attachment == nil && len(j.before.DropIns) == 0 && j.plan.Has(attach.Restart) && l.byPath(j.d.Record.Loaded) && l.unloadsLater(j.d.Unit):
+	case j.d.Attachment == nil && len(j.before.DropIns) == 0 && j.plan.Has(attach.Restart) && l.byPath(j.d.Record.Loaded) && l.unloadsAgain(j.d.Unit):
 		// It was started anew for that a moment ago, and once more would do no better yet.
 		j.over = true
 		return

@@ -262,3 +262,52 @@ func TestADetachThatCannotUnloadYetStartsTheUnitSeldom(t *testing.T) {
 		}
 	})
 }
+
+// OnViolation=stop does not stop a unit for a child of an earlier policy that cannot be
+// unloaded since a service is being started, and stops it for one that stays for good.
+func TestOnViolationStopWaitsForAnUnloadThatIsTriedAgain(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		start bool // of the unit meanwhile
+		stays bool // a task has come to carry it
+	}{
+		{name: "it goes"},
+		{name: "it goes, and the unit is started meanwhile", start: true},
+		{name: "it stays", stays: true},
+		{name: "it stays, and the unit is started meanwhile", start: true, stays: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a")
+			u, other := w.units["a.service"], w.addUnit("other.service")
+			w.run(t, func(l *Loop) {
+				rest()
+				w.mu.Lock()
+				w.starting, w.kernel["a//old"] = true, "0"
+				w.mu.Unlock()
+				w.tellPolicy()
+				w.trigger()
+				rest()
+				if c.start {
+					w.mu.Lock()
+					_ = w.begin(u)
+					w.mu.Unlock()
+				}
+				passes := l.Metrics().Passes.Count
+				letPass(4 * unloadLater)
+				if n := l.Metrics().Passes.Count - passes; !u.running || answer(l, "a") != "not-confined" || n > 5 {
+					t.Fatalf("running %v, %s, %d passes\n%s", u.running, answer(l, "a"), n, w.log.String())
+				}
+				w.mu.Lock()
+				w.starting = false
+				if c.stays {
+					other.label = "a//old (enforce)"
+				}
+				w.mu.Unlock()
+				letPass(2 * unloadLater)
+				if u.running == c.stays || !c.stays && answer(l, "a") != "confined" {
+					t.Errorf("running %v, %s\n%s", u.running, answer(l, "a"), w.log.String())
+				}
+			})
+		})
+	}
+}

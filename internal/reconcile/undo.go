@@ -538,18 +538,19 @@ func (l *Loop) unloadAgain(unit string, why error) {
 	if !passesByItself(why) {
 		return
 	}
-	l.later(l.again, unit, unloadLater)
+	l.later(l.again, unit, unloadLater, inputChanged)
 }
 
-// unloadsLater reports whether a unit is left alone since a profile could not be unloaded.
-func (l *Loop) unloadsLater(unit string) bool {
+// unloadsAgain reports whether a profile of the unit could not be unloaded and that is tried
+// again in a moment.
+func (l *Loop) unloadsAgain(unit string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.again[unit]
 }
 
-// later marks a unit for a while, and has it looked at again then.
-func (l *Loop) later(marked map[string]bool, unit string, wait time.Duration) {
+// later marks a unit for a while, and puts it into the queue again then.
+func (l *Loop) later(marked map[string]bool, unit string, wait time.Duration, why cause) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if marked[unit] {
@@ -560,7 +561,7 @@ func (l *Loop) later(marked map[string]bool, unit string, wait time.Duration) {
 		l.mu.Lock()
 		delete(marked, unit)
 		l.mu.Unlock()
-		l.queue.add(inputChanged, unit)
+		l.queue.add(why, unit)
 	})
 }
 
@@ -719,7 +720,7 @@ func notHealed(j *job) (out []attach.Reason) {
 }
 
 // backOff leaves the policy of a unit alone for a while.
-func (l *Loop) backOff(unit string) { l.later(l.leave, unit, leaveFor) }
+func (l *Loop) backOff(unit string) { l.later(l.leave, unit, leaveFor, inputChanged) }
 
 // sayHeld puts into the journal what became of a failed attach that is not
 // undone.
