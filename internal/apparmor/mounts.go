@@ -102,7 +102,8 @@ func under(dir, p string) bool {
 
 // tmpView says which directories a process sees as /tmp and /var/tmp.
 func (s *System) tmpView(pid int) attach.TmpView {
-	file := filepath.Join(procDir, strconv.Itoa(pid), "mountinfo")
+	task := s.living(pid)
+	file := filepath.Join(procDir, task, "mountinfo")
 	data, err := readAll(s.real(file), maxMounts)
 	if err != nil {
 		return attach.TmpView{Problem: fmt.Sprintf("cannot read %s: %v", file, bareErrno(err))}
@@ -116,12 +117,12 @@ func (s *System) tmpView(pid int) attach.TmpView {
 		path string
 		to   *string
 	}{{"/tmp", &v.Tmp}, {"/var/tmp", &v.VarTmp}} {
-		if where, ok := locate(mounts, s.follow(pid, dir.path)); ok {
+		if where, ok := locate(mounts, s.follow(task, dir.path)); ok {
 			*dir.to = where
 			continue
 		}
 		// Its root is no mount point: look at the directory itself.
-		where, err := s.inode(pid, dir.path)
+		where, err := s.inode(task, dir.path)
 		if err != nil {
 			v.Problem = fmt.Sprintf("cannot tell where %s of process %d is: %v", dir.path, pid, err)
 			continue
@@ -129,6 +130,29 @@ func (s *System) tmpView(pid int) attach.TmpView {
 		*dir.to = where
 	}
 	return v
+}
+
+// living is the entry of /proc where it is told what a process sees. The main thread can end
+// before the others; then the kernel has no root, mounts and files of it any more (do_exit
+// in kernel/exit.c), and they are told where the first of the others is.
+func (s *System) living(pid int) (task string) {
+	dir := strconv.Itoa(pid)
+	buf := make([]byte, 1<<10)
+	runs := func(task string) bool {
+		stat, err := readSmall(s.real(filepath.Join(procDir, task, "stat")), buf)
+		st, ok := parseStat(stat)
+		return err == nil && ok && st.state != 'Z' && st.state != 'X'
+	}
+	if runs(dir) {
+		return dir
+	}
+	threads, _ := readNames(s.real(filepath.Join(procDir, dir, "task")))
+	for _, tid := range threads {
+		if task := filepath.Join(dir, "task", tid); runs(task) {
+			return task
+		}
+	}
+	return dir
 }
 
 // tmpInodes are /tmp and /var/tmp of a process, by device and inode.
@@ -194,9 +218,9 @@ func dirInode(path string) (inode, bool) {
 
 // follow gives the path that a link which a process sees leads to: some have
 // /var/tmp as a link to /tmp. It looks at the path's last part alone.
-func (s *System) follow(pid int, p string) string {
+func (s *System) follow(task, p string) string {
 	for range 8 {
-		to, err := os.Readlink(s.real(filepath.Join(procDir, strconv.Itoa(pid), "root")) + p)
+		to, err := os.Readlink(s.real(filepath.Join(procDir, task, "root")) + p)
 		if err != nil {
 			break
 		}
@@ -211,15 +235,15 @@ func (s *System) follow(pid int, p string) string {
 // inode identifies a directory that a process sees, for one that has changed
 // its root: where it is the same directory as PID 1's, it gives what PID 1's
 // mountinfo says, else the device and inode.
-func (s *System) inode(pid int, p string) (string, error) {
-	mine, err := s.statIn(pid, p)
+func (s *System) inode(task, p string) (string, error) {
+	mine, err := s.statIn(task, p)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return "none", nil
 	}
 	if err != nil {
 		return "", err
 	}
-	if host, err := s.statIn(1, p); err == nil && pid != 1 && host.Dev == mine.Dev && host.Ino == mine.Ino {
+	if host, err := s.statIn("1", p); err == nil && task != "1" && host.Dev == mine.Dev && host.Ino == mine.Ino {
 		data, err := readAll(s.real(filepath.Join(procDir, "1", "mountinfo")), maxMounts)
 		if err != nil {
 			return "", err
@@ -236,9 +260,9 @@ func (s *System) inode(pid int, p string) (string, error) {
 }
 
 // statIn looks at a path as a process sees it; links inside stay inside.
-func (s *System) statIn(pid int, p string) (unix.Stat_t, error) {
+func (s *System) statIn(task, p string) (unix.Stat_t, error) {
 	var st unix.Stat_t
-	root, err := unix.Open(s.real(filepath.Join(procDir, strconv.Itoa(pid), "root")), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	root, err := unix.Open(s.real(filepath.Join(procDir, task, "root")), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return st, err
 	}
@@ -293,7 +317,7 @@ func (s *System) OpenInTmp(ctx context.Context, u attach.Unit) []string {
 }
 
 func (s *System) openIn(pid int, dirs []string, found map[string]bool) {
-	dir := s.real(filepath.Join(procDir, strconv.Itoa(pid)))
+	dir := s.real(filepath.Join(procDir, s.living(pid)))
 	fds, err := readNames(filepath.Join(dir, "fd"))
 	if err != nil {
 		return

@@ -88,12 +88,12 @@ func (o *one) look(ctx context.Context, u attach.Unit) {
 			o.problem("the look was cut off: " + context.Cause(ctx).Error())
 			break
 		}
-		p, ok := o.process(pid)
+		p, at, ok := o.process(pid)
 		if !ok {
 			continue // it has ended
 		}
 		all = append(all, p)
-		o.sockets(pid, found)
+		o.sockets(pid, at, found)
 	}
 	// What speaks against the service is not to be what is left out.
 	slices.SortStableFunc(all, func(a, b attach.Process) int { return cmp.Compare(weight(a), weight(b)) })
@@ -195,36 +195,59 @@ func readIDs(file string) ([]int, error) {
 	}
 }
 
-// process reads one; ok is false for one that has ended.
-func (o *one) process(pid int) (p attach.Process, ok bool) {
+// process reads one; ok is false for one that has ended. What else there is to be read of
+// it is in the directory at.
+func (o *one) process(pid int) (p attach.Process, at string, ok bool) {
 	dir := filepath.Join(o.l.real("/proc"), strconv.Itoa(pid))
 	p = attach.Process{PID: pid}
-	status, err := readSmall(filepath.Join(dir, "status"))
+	at, status, err := living(dir)
+	if err == nil {
+		err = parseStatus(status, &p)
+	}
 	switch {
 	case gone(err):
-		return p, false
+		return p, at, false
 	case err != nil:
 		p.Problem = clean(err.Error())
-		return p, true
+		return p, at, true
 	}
-	switch err := parseStatus(status, &p); {
-	case gone(err):
-		return p, false
-	case err != nil:
-		p.Problem = clean(err.Error())
-		return p, true
-	}
-	if exe, err := os.Readlink(filepath.Join(dir, "exe")); err == nil {
+	if exe, err := os.Readlink(filepath.Join(at, "exe")); err == nil {
 		p.Exe = clean(exe)
 	}
 	p.Label, p.Confines, err = o.label(dir)
 	switch {
 	case gone(err):
-		return p, false
+		return p, at, false
 	case err != nil:
 		p.Problem = "its label could not be read: " + clean(err.Error())
 	}
-	return p, true
+	return p, at, true
+}
+
+// living gives the directory where a process is read, and its status. The main thread can
+// end before the others; then the kernel has no files, namespaces and program of it any
+// more (do_exit in kernel/exit.c), and the process is read where one of the others is.
+// A process that has ended does not exist.
+func living(dir string) (at, status string, err error) {
+	status, err = readSmall(filepath.Join(dir, "status"))
+	if err != nil || !ended(status) {
+		return dir, status, err
+	}
+	threads, err := os.ReadDir(filepath.Join(dir, "task"))
+	for _, t := range threads {
+		at = filepath.Join(dir, "task", t.Name())
+		if status, err := readSmall(filepath.Join(at, "status")); err == nil && !ended(status) {
+			return at, status, nil
+		}
+	}
+	return dir, "", cmp.Or(err, fs.ErrNotExist)
+}
+
+// ended reports whether a status of proc(5) is that of a thread which runs no more, and was
+// not waited for.
+func ended(status string) bool {
+	_, state, _ := strings.Cut(status, "\nState:\t")
+	return strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X")
 }
 
 // parseStatus reads what is needed of /proc/PID/status: proc(5).
@@ -237,10 +260,6 @@ func parseStatus(text string, p *attach.Process) error {
 		switch key {
 		case "Name":
 			p.Comm = clean(value)
-		case "State":
-			if strings.HasPrefix(value, "Z") || strings.HasPrefix(value, "X") {
-				return fs.ErrNotExist // it has ended and was not waited for
-			}
 		case "PPid":
 			p.PPID, err = strconv.Atoi(value)
 			told++
@@ -312,9 +331,8 @@ func (o *one) label(dir string) (text string, confines attach.Tri, err error) {
 	return text, confines, err
 }
 
-// sockets finds those that a process holds and that wait for others.
-func (o *one) sockets(pid int, found map[attach.Listening]bool) {
-	dir := filepath.Join(o.l.real("/proc"), strconv.Itoa(pid))
+// sockets finds those that a process holds and that wait for others; it is read in dir.
+func (o *one) sockets(pid int, dir string, found map[attach.Listening]bool) {
 	net, err := os.Readlink(filepath.Join(dir, "ns/net"))
 	if gone(err) {
 		return
@@ -349,7 +367,7 @@ func (o *one) sockets(pid int, found map[attach.Listening]bool) {
 			if err != nil {
 				continue
 			}
-			for _, s := range o.tables.find(pid, net, inode, o.problem) {
+			for _, s := range o.tables.find(dir, net, inode, o.problem) {
 				found[s] = true
 			}
 		}

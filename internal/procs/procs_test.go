@@ -3,12 +3,17 @@ package procs
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -253,6 +258,69 @@ func TestOwnSockets(t *testing.T) {
 		if !slices.ContainsFunc(s.Listening, func(l attach.Listening) bool { l.OwnNetwork = false; return l == want }) {
 			t.Errorf("%v is not among %+v (%q)", want, s.Listening, s.Problems)
 		}
+	}
+}
+
+// mainEnds has a copy of this program listen, print the port and end its main thread; the
+// others go on until its input ends.
+const mainEnds = "AAUNIT_TEST_MAIN_THREAD_ENDS"
+
+func init() {
+	if os.Getenv(mainEnds) == "" {
+		return
+	}
+	runtime.LockOSThread() // an init is on the main thread
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		l.Close()
+		os.Exit(0)
+	}()
+	fmt.Println(l.Addr().(*net.TCPAddr).Port)
+	_, _, _ = syscall.Syscall(syscall.SYS_EXIT, 0, 0, 0)
+}
+
+// A process goes on, and so do its sockets, when its main thread has ended.
+func TestTheMainThreadHasEnded(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command(exe)
+	c.Env = append(os.Environ(), mainEnds+"=yes")
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = in.Close(), c.Wait() }()
+	var port int
+	if _, err := fmt.Fscan(out, &port); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.Process.Pid)); strings.Contains(string(text), "State:\tZ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("its main thread does not end")
+		}
+	}
+	s := (&Looker{}).Look(t.Context(), []attach.Unit{{ID: "a.service", MainPID: c.Process.Pid}})[0]
+	if len(s.Processes) != 1 || s.Processes[0].Exe != exe || s.Processes[0].Threads < 2 {
+		t.Errorf("%+v", s.Processes)
+	}
+	if len(s.Listening) != 1 || s.Listening[0].Port != port {
+		t.Errorf("%+v, port %d (%q)", s.Listening, port, s.Problems)
 	}
 }
 

@@ -38,14 +38,14 @@ func newTables(l *Looker) *tables {
 	t := &tables{l: l, read: map[string][]string{}, inodes: map[uint64][]attach.Listening{}}
 	t.host, t.hostErr = os.Readlink(l.real("/proc/1/ns/net"))
 	if t.hostErr == nil {
-		t.fill(1, t.host)
+		t.fill(l.real("/proc/1"), t.host)
 	}
 	return t
 }
 
-// find gives what is known of a socket that a process holds. It may be of the
+// find gives what is known of a socket that a process holds, which is read in dir. It may be of the
 // machine's network also where the process is in another: sockets can be handed over.
-func (t *tables) find(pid int, network string, inode uint64, problem func(string)) []attach.Listening {
+func (t *tables) find(dir, network string, inode uint64, problem func(string)) []attach.Listening {
 	if t.hostErr != nil {
 		problem("the network of the machine could not be told: " + t.hostErr.Error())
 	}
@@ -53,7 +53,7 @@ func (t *tables) find(pid int, network string, inode uint64, problem func(string
 		if len(t.read) >= maxNetworks {
 			problem(fmt.Sprintf("there are more than %d networks", maxNetworks))
 		} else {
-			t.fill(pid, network)
+			t.fill(dir, network)
 		}
 	}
 	for _, text := range append(t.read[t.host], t.read[network]...) {
@@ -62,8 +62,9 @@ func (t *tables) find(pid int, network string, inode uint64, problem func(string
 	return t.inodes[inode]
 }
 
-// fill reads the tables of a network namespace as a process in it has them.
-func (t *tables) fill(pid int, network string) {
+// fill reads the tables of a network namespace as a process in it has them, which is
+// read in dir.
+func (t *tables) fill(dir, network string) {
 	t.read[network] = []string{}
 	for _, table := range []struct {
 		name  string
@@ -72,7 +73,7 @@ func (t *tables) fill(pid int, network string) {
 		{"tcp", parseInet}, {"tcp6", parseInet}, {"udp", parseInet}, {"udp6", parseInet}, {"udplite", parseInet}, {"udplite6", parseInet},
 		{"raw", parseInet}, {"raw6", parseInet}, {"packet", parsePacket}, {"unix", parseUnix},
 	} {
-		f, err := os.Open(filepath.Join(t.l.real("/proc"), strconv.Itoa(pid), "net", table.name))
+		f, err := os.Open(filepath.Join(dir, "net", table.name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the kernel does not have the protocol
 		}
