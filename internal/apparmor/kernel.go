@@ -242,7 +242,7 @@ func liveIn(root string, names []string) (map[string]loaded, error) {
 	}
 	out := map[string]loaded{}
 	take := func(entry, name string) error {
-		return readTree(filepath.Join(root, entry), name, out, 0)
+		return readTree(filepath.Join(root, entry), name, out, len(out), 0)
 	}
 	if names == nil {
 		for _, e := range entries {
@@ -348,9 +348,10 @@ func readName(dir string) (string, error) {
 	return readLine(filepath.Join(dir, "name"), 8<<10)
 }
 
-// readTree reads a profile and what is below it.
-func readTree(dir, name string, out map[string]loaded, depth int) error {
-	if depth > 8 || len(out) > maxProfiles {
+// readTree reads a profile and what is below it into out, which had before profiles when the
+// tree began.
+func readTree(dir, name string, out map[string]loaded, before, depth int) error {
+	if depth > 8 || len(out)-before > maxProfiles {
 		return fmt.Errorf("the policy tree of profile %s is too deep or too large", name)
 	}
 	p := loaded{dir: dir, LiveProfile: attach.LiveProfile{Name: name}}
@@ -380,7 +381,7 @@ func readTree(dir, name string, out map[string]loaded, depth int) error {
 		if !strings.HasPrefix(child, name+"//") {
 			child = name + "//" + child
 		}
-		if err := readTree(sub, child, out, depth+1); err != nil {
+		if err := readTree(sub, child, out, before, depth+1); err != nil {
 			return err
 		}
 	}

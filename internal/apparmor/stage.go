@@ -57,12 +57,28 @@ func (s *System) stage(ctx context.Context, policies []*attach.Compiled) {
 			}
 			now = append(now, c)
 		}
-		if err := s.stageTogether(ctx, now); err != nil {
-			for _, c := range now {
-				c.Checksums, c.NotStaged = nil, err.Error()
-			}
-		}
+		inParts(now, func(some []*attach.Compiled) error { return s.stageTogether(ctx, some) })
 		policies = later
+	}
+}
+
+// errStagedUnread is that what was staged could not be read back. One of several policies
+// alone may be what is the matter.
+var errStagedUnread = errors.New("cannot read the staged policy")
+
+// inParts has policies staged together, and where they cannot be read back in halves, so
+// that none fails for another.
+func inParts(policies []*attach.Compiled, together func([]*attach.Compiled) error) {
+	err := together(policies)
+	if half := len(policies) / 2; half > 0 && errors.Is(err, errStagedUnread) {
+		inParts(policies[:half], together)
+		inParts(policies[half:], together)
+		return
+	}
+	if err != nil {
+		for _, c := range policies {
+			c.Checksums, c.NotStaged = nil, err.Error()
+		}
 	}
 }
 
@@ -95,7 +111,7 @@ func (s *System) stageTogether(ctx context.Context, policies []*attach.Compiled)
 	}
 	have, err := liveIn(filepath.Join(ns, "profiles"), nil)
 	if err != nil {
-		return fmt.Errorf("cannot read the staged policy: %w", err)
+		return fmt.Errorf("%w: %w", errStagedUnread, err)
 	}
 	var staged []*attach.Compiled
 	for _, c := range policies {

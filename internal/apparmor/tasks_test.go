@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -634,6 +635,92 @@ func TestLive(t *testing.T) {
 	h.write(securityDir+"/policy/profiles/surprise/sha256", "not hex\n")
 	if got, err := h.Live([]string{"odd"}); err == nil {
 		t.Errorf("%+v", got)
+	}
+}
+
+// How large a policy may be is asked of each profile with what is below it: any number of
+// them can be loaded, and none makes the others unreadable.
+func TestTheBoundOnAPolicyIsForEach(t *testing.T) {
+	h := newHost(t)
+	// below makes three generations of children, which all parents of one share.
+	below := func(children int) (profiles string) {
+		for generation := range 3 {
+			dir := fmt.Sprintf("of%d/%d", children, generation)
+			for i := range children {
+				kid := "kid" + strconv.Itoa(i)
+				h.loaded(dir+"/"+kid, kid, "enforce", "bb")
+				if profiles != "" {
+					h.symlink(profiles, securityDir+"/policy/profiles/"+dir+"/"+kid+"/profiles")
+				}
+			}
+			profiles = filepath.Join(h.root, securityDir, "policy/profiles", dir)
+		}
+		return profiles
+	}
+	few, most := below(13), below(17)
+	const many = 1 + 13 + 13*13 + 13*13*13
+	for name, kids := range map[string]string{"a": few, "b": few, "c": most} {
+		h.loaded(name+".1", name, "enforce", "aa")
+		h.symlink(kids, securityDir+"/policy/profiles/"+name+".1/profiles")
+	}
+	if got, err := h.Live([]string{"a", "b"}); err != nil || len(got) != 2*many {
+		t.Errorf("%d profiles, %v", len(got), err)
+	}
+	if _, err := h.Live([]string{"c"}); err == nil || !strings.Contains(err.Error(), "profile c//kid") {
+		t.Errorf("%v", err)
+	}
+}
+
+// One policy that cannot be read back when it is staged fails alone.
+func TestStagedTogetherOnePolicyFailsAlone(t *testing.T) {
+	for _, c := range []struct {
+		what string
+		err  error
+		bad  []int
+		want int // how many fail
+		most int // times that something is staged
+	}{
+		{"none", nil, nil, 0, 1},
+		{"one of many cannot be read back", errStagedUnread, []int{37}, 1, 15},
+		{"several", errStagedUnread, []int{0, 37, 99}, 3, 45},
+		{"the kernel takes none", errors.New("cannot make a policy namespace"), []int{37}, 100, 1},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			var all []*attach.Compiled
+			for i := range 100 {
+				all = append(all, &attach.Compiled{File: strconv.Itoa(i)})
+			}
+			times := 0
+			inParts(all, func(some []*attach.Compiled) error {
+				times++
+				for _, p := range some {
+					if i, _ := strconv.Atoi(p.File); slices.Contains(c.bad, i) {
+						return fmt.Errorf("%w: too large", c.err)
+					}
+				}
+				for _, p := range some {
+					p.Checksums = map[string]string{"x": "sha256:aa"}
+				}
+				return nil
+			})
+			var failed []int
+			for i, p := range all {
+				if (p.Checksums == nil) != (p.NotStaged != "") {
+					t.Errorf("%+v", p)
+				}
+				if p.NotStaged != "" {
+					failed = append(failed, i)
+				}
+			}
+			for _, i := range c.bad {
+				if !slices.Contains(failed, i) {
+					t.Errorf("%d does not fail", i)
+				}
+			}
+			if len(failed) != c.want || times > c.most {
+				t.Errorf("%v fail, staged %d times", failed, times)
+			}
+		})
 	}
 }
 
