@@ -23,6 +23,7 @@ type mount struct {
 	device     string // "major:minor"
 	root       string // path on the device
 	point      string // path in the process's view
+	kind       string // type of the file system
 }
 
 // maxMounts bounds a process's mountinfo.
@@ -36,10 +37,18 @@ func parseMountinfo(data []byte) ([]mount, error) {
 	var out []mount
 	for line := range bytes.Lines(data) {
 		f := bytes.Fields(line)
-		if len(f) < 10 || slices.IndexFunc(f[6:], func(w []byte) bool { return string(w) == "-" }) < 0 {
+		end := -1
+		if len(f) >= 10 {
+			end = slices.IndexFunc(f[6:], func(w []byte) bool { return string(w) == "-" })
+		}
+		if end < 0 {
 			return nil, fmt.Errorf("mountinfo holds the line %q", clean(string(bytes.TrimRight(line, "\n"))))
 		}
-		out = append(out, mount{id: string(f[0]), parent: string(f[1]), device: string(f[2]), root: octal(string(f[3])), point: octal(string(f[4]))})
+		m := mount{id: string(f[0]), parent: string(f[1]), device: string(f[2]), root: octal(string(f[3])), point: octal(string(f[4]))}
+		if kind := 6 + end + 1; kind < len(f) {
+			m.kind = string(f[kind])
+		}
+		out = append(out, m)
 	}
 	return out, nil
 }
@@ -63,13 +72,23 @@ func octal(s string) string {
 
 func isOctal(c byte) bool { return c >= '0' && c <= '7' }
 
-// locate says where a path really is, as "major:minor path-on-device": it goes
-// down from the root as the kernel does, from each mount to the one that is
-// mounted on it along the path. A mount that another one hides, as a bind of /var
-// on itself hides what lies at /var/tmp, is not come to. ok is false where the
-// path is on no mount, as after a chroot(2) into a directory that is no mount
+// locate says where a path really is, as "major:minor path-on-device". ok is false where
+// the path is on no mount, as after a chroot(2) into a directory that is no mount
 // point.
 func locate(mounts []mount, p string) (where string, ok bool) {
+	m, ok := mountAt(mounts, p)
+	if !ok {
+		return "", false
+	}
+	rest := strings.TrimPrefix(p, strings.TrimSuffix(m.point, "/"))
+	return m.device + " " + path.Join("/", m.root, rest), true
+}
+
+// mountAt finds the mount on which a path is: it goes
+// down from the root as the kernel does, from each mount to the one that is
+// mounted on it along the path. A mount that another one hides, as a bind of /var
+// on itself hides what lies at /var/tmp, is not come to.
+func mountAt(mounts []mount, p string) (m mount, ok bool) {
 	known := map[string]bool{}
 	for _, m := range mounts {
 		known[m.id] = true
@@ -89,11 +108,9 @@ func locate(mounts []mount, p string) (where string, ok bool) {
 		best = next
 	}
 	if best < 0 {
-		return "", false
+		return mount{}, false
 	}
-	m := mounts[best]
-	rest := strings.TrimPrefix(p, strings.TrimSuffix(m.point, "/"))
-	return m.device + " " + path.Join("/", m.root, rest), true
+	return mounts[best], true
 }
 
 func under(dir, p string) bool {
@@ -112,17 +129,25 @@ func (s *System) tmpView(pid int) attach.TmpView {
 	if err != nil {
 		return attach.TmpView{Problem: fmt.Sprintf("cannot read %s: %v", file, err)}
 	}
+	answers := s.answering(pid, mounts)
 	var v attach.TmpView
 	for _, dir := range []struct {
 		path string
 		to   *string
 	}{{"/tmp", &v.Tmp}, {"/var/tmp", &v.VarTmp}} {
-		if where, ok := locate(mounts, s.follow(task, dir.path)); ok {
-			*dir.to = where
+		p, found, err := s.find(task, dir.path, answers)
+		on, ok := mountAt(mounts, p)
+		if errors.Is(err, errMayNotAnswer) && on.point != p {
+			// Only of a mount is it known where it leads.
+			v.Problem = fmt.Sprintf("cannot tell where %s of process %d is: %v", dir.path, pid, err)
+			continue
+		}
+		if ok {
+			*dir.to, _ = locate(mounts, p)
 			continue
 		}
 		// Its root is no mount point: look at the directory itself.
-		where, err := s.inode(task, dir.path)
+		where, err := s.inode(pid, dir.path, found, err)
 		if err != nil {
 			v.Problem = fmt.Sprintf("cannot tell where %s of process %d is: %v", dir.path, pid, err)
 			continue
@@ -130,6 +155,51 @@ func (s *System) tmpView(pid int) attach.TmpView {
 		*dir.to = where
 	}
 	return v
+}
+
+// errMayNotAnswer: a directory is on a file system that asks another machine or a process.
+// Whoever looks up a name in it may wait for ever, and cannot be killed.
+var errMayNotAnswer = errors.New("it is on a file system that may not answer")
+
+// answering gives what tells of open directories of a process, which has these mounts,
+// whether their file systems answer. Those that PID 1 has at /, /var, /tmp and /var/tmp
+// have to; an overlay is the administrator's where PID 1 has it, too. nil is PID 1 itself.
+func (s *System) answering(pid int, mounts []mount) func(dir int) bool {
+	if pid == 1 {
+		return nil
+	}
+	host, known := s.tmpInodes(1, nil)
+	return func(dir int) bool {
+		at, ok := dirInode(dir, "")
+		if ok && (unix.Major(at.dev) != 0 || known && host.has(at.dev)) {
+			return true
+		}
+		device := fmt.Sprintf("%d:%d", unix.Major(at.dev), unix.Minor(at.dev))
+		id := mountID(dir)
+		if i := slices.IndexFunc(mounts, func(m mount) bool { return m.id == id }); i >= 0 {
+			if m := mounts[i]; m.kind != attach.Overlay {
+				return attach.LocalType(m.kind)
+			}
+			device = mounts[i].device
+		}
+		data, err := readAll(s.real(filepath.Join(procDir, "1", "mountinfo")), maxMounts)
+		if err != nil {
+			return false
+		}
+		hosts, err := parseMountinfo(data)
+		return err == nil && slices.ContainsFunc(hosts, func(m mount) bool {
+			return m.device == device && (m.kind == attach.Overlay || attach.LocalType(m.kind))
+		})
+	}
+}
+
+// mountID reads "mnt_id:" of proc_pid_fdinfo(5), "" where that cannot be read.
+func mountID(fd int) string {
+	data, err := readSmall("/proc/self/fdinfo/"+strconv.Itoa(fd), make([]byte, 1<<10))
+	if err != nil {
+		return ""
+	}
+	return strings.Join(statusField(append([]byte("\n"), data...), "mnt_id"), "")
 }
 
 // living is the entry of /proc where it is told what a process sees. The main thread can end
@@ -155,14 +225,23 @@ func (s *System) living(pid int) (task string) {
 	return dir
 }
 
-// tmpInodes are /tmp and /var/tmp of a process, by device and inode.
-type tmpInodes struct{ tmp, varTmp inode }
+// tmpInodes are /tmp and /var/tmp of a process, by device and inode, and the devices of /
+// and /var.
+type tmpInodes struct {
+	tmp, varTmp inode
+	root, above uint64
+}
 
 type inode struct{ dev, ino uint64 }
 
 // sharedWith reports whether one of the directories is one of the other's.
 func (a tmpInodes) sharedWith(b tmpInodes) bool {
 	return a.tmp == b.tmp || a.tmp == b.varTmp || a.varTmp == b.tmp || a.varTmp == b.varTmp
+}
+
+// has reports whether one of the directories is on a device.
+func (a tmpInodes) has(dev uint64) bool {
+	return dev == a.root || dev == a.above || dev == a.tmp.dev || dev == a.varTmp.dev
 }
 
 func (a tmpInodes) view() attach.TmpView {
@@ -177,7 +256,7 @@ func (a tmpInodes) view() attach.TmpView {
 // case, and far cheaper than the mount tables, which are read, for a full answer,
 // where private is false: it is not so, or could not be told.
 func (l *look) privateTmp(tasks []attach.Task) (host attach.TmpView, views map[int]attach.TmpView, private bool) {
-	h, ok := l.s.tmpInodes(1)
+	h, ok := l.s.tmpInodes(1, nil)
 	if !ok {
 		return attach.TmpView{}, nil, false
 	}
@@ -186,7 +265,7 @@ func (l *look) privateTmp(tasks []attach.Task) (host attach.TmpView, views map[i
 		if _, seen := views[t.PID]; seen || t.Manager {
 			continue
 		}
-		v, ok := l.s.tmpInodes(t.PID)
+		v, ok := l.s.tmpInodes(t.PID, &h)
 		if !ok || v.sharedWith(h) || l.ended(t.PID) {
 			return attach.TmpView{}, nil, false
 		}
@@ -197,53 +276,135 @@ func (l *look) privateTmp(tasks []attach.Task) (host attach.TmpView, views map[i
 
 // tmpInodes looks at the directories as a process sees them. ok is false where
 // one of them is anything but a directory below directories: a link would be
-// followed from our own root.
-func (s *System) tmpInodes(pid int) (v tmpInodes, ok bool) {
-	root := s.real(procDir) + "/" + strconv.Itoa(pid) + "/root/"
-	if v.tmp, ok = dirInode(root + "tmp"); !ok {
+// followed from our own root. It is false, too, where a name would be looked up on a file
+// system that may not answer: of one that has no block device and is none of the
+// host's, by its directories, the mounts must be asked first. nil is for the host itself.
+func (s *System) tmpInodes(pid int, host *tmpInodes) (v tmpInodes, ok bool) {
+	root, err := unix.Open(s.real(procDir)+"/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
 		return v, false
 	}
-	if _, ok = dirInode(root + "var"); !ok {
+	defer unix.Close(root)
+	enter := func(dir int) (dev uint64, ok bool) {
+		at, ok := dirInode(dir, "")
+		return at.dev, ok && (host == nil || unix.Major(at.dev) != 0 || host.has(at.dev))
+	}
+	if v.root, ok = enter(root); !ok {
 		return v, false
 	}
-	v.varTmp, ok = dirInode(root + "var/tmp")
+	if v.tmp, ok = dirInode(root, "tmp"); !ok {
+		return v, false
+	}
+	above, err := unix.Openat(root, "var", unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return v, false
+	}
+	defer unix.Close(above)
+	if v.above, ok = enter(above); !ok {
+		return v, false
+	}
+	v.varTmp, ok = dirInode(above, "tmp")
 	return v, ok
 }
 
-func dirInode(path string) (inode, bool) {
-	var st unix.Stat_t
-	err := unix.Fstatat(unix.AT_FDCWD, path, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT)
-	return inode{st.Dev, st.Ino}, err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+// dirInode looks at a directory below an open one, "" that one itself. Of what is found
+// there nobody is asked anything (see statOf).
+func dirInode(dir int, name string) (inode, bool) {
+	x, err := statBelow(dir, name)
+	return inode{unix.Mkdev(x.Dev_major, x.Dev_minor), x.Ino}, err == nil && x.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
-// follow gives the path that a link which a process sees leads to: some have
-// /var/tmp as a link to /tmp. It looks at the path's last part alone.
-func (s *System) follow(task, p string) string {
-	for range 8 {
-		to, err := os.Readlink(s.real(filepath.Join(procDir, task, "root")) + p)
-		if err != nil {
-			break
+func statBelow(dir int, name string) (x unix.Statx_t, err error) {
+	const flags = unix.AT_EMPTY_PATH | unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_DONT_SYNC
+	for {
+		if err = unix.Statx(dir, name, flags, unix.STATX_INO|unix.STATX_TYPE, &x); !errors.Is(err, unix.EINTR) {
+			return x, err
 		}
-		if !path.IsAbs(to) {
-			to = path.Join(path.Dir(p), to)
-		}
-		p = path.Clean(to)
 	}
-	return p
 }
 
-// inode identifies a directory that a process sees, for one that has changed
-// its root: where it is the same directory as PID 1's, it gives what PID 1's
+// maxLinks is how many links there may be on a way (MAXSYMLINKS of the kernel).
+const maxLinks = 40
+
+// find follows a path as a process sees it: some have /var/tmp as a link to /tmp. It gives
+// the path without links, as far as it came, and what is there. No name is looked up
+// in a directory that does not answer; nil is for one of whose directories all have to.
+func (s *System) find(task, p string, answers func(dir int) bool) (real string, at inode, err error) {
+	root, err := unix.Open(s.real(filepath.Join(procDir, task, "root")), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return p, at, err
+	}
+	way := []int{root} // open directories, with the names of all but the first
+	var names []string
+	leave := func(n int) {
+		for _, fd := range way[n:] {
+			unix.Close(fd)
+		}
+		way, names = way[:n], names[:max(0, n-1)]
+	}
+	defer func() { leave(0) }()
+	links := 0
+	for todo := strings.Split(p, "/"); len(todo) > 0; {
+		part := todo[0]
+		ahead := path.Join("/", path.Join(names...), path.Join(todo...))
+		todo = todo[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			leave(max(1, len(way)-1))
+			continue
+		}
+		dir := way[len(way)-1]
+		if answers != nil && !answers(dir) {
+			return ahead, at, errMayNotAnswer
+		}
+		fd, err := unix.Openat(dir, part, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return ahead, at, err
+		}
+		way, names = append(way, fd), append(names, part)
+		x, err := statBelow(fd, "")
+		if err != nil {
+			return ahead, at, err
+		}
+		if x.Mode&unix.S_IFMT != unix.S_IFLNK {
+			continue
+		}
+		target := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(fd, "", target)
+		if links++; err == nil && links > maxLinks {
+			err = unix.ELOOP
+		}
+		if err != nil {
+			return ahead, at, err
+		}
+		leave(len(way) - 1)
+		to := string(target[:n])
+		if path.IsAbs(to) {
+			leave(1)
+		}
+		todo = append(strings.Split(to, "/"), todo...)
+	}
+	real = path.Join("/", path.Join(names...))
+	at, ok := dirInode(way[len(way)-1], "")
+	if !ok {
+		return real, at, unix.ENOTDIR
+	}
+	return real, at, nil
+}
+
+// inode identifies a directory that a process sees, which find has given, for one that has
+// changed its root: where it is the same directory as PID 1's, it gives what PID 1's
 // mountinfo says, else the device and inode.
-func (s *System) inode(task, p string) (string, error) {
-	mine, err := s.statIn(task, p)
+func (s *System) inode(pid int, p string, mine inode, err error) (string, error) {
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return "none", nil
 	}
 	if err != nil {
 		return "", err
 	}
-	if host, err := s.statIn("1", p); err == nil && task != "1" && host.Dev == mine.Dev && host.Ino == mine.Ino {
+	if real, host, err := s.find("1", p, nil); err == nil && pid != 1 && host == mine {
 		data, err := readAll(s.real(filepath.Join(procDir, "1", "mountinfo")), maxMounts)
 		if err != nil {
 			return "", err
@@ -252,28 +413,11 @@ func (s *System) inode(task, p string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if where, ok := locate(mounts, p); ok {
+		if where, ok := locate(mounts, real); ok {
 			return where, nil
 		}
 	}
-	return fmt.Sprintf("%d:%d inode %d", unix.Major(mine.Dev), unix.Minor(mine.Dev), mine.Ino), nil
-}
-
-// statIn looks at a path as a process sees it; links inside stay inside.
-func (s *System) statIn(task, p string) (unix.Stat_t, error) {
-	var st unix.Stat_t
-	root, err := unix.Open(s.real(filepath.Join(procDir, task, "root")), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return st, err
-	}
-	defer unix.Close(root)
-	fd, err := unix.Openat2(root, strings.TrimPrefix(p, "/"), &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
-	if err != nil {
-		return st, err
-	}
-	defer unix.Close(fd)
-	return st, unix.Fstat(fd, &st)
+	return fmt.Sprintf("%d:%d inode %d", unix.Major(mine.dev), unix.Minor(mine.dev), mine.ino), nil
 }
 
 // maxOpen bounds what OpenInTmp lists.

@@ -10,6 +10,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
 
 // mainEnds has a copy of this program open a file, say so, and end its main thread; the
@@ -78,5 +82,91 @@ func TestTmpWhenTheMainThreadHasEnded(t *testing.T) {
 	found := map[string]bool{}
 	if s.openIn(pid, []string{"/tmp/"}, found); !found[f.Name()] {
 		t.Errorf("%v", found)
+	}
+}
+
+// No name is looked up on a file system that may not answer. A directory of /proc stands
+// for one: it is on no block device, and on none of the made-up host's.
+func TestFileSystemsThatMayNotAnswer(t *testing.T) {
+	dir, err := unix.Open("/proc", unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dir)
+	id := mountID(dir)
+	at, ok := dirInode(dir, "")
+	if id == "" || !ok {
+		t.Fatalf("%q %v", id, ok)
+	}
+	device := fmt.Sprintf("%d:%d", unix.Major(at.dev), unix.Minor(at.dev))
+	const ext4 = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+	for _, c := range []struct {
+		what string
+		own  []mount
+		host string
+		want bool
+	}{
+		{"a tmpfs of its own", []mount{{id: id, kind: "tmpfs"}}, ext4, true},
+		{"FUSE", []mount{{id: id, kind: "fuse.x"}}, ext4, false},
+		{"FUSE, with the number of another", []mount{{id: id, kind: "fuse", device: device}}, ext4 + "2 1 " + device + " / /x rw - tmpfs x rw\n", false},
+		{"an overlay of its own", []mount{{id: id, kind: attach.Overlay, device: "0:999"}}, ext4, false},
+		{"an overlay of the host's", []mount{{id: id, kind: attach.Overlay, device: "0:999"}}, ext4 + "2 1 0:999 / /srv rw - overlay o rw\n", true},
+		{"one outside of its root", []mount{{id: id + "0", kind: "tmpfs"}}, ext4, false},
+		{"one outside of its root that the host has", nil, ext4 + "2 1 " + device + " / /x rw - tmpfs x rw\n", true},
+		{"FUSE outside of its root that the host has", nil, ext4 + "2 1 " + device + " / /x rw - fuse x rw\n", false},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			h := newHost(t)
+			h.mkdir("/proc/1/root/tmp")
+			h.mkdir("/proc/1/root/var/tmp")
+			h.write("/proc/1/mountinfo", c.host)
+			if got := h.answering(10, c.own)(dir); got != c.want {
+				t.Errorf("%v", got)
+			}
+		})
+	}
+
+	h := newHost(t)
+	h.mkdir("/proc/1/root/tmp")
+	h.mkdir("/proc/1/root/var/tmp")
+	h.write("/proc/1/mountinfo", ext4)
+	h.write("/proc/10/mountinfo", "900 899 0:998 / / rw - fuse x rw\n901 900 8:1 /private/tmp /tmp rw - ext4 /dev/sda1 rw\n")
+	h.symlink("/proc", "/proc/10/root")
+	host, ok := h.tmpInodes(1, nil)
+	if !ok {
+		t.Fatal("the host's /tmp cannot be looked at")
+	}
+	if v, ok := h.tmpInodes(10, &host); ok {
+		t.Errorf("%+v", v)
+	}
+	// What is mounted on it is known all the same.
+	if v := h.tmpView(10); v.Tmp != "8:1 /private/tmp" || v.VarTmp != "" || !strings.Contains(v.Problem, "/var/tmp of process 10 is: it is on a file system that may not answer") {
+		t.Errorf("%+v", v)
+	}
+}
+
+// A path is followed as the process sees it, also where links lead through others.
+func TestFindFollowsLinks(t *testing.T) {
+	h := newHost(t)
+	root := "/proc/10/root"
+	h.mkdir(root + "/tmp")
+	h.mkdir(root + "/srv/var/tmp")
+	h.mkdir(root + "/srv/deep/down")
+	h.symlink("/srv/var", root+"/var")
+	h.symlink("../../tmp", root+"/srv/deep/tmp")
+	h.symlink("srv/deep/down", root+"/away")
+	h.symlink("/away/../tmp", root+"/odd")
+	h.symlink("../../../../../srv", root+"/up")
+	h.symlink("loop", root+"/loop")
+	for p, want := range map[string]string{
+		"/tmp": "/tmp", "/var/tmp": "/srv/var/tmp", "/odd": "/tmp", "/up": "/srv", "/": "/",
+		"/none/x": "/none/x", "/var/none": "/srv/var/none", "/loop": "/loop",
+	} {
+		got, at, err := h.find("10", p, nil)
+		var st unix.Stat_t
+		missing := unix.Stat(h.root+root+want, &st) != nil
+		if got != want || (err != nil) != missing || err == nil && (at.ino != st.Ino || at.dev != st.Dev) {
+			t.Errorf("%s: %s %+v %v", p, got, at, err)
+		}
 	}
 }

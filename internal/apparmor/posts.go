@@ -158,7 +158,7 @@ func (l *look) newPost(u attach.Unit, tasks []attach.Task) *post {
 func (s *System) Rescan(units []attach.Unit) map[string]attach.Scan {
 	// What is seen later is not said to have been seen later.
 	at := time.Now()
-	host, ok := s.tmpInodes(1)
+	host, ok := s.tmpInodes(1, nil)
 	if !ok {
 		return nil
 	}
@@ -180,7 +180,7 @@ func (s *System) Rescan(units []attach.Unit) map[string]attach.Scan {
 		})
 	}
 	workers.Wait()
-	if again, ok := s.tmpInodes(1); !ok || again != host {
+	if again, ok := s.tmpInodes(1, nil); !ok || again != host {
 		return nil
 	}
 	out := make(map[string]attach.Scan, len(units))
@@ -223,7 +223,7 @@ func (p *post) scan(l *look, host tmpInodes) (sc attach.Scan, ok bool) {
 	}
 	sc.HostTmp, sc.Tmp = host.view(), make(map[int]attach.TmpView, len(p.pids))
 	for _, pid := range p.pids {
-		v, ok := l.s.tmpInodes(pid)
+		v, ok := l.s.tmpInodes(pid, &host)
 		if !ok || v.sharedWith(host) {
 			return attach.Scan{}, false
 		}

@@ -59,7 +59,7 @@ func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
 	look := s.newLook()
 	defer look.done()
 	look.expected = u.Settings.Profile
-	if host, ok := s.tmpInodes(1); ok {
+	if host, ok := s.tmpInodes(1, nil); ok {
 		if sc, ok := s.rescan(look, u, host, time.Now()); ok {
 			return sc
 		}

@@ -76,7 +76,7 @@ func (k *Keeper) Check(ctx context.Context, unit string, now *attach.Evidence, s
 		p := k.hold(is.Executable.PID)
 		defer p.close()
 		k.complete(ctx, &is.Evidence, p)
-		is.OnDisk = k.onDisk(ctx, p, proof.record.Executable)
+		is.OnDisk = k.onDisk(ctx, unit, p, proof.record.Executable)
 		is.Texts = k.texts(proof.record, sources)
 	}
 	if now != nil {

@@ -190,13 +190,14 @@ func (w *walk) local(f *os.File) error {
 			break
 		}
 		if m, err := os.Open(name); err == nil {
-			kind, err = mountType(m, id)
-			known = err == nil
+			found, err := mountOf(m, id)
+			kind, known = found.kind, err == nil
 			m.Close()
 		}
 	}
 	w.kinds[id] = kind
-	if !local[kind] {
+	// The host's mounts are the administrator's, and so are ours.
+	if kind != attach.Overlay && !attach.LocalType(kind) {
 		return errNotLocal
 	}
 	return nil

@@ -332,7 +332,7 @@ func (k *Keeper) complete(ctx context.Context, e *attach.Evidence, p *process) {
 	for i := range e.Policies {
 		k.policies.fill(&e.Policies[i], k.opt.Policy)
 	}
-	e.Executable = k.running(ctx, p, e.Executable)
+	e.Executable = k.running(ctx, e.Unit, p, e.Executable)
 }
 
 // policies remembers the checksums of accepted policies, which never change: the

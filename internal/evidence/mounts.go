@@ -6,43 +6,67 @@ import (
 	"fmt"
 	"io"
 	"strings"
-)
 
-// local are the types of file systems whose files can be read without asking
-// anybody else: neither another machine nor a process, as FUSE does, which may
-// never answer. A type that is not here counts as one that may not. On overlay the
-// layers below are the administrator's to choose.
-var local = map[string]bool{
-	"bcachefs": true, "btrfs": true, "cramfs": true, "erofs": true, "exfat": true, "ext2": true, "ext3": true, "ext4": true, "f2fs": true,
-	"hfsplus": true, "iso9660": true, "jfs": true, "nilfs2": true, "ntfs3": true, "overlay": true, "ramfs": true, "reiserfs": true,
-	"romfs": true, "rootfs": true, "squashfs": true, "tmpfs": true, "udf": true, "vfat": true, "xfs": true, "zfs": true,
-}
+	"github.com/aaunit/aaunit/internal/attach"
+)
 
 // maxMounts bounds a process's mountinfo.
 const maxMounts = 16 << 20
 
-// mountType finds the type of the file system of a mount in proc_pid_mountinfo(5):
-// the mount's id is the first field, the type the one behind the separator, which
-// stands after any number of optional fields.
-func mountType(r io.Reader, id string) (string, error) {
+// mounted is the file system of a mount.
+type mounted struct {
+	kind   string // its type
+	device string // "major:minor"
+}
+
+// findMount finds the first mount of proc_pid_mountinfo(5) that is wanted, by its id and
+// what is mounted: the id is the first field, the device the third, and the type the one
+// behind the separator, which stands after any number of optional fields. ok is false where
+// there is none.
+func findMount(r io.Reader, wanted func(id string, m mounted) bool) (m mounted, ok bool, err error) {
 	lines := bufio.NewScanner(io.LimitReader(r, maxMounts))
 	lines.Buffer(nil, 1<<20) // paths of mounts and sources are bounded by a page each
 	for lines.Scan() {
-		first, rest, _ := strings.Cut(lines.Text(), " ")
-		if first != id {
-			continue
+		front, rest, _ := strings.Cut(lines.Text(), " - ")
+		f := strings.SplitN(front, " ", 4)
+		m.kind, _, _ = strings.Cut(rest, " ")
+		m.device = ""
+		if len(f) > 2 {
+			m.device = f[2]
 		}
-		_, rest, ok := strings.Cut(rest, " - ")
-		kind, _, _ := strings.Cut(rest, " ")
-		if !ok || kind == "" {
-			return "", fmt.Errorf("cannot read the mounts: mount %s has no type", id)
+		if wanted(f[0], m) {
+			return m, true, nil
 		}
-		return kind, nil
 	}
 	if err := lines.Err(); err != nil {
-		return "", fmt.Errorf("cannot read the mounts: %w", err)
+		return m, false, fmt.Errorf("cannot read the mounts: %w", err)
 	}
-	return "", fmt.Errorf("cannot tell on which file system it is: mount %s is not among the process's", id)
+	return m, false, nil
+}
+
+// mountOf finds a mount by its id.
+func mountOf(r io.Reader, id string) (mounted, error) {
+	m, ok, err := findMount(r, func(is string, _ mounted) bool { return is == id })
+	switch {
+	case err != nil:
+		return m, err
+	case !ok:
+		return m, fmt.Errorf("cannot tell on which file system it is: mount %s is not among the process's", id)
+	case m.kind == "":
+		return m, fmt.Errorf("cannot read the mounts: mount %s has no type", id)
+	}
+	return m, nil
+}
+
+// answers reports whether a file system always answers: one of a type that does, or an
+// overlay that the host has, too, whose layers are the administrator's to choose. host is
+// the mounts of PID 1.
+func (m mounted) answers(host io.Reader) bool {
+	if m.kind != attach.Overlay {
+		return attach.LocalType(m.kind)
+	}
+	_, ok, err := findMount(host, func(_ string, of mounted) bool { return of == m })
+	return err == nil && ok
 }
 
 // mountID reads "mnt_id:" of proc_pid_fdinfo(5).

@@ -15,7 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,9 +27,10 @@ const (
 	maxProgram  = 256 << 20
 	programTime = 15 * time.Second
 	// maxLooks bounds the looks at the same time, and maxStuck those that did not
-	// come back: each has a thread of its own.
+	// come back: each has a thread of its own. Of one unit that is one: its next look
+	// would not come back either, and others are not to wait for it, or not to get theirs.
 	maxLooks = 4
-	maxStuck = 4
+	maxStuck = 16
 	// maxPrograms bounds the checksums that are remembered.
 	maxPrograms = 512
 	// racy is how long a file must have been as it is before its checksum is
@@ -106,8 +106,8 @@ func (p *process) beganAfter(t time.Time) bool {
 // programs reads executables, and remembers their checksums.
 type programs struct {
 	looks chan struct{} // one for each look under way
-	stuck atomic.Int32  // looks that did not come back
 	mu    sync.Mutex
+	stuck map[string]int // looks that did not come back, by unit
 	done  map[fileID]sums
 }
 
@@ -121,16 +121,38 @@ type fileID struct {
 
 type sums struct{ sha256, buildID string }
 
-func (p *programs) init() { p.looks, p.done = make(chan struct{}, maxLooks), map[fileID]sums{} }
+func (p *programs) init() {
+	p.looks, p.done, p.stuck = make(chan struct{}, maxLooks), map[fileID]sums{}, map[string]int{}
+}
+
+// leave counts looks at a unit's executable that are left behind, or have ended after all.
+func (p *programs) leave(unit string, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stuck[unit] += n; p.stuck[unit] == 0 {
+		delete(p.stuck, unit)
+	}
+}
+
+// mayLook reports whether there is room for a look that may not come back.
+func (p *programs) mayLook(unit string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := 0
+	for _, n := range p.stuck {
+		all += n
+	}
+	return p.stuck[unit] == 0 && all < maxStuck
+}
 
 // errGone: the process has ended.
 var errGone = errors.New("the process has ended")
 
-// within does what may not come back: what a file system leads to that does not
+// within does for a unit what may not come back: what a file system leads to that does not
 // answer. Such a look is left behind, and counts until it ends. The process is closed
 // when it has ended.
-func (k *Keeper) within(ctx context.Context, p *process, look func(ctx context.Context) attach.EvidenceProgram) attach.EvidenceProgram {
-	if k.programs.stuck.Load() >= maxStuck {
+func (k *Keeper) within(ctx context.Context, unit string, p *process, look func(ctx context.Context) attach.EvidenceProgram) attach.EvidenceProgram {
+	if !k.programs.mayLook(unit) {
 		p.close()
 		return attach.EvidenceProgram{Problem: "earlier looks at executables have not ended yet"}
 	}
@@ -156,26 +178,26 @@ func (k *Keeper) within(ctx context.Context, p *process, look func(ctx context.C
 	case e := <-found:
 		return e
 	case <-late.C:
-		k.programs.stuck.Add(1)
+		k.programs.leave(unit, 1)
 		go func() {
 			<-found
-			k.programs.stuck.Add(-1)
+			k.programs.leave(unit, -1)
 		}()
 		return attach.EvidenceProgram{Problem: fmt.Sprintf("it could not be read within %v", programTime)}
 	}
 }
 
-// Program looks at what a process runs, of which PID, At and Path are given: path,
+// Program looks at what a process of a unit runs, of which PID, At and Path are given: path,
 // checksum, build-id and package. What could not be told is in its Problem.
-func (k *Keeper) Program(ctx context.Context, seen attach.EvidenceProgram) attach.EvidenceProgram {
+func (k *Keeper) Program(ctx context.Context, unit string, seen attach.EvidenceProgram) attach.EvidenceProgram {
 	p := k.hold(seen.PID)
 	defer p.close()
-	return k.running(ctx, p, seen)
+	return k.running(ctx, unit, p, seen)
 }
 
 // running looks at what a process runs. seen is what is known of it already. Should it have executed another program since, it is that one: the
 // record's tasks have what they ran when their labels were read.
-func (k *Keeper) running(ctx context.Context, p *process, seen attach.EvidenceProgram) attach.EvidenceProgram {
+func (k *Keeper) running(ctx context.Context, unit string, p *process, seen attach.EvidenceProgram) attach.EvidenceProgram {
 	if seen.PID == 0 {
 		seen.Problem = cmp.Or(seen.Problem, "the unit has no process")
 	}
@@ -191,7 +213,7 @@ func (k *Keeper) running(ctx context.Context, p *process, seen attach.EvidencePr
 			return attach.EvidenceProgram{PID: seen.PID, Path: text(seen.Path), Problem: err.Error()}
 		}
 		own := &process{pid: p.pid, dir: os.NewFile(uintptr(fd), "process")}
-		e = k.within(ctx, own, func(ctx context.Context) attach.EvidenceProgram {
+		e = k.within(ctx, unit, own, func(ctx context.Context) attach.EvidenceProgram {
 			if own.beganAfter(seen.At) {
 				return attach.EvidenceProgram{Problem: errGone.Error()}
 			}
@@ -238,7 +260,7 @@ func (k *Keeper) image(ctx context.Context, p *process) (e attach.EvidenceProgra
 
 // onDisk looks at what lies at the path of a record's executable now, as the
 // process sees the path, or the host where there is no process.
-func (k *Keeper) onDisk(ctx context.Context, p *process, old attach.EvidenceProgram) attach.EvidenceProgram {
+func (k *Keeper) onDisk(ctx context.Context, unit string, p *process, old attach.EvidenceProgram) attach.EvidenceProgram {
 	if old.Path == "" || old.SHA256 == "" {
 		return attach.EvidenceProgram{Path: old.Path, Problem: "where it should be is not on record"}
 	}
@@ -250,7 +272,7 @@ func (k *Keeper) onDisk(ctx context.Context, p *process, old attach.EvidenceProg
 		return attach.EvidenceProgram{Path: old.Path, Problem: err.Error()}
 	}
 	own := &process{pid: p.pid, dir: os.NewFile(uintptr(fd), "process")}
-	return k.within(ctx, own, func(ctx context.Context) (e attach.EvidenceProgram) {
+	return k.within(ctx, unit, own, func(ctx context.Context) (e attach.EvidenceProgram) {
 		e.Path = old.Path
 		root, err := own.openat("root", unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
@@ -286,13 +308,8 @@ func (k *Keeper) onDisk(ctx context.Context, p *process, old attach.EvidenceProg
 // found out before: not by statfs(2), which FUSE and NFS pass on to who may not
 // answer, but by the type of its mount.
 func (k *Keeper) measure(ctx context.Context, p *process, file *os.File) (e attach.EvidenceProgram) {
-	kind, err := fileSystem(p, file)
-	switch {
-	case err != nil:
+	if err := answering(p, file); err != nil {
 		e.Problem = text(err.Error())
-		return e
-	case !local[kind]:
-		e.Problem = text("it is on a file system that may not answer (" + kind + ")")
 		return e
 	}
 	again, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(file.Fd())), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
@@ -346,35 +363,44 @@ func idOf(st *unix.Stat_t) fileID {
 	return fileID{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
 }
 
-// fileSystem gives the type of the file system on which an open file lies, as the
-// process has it mounted.
-func fileSystem(p *process, file *os.File) (string, error) {
+// answering says why the file system on which an open file lies may not answer, as the
+// process has it mounted; nil where it does.
+func answering(p *process, file *os.File) error {
 	info, err := os.Open("/proc/self/fdinfo/" + strconv.Itoa(int(file.Fd())))
 	if err != nil {
-		return "", fmt.Errorf("cannot tell on which file system it is: %w", err)
+		return fmt.Errorf("cannot tell on which file system it is: %w", err)
 	}
 	defer info.Close()
 	id, err := mountID(info)
 	if err != nil {
-		return "", err
+		return err
 	}
 	mounts, err := p.openat("mountinfo", unix.O_RDONLY)
 	if err != nil {
-		return "", errGone
+		return errGone
 	}
 	defer mounts.Close()
-	kind, err := mountType(mounts, id)
-	if err == nil {
-		return kind, nil
-	}
-	// A process sees no mounts outside of its root directory, and may have changed
-	// that itself since it was started. The ids are the kernel's for all.
+	m, err := mountOf(mounts, id)
 	host, e := os.Open("/proc/1/mountinfo")
-	if e != nil {
-		return "", err
+	if e == nil {
+		defer host.Close()
 	}
-	defer host.Close()
-	return mountType(host, id)
+	if err != nil && e == nil {
+		// A process sees no mounts outside of its root directory, and may have changed
+		// that itself since it was started. The ids are the kernel's for all.
+		if m, err = mountOf(host, id); err == nil {
+			_, e = host.Seek(0, io.SeekStart)
+		}
+	}
+	switch {
+	case err != nil:
+		return err
+	case e != nil && m.kind == attach.Overlay:
+		return fmt.Errorf("whose overlay it is on cannot be told: %w", e)
+	case !m.answers(host):
+		return fmt.Errorf("it is on a file system that may not answer (%s)", m.kind)
+	}
+	return nil
 }
 
 // digest reads a file once, within its bounds.

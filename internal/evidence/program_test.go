@@ -144,13 +144,24 @@ const mounts = `22 28 0:20 / /proc rw - proc proc rw
 
 func TestMountType(t *testing.T) {
 	for id, want := range map[string]string{"22": "proc", "28": "ext4", "90": "fuse.sshfs", "91": "nfs4", "92": "", "9": "", "": ""} {
-		got, err := mountType(strings.NewReader(mounts), id)
-		if got != want || (err == nil) != (want != "") {
+		m, err := mountOf(strings.NewReader(mounts), id)
+		if got := m.kind; got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q, %v", id, got, err)
 		}
 	}
+	host := mounts + "93 28 0:50 / / rw - overlay overlay rw,lowerdir=/a\n"
+	for m, want := range map[mounted]bool{
+		{"ext4", "8:2"}: true, {"tmpfs", "0:60"}: true,
+		{attach.Overlay, "0:50"}: true,
+		// Anybody may have laid it over FUSE.
+		{attach.Overlay, "0:51"}: false, {attach.Overlay, "0:20"}: false, {attach.Overlay, ""}: false,
+	} {
+		if got := m.answers(strings.NewReader(host)); got != want {
+			t.Errorf("%+v: %v", m, got)
+		}
+	}
 	for _, kind := range []string{"fuse", "fuseblk", "fuse.sshfs", "virtiofs", "nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "autofs", "proc", ""} {
-		if local[kind] {
+		if (mounted{kind, "0:20"}).answers(strings.NewReader(host)) {
 			t.Errorf("%q is taken for local", kind)
 		}
 	}
@@ -160,9 +171,9 @@ func FuzzMountType(f *testing.F) {
 	f.Add(mounts, "90")
 	f.Add("1  - x\n", "1")
 	f.Fuzz(func(t *testing.T, text, id string) {
-		kind, err := mountType(strings.NewReader(text), id)
-		if err == nil && (kind == "" || strings.ContainsAny(kind, " \n")) {
-			t.Errorf("%q", kind)
+		m, err := mountOf(strings.NewReader(text), id)
+		if err == nil && (m.kind == "" || strings.ContainsAny(m.kind+m.device, " \n")) {
+			t.Errorf("%+v", m)
 		}
 	})
 }
@@ -302,7 +313,7 @@ func TestWhatIsTooLargeOrMayNotAnswerIsNotRead(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 10 * maxLooks {
 		wg.Go(func() {
-			if e := b.within(t.Context(), nil, func(context.Context) attach.EvidenceProgram {
+			if e := b.within(t.Context(), unit, nil, func(context.Context) attach.EvidenceProgram {
 				time.Sleep(5 * time.Millisecond)
 				return attach.EvidenceProgram{SHA256: "x"}
 			}); e.SHA256 != "x" {
@@ -311,18 +322,44 @@ func TestWhatIsTooLargeOrMayNotAnswerIsNotRead(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	// One that does not end is left behind, and only so many are.
+	// One that does not end is left behind: one of a unit, which holds up no other unit,
+	// and so many of all.
 	hung := make(chan struct{})
-	defer close(hung)
-	for range maxStuck {
+	hang := func(of string) attach.EvidenceProgram {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if e := b.within(ctx, nil, func(context.Context) attach.EvidenceProgram { <-hung; return attach.EvidenceProgram{} }); !strings.Contains(e.Problem, "within") {
+		return b.within(ctx, of, nil, func(context.Context) attach.EvidenceProgram { <-hung; return attach.EvidenceProgram{} })
+	}
+	look := func(of string) attach.EvidenceProgram {
+		return b.within(t.Context(), of, nil, func(context.Context) attach.EvidenceProgram { return attach.EvidenceProgram{SHA256: "x"} })
+	}
+	refused := func(e attach.EvidenceProgram) bool {
+		return e.SHA256 == "" && strings.Contains(e.Problem, "have not ended")
+	}
+	if e := hang("bad.service"); !strings.Contains(e.Problem, "within") {
+		t.Errorf("%+v", e)
+	}
+	for range 2 * maxStuck {
+		if e := hang("bad.service"); !refused(e) {
 			t.Errorf("%+v", e)
 		}
 	}
-	if e := b.within(t.Context(), nil, func(context.Context) attach.EvidenceProgram { return attach.EvidenceProgram{SHA256: "x"} }); e.SHA256 != "" || !strings.Contains(e.Problem, "have not ended") {
+	if e := look(unit); e.SHA256 != "x" {
+		t.Errorf("another unit's look waits for it: %+v", e)
+	}
+	var others sync.WaitGroup
+	for i := range maxStuck - 1 {
+		others.Go(func() { hang(fmt.Sprintf("bad%d.service", i)) })
+	}
+	others.Wait()
+	if e := look(unit); !refused(e) {
 		t.Errorf("%+v", e)
+	}
+	close(hung)
+	for deadline := time.Now().Add(10 * time.Second); refused(look("bad.service")); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it stays refused")
+		}
 	}
 }
 

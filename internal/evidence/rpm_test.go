@@ -42,7 +42,7 @@ func TestThePackageThatRPMKnows(t *testing.T) {
 	withRPM(t, b.root, fmt.Sprintf("printf '%%s|' \"$@\" >>'%s'; env | grep -c ^HOME=/nonexistent >>'%s'\nprintf 'mysleep\\t1:9.1-2.fc40\\nother\\t1-1\\n'\n", calls, calls))
 	look := func() attach.EvidenceProgram {
 		t.Helper()
-		return b.Program(t.Context(), attach.EvidenceProgram{PID: cmd.Process.Pid, At: time.Now()})
+		return b.Program(t.Context(), unit, attach.EvidenceProgram{PID: cmd.Process.Pid, At: time.Now()})
 	}
 	asked := func() string {
 		t.Helper()
@@ -92,7 +92,7 @@ func TestAnRPMThatDoesNotAnswer(t *testing.T) {
 			put(t, b.root, "/var/lib/rpm/Packages", "")
 			withRPM(t, b.root, tc.script+"\n")
 			began := time.Now()
-			e := b.Program(t.Context(), attach.EvidenceProgram{PID: cmd.Process.Pid, At: time.Now()})
+			e := b.Program(t.Context(), unit, attach.EvidenceProgram{PID: cmd.Process.Pid, At: time.Now()})
 			if e.Package+e.Version != "" || (e.PackageProblem == "") != (tc.problem == "") || !strings.Contains(e.PackageProblem, tc.problem) {
 				t.Errorf("%+v", e)
 			}

@@ -127,10 +127,15 @@ func (l *Loop) noteReload(j *job) {
 	}
 }
 
+// maxTurn is how long a look at tasks may keep others from files. One that takes longer
+// waits for something that may not answer.
+const maxTurn = 5 * time.Second
+
 // scanInTurn looks at the tasks of a unit when it has its turn with files.
 func (l *Loop) scanInTurn(ctx context.Context, u attach.Unit) attach.Scan {
-	done := l.onDisk()
+	done := sync.OnceFunc(l.onDisk())
 	defer done()
+	defer time.AfterFunc(maxTurn, done).Stop()
 	return l.scan(ctx, u)
 }
 

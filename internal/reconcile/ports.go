@@ -191,9 +191,9 @@ type Evidence interface {
 	Check(ctx context.Context, unit string, now *attach.Evidence, sources map[string]string) attach.EvidenceStatus
 	// History gives the newest record, and since when they say the same.
 	History(unit string) attach.EvidenceHistory
-	// Program looks at what a process runs, of which PID, At and Path are given.
+	// Program looks at what a process of a unit runs, of which PID, At and Path are given.
 	// What could not be told is in its Problem. It waits, for a bounded time.
-	Program(ctx context.Context, seen attach.EvidenceProgram) attach.EvidenceProgram
+	Program(ctx context.Context, unit string, seen attach.EvidenceProgram) attach.EvidenceProgram
 }
 
 // Processes looks at what services are made of, for reports. No verdict comes of it.

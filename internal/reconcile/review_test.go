@@ -1222,6 +1222,44 @@ func TestALookThatHangs(t *testing.T) {
 	})
 }
 
+// However many looks do not come back, another unit gets its own in a moment.
+func TestManyLooksThatHang(t *testing.T) {
+	names := []string{"b"}
+	for i := range parallelFiles {
+		names = append(names, fmt.Sprintf("a%d", i))
+	}
+	w := attached(nil, names...)
+	b := w.units["b.service"]
+	w.run(t, func(l *Loop) {
+		rest()
+		hang := make(chan struct{})
+		w.mu.Lock()
+		w.hang = map[string]chan struct{}{}
+		for _, name := range names[1:] {
+			w.hang[name+".service"] = hang
+			_ = w.begin(w.units[name+".service"])
+		}
+		w.mu.Unlock()
+		synctest.Wait()
+		w.mu.Lock()
+		_ = w.begin(b)
+		b.label = "unconfined"
+		w.mu.Unlock()
+		letPass(2 * maxTurn)
+		if got := answer(l, "b"); got != "not-confined" {
+			t.Errorf("the other unit is %s", got)
+		}
+		letPass(2 * maxScan)
+		if got := answer(l, "a0"); got != "unknown" {
+			t.Errorf("one that cannot be looked at is %s", got)
+		}
+		w.mu.Lock()
+		w.hang = nil
+		w.mu.Unlock()
+		close(hang)
+	})
+}
+
 // A child profile that the text no longer has and a task still carries goes
 // after the restart, and the attach is not undone for it.
 func TestAChildThatIsCarriedGoesAfterTheRestart(t *testing.T) {

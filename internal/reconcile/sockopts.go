@@ -141,7 +141,7 @@ func (l *Loop) keepSockets(ctx context.Context) {
 // keepLook finds out what runs, and keeps what it was seen to use.
 func (l *Loop) keepLook(ctx context.Context, look socketLook) {
 	w := &l.socketWatch
-	look.run.Program = l.evidence.Program(ctx, look.run.Program)
+	look.run.Program = l.evidence.Program(ctx, look.unit, look.run.Program)
 	before, _ := w.runOf(look.unit)
 	switch {
 	case before.Invocation == look.run.Invocation:

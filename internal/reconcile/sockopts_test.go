@@ -79,7 +79,7 @@ func (u *uses) upgrade(build string) {
 	u.build = build
 }
 
-func (u *uses) Program(_ context.Context, p attach.EvidenceProgram) attach.EvidenceProgram {
+func (u *uses) Program(_ context.Context, _ string, p attach.EvidenceProgram) attach.EvidenceProgram {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	p.Path, p.SHA256 = "/usr/bin/agent", u.build
