@@ -37,7 +37,8 @@ type Change struct {
 // goes on where one that was killed left off:
 //
 //  1. the programs are loaded with the unit's tables, unless they are pinned;
-//  2. the rules are written into the tables;
+//  2. the rules are written into the tables. Where those take no rules, the programs
+//     are loaded with others for the rules, and what was recorded stays;
 //  3. tables and programs are pinned;
 //  4. the programs are attached as links, and the links pinned in place of those
 //     of the unit's former control group, which the kernel has let go of when
@@ -70,15 +71,19 @@ func (s *System) Attach(path, unit string, r Rules) (c Change, err error) {
 
 	o, ok := d.pinned()
 	if !ok {
-		if o, err = d.load(); err != nil {
+		if o, err = d.load(mapNames[:]...); err != nil {
 			return c, err
 		}
-		c.Loaded, c.Fresh = true, o.fresh
+	}
+	if c.Rules, err = o.setRules(r, scope(path, unit, cg.id)); err != nil {
+		o.Close()
+		c.Rules = true
+		if o, err = d.renew(r, scope(path, unit, cg.id)); err != nil {
+			return c, judge("cannot write the socket-option rules of "+unit, err)
+		}
 	}
 	defer o.Close()
-	if c.Rules, err = o.setRules(r, scope(path, unit, cg.id)); err != nil {
-		return c, judge("cannot write the socket-option rules of "+unit, err)
-	}
+	c.Loaded, c.Fresh = o.loaded, o.fresh
 	if c.Loaded {
 		if err := d.keep(o); err != nil {
 			return c, judge(what, err)
@@ -95,9 +100,30 @@ func (s *System) Attach(path, unit string, r Rules) (c Change, err error) {
 	return c, nil
 }
 
-// keep pins what was loaded.
+// renew loads the programs with tables that are made anew for the rules, and writes them.
+// In those that are pinned is what aaunit never writes, or no room is left beside it: the
+// old list and the new one may have more options together than the table takes, and
+// whoever is root can write into it. What holds now goes on to hold until the programs
+// are attached.
+func (d *unitDir) renew(r Rules, also func(*bpfSettings)) (*objects, error) {
+	o, err := d.load("seen", "overflow")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := o.setRules(r, also); err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// keep pins what was loaded. Tables that are pinned keep their pins, which say since when
+// they are there.
 func (d *unitDir) keep(o *objects) error {
 	for _, name := range mapNames {
+		if o.taken[name] {
+			continue
+		}
 		if err := d.replace(name, o.maps[name]); err != nil {
 			return err
 		}
@@ -241,10 +267,9 @@ func readRules(allow, config *ebpf.Map) (r Rules, s bpfSettings, err error) {
 	if err := config.Lookup(uint32(0), &s); err != nil {
 		return r, s, err
 	}
-	if s.Mode >= uint32(len(modeNames)) || s.Flags&^flagListGet != 0 {
-		return r, s, fmt.Errorf("the table has the mode %d with the flags %#x, which is none of ours", s.Mode, s.Flags)
+	if r, err = s.rules(); err != nil {
+		return r, s, err
 	}
-	r.Mode, r.HoldGet = Mode(s.Mode), s.Flags&flagListGet != 0
 	var key bpfAllowKey
 	var value uint32
 	for it := allow.Iterate(); ; {
@@ -254,12 +279,8 @@ func readRules(allow, config *ebpf.Map) (r Rules, s bpfSettings, err error) {
 			}
 			return r.normal(), s, nil
 		}
-		o := Option{Level: key.Level, Name: key.Optname}
-		switch Call(key.Call) {
-		case Set:
-			r.Allow = append(r.Allow, o)
-		case Get:
-			r.AllowGet = append(r.AllowGet, o)
+		if err := r.add(key); err != nil {
+			return r, s, err
 		}
 	}
 }
@@ -284,7 +305,7 @@ func (d *unitDir) openMaps(names ...string) (*objects, error) {
 // SetRules changes the rules of a unit whose programs are loaded, at once and
 // without touching what is attached; changed says whether others held before.
 // ErrNothing where nothing is loaded: Attach does that. To switch off, or on
-// again after off, is for Attach too.
+// again after off, is for Attach too, and so are tables that take no rules.
 func (s *System) SetRules(unit string, r Rules) (changed bool, err error) {
 	what := "cannot change the socket-option rules of " + unit
 	if err := r.check(); err != nil {
@@ -353,14 +374,19 @@ func (s *System) off(unit string, r Rules) (c Change, err error) {
 		return c, err
 	}
 	defer d.Close()
-	what := "cannot switch off the socket-option programs of " + unit
-	if o, err := d.openMaps("allow", "config"); err == nil {
-		defer o.Close()
-		if c.Rules, err = o.setRules(r, nil); err != nil {
-			return c, judge(what, err)
+	if o, e := d.openMaps("allow", "config"); e == nil {
+		c.Rules, err = o.setRules(r, nil)
+		o.Close()
+		if err != nil {
+			c.Rules = true
+			if o, err = d.renew(r, nil); err == nil {
+				c.Loaded, c.Fresh = true, o.fresh
+				err = d.keep(o)
+				o.Close()
+			}
 		}
 	}
-	return c, judge(what, d.detach())
+	return c, judge("cannot switch off the socket-option programs of "+unit, errors.Join(err, d.detach()))
 }
 
 // detach takes the programs off, also where another process has the link open.
@@ -567,6 +593,7 @@ func (s *System) Attached(path, unit string) (a Attachment, err error) {
 	}
 	var settings bpfSettings
 	if a.Rules, settings, err = readRules(o.maps["allow"], o.maps["config"]); err != nil {
+		a.Why = err.Error()
 		return a, judge(what, err)
 	}
 	want := settings

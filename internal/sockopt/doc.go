@@ -45,6 +45,10 @@
 //   - The rules are two tables that the kernel looks at on each call. They are
 //     changed in an order in which nothing is refused that both the old and the
 //     new rules allow.
+//   - Tables that take no rules are not mended but replaced, those of the rules only,
+//     with the programs: root can have filled them or written in them what no version
+//     writes, and an old and a new list can have more options together than a table
+//     takes. What holds goes on to hold until the link has the new program.
 //   - A value larger than a page has its length set to 0 in the context, with
 //     which every kernel goes on with the caller's own buffer; else older ones
 //     answer EFAULT. Smaller ones are left as they are, for programs of control

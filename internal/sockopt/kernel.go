@@ -408,8 +408,9 @@ func (s *System) openCgroup(path string) (cgroup, error) {
 type objects struct {
 	programs map[string]*ebpf.Program
 	maps     map[string]*ebpf.Map
-	loaded   bool // and not found pinned
-	fresh    bool // a table with a recording could not be taken over
+	loaded   bool            // and not found pinned
+	taken    map[string]bool // the tables that were pinned, where the programs were loaded
+	fresh    bool            // a table with a recording could not be taken over
 }
 
 func (o *objects) Close() {
@@ -471,44 +472,42 @@ func spec() (*ebpf.CollectionSpec, error) {
 	return ebpf.LoadCollectionSpecFromReader(bytes.NewReader(_BpfBytes))
 }
 
-// load loads the programs with new tables, or with those that are pinned and
-// have the same layout, so that a new program goes on with what the old one
+// load loads the programs with new tables, or of the named ones with those that are
+// pinned and have the same layout, so that a new program goes on with what the old one
 // recorded. Nothing is pinned yet.
-func (d *unitDir) load() (*objects, error) {
+func (d *unitDir) load(names ...string) (*objects, error) {
 	const what = "cannot load the socket-option programs"
 	spec, err := spec()
 	if err != nil {
 		return nil, judge(what, err)
 	}
-	taken := map[string]*ebpf.Map{}
+	pinned := map[string]*ebpf.Map{}
 	defer func() {
-		for _, m := range taken {
+		for _, m := range pinned {
 			m.Close()
 		}
 	}()
-	fresh := false
-	if d != nil {
-		for _, name := range mapNames {
-			m, err := ebpf.LoadPinnedMap(d.pin(name), nil)
-			switch {
-			case errors.Is(err, fs.ErrNotExist):
-				continue
-			case err != nil:
-				return nil, judge(what, err)
-			}
-			if err := spec.Maps[name].Compatible(m); err != nil {
-				m.Close()
-				fresh = true
-				continue
-			}
-			taken[name] = m
+	fresh, taken := false, map[string]bool{}
+	for _, name := range names {
+		m, err := ebpf.LoadPinnedMap(d.pin(name), nil)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return nil, judge(what, err)
 		}
+		if err := spec.Maps[name].Compatible(m); err != nil {
+			m.Close()
+			fresh = true
+			continue
+		}
+		pinned[name], taken[name] = m, true
 	}
-	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: taken})
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: pinned})
 	if err != nil {
 		return nil, judge(what, err)
 	}
-	return &objects{programs: c.Programs, maps: c.Maps, loaded: true, fresh: fresh}, nil
+	return &objects{programs: c.Programs, maps: c.Maps, loaded: true, taken: taken, fresh: fresh}, nil
 }
 
 // tag is the kernel's checksum of a program of ours. The kernel computes it from

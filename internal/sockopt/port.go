@@ -70,7 +70,6 @@ func (h Host) Attach(group, unit string, s attach.SocketOptions) (changed bool, 
 // Attached asks the kernel what is attached to the control group of a unit, and
 // whether that is ours and has the rules.
 func (h Host) Attached(group, unit string, s attach.SocketOptions) attach.SocketsSeen {
-	seen := attach.SocketsSeen{Unit: unit}
 	r, err := rulesOf(s)
 	var a Attachment
 	if err == nil {
@@ -79,7 +78,13 @@ func (h Host) Attached(group, unit string, s attach.SocketOptions) attach.Socket
 	if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(unit, ".socket") {
 		return attach.SocketsMadeElsewhere(unit)
 	}
-	if err != nil {
+	return a.seen(unit, r, err)
+}
+
+// seen says in the words of the core what Attached has found, or why it could not.
+func (a Attachment) seen(unit string, r Rules, err error) attach.SocketsSeen {
+	seen := attach.SocketsSeen{Unit: unit}
+	if err != nil && !errors.Is(err, errNoRules) {
 		seen.Why = err.Error()
 		var known *Error
 		if errors.As(err, &known) {
@@ -88,6 +93,11 @@ func (h Host) Attached(group, unit string, s attach.SocketOptions) attach.Socket
 		return seen
 	}
 	seen.Set, seen.Get = attach.SocketProgram{ID: a.Set.Program, Tag: a.Set.Tag}, attach.SocketProgram{ID: a.Get.Program, Tag: a.Get.Tag}
+	if err != nil {
+		// The programs are there, and do not do what is declared.
+		seen.Attached, seen.Rules, seen.Why = attach.Yes, attach.No, a.Why
+		return seen
+	}
 	seen.Attached, seen.Why = attach.TriOf(a.Ours), a.Why
 	if !a.Ours {
 		return seen

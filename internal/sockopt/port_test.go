@@ -3,7 +3,10 @@ package sockopt
 import (
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -74,5 +77,29 @@ func TestASocketUnitWithoutAControlGroup(t *testing.T) {
 	seen = h.Attached("/system.slice/a.service", "a.service", rules)
 	if seen.Attached != attach.CouldNotTell || seen.Next != "it exists only while the unit runs" {
 		t.Errorf("%+v", seen)
+	}
+}
+
+// Tables with what aaunit never writes are not as declared, which is put right; a kernel
+// that could not be asked leaves it open.
+func TestTablesWithoutRules(t *testing.T) {
+	_, spoiled := bpfSettings{Mode: 7}.rules()
+	programs := Attachment{Set: Part{Program: 1, Tag: "set"}, Get: Part{Program: 2, Tag: "get"}, Why: spoiled.Error()}
+	for _, c := range []struct {
+		a               Attachment
+		err             error
+		attached, rules attach.Tri
+		says            string
+	}{
+		{programs, judge("cannot find out", spoiled), attach.Yes, attach.No, "the mode 7"},
+		{Attachment{}, judge("cannot find out", unix.ENOMEM), attach.CouldNotTell, attach.CouldNotTell, ErrNoMemory.Error()},
+		{Attachment{Ours: true, Rules: rules}, nil, attach.Yes, attach.Yes, ""},
+		{Attachment{Ours: true}, nil, attach.Yes, attach.No, "in mode off"},
+		{Attachment{Why: "no program"}, nil, attach.No, attach.CouldNotTell, "no program"},
+	} {
+		seen := c.a.seen("a.service", rules, c.err)
+		if seen.Attached != c.attached || seen.Rules != c.rules || !strings.Contains(seen.Why, c.says) {
+			t.Errorf("%+v, %v: %+v", c.a, c.err, seen)
+		}
 	}
 }

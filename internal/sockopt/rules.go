@@ -1,6 +1,7 @@
 package sockopt
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -137,6 +138,32 @@ func (r Rules) settings(now bpfSettings) bpfSettings {
 		now.Flags |= flagListGet
 	}
 	return now
+}
+
+// errNoRules is of tables in which there is what aaunit does not write: it is the work of
+// a root process, or of a version to come.
+var errNoRules = errors.New("the tables of its programs have in them what this aaunit does not write")
+
+// rules are what the kernel's settings say, but for the lists.
+func (s bpfSettings) rules() (r Rules, err error) {
+	if s.Mode >= uint32(len(modeNames)) || s.Flags&^flagListGet != 0 {
+		return r, fmt.Errorf("%w: the mode %d with the flags %#x", errNoRules, s.Mode, s.Flags)
+	}
+	return Rules{Mode: Mode(s.Mode), HoldGet: s.Flags&flagListGet != 0}, nil
+}
+
+// add takes an entry of the kernel's table into the lists.
+func (r *Rules) add(key bpfAllowKey) error {
+	o := Option{Level: key.Level, Name: key.Optname}
+	switch key.Call {
+	case uint32(Set):
+		r.Allow = append(r.Allow, o)
+	case uint32(Get):
+		r.AllowGet = append(r.AllowGet, o)
+	default:
+		return fmt.Errorf("%w: an option for the call %d", errNoRules, key.Call)
+	}
+	return nil
 }
 
 // flagListGet is FLAG_LIST_GET of bpf/sockopt.bpf.c.

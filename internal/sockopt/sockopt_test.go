@@ -158,6 +158,44 @@ func FuzzStored(f *testing.F) {
 	})
 }
 
+// What stands in the kernel's tables is taken for rules only where aaunit writes such.
+func TestRulesOfTheTables(t *testing.T) {
+	allow := func(r Rules, keys ...bpfAllowKey) (Rules, error) {
+		for _, key := range keys {
+			if err := r.add(key); err != nil {
+				return r, err
+			}
+		}
+		return r, nil
+	}
+	for name, c := range map[string]struct {
+		settings bpfSettings
+		keys     []bpfAllowKey
+		want     Rules
+		err      string
+	}{
+		"a list": {bpfSettings{Mode: 2, Flags: 1, Cgroup: 7}, []bpfAllowKey{{Level: 6, Optname: 1}, {Level: 1, Optname: 3, Call: 1}},
+			Rules{Mode: Enforce, Allow: []Option{{6, 1}}, HoldGet: true, AllowGet: []Option{{1, 3}}}, ""},
+		"nothing yet":                      {bpfSettings{}, nil, Rules{}, ""},
+		"a mode of a later version":        {bpfSettings{Mode: 3}, nil, Rules{}, "the mode 3"},
+		"a mode that ends like one":        {bpfSettings{Mode: 1<<8 + 2}, nil, Rules{}, "the mode 258"},
+		"a flag of a later version":        {bpfSettings{Mode: 2, Flags: 3}, nil, Rules{}, "the flags 0x3"},
+		"a call that there is not":         {bpfSettings{Mode: 2}, []bpfAllowKey{{Level: 6, Optname: 1, Call: 2}}, Rules{}, "the call 2"},
+		"a call that ends like setsockopt": {bpfSettings{Mode: 2}, []bpfAllowKey{{Level: 6, Optname: 1, Call: 1 << 8}}, Rules{}, "the call 256"},
+	} {
+		got, err := c.settings.rules()
+		if err == nil {
+			got, err = allow(got, c.keys...)
+		}
+		switch {
+		case c.err == "" && (err != nil || !got.Equal(c.want)):
+			t.Errorf("%s: %+v, %v", name, got, err)
+		case c.err != "" && (!errors.Is(err, errNoRules) || !strings.Contains(err.Error(), c.err)):
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+}
+
 func TestUnitCgroup(t *testing.T) {
 	for _, c := range []struct{ data, unit, want, err string }{
 		{"0::/system.slice/a.service\n", "a.service", "/system.slice/a.service", ""},

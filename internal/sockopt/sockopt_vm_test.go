@@ -22,6 +22,8 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/attach"
 )
 
 func TestMain(m *testing.M) {
@@ -840,6 +842,112 @@ func TestVMIOUring(t *testing.T) {
 	}
 	if got["set"] != -int(unix.EPERM) || got["set allowed"] != 0 || got["get"] != -int(unix.EPERM) || len(r.Seen) != 3 {
 		t.Errorf("%d.%d: %v %+v", major, minor, got, r.Seen)
+	}
+}
+
+// Whatever somebody has written into the tables, the declared rules come to hold again,
+// and what was recorded stays.
+func TestVMSpoiledTablesAreMadeAnew(t *testing.T) {
+	b := newBench(t)
+	nodelay, keepalive := attempt{Kind: "tcp4", Level: unix.SOL_TCP, Option: unix.TCP_NODELAY}, attempt{Kind: "tcp4", Level: unix.SOL_SOCKET, Option: unix.SO_KEEPALIVE}
+	host := Host{System: b.System}
+	declared := attach.SocketOptions{Mode: attach.SocketsEnforce, Allow: []attach.AllowedOption{{Option: "SOL_SOCKET:SO_KEEPALIVE"}}}
+	list := func(level int32) (r Rules) {
+		r.Mode = Enforce
+		for i := range int32(3000) {
+			r.Allow = append(r.Allow, Option{level, i})
+		}
+		return r
+	}
+	fill := func(allow *ebpf.Map) (err error) {
+		for i := int32(0); err == nil; i++ {
+			err = allow.Put(bpfAllowKey{Level: 99, Optname: i}, uint32(1))
+		}
+		if !errors.Is(err, unix.E2BIG) {
+			return err
+		}
+		return nil
+	}
+	mode := func(config *ebpf.Map) error {
+		var s bpfSettings
+		return errors.Join(config.Lookup(uint32(0), &s), func() error { s.Mode = 7; return config.Put(uint32(0), s) }())
+	}
+	var since time.Time
+	for _, c := range []struct {
+		name  string
+		spoil func(allow, config *ebpf.Map) error
+	}{
+		{"a mode that there is not", func(_, config *ebpf.Map) error { return mode(config) }},
+		{"a full list without an option", func(allow, _ *ebpf.Map) error {
+			return errors.Join(allow.Delete(bpfAllowKey{Level: unix.SOL_SOCKET, Optname: unix.SO_KEEPALIVE}), fill(allow))
+		}},
+		{"options for a call that there is not", func(allow, _ *ebpf.Map) error {
+			return allow.Put(bpfAllowKey{Level: 6, Optname: 1, Call: 256}, uint32(1))
+		}},
+		{"tables that cannot be written", func(allow, config *ebpf.Map) error {
+			return errors.Join(allow.Delete(bpfAllowKey{Level: unix.SOL_SOCKET, Optname: unix.SO_KEEPALIVE}), allow.Freeze(), config.Freeze())
+		}},
+		{"a long list, and the declared one with it is too long", func(_, _ *ebpf.Map) error {
+			b.attach(list(98))
+			b.attach(list(99))
+			return nil
+		}},
+	} {
+		if _, err := host.Attach(b.group, b.unit, declared); err != nil {
+			t.Fatalf("%s: before: %v", c.name, err)
+		}
+		b.try(keepalive)
+		before := b.read()
+		if since.IsZero() {
+			since = before.Since
+		}
+		o, err := (&unitDir{path: b.dir(b.unit)}).openMaps("allow", "config")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.spoil(o.maps["allow"], o.maps["config"]); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		o.Close()
+		if seen := host.Attached(b.group, b.unit, declared); seen.Attached != attach.Yes || seen.Rules != attach.No {
+			t.Errorf("%s: a look says %+v", c.name, seen)
+		}
+		if changed, err := host.Attach(b.group, b.unit, declared); !changed || err != nil {
+			t.Errorf("%s: attach changed %v, %v", c.name, changed, err)
+		}
+		if seen := host.Attached(b.group, b.unit, declared); seen.Attached != attach.Yes || seen.Rules != attach.Yes {
+			t.Errorf("%s: afterwards: %+v", c.name, seen)
+		}
+		if a := b.try(nodelay, keepalive); a[0].Errno != int(unix.EPERM) || a[1].Errno != 0 {
+			t.Errorf("%s: %+v", c.name, a)
+		}
+		on := Socket{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_TCP}
+		after := b.read()
+		if had, has := before.find(Set, opt("SO_KEEPALIVE"), on).Allowed, after.find(Set, opt("SO_KEEPALIVE"), on).Allowed; has != had+1 || !after.Since.Equal(since) {
+			t.Errorf("%s: %d calls recorded since %v, %d before since %v", c.name, has, after.Since, had, since)
+		}
+		if changed, err := host.Attach(b.group, b.unit, declared); changed || err != nil {
+			t.Errorf("%s: once more: %v, %v", c.name, changed, err)
+		}
+	}
+
+	// What takes no rules is switched off all the same.
+	o, err := (&unitDir{path: b.dir(b.unit)}).openMaps("config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := mode(o.maps["config"]); err != nil {
+		t.Fatal(err)
+	}
+	o.Close()
+	if changed, err := host.Off(b.unit); !changed || err != nil {
+		t.Errorf("off: %v, %v", changed, err)
+	}
+	if a, err := b.Attached(b.group, b.unit); err != nil || a.Set.Program != 0 || a.Get.Program != 0 {
+		t.Errorf("off: %+v, %v", a, err)
+	}
+	if r := b.read(); r.Rules.Mode != Off || len(r.Seen) == 0 {
+		t.Errorf("off: %+v", r)
 	}
 }
 
