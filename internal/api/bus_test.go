@@ -200,7 +200,7 @@ func startService(t *testing.T, b *privateBus, m *fakeManager, changes ...func(*
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- r.service.run(ctx) }()
+	go func() { ended <- r.service.run(ctx); close(ended) }()
 	r.stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	t.Cleanup(func() { _ = r.stop() })
 	select {

@@ -48,12 +48,15 @@ const (
 // DialOptions are for clients with special needs; the zero value is for the
 // system bus, without questions for passwords.
 type DialOptions struct {
-	// Address is the bus; "" means the system bus.
+	// Address is the bus; "" means the system bus, on which only aaunitd.service is
+	// believed (Client.prove).
 	Address string
 	// Interactive lets polkit ask for a password.
 	Interactive bool
 	// NoStart does not start the daemon when it is not running.
 	NoStart bool
+
+	lookAt func(pid uint32) process // where a test has the daemon proved on its own bus
 }
 
 // Client speaks with one running daemon. It follows one operation at a time.
@@ -63,6 +66,8 @@ type Client struct {
 	flags dbus.Flags
 	// signals gets what the daemon sends; nobody else's signals are looked at.
 	signals chan *dbus.Signal
+	// lookAt tells what a process is.
+	lookAt func(pid uint32) process
 }
 
 // Dial connects to the daemon, which the bus starts if need be.
@@ -83,6 +88,15 @@ func Dial(ctx context.Context, o DialOptions) (*Client, error) {
 	if err := c.find(ctx, o); err != nil {
 		conn.Close()
 		return nil, err
+	}
+	if c.lookAt = o.lookAt; o.Address == "" {
+		c.lookAt = lookAt
+	}
+	if c.lookAt != nil {
+		if err := c.prove(ctx); err != nil {
+			conn.Close()
+			return nil, err
+		}
 	}
 	daemon.Store(c.owner)
 	conn.Signal(c.signals)

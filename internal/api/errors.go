@@ -29,6 +29,7 @@ const (
 
 	errorServiceUnknown = "org.freedesktop.DBus.Error.ServiceUnknown"
 	errorNoSuchUnit     = "org.freedesktop.systemd1.NoSuchUnit"
+	errorNoUnitForPID   = "org.freedesktop.systemd1.NoUnitForPID"
 	errorNoOwner        = "org.freedesktop.DBus.Error.NameHasNoOwner"
 	errorNoReply        = "org.freedesktop.DBus.Error.NoReply"
 	errorDisconnected   = "org.freedesktop.DBus.Error.Disconnected"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +22,8 @@ type Options struct {
 	Address string
 	// Log takes what goes wrong; nil means slog.Default().
 	Log *slog.Logger
-	// Ready is called once, when the name is owned and calls are answered.
+	// Ready is called once, when the name is owned and calls are answered, or when
+	// somebody who is no aaunitd is found to have it.
 	Ready func()
 	// Known is closed when the manager knows what is attached; nil means that it does.
 	// The name is not taken before: the answer would be that nothing is.
@@ -49,7 +51,9 @@ const (
 
 // Serve offers m on the bus until ctx ends, and then returns nil. A bus that is
 // not there or goes away is tried again for ever; work goes on meanwhile. It
-// returns ErrNameTaken when it finds the name taken at its first connection.
+// returns ErrNameTaken when it finds at its first connection that another aaunitd has
+// the name (process.givesWay). From anybody else it is waited for like a bus that is
+// not there: who could end the daemon by taking its name would take the units' keeper.
 // Whoever has the bus start the daemon waits for the name, and is told by the bus
 // that it did not come where Known takes too long.
 func Serve(ctx context.Context, m Manager, o Options) error {
@@ -79,6 +83,9 @@ type service struct {
 	// groups tells their groups, and adm the group whose members read logs.
 	groups func(*dbus.Conn) func(context.Context, string, uint32) ([]uint32, error)
 	adm    func() (uint32, error)
+	// lookAt tells what a process is, and self is this one.
+	lookAt func(pid uint32) process
+	self   process
 	// life is the context in which operations work.
 	life context.Context
 }
@@ -99,6 +106,8 @@ func newService(m Manager, o Options) *service {
 		credentials: busCredentials,
 		groups:      busGroups,
 		adm:         admGroup,
+		lookAt:      lookAt,
+		self:        lookAt(uint32(os.Getpid())),
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -166,12 +175,15 @@ func (s *service) run(ctx context.Context) error {
 		if first && errors.Is(err, ErrNameTaken) {
 			return err
 		}
+		if errors.Is(err, errTaken) {
+			s.ready() // the start is over: for how long that lasts is not up to us
+		}
 		if time.Since(began) > retryMax {
 			pause = retryMin
 		}
 		if text := err.Error(); text != complained {
 			complained = text
-			s.log.Warn("cannot serve on the bus; trying again", "error", err)
+			s.log.Warn("cannot serve on the bus; trying again: " + text) // journalctl shows no fields
 		}
 		select {
 		case <-ctx.Done():
@@ -214,7 +226,7 @@ func (s *service) serveOnce(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("cannot take the bus name %s: %w", BusName, err)
 	case reply != dbus.RequestNameReplyPrimaryOwner && reply != dbus.RequestNameReplyAlreadyOwner:
-		return ErrNameTaken
+		return s.taken(ctx, conn)
 	}
 	s.log.Debug("serving on the bus", "name", BusName)
 	s.ready()

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/godbus/dbus/v5"
+
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -471,6 +473,68 @@ func TestSurvives(t *testing.T) {
 	}
 	if lie := truth(t, "survivor.service", "survivor"); lie != "" {
 		t.Error(lie)
+	}
+}
+
+// TestTheNameIsSomebodyElses: a root process has waited for the daemon's name, and gets it
+// when the daemon starts again. That one goes on keeping units, and nobody believes the
+// other.
+func TestTheNameIsSomebodyElses(t *testing.T) {
+	const unit, socket = "survivor.service", "/run/aaunit/metrics.sock"
+	a := newAgents(t)
+	a.ProfileFile("survivor", profileText("survivor"))
+	a.Unit(unit, a.agentUnit())
+	a.Reload()
+	run(t, "systemctl", "start", unit, "aaunit-metrics.socket")
+	if r := ctl(t, "attach", "survivor"); r.exit != 0 {
+		t.Fatalf("attach: %s%s", r.stdout, r.stderr)
+	}
+	if r := try(t, "aaunitd"); r.exit != 1 || !strings.Contains(r.stderr, "is another aaunitd running?") {
+		t.Errorf("a second aaunitd: exit %d\n%s", r.exit, r.stderr)
+	}
+	waiting, err := dbus.ConnectSystemBus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer waiting.Close()
+	if _, err := waiting.RequestName("org.aaunit1", 0); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "systemctl", "restart", "aaunitd.service")
+	pid := show(t, "aaunitd.service", "MainPID")
+	for name, r := range map[string]result{"root": ctl(t, "status", "survivor"), "nobody": asUser(t, "nobody", "", "aaunitctl", "status", "survivor")} {
+		if r.exit != 1 || !strings.Contains(r.stderr, fmt.Sprintf("belongs to PID %d, which is not aaunitd.service", os.Getpid())) {
+			t.Errorf("%s: exit %d\n%s%s", name, r.exit, r.stdout, r.stderr)
+		}
+	}
+	if text, err := scrape("unix", socket); err != nil || !strings.Contains(text, "aaunit_up 0\n") {
+		t.Errorf("metrics: %v\n%.200s", err, text)
+	}
+	if text := journalctl(t, "-u", "aaunitd.service", "-o", "cat", "_PID="+pid); !strings.Contains(text, fmt.Sprintf("PID %d (", os.Getpid())) {
+		t.Errorf("who has the name is not said:\n%s", text)
+	}
+	file := "/etc/systemd/system/" + unit + ".d/90-aaunit.conf"
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	a.Reload()
+	waitFor(t, "the drop-in to be put back", func() (bool, string) {
+		_, err := os.Stat(file)
+		return err == nil, fmt.Sprint(err)
+	})
+	if now := show(t, "aaunitd.service", "MainPID"); now != pid {
+		t.Errorf("aaunitd was PID %s, and is %s", pid, now)
+	}
+	waiting.Close()
+	waitFor(t, "aaunitd to have its name", func() (bool, string) {
+		r := ctl(t, "status", "survivor")
+		return r.exit == 0, r.stdout + r.stderr
+	})
+	if text, err := scrape("unix", socket); err != nil || !strings.Contains(text, "aaunit_up 1\n") {
+		t.Errorf("metrics: %v\n%.200s", err, text)
+	}
+	if now := show(t, "aaunitd.service", "MainPID"); now != pid {
+		t.Errorf("aaunitd was PID %s, and is %s", pid, now)
 	}
 }
 
