@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -433,7 +434,7 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn) (changed boo
 		for _, rec := range left.Records {
 			if profile := left.Profile(rec); profile != "" {
 				said := append([]string{"where AppArmor is off it starts unconfined"}, r.doubts[profile]...)
-				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; %s", of(rec.Unit), profile, left.Path, strings.Join(said, "; "))
+				r.Tell("%s goes on to start under profile %s, by %s, but nobody looks; %s%s", of(rec.Unit), profile, left.Path, strings.Join(said, "; "), noList(left, rec))
 			}
 		}
 	case attach.FateTaken:
@@ -444,8 +445,9 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn) (changed boo
 		}
 		changed = true
 		r.keep(left, "")
-		if left.OfSocket() {
-			break // the service's own drop-in tells of it
+		if left.OfSocket() { // the service's own drop-in tells of the rest
+			r.Tell("%s keeps its sockets%s", strings.TrimSuffix(path.Base(path.Dir(left.Path)), ".d"), noList(left, attach.Record{}))
+			break
 		}
 		for _, rec := range left.Records {
 			u, known := attach.Unit{}, false
@@ -454,7 +456,7 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn) (changed boo
 				u, err = r.Systemd.Observe(ctx, rec.Unit)
 				known = err == nil
 			}
-			r.Tell("%s %s: of its profile %s, %s", of(rec.Unit), attach.Afterwards(u, known), r.profile(left, rec), why)
+			r.Tell("%s %s: of its profile %s, %s%s", of(rec.Unit), attach.Afterwards(u, known), r.profile(left, rec), why, noList(left, rec))
 		}
 	case attach.FateChanged:
 		r.staying = append(r.staying, left)
@@ -467,13 +469,22 @@ func (r *Removal) part(ctx context.Context, left attach.LeftDropIn) (changed boo
 			}
 		}
 		for _, rec := range left.Records {
-			r.Tell("%s starts as %s says, which is kept: %s", of(rec.Unit), left.Path, why)
+			r.Tell("%s starts as %s says, which is kept: %s%s", of(rec.Unit), left.Path, why, noList(left, rec))
 		}
 	case attach.FateUnread:
 		r.stay(left)
 		r.Tell("%s stays: %s; where it has a line of %s, its units may not start until that is taken out", left.Path, why, attach.SocketHelper)
 	}
 	return changed
+}
+
+// noList says that a unit's socket options are not looked after any more, where they were;
+// else it is "".
+func noList(left attach.LeftDropIn, rec attach.Record) string {
+	if !attach.Starts(left.Text) && rec.Sockets == nil {
+		return ""
+	}
+	return "; its socket options are neither recorded nor held to a list any more"
 }
 
 // profile names the profile of a record's unit to people.

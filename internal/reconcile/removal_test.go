@@ -224,6 +224,41 @@ func TestRemovalTakesTheStartHelperOutOfAChangedDropIn(t *testing.T) {
 	}
 }
 
+// Whoever relied on a list is told that it is gone: of a unit that stays confined, of one
+// that does not, of one that somebody changed, and of a .socket unit.
+func TestRemovalSaysWhoseSocketOptionsAreFree(t *testing.T) {
+	w, run := removal("stays.service", "late.service", "nofile.service", "changed.service", "never.service")
+	delete(w.files, "nofile")
+	a := attach.NewAttachment()
+	options(attach.SocketsEnforce, nodelay...)(&a)
+	path := func(u string) string { return attach.DropInPath(u, false) }
+	put := func(u, file, text string) {
+		w.disk[file] = text
+		r := w.records[u]
+		r.DropIns = r.DropIns.With(file, sum(text))
+		w.records[u] = r
+	}
+	for _, u := range []string{"stays.service", "nofile.service", "changed.service"} {
+		put(u, path(u), attach.DropIn(a, strings.TrimSuffix(u, ".service")))
+	}
+	put("stays.service", path("stays.socket"), attach.SocketDropIn(a))
+	w.disk[path("changed.service")] += "# mine\n"
+	late := w.records["late.service"] // in force, and its line is yet to be written
+	late.Sockets = a.SocketOptions
+	w.records["late.service"] = late
+
+	said := run(true)
+	for u, tells := range map[string]bool{"stays.service": true, "late.service": true, "nofile.service": true, "changed.service": true, "stays.socket": true, "never.service": false} {
+		told := false
+		for line := range strings.Lines(said) {
+			told = told || strings.HasPrefix(line, u+" ") && strings.HasSuffix(line, "; its socket options are neither recorded nor held to a list any more\n")
+		}
+		if told != tells {
+			t.Errorf("of %s it tells %v:\n%s", u, told, said)
+		}
+	}
+}
+
 // The programs of socket options that are in the kernel go on in a chroot, where they are
 // another system's, whose /sys may be bound there.
 func TestRemovalTakesOffProgramsWhereTheyAreItsOwn(t *testing.T) {
