@@ -192,12 +192,14 @@ func diffFormer(p *Plan, d Desired, o Observed) {
 }
 
 // restore plans that a policy which was accepted is live again. What has come in its
-// place is left where it was accepted for another unit, which is not held: the kernel
-// has one policy of a name.
+// place, or beside it, is left where it was accepted for another unit, which is not held:
+// the kernel has one policy of a name.
 func restore(p *Plan, k Compiled, have Policy) {
 	why := needsLoading(k, have)
-	if who := have.Superseded[k.File]; why != nil && who != "" {
-		p.Pending = append(p.Pending, because(PolicyChanged, "%s says something else by now, which was accepted for %s", k.File, who).at(k.File))
+	if who := have.Superseded[k.File]; who != "" {
+		if why != nil || len(strays(k, have)) > 0 {
+			p.Pending = append(p.Pending, because(PolicyChanged, "%s says something else by now, which was accepted for %s", k.File, who).at(k.File))
+		}
 		return
 	}
 	if why != nil {

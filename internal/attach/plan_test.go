@@ -258,6 +258,13 @@ func TestDiffOfAHeldUnit(t *testing.T) {
 		{"a policy that another unit has", "a.service", func(_ *Desired, o *Observed) {
 			o.Policy.Live, o.Policy.Superseded = nil, map[string]string{"/etc/apparmor.d/former": "b.service"}
 		}, nil},
+		{"a hat that nobody accepted", "a.service", func(_ *Desired, o *Observed) {
+			o.Policy.Live["former//hat"] = LiveProfile{Name: "former//hat", Checksum: "sha256:2"}
+		}, []ActionKind{UnloadChild}},
+		{"a hat that another unit has", "a.service", func(_ *Desired, o *Observed) {
+			o.Policy.Live["former//hat"] = LiveProfile{Name: "former//hat", Checksum: "sha256:2"}
+			o.Policy.Superseded = map[string]string{"/etc/apparmor.d/former": "b.service"}
+		}, nil},
 		{"what its undo could not unload", "a.service", func(d *Desired, _ *Observed) {
 			d.Record.Loaded, d.Record.Stays = []string{"former", "new"}, []string{"new"}
 		}, []ActionKind{UnloadPolicy}},

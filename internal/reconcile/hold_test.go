@@ -431,6 +431,30 @@ func TestAUnitHeldUnderItsProfileLeavesAnothersPolicyAlone(t *testing.T) {
 	})
 }
 
+// Nor does it unload a hat that the text has by now, and that was accepted for another one:
+// all else about the profile may be as it was.
+func TestAHeldUnitLeavesTheHatsOfAnothersPolicyAlone(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.PrivateTmp = attach.PrivateTmpNo }, "a", "c")
+	w.tells, w.also = true, map[string]string{}
+	u := w.units["a.service"]
+	u.breaks["PrivateTmp"] = true
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", nil)
+		rest()
+		unlock := w.lock()
+		w.also["a"] = "a//hat"
+		unlock()
+		w.trigger()
+		w.still(t, "another hat")
+		s, other := status(t, l, "a"), answer(l, "c")
+		unlock = w.lock()
+		defer unlock()
+		if w.kernel["a//hat"] == "" || other != "confined" || u.label != "a (enforce)" || s.Held == nil || !slices.Contains(codes(s.Notes), attach.PolicyChanged) {
+			t.Errorf("%q, c is %s, %+v, %+v", w.kernel, other, u, s)
+		}
+	})
+}
+
 // One that something else speaks against keeps the texts that it has, and they count for
 // all: of two the kernel has one.
 func TestAUnitThatKeepsItsPolicyKeepsItForAll(t *testing.T) {

@@ -739,9 +739,12 @@ func (w *world) Compile(ctx context.Context, files []string, complain bool) (don
 		if complain {
 			v += soft
 		}
-		id := f + " " + v
+		id, source := f+" "+v, name+w.files[name]
+		if other, ok := w.also[name]; ok {
+			id, source = id+" and "+other, source+" and "+other
+		}
 		v += w.by()
-		done = append(done, attach.Compiled{ID: id, File: f, Source: name + w.files[name], Complain: complain, Profiles: []attach.Profile{w.profile(name)},
+		done = append(done, attach.Compiled{ID: id, File: f, Source: source, Complain: complain, Profiles: []attach.Profile{w.profile(name)},
 			Checksums: map[string]string{name: "sha256:" + name + v}, Blob: []byte(v), Sources: map[string][]byte{f: nil}, Environment: w.Environment()})
 		if other, ok := w.also[name]; ok {
 			done[len(done)-1].Checksums[other] = "sha256:" + other + v
