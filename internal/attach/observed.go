@@ -347,8 +347,8 @@ type Policy struct {
 	// tells.
 	Texts    []Compiled `json:"texts,omitempty"`
 	Standing []Reason   `json:"standing,omitempty"`
-	// Superseded names, by file, another unit for which another policy of the file was
-	// accepted than the one that is kept for this unit, whose attach is held.
+	// Superseded names, by file, another unit whose policy of the file counts, where it
+	// is another one than was accepted for this unit.
 	Superseded map[string]string `json:"superseded,omitempty"`
 	// Barred are the texts that may not go live for this unit, though they compile: by
 	// file, the ID of the policy that each gives.

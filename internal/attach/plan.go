@@ -192,13 +192,13 @@ func diffFormer(p *Plan, d Desired, o Observed) {
 }
 
 // restore plans that a policy which was accepted is live again. What has come in its
-// place, or beside it, is left where it was accepted for another unit, which is not held:
-// the kernel has one policy of a name.
+// place, or beside it, is left where the policy of another unit counts: the kernel has one
+// policy of a name.
 func restore(p *Plan, k Compiled, have Policy) {
 	why := needsLoading(k, have)
 	if who := have.Superseded[k.File]; who != "" {
 		if why != nil || len(strays(k, have)) > 0 {
-			p.Pending = append(p.Pending, because(PolicyChanged, "%s says something else by now, which was accepted for %s", k.File, who).at(k.File))
+			p.Pending = append(p.Pending, because(PolicyChanged, "what counts of %s is what was accepted for %s, since the kernel has one policy of a name", k.File, who).at(k.File))
 		}
 		return
 	}

@@ -51,13 +51,15 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	ids := map[string]bool{}
 	alone := pausedIn(records, time.Now())
 	attached := slices.DeleteFunc(slices.Clone(records), func(r attach.Record) bool { return alone[r.Unit] || endedWithBoot(r, o.Boot) })
+	idle := func(attach.Record) bool { return false } // the paused ones are not among them
 	for _, r := range records {
 		if len(r.DropIns) == 0 || alone[r.Unit] || endedWithBoot(r, o.Boot) {
 			continue
 		}
 		for file, id := range r.Policies {
-			// As in a pass, a unit that is held gives way to one that is not.
-			if who, _ := supersededIn(slices.Values(attached), r.Unit, file, id); who == "" || !heldAtAttach(r) {
+			// As in a pass, where units have different ones.
+			own := claim{unit: r.Unit, held: heldAtAttach(r)}
+			if who, _ := supersededIn(slices.Values(attached), o.Policies, own, file, id, idle); who == "" {
 				ids[id] = true
 			}
 		}

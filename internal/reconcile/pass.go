@@ -387,7 +387,9 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 			// What it runs under stays, whatever speaks against the attachment now.
 			// Another policy in its place may be what a unit that shares it has
 			// accepted, and is only told: the two would take turns for ever.
-			l.restoreAccepted(ctx, j)
+			own := j.claim()
+			own.idle = !own.held
+			l.restoreAccepted(ctx, j, own)
 		}
 		if j.held() && len(j.plan.Actions) > 0 {
 			j.over = false // what the undo brought back is kept all the same
@@ -877,10 +879,12 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		// It was started anew for that a moment ago, and once more would do no better yet.
 		j.over = true
 		return
-	case j.plan.Has(attach.Restart) && !j.fresh && j.d.Attachment != nil && !l.inPlace(j.d.Record):
+	case j.plan.Has(attach.Restart) && !j.fresh && j.d.Attachment != nil && !l.inPlace(j.d.Record) && !l.inPlace(l.counting(j.d.Record, j.claim())):
 		// Somebody took it away since the plan was made: the unit would not start.
 		j.over = true
-		l.queue.add(inputChanged, j.d.Unit)
+		if len(j.o.Policy.Superseded) == 0 { // else the unit whose policy counts puts it back, which is told
+			l.queue.add(inputChanged, j.d.Unit)
+		}
 		return
 	case j.plan.Has(attach.Restart), j.wasStopped(), j.waited():
 	case j.restartedBefore():

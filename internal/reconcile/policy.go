@@ -95,6 +95,12 @@ func (j *job) loading(a attach.Action) (c attach.Compiled, ok bool) {
 	return from[i], true
 }
 
+// loads reports whether the plan makes a policy of the file live. Where units have accepted
+// different ones, a pass may load one that is not this unit's.
+func (j *job) loads(file string) bool {
+	return slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { c, ok := j.loading(a); return ok && c.File == file })
+}
+
 // accepts reports whether what the unit's files say is what it runs under from
 // now on.
 func (j *job) accepts() bool {
@@ -320,7 +326,7 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 		files[c.File] = true
 	}
 	for _, file := range slices.Sorted(maps.Keys(files)) {
-		if err := failed[file]; err != nil {
+		if err := failed[file]; err != nil && j.loads(file) {
 			j.fail(attach.StepPolicy, attach.Because(attach.ProfileNotLoaded, "cannot load %s: %v", file, err).At(file))
 		}
 	}
@@ -352,7 +358,7 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 		}
 	}
 	j.out.Changed = j.out.Changed || loads
-	if j.held() {
+	if j.held() || j.plan.KeepsPolicy && len(j.o.Policy.Superseded) > 0 {
 		return
 	}
 	j.event(attach.StepPolicy, attach.Done, "%s, %s; the kernel runs what was checked (%s)",
@@ -557,9 +563,20 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 	for name := range d.Record.Accepted {
 		names = append(names, name)
 	}
-	if h := d.Record.Hold; h != nil && h.Former != "" && !h.OnlyText() {
+	if m != nil && m.covers(names) {
+		p.Live = m.liveOf(names)
+	} else {
+		slices.Sort(names)
+		live, err := l.apparmor.Live(slices.Compact(names))
+		if err != nil {
+			p.LiveError = err.Error()
+		}
+		p.Live = live
+	}
+	if how == full && settled(d.Record) && !sameLive(d.Record.Accepted, p.Live) {
+		own := claim{unit: d.Unit, held: heldAtAttach(d.Record)}
 		for file, id := range d.Record.Policies {
-			if who, _ := l.superseded(d.Unit, file, id); who != "" {
+			if who, _ := l.superseded(own, file, id); who != "" {
 				if p.Superseded == nil {
 					p.Superseded = map[string]string{}
 				}
@@ -567,17 +584,17 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 			}
 		}
 	}
-	if m != nil && m.covers(names) {
-		p.Live = m.liveOf(names)
-		return p
-	}
-	slices.Sort(names)
-	live, err := l.apparmor.Live(slices.Compact(names))
-	if err != nil {
-		p.LiveError = err.Error()
-	}
-	p.Live = live
 	return p
+}
+
+// sameLive reports whether the kernel has what was accepted, and nothing beside it.
+func sameLive(accepted map[string]string, live map[string]attach.LiveProfile) bool {
+	for name, sum := range accepted {
+		if live[name].Checksum != sum {
+			return false
+		}
+	}
+	return len(live) == len(accepted)
 }
 
 // askGate has the compiled policy checked, where all of it compiled.

@@ -719,8 +719,8 @@ func TestMakePolicyLiveWaitsForNoParser(t *testing.T) {
 	}
 }
 
-// Of two policies of one file the one counts that is compiled anew, whether or not the
-// other one is ready before.
+// Of two policies that name one profile the one counts that is compiled anew, whether or
+// not the other one is ready before.
 func TestMakePolicyLiveKeepsTheOrder(t *testing.T) {
 	for _, live := range []string{"", "1", "2", "1 by parser 2"} {
 		w := attached(nil, "a", "b")
@@ -731,10 +731,11 @@ func TestMakePolicyLiveKeepsTheOrder(t *testing.T) {
 		}
 		w.parser = "parser 2"
 		k := w.kept[textA+" 1"]
-		k.ID, k.Blob, k.Environment, k.Checksums = textA+" 2", []byte("2"), "parser 2", map[string]string{"a": "sha256:a2"}
+		k.File = "/etc/apparmor.d/other"
+		k.ID, k.Blob, k.Environment, k.Checksums = k.File+" 2", []byte("2"), "parser 2", map[string]string{"a": "sha256:a2"}
 		w.kept[k.ID] = k
 		r := w.records["b.service"]
-		r.Policies, r.Accepted = map[string]string{textA: k.ID}, k.Checksums
+		r.Policies, r.Accepted = map[string]string{k.File: k.ID}, k.Checksums
 		w.records["b.service"] = r
 		w.trace = nil
 		want, loads := "1 by parser 2", "load 2"

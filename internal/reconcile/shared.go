@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -298,26 +299,83 @@ func madeAnew(kept Policies, r attach.Record, ids map[string]bool) (now attach.R
 	return now, differs
 }
 
-// superseded finds another attached unit for which another policy of a file was accepted
-// than for one that is held, and which: best one that is not held itself.
-func (l *Loop) superseded(unit, file, id string) (who, now string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return supersededIn(maps.Values(l.records), unit, file, id)
+// claim tells whose policy of a file counts, of units for which different ones were
+// accepted. It is the same for all of them, so that they never take turns.
+type claim struct {
+	unit string
+	held bool      // the unit itself is, and not only a changed text
+	idle bool      // it puts nothing back at present
+	at   time.Time // when the policy was compiled first; zero where it is not kept
 }
 
-func supersededIn(records iter.Seq[attach.Record], unit, file, id string) (who, now string) {
-	loose := false // who is not held
+// over reports whether a claim goes before another one: a unit that is not held before one
+// that is, one that sees to its policy before one that does not, and the newer policy
+// before the older one.
+func (c claim) over(other claim) bool {
+	switch {
+	case c.held != other.held:
+		return other.held
+	case c.idle != other.idle:
+		return other.idle
+	case !c.at.Equal(other.at):
+		return c.at.After(other.at)
+	}
+	return c.unit < other.unit
+}
+
+// claim is that of the job's unit, which sees to its policy in this pass.
+func (j *job) claim() claim { return claim{unit: j.d.Unit, held: heldAtAttach(j.d.Record)} }
+
+// superseded finds another attached unit whose policy of a file counts, where it is not the
+// one of this unit, and which that is.
+func (l *Loop) superseded(own claim, file, id string) (who, now string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return supersededIn(maps.Values(l.records), l.policies, own, file, id, l.idle)
+}
+
+func supersededIn(records iter.Seq[attach.Record], kept Policies, own claim, file, id string, idle func(attach.Record) bool) (who, now string) {
+	compiled := func(id string) time.Time {
+		k, _ := kept.Lookup(id)
+		return k.At
+	}
+	var best claim
 	for r := range records {
-		has, free := r.Policies[file], !heldAtAttach(r)
-		switch {
-		case r.Unit == unit || has == "" || has == id || !settled(r):
-		case !free && (loose || r.Unit > unit): // of two that are held the first counts
-		case who == "" || free && !loose || r.Unit < who:
-			who, now, loose = r.Unit, has, free
+		has := r.Policies[file]
+		if r.Unit == own.unit || has == "" || has == id || !settled(r) {
+			continue
+		}
+		if best.unit == "" {
+			own.at = compiled(id)
+			best = own
+		}
+		if c := (claim{r.Unit, heldAtAttach(r), idle(r), compiled(has)}); c.over(best) {
+			best, who, now = c, r.Unit, has
 		}
 	}
 	return who, now
+}
+
+// idle reports whether nobody puts back the policy of an attached unit at present: it is
+// left alone, or refused. One that is held is kept all the same when it is refused.
+// l.mu is held.
+func (l *Loop) idle(r attach.Record) bool {
+	return l.targets[r.Unit] == nil || l.pauseOf(r.Unit, time.Now()) != nil || !heldAtAttach(r) && len(l.statusOf(r.Unit).Refused) > 0
+}
+
+// counting is a record with the policies that count for its unit.
+func (l *Loop) counting(r attach.Record, own claim) attach.Record {
+	r = r.Clone()
+	differs := false
+	for file, id := range r.Policies {
+		if _, now := l.superseded(own, file, id); now != "" {
+			r.Policies[file], differs = now, true
+		}
+	}
+	if differs {
+		r.Accepted = acceptedOf(l.policies, r)
+	}
+	return r
 }
 
 // heldAtAttach reports whether the unit itself is held, and not only a changed text of its

@@ -166,7 +166,7 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 	wasConfined := !j.fresh || j.d.Record.Before.Confined
 	if wasConfined {
 		l.putBackPolicy(ctx, j, back, saved)
-		l.restoreAccepted(ctx, j)
+		l.restoreAccepted(ctx, j, claim{unit: j.d.Unit, held: true}) // it is about to be
 	}
 	var loaded []string
 	for _, c := range j.o.Policy.Compiled {
@@ -358,16 +358,17 @@ func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map
 }
 
 // restoreAccepted makes live again what was accepted for a unit before the pass,
-// where somebody has taken it away meanwhile.
-func (l *Loop) restoreAccepted(ctx context.Context, j *job) {
+// where somebody has taken it away meanwhile, or what counts in its place.
+func (l *Loop) restoreAccepted(ctx context.Context, j *job, own claim) {
 	if l.inPlace(j.before) {
 		return
 	}
+	r := l.counting(j.before, own)
+	if l.inPlace(r) {
+		return
+	}
 	var load []attach.Compiled
-	for file, id := range j.before.Policies {
-		if _, now := l.superseded(j.d.Unit, file, id); now != "" {
-			id = now // the kernel has one policy of a name
-		}
+	for _, id := range r.Policies {
 		if k, err := l.policies.Get(id); err == nil {
 			load = append(load, k)
 		}

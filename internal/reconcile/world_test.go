@@ -745,7 +745,7 @@ func (w *world) Compile(ctx context.Context, files []string, complain bool) (don
 		}
 		v += w.by()
 		done = append(done, attach.Compiled{ID: id, File: f, Source: source, Complain: complain, Profiles: []attach.Profile{w.profile(name)},
-			Checksums: map[string]string{name: "sha256:" + name + v}, Blob: []byte(v), Sources: map[string][]byte{f: nil}, Environment: w.Environment()})
+			Checksums: map[string]string{name: "sha256:" + name + v}, Blob: []byte(v), Sources: map[string][]byte{f: nil}, Environment: w.Environment(), At: time.Now()})
 		if other, ok := w.also[name]; ok {
 			done[len(done)-1].Checksums[other] = "sha256:" + other + v
 		}
