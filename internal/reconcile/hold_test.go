@@ -844,3 +844,113 @@ func TestAnUndoLeavesAUnitUnderWhatWasAllowedBefore(t *testing.T) {
 		}
 	})
 }
+
+// An attach that fails while a changed policy is on trial, as the daemon was told to end,
+// ends the trial: what was not shown to do goes, unless another unit runs under it too.
+func TestAHeldUnitIsOnTrialNoMore(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// deny: it is denied something later; keep: it is left as it is; other: another unit
+		// has the changed policy too, and fails as well, or dies of that.
+		deny, keep, other, fails, dies bool
+		want                           string
+	}{
+		{name: "alone", want: "1"},
+		{name: "left as it is", keep: true, want: "2"},
+		{name: "denied", deny: true, want: "1"},
+		{name: "another", other: true, want: "2"},
+		{name: "another that fails too", other: true, fails: true, want: "1"},
+		{name: "another that dies of it", other: true, dies: true, want: "1"},
+	} {
+		units := []string{"a"}
+		if tt.other {
+			units = append(units, "c")
+		}
+		change := func(a *attach.Attachment) { a.PrivateTmp, a.Settle = attach.PrivateTmpNo, 30*time.Second }
+		w := attached(change, units...)
+		w.tells = true
+		u := w.units["a.service"]
+		w.run(t, func(l *Loop) {
+			time.Sleep(time.Minute)
+			w.edit("2")
+			time.Sleep(3 * time.Second)
+		})
+		for _, name := range units {
+			if w.records[name+".service"].Trial == nil {
+				t.Fatalf("%s: %s is not on trial: %q", tt.name, name, w.trace)
+			}
+		}
+		failing := []string{"a"}
+		if tt.fails {
+			failing = units
+		}
+		for _, name := range failing {
+			file := "/etc/aaunit/attachments.d/" + name + ".conf"
+			a := w.att[file]
+			if a.PrivateTmp = attach.PrivateTmpYes; tt.keep {
+				a.OnFailedAttach = attach.FailedKeep
+			}
+			w.att[file] = a
+			w.units[name+".service"].breaks["PrivateTmp"] = true
+		}
+		w.run(t, func(l *Loop) {
+			if tt.dies {
+				time.Sleep(5 * time.Second)
+				unlock := w.lock()
+				w.units["c.service"].running, w.units["c.service"].failed = false, true
+				unlock()
+			}
+			time.Sleep(2 * time.Minute)
+			for range 2 {
+				if tt.deny {
+					w.denials <- denial("a.service", "/etc/needed")
+				}
+				took := l.Metrics().Passes.Sum
+				w.trigger()
+				w.still(t, tt.name)
+				if took = l.Metrics().Passes.Sum - took; took > 1 {
+					t.Errorf("%s: the passes took %v s", tt.name, took)
+				}
+			}
+			for _, name := range units {
+				s, r := status(t, l, name), w.record(name+".service")
+				if r.Trial != nil || r.Policies[textA] != textA+" "+tt.want || slices.Contains(codes(s.Verdict.Reasons), attach.PolicyDiffers) {
+					t.Errorf("%s: %s: %v %+v", tt.name, name, s.Verdict.Reasons, r)
+				}
+				if held := slices.Contains(failing, name); held != (s.Held != nil && !s.Held.OnlyText()) {
+					t.Errorf("%s: %s: %+v", tt.name, name, s.Held)
+				}
+			}
+			unlock := w.lock()
+			defer unlock()
+			if up := u.running && u.label == "a (enforce)" && !u.tmp; w.kernel["a"] != tt.want || up == tt.keep {
+				t.Errorf("%s: %q %+v %q", tt.name, w.kernel, u, w.trace)
+			}
+			if n := w.log.count("cannot put back") + w.log.count("somebody"); n > 0 {
+				t.Errorf("%s: %s", tt.name, w.log.String())
+			}
+		})
+	}
+}
+
+// So does one that an earlier daemon left on the record of a held unit.
+func TestATrialOnTheRecordOfAHeldUnitHoldsUpNothing(t *testing.T) {
+	w, _ := changing(t, func(a *attach.Attachment) { a.Settle = 30 * time.Second })
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", toB(func(a *attach.Attachment) { a.Settle = 30 * time.Second }))
+		time.Sleep(2 * time.Minute)
+	})
+	r := w.records["a.service"]
+	if r.Hold == nil {
+		t.Fatalf("%+v", r)
+	}
+	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: time.Now(), Unit: attach.Start{Active: true}}
+	w.records["a.service"] = r
+	w.run(t, func(l *Loop) {
+		w.trigger()
+		rest()
+		if took := l.Metrics().Passes.Sum; took > 1 || status(t, l, "a").Held == nil {
+			t.Errorf("the passes took %v s: %+v", took, status(t, l, "a"))
+		}
+	})
+}

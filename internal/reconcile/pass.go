@@ -892,7 +892,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		j.restarted, j.since = true, time.Now()
 		l.settle(ctx, j)
 		return
-	case j.d.Record.Trial != nil && j.d.Attachment != nil:
+	case j.d.Record.Trial != nil && j.d.Attachment != nil && !j.held():
 		l.keepLoaded(ctx, j)
 		l.tryPolicy(ctx, j, spoiled)
 		return

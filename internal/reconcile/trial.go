@@ -17,7 +17,8 @@ import (
 // told that it is the unit's: whoever may run a program can have one denied something
 // under the unit's profile, and must not undo its policy by that. Else the policy that was accepted before is
 // made live again, for all units that share the file, and the changed text is
-// held. The trial is on record, so one that is cut off is gone through again.
+// held. The trial is on record, so one that is cut off is gone through again, unless the
+// attach of the unit fails before (endTrial).
 
 // tryPolicy watches a unit under a changed policy.
 // spoiled is set when one of the units of the pass fails: the others, who may be

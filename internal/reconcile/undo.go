@@ -19,7 +19,8 @@ import (
 //
 //  1. the drop-ins are as they were before the pass
 //  2. one daemon-reload; the rules for socket options are as they were
-//  3. a unit that ran under the profile before gets back the policy it had
+//  3. a unit that ran under the profile before gets back the policy it had, and not one
+//     that was still on trial
 //  4. a unit that ran before is started again, also after systemd gave up on
 //     it, unless somebody has stopped it meanwhile, and with it what went down
 //     with it; one that was confined before and does not come up so stays down
@@ -76,6 +77,9 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 	if len(back) == 0 {
 		return
 	}
+	for _, j := range back {
+		l.endTrial(j, back)
+	}
 	if l.putBackDropIns(ctx, back) {
 		if err := l.systemd.Reload(ctx); err != nil {
 			l.log.Error("systemd did not read its files again during an undo", "err", err)
@@ -96,6 +100,37 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 	for _, j := range back {
 		l.settleUndo(ctx, j, op)
 	}
+}
+
+// endTrial ends the trial of a changed policy that was cut off before this pass. What the
+// unit goes back to is the policy before, unless another unit that goes on runs under the
+// changed one too.
+func (l *Loop) endTrial(j *job, back []*job) {
+	t := j.before.Trial
+	if t == nil || j.fresh {
+		return
+	}
+	was := maps.Clone(j.before.Policies)
+	l.mu.Lock()
+	for file, id := range t.Policies {
+		goesOn := false
+		for other, r := range l.records {
+			goesOn = goesOn || r.Policies[file] == was[file] && settled(r) && !heldAtAttach(r) &&
+				!slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other })
+		}
+		if !goesOn {
+			j.before.Policies[file] = id
+		}
+	}
+	l.mu.Unlock()
+	j.before.Trial = nil
+	if !maps.Equal(was, j.before.Policies) {
+		j.before.Accepted = acceptedOf(l.policies, j.before)
+		l.denials.tried(j.d.Unit, t.Since.Add(-behind), false)
+	}
+	r := &j.d.Record
+	r.Trial, r.Policies, r.Accepted = nil, j.before.Policies, j.before.Accepted
+	l.remember(*r)
 }
 
 // putBackDropIns is step 1; it reports whether systemd must read its files again.
@@ -739,7 +774,7 @@ func (l *Loop) hold(ctx context.Context, j *job) {
 	}
 	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
 	r.RestartUnit = j.d.Attachment.RestartUnit
-	r.Attaching, r.Former = false, nil
+	r.Attaching, r.Former, r.Trial = false, nil, nil
 	l.wait(j, r)
 	r.Hold = &attach.Hold{Inputs: inputs(j), Reasons: j.failed, Since: time.Now()}
 	if len(r.DropIns) > 0 && !j.fresh {
