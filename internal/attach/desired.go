@@ -72,6 +72,9 @@ type Record struct {
 	// Retaken is when the unit was last restarted because its profile had been
 	// taken off its tasks.
 	Retaken time.Time `json:"retaken,omitzero"`
+	// Away is since when the unit, which only a pattern names, has been down and systemd
+	// has known no file of it.
+	Away time.Time `json:"away,omitzero"`
 	// RestartUnit is the attachment's, for the day when it is withdrawn.
 	RestartUnit bool `json:"restartUnit"`
 	// Attaching is set from the first change until the first good verdict: an

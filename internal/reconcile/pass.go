@@ -318,7 +318,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		l.leavePaused(ctx, j)
 		return j
 	}
-	if a := j.d.Attachment; a != nil && !attach.IsPattern(unit) && !j.o.Unit.Found() && a.Matches(unit) < attach.MatchName {
+	if a := j.d.Attachment; a != nil && !attach.IsPattern(unit) && a.Matches(unit) < attach.MatchName && l.gone(j) {
 		// A unit that only a pattern named is gone: so is what it had from it.
 		l.drop(unit)
 		j.d.Attachment = nil
@@ -419,6 +419,31 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		r.Attaching, r.Dragged = true, j.dragged()
 	}
 	return j
+}
+
+// fileAway is how long the file of a unit that only a pattern names may be away while the
+// unit is down: a deployment takes it away and writes it again, with a daemon-reload after
+// each, and the start that follows is to be confined as the one before.
+const fileAway = time.Hour
+
+// gone reports whether a unit that only a pattern names is none any more. One that runs
+// without a file may get one again.
+func (l *Loop) gone(j *job) bool {
+	r := &j.d.Record
+	since := r.Away
+	switch {
+	case !j.o.Unit.Found() && len(r.DropIns) == 0:
+		return true
+	case j.o.Unit.Found() || j.o.Unit.Active():
+		since = time.Time{}
+	case since.IsZero() || since.After(j.o.At): // from when the clock was ahead
+		since = j.o.At
+	}
+	if !since.Equal(r.Away) {
+		r.Away = since
+		l.remember(*r)
+	}
+	return !since.IsZero() && j.o.At.Sub(since) >= fileAway
 }
 
 // lookAnew replaces a look at the tasks that a plan may go by, and a verdict may not.

@@ -192,11 +192,13 @@ type unit struct {
 	// collected: it does so, too, where the unit failed (CollectMode=inactive-or-failed).
 	collected bool
 	kept      int // for so many who asked for it
+	// fileless: its unit file is not there any more, and systemd has been reloaded since.
+	fileless bool
 }
 
 // loaded reports whether systemd has the unit loaded.
 func (u *unit) loaded() bool {
-	return !u.unloads || u.running || u.kept > 0 || u.failed && !u.collected
+	return !u.unloads && !u.fileless || u.running || u.kept > 0 || u.failed && !u.collected
 }
 
 func newWorld() *world {
@@ -418,6 +420,10 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		}
 	case f.failed && f.loaded():
 		u.ActiveState, u.SubState, u.Result = "failed", "failed", "exit-code"
+	}
+	if f.fileless {
+		u.LoadState, u.FragmentPath, u.UnitFileState = "not-found", "", ""
+		return u, nil
 	}
 	s := &u.Settings
 	s.DefaultDependencies = !f.early
