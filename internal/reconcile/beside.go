@@ -100,7 +100,7 @@ func (l *Loop) lookBeside(ctx context.Context) {
 		if ctx.Err() != nil || !l.isPassing() {
 			return // the next pass comes to all of them
 		}
-		v, o := l.judgeOnce(ctx, d, false, nil)
+		v, o := l.judgeOnce(ctx, d, false)
 		if v.Answer != attach.NotConfined {
 			continue
 		}

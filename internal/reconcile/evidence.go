@@ -76,7 +76,7 @@ func (l *Loop) VerifyEvidence(ctx context.Context, units []string) (attach.Evide
 }
 
 func (l *Loop) verifyEvidence(ctx context.Context, unit string) attach.EvidenceStatus {
-	v, saw := l.verify(ctx, unit, nil)
+	v, saw := l.verify(ctx, unit)
 	if v == nil {
 		return l.evidence.Check(ctx, unit, nil, nil)
 	}

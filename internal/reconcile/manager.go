@@ -580,6 +580,9 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 	m := l.momentOf(ctx, all)
 	seen := make([]*attach.Verdict, len(all))
 	together := l.observeTogether(ctx, all, m)
+	if !l.lasts(m, all) {
+		clear(together)
+	}
 	spread(len(all), func(i int) {
 		d := all[i]
 		o := together[i]
@@ -597,10 +600,7 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 			rest = append(rest, i)
 		}
 	}
-	if len(rest) < 2 {
-		m = nil
-	}
-	each(len(rest), func(i int) { seen[rest[i]], _ = l.verify(ctx, all[rest[i]].Unit, m) })
+	each(len(rest), func(i int) { seen[rest[i]], _ = l.verify(ctx, all[rest[i]].Unit) })
 	by := make(map[string]*attach.Verdict, len(all))
 	for i, d := range all {
 		by[d.Unit] = seen[i]
@@ -635,14 +635,14 @@ func (l *Loop) attachedNow(words []string) (all []attach.Desired) {
 
 // verify looks at one unit, and gives what it saw; nil where there is nothing to
 // look at.
-func (l *Loop) verify(ctx context.Context, unit string, m *moment) (*attach.Verdict, seen) {
+func (l *Loop) verify(ctx context.Context, unit string) (*attach.Verdict, seen) {
 	for try := 0; ; try++ {
 		busy := l.queue.isBusy(unit)
 		d, err := l.desired(unit)
 		if err != nil || d.Attachment == nil {
 			return nil, seen{}
 		}
-		v, o := l.judgeAt(ctx, d, false, m)
+		v, o := l.judge(ctx, d, false)
 		if busy && try < 5 && v.Answer == attach.NotConfined && only(v, attach.PolicyDiffers) {
 			// A pass may have loaded what it has not put on record yet.
 			select {

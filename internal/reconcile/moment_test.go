@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,6 +93,41 @@ func TestAUnitThatStartedMeanwhileIsLookedAtAgain(t *testing.T) {
 			t.Errorf("%d looks: %+v", looks, out)
 		}
 	})
+}
+
+// What somebody does to policy while many units are looked at together counts, and what
+// was told of it meanwhile is not taken back.
+func TestPolicyThatChangesWhileManyAreLookedAtIsSeen(t *testing.T) {
+	for name, span := range map[string]time.Duration{"together": time.Second, "one by one": 3 * maxRescan} {
+		w := attached(nil, "a", "b")
+		w.run(t, func(l *Loop) {
+			if _, err := l.Pause(context.Background(), attach.Request{Units: []string{"a", "b"}, For: time.Hour}, nil); err != nil {
+				t.Fatal(err)
+			}
+			told := ""
+			w.mu.Lock()
+			w.onScan = func() {
+				w.onScan = nil
+				w.kernel["a"] = "other"
+				w.mu.Unlock()
+				w.tellPolicy()
+				time.Sleep(span)
+				told = answer(l, "a")
+				w.mu.Lock()
+			}
+			w.mu.Unlock()
+			r, err := l.Verify(context.Background(), nil)
+			rest()
+			if err != nil || told != "not-confined" {
+				t.Fatalf("%s: %v, meanwhile it was told to be %s", name, err, told)
+			}
+			for _, s := range r.Units {
+				if got := answer(l, s.Unit); got != "not-confined" || s.Verdict.Answer != attach.NotConfined {
+					t.Errorf("%s: %s is seen to be %s, and told to be %s", name, s.Unit, s.Verdict.Answer, got)
+				}
+			}
+		})
+	}
 }
 
 // A verdict that is given beside a plan goes by a look of its own, however long the

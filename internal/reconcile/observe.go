@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -164,7 +165,6 @@ func (l *Loop) observePolicy(ctx context.Context, d attach.Desired, how depth, m
 // the same before and after all their tasks were looked at. What it gives of a unit
 // tells everything; nil needs a look of its own.
 func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *moment) []*attach.Observed {
-	at := time.Now()
 	names := make([]string, len(all))
 	for i, d := range all {
 		names[i] = d.Unit
@@ -186,7 +186,7 @@ func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *mom
 		}
 		u := found[d.Unit]
 		s.Before, s.After = u.InvocationID, u.InvocationID
-		o := attach.Observed{Unit: u, At: at, Scan: &s}
+		o := attach.Observed{Unit: u, At: m.at, Scan: &s}
 		l.observePolicy(ctx, d, quick, m, &o)
 		l.observeSockets(ctx, d, quick, &o)
 		out[i] = &o
@@ -196,6 +196,7 @@ func (l *Loop) observeTogether(ctx context.Context, all []attach.Desired, m *mom
 
 // moment is what many units have in common, read once for a look at all of them.
 type moment struct {
+	at    time.Time // before any of it was read
 	host  attach.Host
 	asked map[string]bool                          // profiles that were asked for
 	live  map[string]map[string]attach.LiveProfile // by profile: it, its children and hats
@@ -235,7 +236,7 @@ func (m *moment) scanOf(u attach.Unit) (attach.Scan, bool) {
 
 // momentOf reads what a look at these units has in common.
 func (l *Loop) momentOf(ctx context.Context, all []attach.Desired) *moment {
-	m := &moment{host: l.host(ctx)}
+	m := &moment{at: time.Now(), host: l.host(ctx)}
 	var names []string
 	for _, d := range all {
 		names = append(names, judgedBy(d)...)
@@ -247,7 +248,7 @@ func (l *Loop) momentOf(ctx context.Context, all []attach.Desired) *moment {
 // momentOfPlans reads and compiles what plans for these units have in common. A
 // single unit has nothing in common with others.
 func (l *Loop) momentOfPlans(ctx context.Context, all []attach.Desired) *moment {
-	m := &moment{host: l.host(ctx)}
+	m := &moment{at: time.Now(), host: l.host(ctx)}
 	if len(all) < 2 {
 		return m
 	}
@@ -281,6 +282,19 @@ func (m *moment) read(apparmor AppArmor, names []string) {
 		}
 		m.live[top][name] = p
 	}
+}
+
+// lasts reports whether what was read of the kernel for a look at these units is so
+// after it, too.
+func (l *Loop) lasts(m *moment, all []attach.Desired) bool {
+	now := &moment{host: l.apparmor.Host()}
+	now.host.BootService = m.host.BootService // no verdict goes by it
+	var names []string
+	for _, d := range all {
+		names = append(names, judgedBy(d)...)
+	}
+	now.read(l.apparmor, names)
+	return m.err == nil && now.err == nil && now.host == m.host && reflect.DeepEqual(now.live, m.live)
 }
 
 // covers reports whether all of these profiles were read.
@@ -478,20 +492,9 @@ const passing = 30 * time.Second
 // program that systemd has forked and not executed yet, a restart during the
 // look) it looks again, for at most 30 s.
 func (l *Loop) judge(ctx context.Context, d attach.Desired, justStarted bool) (attach.Verdict, attach.Observed) {
-	return l.judgeAt(ctx, d, justStarted, nil)
-}
-
-// judgeAt is judge with a first look that takes from m what is the same for all
-// units. Only "confined" is believed of it.
-func (l *Loop) judgeAt(ctx context.Context, d attach.Desired, justStarted bool, m *moment) (attach.Verdict, attach.Observed) {
-	if m != nil {
-		if v, o := l.judgeOnce(ctx, d, justStarted, m); v.Answer == attach.Confined {
-			return v, o
-		}
-	}
 	pause := 50 * time.Millisecond
 	for begun := time.Now(); ; {
-		v, o := l.judgeOnce(ctx, d, justStarted, nil)
+		v, o := l.judgeOnce(ctx, d, justStarted)
 		if v.Answer != attach.Unknown || !passes(v) || time.Since(begun) > passing {
 			return v, o
 		}
@@ -523,8 +526,8 @@ func passes(v attach.Verdict) bool {
 	return true
 }
 
-func (l *Loop) judgeOnce(ctx context.Context, d attach.Desired, justStarted bool, m *moment) (attach.Verdict, attach.Observed) {
-	o, err := l.observeAt(ctx, d, quick, m)
+func (l *Loop) judgeOnce(ctx context.Context, d attach.Desired, justStarted bool) (attach.Verdict, attach.Observed) {
+	o, err := l.observe(ctx, d, quick)
 	if err != nil {
 		return unheard(d, err), attach.Observed{Unit: attach.Unit{ID: d.Unit}}
 	}

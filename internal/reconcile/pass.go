@@ -377,6 +377,9 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		if v.At.IsZero() {
 			v.At = time.Now()
 		}
+		if v.Answer == attach.Confined && m != nil {
+			v.At = m.at // what somebody has seen of the policy since then counts
+		}
 		j.out.Verdict = &v
 		if unseen(j.d.Record, v) || taken(v) {
 			l.stopViolator(ctx, j.d, j.d.Record, &j.o, v, true)
