@@ -788,6 +788,12 @@ func TestVMChanges(t *testing.T) {
 	next("our own load", true)
 	v.gone("vm-changes")
 	next("our own removal", true)
+	for _, mode := range []string{"complain", "enforce"} {
+		if err := os.WriteFile(filepath.Join(paramDir, "mode"), []byte(mode), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		next("the global mode "+mode, true)
+	}
 	v.profile("vm.swp", "x")
 	v.profile("x.dpkg-new", "x")
 	if err := os.WriteFile("/etc/apparmor.d/.vm.changes.swp", nil, 0o644); err != nil {

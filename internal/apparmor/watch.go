@@ -35,9 +35,9 @@ const (
 	maxWatched = 2000
 )
 
-// Changes tells, merged, that profile files changed or that somebody loaded,
-// replaced or removed policy on the host (seen on Debian 12 and 13), from its return
-// on. The channel is closed when ctx ends. While it is open the index trusts the watch and looks
+// Changes tells, merged, that profile files changed, that somebody loaded,
+// replaced or removed policy on the host (seen on Debian 12 and 13), or that the global
+// mode was written, from its return on. The channel is closed when ctx ends. While it is open the index trusts the watch and looks
 // at files only after a change; where a watch cannot be had, or not on every
 // directory, it looks each time. When ctx ends, a look that waits for the
 // parser is cut off, and the index starts no parser any more.
@@ -354,6 +354,7 @@ type fileWatch struct {
 	s    *System
 	w    *fsnotify.Watcher
 	root string
+	mode string // the file of the global mode
 	lost <-chan struct{}
 	// seen is what everything was like when not all of it could be watched, "" where
 	// it is.
@@ -370,7 +371,7 @@ func (s *System) watchFiles() *fileWatch {
 		return nil
 	}
 	root := s.real(profileDir)
-	f := &fileWatch{s: s, w: w, root: root, lost: s.index.watch.begin(w, root)}
+	f := &fileWatch{s: s, w: w, root: root, mode: s.real(filepath.Join(paramDir, "mode")), lost: s.index.watch.begin(w, root)}
 	f.all()
 	if !s.index.watch.isWhole() {
 		f.seen = s.fingerprint(root)
@@ -392,6 +393,9 @@ func (f *fileWatch) all() {
 		lost = err
 	}
 	watch.followAll(f.w, lost)
+	// A write to a file of sysfs is told like any other (vfs_write in Linux' fs/read_write.c).
+	// No profile depends on it: where it cannot be watched, who asks next finds the change.
+	_ = f.w.Add(f.mode)
 }
 
 // run tells of changes until ctx ends, or until there is no watch any more. What cannot
@@ -434,6 +438,10 @@ func (f *fileWatch) run(ctx context.Context, tell func()) {
 				return
 			}
 			name := filepath.Clean(ev.Name) // fsnotify says "//etc" for what is in "/"
+			if name == f.mode {
+				tell()
+				continue
+			}
 			matters, more := watch.concerns(root, name)
 			if !matters {
 				continue

@@ -94,6 +94,20 @@ func TestWhatChangesOnceChangesHasReturnedIsTold(t *testing.T) {
 		changed()
 		h.tells(told, "a change of a file")
 	})
+	t.Run("the global mode", func(t *testing.T) {
+		h := newHost(t, "/nowhere")
+		h.write(paramDir+"/mode", "enforce\n")
+		told := h.Changes(ctx(t))
+		f, err := os.OpenFile(filepath.Join(h.root, paramDir, "mode"), os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteString("complain"); err != nil {
+			t.Fatal(err)
+		}
+		h.tells(told, "another global mode")
+	})
 	t.Run("a file that is not watched", func(t *testing.T) {
 		h := newHost(t, "/nowhere")
 		h.profile("a", "profile a { }\n")

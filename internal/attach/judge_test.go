@@ -338,6 +338,37 @@ func TestAHelperOfAStartIsNoEscape(t *testing.T) {
 	wantCodes(t, "a helper", v.Reasons, TasksUnstable)
 }
 
+// A verdict that is handed out later says what the host has become since, as a new one
+// would.
+func TestAVerdictGoesWithTheHost(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		host Host
+		want Answer
+	}{
+		{"as it was", Host{Enabled: Yes, GlobalMode: ModeEnforce}, Confined},
+		{"complain", Host{Enabled: Yes, GlobalMode: ModeComplain}, NotConfined},
+		{"off", Host{Enabled: No}, NotConfined},
+		{"unread", Host{}, Unknown},
+	} {
+		for what, tasks := range map[string]bool{"healthy": true, "not running": false} {
+			d, o := healthy()
+			if !tasks {
+				o.Scan = nil
+			}
+			before := Judge(d, o)
+			o.Host = tt.host
+			got, want := before.On(tt.host), Judge(d, o)
+			if got.Answer != want.Answer || tasks && got.Answer != tt.want || !slices.Equal(got.Reasons, want.Reasons) {
+				t.Errorf("%s, %s: %+v, a new one is %+v", tt.name, what, got, want)
+			}
+			if again := got.On(tt.host); !slices.Equal(again.Reasons, got.Reasons) {
+				t.Errorf("%s, %s: once more: %+v", tt.name, what, again)
+			}
+		}
+	}
+}
+
 // What hostile tasks make of labels and paths does not make a verdict grow
 // without bound.
 func TestVerdictsAreBounded(t *testing.T) {

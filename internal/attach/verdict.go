@@ -94,13 +94,38 @@ func Judge(d Desired, o Observed) Verdict {
 		v.Reasons = append(v.Reasons, reasons...)
 	}
 	v.Reasons = append(v.Reasons, judgeSockets(d, o)...)
-	slices.SortStableFunc(v.Reasons, func(a, b Reason) int { return cmp.Compare(b.Code.Bearing(), a.Code.Bearing()) })
+	sortReasons(v.Reasons)
 	v.Answer = Confined
 	for _, r := range v.Reasons {
 		v.Answer = max(v.Answer, r.Code.Bearing())
 	}
 	return v
 }
+
+// On is the verdict where AppArmor on the host was read later than the verdict was
+// given: it is confined no longer than the host confines.
+func (v Verdict) On(h Host) Verdict {
+	reasons := judgeHost(h)
+	for _, r := range reasons {
+		v.Answer = max(v.Answer, r.Code.Bearing())
+	}
+	for _, r := range v.Reasons {
+		if !slices.Contains(reasons, r) {
+			reasons = append(reasons, r)
+		}
+	}
+	sortReasons(reasons)
+	v.Reasons = reasons
+	return v
+}
+
+// sortReasons puts the worst first.
+func sortReasons(list []Reason) {
+	slices.SortStableFunc(list, func(a, b Reason) int { return cmp.Compare(b.Code.Bearing(), a.Code.Bearing()) })
+}
+
+// Confines reports whether the kernel puts profiles in force at all.
+func (h Host) Confines() bool { return len(judgeHost(h)) == 0 }
 
 func judgeHost(h Host) []Reason {
 	switch {

@@ -18,9 +18,9 @@ const besideAfter = 200 * time.Millisecond
 // whether the next pass would accept what is loaded.
 const maxBeside = 20
 
-// beside names what somebody does to the policy of attached units during a pass at
-// others, which takes as long as the longest SettleSec= in it. It mends nothing, and
-// stops nothing: the pass that comes next sees to that.
+// beside names what somebody does to the policy of attached units, or to the global
+// mode, during a pass at others, which takes as long as the longest SettleSec= in it. It
+// mends nothing, and stops nothing: the pass that comes next sees to that.
 func (l *Loop) beside(ctx context.Context) {
 	for {
 		select {
@@ -82,9 +82,9 @@ func (l *Loop) lookBeside(ctx context.Context) {
 	}
 	l.mu.Unlock()
 	var all []attach.Desired
-	states := map[string]string{}
+	states, mode := map[string]string{}, l.hostDiffers(l.apparmor.Host())
 	for _, unit := range units {
-		if d, ok := l.leftAlone(unit); ok && l.differs(d, states) {
+		if d, ok := l.leftAlone(unit); ok && (mode || l.differs(d, states)) {
 			all = append(all, d)
 		}
 	}

@@ -169,6 +169,7 @@ type Loop struct {
 	readAnew map[string]map[string]string
 
 	statuses    map[string]*attach.Status // none is changed in place: subscribers have it, too
+	seenHost    attach.Host               // as it was last read; see noteHost
 	problems    []attach.Reason           // of records
 	service     attach.Tri                // apparmor.service is enabled
 	serviceRead bool
@@ -253,6 +254,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 	files := l.attachments.Changes(ctx)
 	policy := l.apparmor.Changes(ctx)
 	denials := l.apparmor.Denials(ctx)
+	l.noteHost(l.apparmor.Host())
 	l.declare(ctx)
 	ready()
 
@@ -485,6 +487,25 @@ func (l *Loop) ownersOf(place string) (units []string) {
 	return units
 }
 
+// noteHost takes in how AppArmor is on the host. Where that has changed, all units are
+// looked at anew.
+func (l *Loop) noteHost(h attach.Host) {
+	if !l.hostDiffers(h) {
+		return
+	}
+	l.mu.Lock()
+	l.seenHost = h
+	l.mu.Unlock()
+	l.queue.add(review, l.everything()...)
+}
+
+// hostDiffers reports whether AppArmor is not as it was when that was last taken in.
+func (l *Loop) hostDiffers(h attach.Host) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return h.Enabled != l.seenHost.Enabled || h.GlobalMode != l.seenHost.GlobalMode
+}
+
 func (l *Loop) everythingAnew() {
 	l.forgetHost()
 	l.queue.addDeclare()
@@ -685,8 +706,9 @@ func (l *Loop) everything() []string {
 // touched lists the units that a change of profiles or of what is loaded may
 // concern: those of profiles that are not as they were, and all that are not
 // quite in order. For the others nothing is asked or read, however many there
-// are. told is since when the change is told.
+// are, unless the global mode has changed. told is since when the change is told.
 func (l *Loop) touched(told time.Time) []string {
+	l.noteHost(l.apparmor.Host())
 	l.mu.Lock()
 	units, policies := map[string][]string{}, map[string]inUse{}
 	judged := map[string][]string{}

@@ -609,7 +609,8 @@ func (l *Loop) Verify(ctx context.Context, units []string) (attach.Report, error
 	r := l.Status(units)
 	for i, s := range r.Units {
 		if v := by[s.Unit]; v != nil {
-			r.Units[i].Verdict = v
+			now := v.On(r.Host)
+			r.Units[i].Verdict = &now
 		}
 	}
 	return r, nil

@@ -120,7 +120,7 @@ type AppArmor interface {
 	// tasks have open; at most a hundred.
 	OpenInTmp(ctx context.Context, u attach.Unit) []string
 
-	// Changes tells, merged, that profile files or what is loaded changed.
+	// Changes tells, merged, that profile files, what is loaded or the global mode changed.
 	Changes(ctx context.Context) <-chan struct{}
 	// Denials tells what the kernel denies, or lets pass in complain mode, of any
 	// profile, and what of that was not heard. It waits for no reader. It is

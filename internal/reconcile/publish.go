@@ -257,6 +257,7 @@ func (l *Loop) Host() attach.Host {
 // report is what is known of the units that are asked for.
 func (l *Loop) report(asked *selection) (r attach.Report) {
 	host := l.Host()
+	l.noteHost(host)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r = attach.Report{Version: l.version, Host: host, Recheck: l.recheck, At: time.Now(), Units: []attach.Status{}}
@@ -266,6 +267,10 @@ func (l *Loop) report(asked *selection) (r attach.Report) {
 			s := *published
 			s.Busy, s.Paused = l.queue.isBusy(unit), l.pauseOf(unit, r.At)
 			s.Notes = slices.Concat(s.Notes, l.socketNote(unit))
+			if s.Verdict != nil && !host.Confines() {
+				v := s.Verdict.On(host)
+				s.Verdict = &v
+			}
 			if attach.IsPattern(unit) {
 				r.Patterns = append(r.Patterns, s)
 			} else {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,6 +73,7 @@ type world struct {
 	refuses  error // writing an attachment
 	// noRecords: records alone cannot be saved, or, when the daemon starts, listed.
 	noRecords bool
+	complains atomic.Bool // the global mode is complain
 	// noRoom says of the write of that number, from 1, whether there is no room for it.
 	noRoom func(write int) bool
 	writes int
@@ -714,7 +716,11 @@ func (w *world) ByExecutable(string) []attach.Profile { return nil }
 func (w *world) Profiles() []attach.Profile { return nil }
 
 func (w *world) Host() attach.Host {
-	return attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}
+	h := attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}
+	if w.complains.Load() {
+		h.GlobalMode = attach.ModeComplain
+	}
+	return h
 }
 
 func (w *world) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason) {
