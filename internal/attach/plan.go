@@ -545,7 +545,9 @@ func Obstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	if err := CheckProfileName(d.Profile); err != nil {
 		refuse(because(ProfileNameBad, "profile name %.200q: %v", d.Profile, err))
 	}
-	if name, err := d.Attachment.ProfileFor(d.Unit); d.shared() && (err != nil || name != d.Profile) {
+	if name, err := d.Attachment.ProfileFor(d.Unit); err != nil {
+		refuse(because(ProfileNameBad, "%v", err).at(d.Attachment.Source))
+	} else if d.shared() && name != d.Profile {
 		// The drop-in of a pattern holds the value with its specifiers.
 		refuse(because(ProfileNameBad, "profile %s is not what %q gives for %s", d.Profile, d.Attachment.Profile, d.Unit))
 	}

@@ -849,7 +849,9 @@ func (l *Loop) desiredAt(unit string, now time.Time) (attach.Desired, error) {
 		d.HeldWith, d.Record.Hold = pattern, h
 	}
 	var err error
-	d.Profile, err = a.ProfileFor(unit)
+	if d.Profile, err = a.ProfileFor(unit); err != nil && settled(d.Record) {
+		d.Profile, err = d.Record.Profile, nil // which it goes on under; a plan refuses any other
+	}
 	return d, err
 }
 

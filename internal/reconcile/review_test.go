@@ -1331,3 +1331,50 @@ func TestADetachStartsNothingThatWasStopped(t *testing.T) {
 		}
 	})
 }
+
+// A unit whose profile name cannot be expanded any more runs on under the one that it
+// had. It is refused, and looked at as before: by passes, at its starts and by verify.
+func TestAUnitWhoseProfileNameNoLongerExpandsIsLookedAt(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		u := w.units["a.service"]
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile = "%i" })
+		rest()
+		s := status(t, l, "a")
+		if s.Verdict == nil || s.Verdict.Answer != attach.Confined || s.Profile != "a" || !slices.Contains(codes(s.Refused), attach.ProfileNameBad) || s.Exit() != attach.ExitNotConfined {
+			t.Errorf("it runs on: %+v", s)
+		}
+		verify := func() string {
+			r, err := l.Verify(context.Background(), []string{"a"})
+			if err != nil || len(r.Units) != 1 {
+				t.Fatalf("%v %+v", err, r)
+			}
+			return r.Units[0].Verdict.Answer.String()
+		}
+		for what, see := range map[string]func() string{
+			"verify": verify,
+			"a pass": func() string { w.trigger(); rest(); return answer(l, "a") },
+			"a start": func() string {
+				w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: "a.service"}
+				rest()
+				return answer(l, "a")
+			},
+		} {
+			for label, want := range map[string]string{"a (enforce)": "confined", "unconfined": "not-confined"} {
+				w.mu.Lock()
+				u.label = label
+				w.mu.Unlock()
+				if got := see(); got != want {
+					t.Errorf("%s: %s is %s", what, label, got)
+				}
+			}
+			w.mu.Lock()
+			u.label = "a (enforce)"
+			w.mu.Unlock()
+			verify()
+		}
+		if w.calls["restart"] != 1 || w.disk[dropIn] == "" {
+			t.Errorf("%q, %q", w.trace, w.disk)
+		}
+	})
+}
