@@ -103,7 +103,9 @@ type Record struct {
 	// Profile. What becomes of such a start when it is confined no more is for
 	// OnViolation= to say; it is not restarted over and over.
 	Proved string `json:"proved,omitempty"`
-	Hold   *Hold  `json:"hold,omitempty"`
+	// ProvedTmp: that start was seen with a private /tmp, too.
+	ProvedTmp bool  `json:"provedTmp,omitempty"`
+	Hold      *Hold `json:"hold,omitempty"`
 	// Pause is the unit's own. A new one takes its place; it is never changed.
 	Pause *Pause `json:"pause,omitempty"`
 	// Verdict is the last one.

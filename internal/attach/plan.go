@@ -140,7 +140,7 @@ func Diff(d Desired, o Observed) Plan {
 
 	diffSockets(&p, d, o)
 	if why := cmp.Or(lacks(d, o), stripped(d, o)); why != nil {
-		left := why.Code != TmpShared && d.Record.ProvedAs(o.Unit.InvocationID, d.Profile) && !takenOff(d, o, *why)
+		left := d.Record.ProvedAs(o.Unit.InvocationID, d.Profile) && (why.Code != TmpShared || d.Record.ProvedTmp) && !takenOff(d, o, *why)
 		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
 	}
 	return p

@@ -120,6 +120,18 @@ func TestDiff(t *testing.T) {
 		{"started before PrivateTmp=", func(_ *Desired, o *Observed) {
 			o.Scan.Tmp = map[int]TmpView{100: o.Scan.HostTmp, 102: o.Scan.HostTmp}
 		}, []string{"restart " + unitName}, nil},
+		{"a confined start, before PrivateTmp=", func(d *Desired, o *Observed) {
+			o.Scan.Tmp = map[int]TmpView{100: o.Scan.HostTmp, 102: o.Scan.HostTmp}
+			d.Record.Proved = o.Unit.InvocationID
+		}, []string{"restart " + unitName}, nil},
+		{"it left its private /tmp, and would leave it again", func(d *Desired, o *Observed) {
+			o.Scan.Tmp = map[int]TmpView{100: o.Scan.HostTmp, 102: o.Scan.HostTmp}
+			d.Record.Proved, d.Record.ProvedTmp = o.Unit.InvocationID, true
+		}, nil, []Code{RestartPending}},
+		{"an earlier start left it", func(d *Desired, o *Observed) {
+			o.Scan.Tmp = map[int]TmpView{100: o.Scan.HostTmp, 102: o.Scan.HostTmp}
+			d.Record.Proved, d.Record.ProvedTmp = "another start", true
+		}, []string{"restart " + unitName}, nil},
 		{"no main process, nobody carries the profile", func(_ *Desired, o *Observed) {
 			o.Unit.MainPID = 0
 			for i := range o.Scan.Tasks {

@@ -983,3 +983,38 @@ func TestAUnitThatIsBeingStoppedIsNotStoppedAgain(t *testing.T) {
 		}
 	})
 }
+
+// A service that leaves its private /tmp each time is not restarted over and over for it,
+// whether aaunitd is started anew meanwhile or not.
+func TestAUnitThatLeavesItsPrivateTmpIsNotRestartedForEver(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.PrivateTmp = attach.PrivateTmpNo }, "a")
+	u := w.units["a.service"]
+	leave := func() {
+		w.mu.Lock()
+		u.tmp = false
+		w.mu.Unlock()
+		w.trigger()
+		rest()
+	}
+	w.run(t, func(l *Loop) {
+		if answer(l, "a") != "confined" || u.tmp {
+			t.Fatalf("%s %+v", answer(l, "a"), u)
+		}
+		// It is confined, and restarted for a /tmp that it never had.
+		w.declareUnit(fileA, "a.service", nil)
+		rest()
+		if answer(l, "a") != "confined" || !u.tmp || w.calls["restart"] != 2 {
+			t.Fatalf("%s %+v %q", answer(l, "a"), u, w.trace)
+		}
+		leave()
+		if answer(l, "a") != "not-confined" || w.calls["restart"] != 2 {
+			t.Errorf("it left: %s %q", answer(l, "a"), w.trace)
+		}
+	})
+	w.run(t, func(l *Loop) {
+		leave()
+		if answer(l, "a") != "not-confined" || w.calls["restart"] != 2 {
+			t.Errorf("it left, and aaunitd was started anew: %s %q", answer(l, "a"), w.trace)
+		}
+	})
+}

@@ -72,6 +72,7 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 	if remembered && !ended && !isUnheard(v) {
 		r.Verdict = &v
 		if v.Answer == attach.Confined && r.Profile == d.Profile {
+			r.ProvedTmp = v.PrivateTmp == attach.Yes || r.ProvedTmp && r.Proved == v.InvocationID
 			r.Proved = v.InvocationID
 		}
 		l.records[d.Unit] = r
@@ -79,7 +80,7 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 	unsaved := l.unsaved[d.Unit]
 	l.mu.Unlock()
 	// What was seen before and is seen again is not written to disk each time.
-	if remembered && (unsaved || !(kept.Proved == r.Proved && sameVerdict(kept.Verdict, r.Verdict))) {
+	if remembered && (unsaved || !(kept.Proved == r.Proved && kept.ProvedTmp == r.ProvedTmp && sameVerdict(kept.Verdict, r.Verdict))) {
 		l.write(r)
 	}
 	return old, true
