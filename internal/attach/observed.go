@@ -441,6 +441,9 @@ type Observed struct {
 	SocketsProblem string
 	// Rules are what an image has for the start helper.
 	Rules ImageRules
+	// DropInsProblem says why the drop-ins that reach every unit of a template or prefix,
+	// which are Unit's then, could not be read.
+	DropInsProblem string
 	// Early are the units that start too early for the drop-in of a template or prefix
 	// and that it would reach all the same: systemd asks for no attachment. They are
 	// looked for before it is written for the first time; EarlyProblem says why they

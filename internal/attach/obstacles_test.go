@@ -431,6 +431,56 @@ func TestAPatternThatReachesAnEarlyUnit(t *testing.T) {
 	}
 }
 
+// What is read after the drop-in of a template or prefix takes the profile off all of its
+// units to come.
+func TestAPatternThatIsOverridden(t *testing.T) {
+	for _, tt := range []struct {
+		name, pattern, profile, file, line string
+		want                               Code
+	}{
+		{"reset in its own directory", "agent@.service", "myagent", "/etc/systemd/system/agent@.service.d/zz.conf", "AppArmorProfile=", DirectiveOverridden},
+		{"another profile, for all services", "agent-.service", "myagent", "/run/systemd/system/service.d/99-x.conf", "AppArmorProfile=other", DirectiveOverridden},
+		{"another one for each", "agent@.service", "agent-%i", "/etc/systemd/system/agent@.service.d/zz.conf", "AppArmorProfile=%p", DirectiveOverridden},
+		{"a missing one is ignored", "agent@.service", "myagent", "/etc/systemd/system/agent@.service.d/zz.conf", "AppArmorProfile=-myagent", IgnorePrefix},
+		{"no assertion", "agent@.service", "myagent", "/etc/systemd/system/agent@.service.d/zz.conf", "AssertSecurity=", AssertionOverridden},
+		{"the host's /tmp", "agent@.service", "agent-%i", "/etc/systemd/system/agent@.service.d/zz.conf", "PrivateTmp=no", PrivateTmpOverridden},
+		{"the same again", "agent@.service", "agent-%i", "/etc/systemd/system/agent@.service.d/zz.conf", "AppArmorProfile=agent-%i", ""},
+		{"before it", "agent@.service", "myagent", "/etc/systemd/system/agent@.service.d/10-x.conf", "AppArmorProfile=other", ""},
+	} {
+		d, o := healthy()
+		d.Unit, d.Record = tt.pattern, Record{}
+		d.Attachment.Units, d.Attachment.Profile = []string{tt.pattern}, tt.profile
+		if strings.Contains(tt.profile, "%") {
+			d.Profile = ""
+		}
+		key, value, _ := strings.Cut(tt.line, "=")
+		o.Scan, o.DropIn = nil, DropInState{}
+		o.Unit = Unit{ID: tt.pattern, DropIns: []string{tt.file}, Settings: Settings{Assignments: []Assignment{{Key: key, Value: value, Path: tt.file, Line: 3}}}}
+		p := Diff(d, o)
+		if tt.want == "" {
+			wantCodes(t, tt.name, p.Refusals)
+			continue
+		}
+		wantCodes(t, tt.name, p.Refusals, tt.want)
+		if len(p.Actions) > 0 || len(p.Refusals) > 0 && p.Refusals[0].Where != tt.file+":3" {
+			t.Errorf("%s: %+v", tt.name, p)
+		}
+		s := Status{Unit: tt.pattern, DropIn: d.DropInPath(), Refused: p.Refusals}
+		if answer, words := s.ToCome(); answer != NotConfined || s.Exit() != ExitNotConfined {
+			t.Errorf("%s: %s, %s, exit %d", tt.name, answer, words, s.Exit())
+		}
+	}
+	d, o := healthy()
+	d.Unit, d.Record = "agent@.service", Record{}
+	d.Attachment.Units = []string{d.Unit}
+	o.Unit, o.Scan, o.DropIn, o.DropInsProblem = Unit{ID: d.Unit}, nil, DropInState{}, "zz.conf is a directory"
+	p := Diff(d, o)
+	wantCodes(t, "not readable", p.Refusals, DropInUnreadable)
+	if answer, _ := (Status{Unit: d.Unit, DropIn: d.DropInPath(), Refused: p.Refusals}).ToCome(); answer != Unknown {
+		t.Errorf("not readable: %s", answer)
+	}
+}
+
 // The order was seen with systemd-analyze verify of systemd 252: each line is
 // read instead of those after it.
 func TestOutranks(t *testing.T) {

@@ -588,7 +588,11 @@ func patternObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 		r, warnings = policyObstacles(d, o)
 		refusals = append(refusals, r...)
 	}
-	return append(refusals, dropInObstacles(d, o)...), warnings
+	refusals = append(refusals, dropInObstacles(d, o)...)
+	if o.DropInsProblem != "" {
+		refusals = append(refusals, because(DropInUnreadable, "the drop-ins of all units of %s could not be read: %s", d.Unit, o.DropInsProblem))
+	}
+	return append(refusals, overrides(d, o.Unit)...), warnings
 }
 
 // policyObstacles looks at the unit's profiles and what boot makes of them.
@@ -732,7 +736,9 @@ func overrides(d Desired, u Unit) []Reason {
 				last[a.Key] = bad(DirectiveOverridden, "%s resets AppArmorProfile=", a.Path)
 			case a.Value[0] == '-':
 				last[a.Key] = bad(IgnorePrefix, "%s sets AppArmorProfile=%s", a.Path, a.Value)
-			case profileOf(a.Value, u.ID) != d.Profile:
+			case d.pattern() && a.Value == d.Attachment.Profile: // with its specifiers, as in the drop-in
+				delete(last, a.Key)
+			case d.pattern() || profileOf(a.Value, u.ID) != d.Profile:
 				last[a.Key] = bad(DirectiveOverridden, "%s sets AppArmorProfile=%s", a.Path, a.Value)
 			default:
 				delete(last, a.Key)

@@ -165,11 +165,31 @@ func (s Status) ToCome() (Answer, string) {
 	case s.dropInAmiss():
 		return NotConfined, "units to come are not confined by it"
 	case s.DropIn != "":
+		switch s.refusedToCome() {
+		case NotConfined:
+			return NotConfined, "units to come are not confined by it"
+		case Unknown:
+			return Unknown, "whether units to come are confined by it could not be told"
+		}
 		return Confined, "units to come start under the profile"
 	case s.Busy && len(s.Refused) == 0 && s.Held == nil:
 		return Unknown, "whether units to come are confined by it is not known yet"
 	}
 	return NotConfined, "units to come are not confined by it"
+}
+
+// refusedToCome is what the refusals of a template or prefix whose drop-in is in place
+// make of its units to come. Most say no more than why something else is not done.
+func (s Status) refusedToCome() Answer {
+	answer := Confined
+	for _, r := range s.Refused {
+		switch r.Code {
+		case AppArmorOff, AppArmorUnknown, GlobalComplain, DirectiveOverridden, IgnorePrefix, AssertionOverridden, PrivateTmpOverridden,
+			SocketsOverridden, DropInUnreadable:
+			answer = max(answer, r.Code.Bearing())
+		}
+	}
+	return answer
 }
 
 // trampled reports whether somebody changed the policy that was accepted for a template

@@ -27,6 +27,9 @@ type Units interface {
 	Expand(ctx context.Context, glob string) ([]string, error)
 	StartedAtBoot(unit string) attach.Tri
 	// StartingSockets are the .socket units that start a service.
+	// Pattern reads the drop-ins that reach every unit of a template or prefix, and what
+	// they set, as a unit with nothing else.
+	Pattern(name string) (attach.Unit, error)
 	StartingSockets(ctx context.Context, u attach.Unit) ([]attach.StartingSocket, error)
 	ReadDropIn(path string) (text string, exists bool, err error)
 	WriteDropIn(path, text string) (changed bool, err error)
@@ -201,7 +204,10 @@ func (i *Image) prepare(ctx context.Context, u *unit, r attach.Request, declared
 			u.refuse(*cmp.Or(attach.UnfitUnit(attach.Unit{}, u.name), ptr(attach.Because(attach.UnitNotFound, "no attachment file of %s names %s", i.Root, u.name))))
 			return
 		}
-		u.o.Unit = attach.Unit{ID: u.name}
+		var err error
+		if u.o.Unit, err = i.Units.Pattern(u.name); err != nil {
+			u.o.DropInsProblem = err.Error()
+		}
 	} else {
 		var err error
 		if u.o.Unit, err = i.Units.Observe(ctx, u.name); err != nil {

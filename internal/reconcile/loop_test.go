@@ -832,6 +832,39 @@ func TestAPatternWithoutUnits(t *testing.T) {
 	})
 }
 
+// A template whose drop-in somebody overrides says that its units to come are not
+// confined, and by which file and line, and is well again without it.
+func TestAPatternThatIsOverriddenDoesNotReadWell(t *testing.T) {
+	for _, other := range []string{"/etc/systemd/system/w@.service.d/zz.conf", "/etc/systemd/system/service.d/99-x.conf"} {
+		w := newWorld()
+		w.files["w"] = "1"
+		w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "w" })
+		w.run(t, func(l *Loop) {
+			rest()
+			toCome := func(change func()) (attach.Status, attach.Answer) {
+				w.mu.Lock()
+				change()
+				w.mu.Unlock()
+				w.trigger()
+				rest()
+				s := l.Status([]string{"w@"}).Patterns[0]
+				answer, _ := s.ToCome()
+				return s, answer
+			}
+			if s, got := toCome(func() {}); got != attach.Confined || s.Exit() != attach.ExitOK {
+				t.Fatalf("%s: before: %s %+v", other, got, s)
+			}
+			s, got := toCome(func() { w.disk[other] = "[Service]\nAppArmorProfile=\n" })
+			if got != attach.NotConfined || s.Exit() != attach.ExitNotConfined || len(s.Refused) != 1 || s.Refused[0].Code != attach.DirectiveOverridden || s.Refused[0].Where != other+":2" {
+				t.Errorf("%s: %s %+v", other, got, s)
+			}
+			if s, got := toCome(func() { delete(w.disk, other) }); got != attach.Confined || s.Exit() != attach.ExitOK || len(w.disk) != 1 {
+				t.Errorf("%s: afterwards: %s %+v %q", other, got, s, w.disk)
+			}
+		})
+	}
+}
+
 // TestAPatternWhoseUnitsAllFailIsHeld: they go back to how they were, and what
 // would take the next start of each down is taken away.
 func TestAPatternWhoseUnitsAllFailIsHeld(t *testing.T) {

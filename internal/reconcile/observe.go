@@ -154,6 +154,7 @@ func (l *Loop) observePolicy(ctx context.Context, d attach.Desired, how depth, m
 		}
 		if how == full {
 			l.observeReach(ctx, d, m, o)
+			l.observePattern(d, o)
 		}
 		o.Policy = l.policy(ctx, d, o.Unit, how, m)
 	case how == full && len(d.Record.Softened) > 0:

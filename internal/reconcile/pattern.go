@@ -183,6 +183,21 @@ func (l *Loop) observeReach(ctx context.Context, d attach.Desired, m *moment, o 
 	}
 }
 
+// observePattern reads what else reaches all units of a template or prefix.
+func (l *Loop) observePattern(d attach.Desired, o *attach.Observed) {
+	if !attach.IsPattern(d.Unit) {
+		return
+	}
+	done := l.onDisk()
+	defer done()
+	u, err := l.systemd.Pattern(d.Unit)
+	if err != nil {
+		o.DropInsProblem = err.Error()
+		return
+	}
+	o.Unit = u
+}
+
 func (l *Loop) reach(ctx context.Context, pattern string) reach {
 	names, err := l.systemd.Expand(ctx, attach.UnitsOf(pattern))
 	if err != nil {

@@ -19,6 +19,9 @@ type Systemd interface {
 	// Confining reads, of a unit's effective settings, Profile, IgnoreMissing,
 	// AssertAppArmor and PrivateTmp alone.
 	Confining(ctx context.Context, unit string) (attach.Settings, error)
+	// Pattern reads the drop-ins that reach every unit of a template or prefix, and what
+	// they set, as a unit with nothing else.
+	Pattern(name string) (attach.Unit, error)
 	// Invocation reads the unit's InvocationID alone.
 	Invocation(ctx context.Context, unit string) (string, error)
 	// GlanceTogether calls look with those of the units that run and can be told

@@ -461,6 +461,27 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	return u, nil
 }
 
+// Pattern reads the drop-ins on the disk, of which only those of all services and of the
+// pattern itself reach all of its units here.
+func (w *world) Pattern(name string) (attach.Unit, error) {
+	defer w.lock()()
+	u := attach.Unit{ID: name, Names: []string{name}}
+	files := slices.Collect(maps.Keys(w.disk))
+	slices.SortFunc(files, func(a, b string) int { return strings.Compare(path.Base(a), path.Base(b)) })
+	for _, file := range files {
+		if place := strings.TrimSuffix(path.Base(path.Dir(file)), ".d"); place != name && place != "service" {
+			continue
+		}
+		u.DropIns = append(u.DropIns, file)
+		for i, line := range strings.Split(w.disk[file], "\n") {
+			if key, value, ok := strings.Cut(line, "="); ok && !strings.HasPrefix(line, "#") {
+				u.Settings.Assignments = append(u.Settings.Assignments, attach.Assignment{Key: key, Value: value, Path: file, Line: i + 1})
+			}
+		}
+	}
+	return u, nil
+}
+
 func (w *world) Invocation(ctx context.Context, name string) (string, error) {
 	u, err := w.Observe(ctx, name)
 	return u.InvocationID, err

@@ -1,6 +1,7 @@
 package units
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -234,6 +235,49 @@ func TestDropInNames(t *testing.T) {
 		if got := strings.Join(dropInNames(unit), " "); got != want {
 			t.Errorf("%s: %s, want %s", unit, got, want)
 		}
+	}
+}
+
+// What reaches every unit of a template or prefix is read from all directories, of each
+// name the one that systemd reads.
+func TestPattern(t *testing.T) {
+	root := t.TempDir()
+	for path, text := range map[string]string{
+		"/usr/lib/systemd/system/a-b@.service":                 "[Service]\nAppArmorProfile=vendors\n",
+		"/etc/systemd/system/a-b@.service.d/90-aaunit.conf":    "[Unit]\nAssertSecurity=apparmor\n[Service]\nAppArmorProfile=a-%i\n",
+		"/etc/systemd/system/a-b@.service.d/zz.conf":           "[Service]\nAppArmorProfile=\n",
+		"/usr/lib/systemd/system/a-b@.service.d/zz.conf":       "[Service]\nPrivateTmp=no\n",
+		"/usr/lib/systemd/system/service.d/99-x.conf":          "[Service]\nPrivateTmp=no\n",
+		"/usr/lib/systemd/system/a-.service.d/masked.conf":     "[Service]\nPrivateTmp=no\n",
+		"/etc/systemd/system/a-b@one.service.d/zzz.conf":       "[Service]\nAppArmorProfile=one\n",
+		"/etc/systemd/system/a-b@.service.d/zzz.conf.dpkg-new": "[Service]\nAppArmorProfile=\n",
+		"/etc/systemd/system/a-.service.d/50-a.conf":           "[Service]\nNice=1\nExecStartPre=\n",
+		"/etc/systemd/system/a-.service.d/90-aaunit.conf":      "[Service]\nAppArmorProfile=a\n",
+		"/etc/systemd/system/a-b@.service.d/masked.conf":       "->/dev/null",
+	} {
+		put(t, root, path, text)
+	}
+	for name, read := range map[string]func(string) (attach.Unit, error){"systemd": New(Options{Root: root}).Pattern, "an image": NewImage(root).Pattern} {
+		for pattern, want := range map[string]string{
+			"a-b@.service": "50-a.conf:3 ExecStartPre=, 90-aaunit.conf:2 AssertSecurity=apparmor, 90-aaunit.conf:4 AppArmorProfile=a-%i, 99-x.conf:2 PrivateTmp=no, zz.conf:2 AppArmorProfile=",
+			"a-.service":   "50-a.conf:3 ExecStartPre=, 90-aaunit.conf:2 AppArmorProfile=a, 99-x.conf:2 PrivateTmp=no, masked.conf:2 PrivateTmp=no",
+			"b@.service":   "99-x.conf:2 PrivateTmp=no",
+		} {
+			u, err := read(pattern)
+			var got []string
+			for _, a := range u.Settings.Assignments {
+				got = append(got, fmt.Sprintf("%s:%d %s=%s", filepath.Base(a.Path), a.Line, a.Key, a.Value))
+			}
+			if s := strings.Join(got, ", "); err != nil || s != want || u.ID != pattern || u.FragmentPath != "" {
+				t.Errorf("%s, %s: %v, %+v\n%s, want\n%s", name, pattern, err, u, s, want)
+			}
+		}
+	}
+	if err := os.Mkdir(root+"/etc/systemd/system/a-.service.d/60-dir.conf", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Options{Root: root}).Pattern("a-.service"); err == nil || !strings.Contains(err.Error(), "60-dir.conf") {
+		t.Errorf("what cannot be read: %v", err)
 	}
 }
 

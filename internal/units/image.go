@@ -229,14 +229,30 @@ func (i *Image) names(f found) ([]string, error) {
 	return out, nil
 }
 
+// Pattern is Systemd's, in the image.
+func (i *Image) Pattern(name string) (u attach.Unit, err error) {
+	u = attach.Unit{ID: name, Names: []string{name}, Settings: attach.Settings{KnowsDisconnected: i.knowsDisconnected()}}
+	if u.DropIns, err = i.dropIns(u); err != nil {
+		return u, err
+	}
+	return u, i.lines(u, watchedKeys, func(l attach.Assignment) error {
+		u.Settings.Assignments = append(u.Settings.Assignments, l)
+		return nil
+	})
+}
+
 // dropIns are the drop-ins of a unit, in the order in which systemd applies them.
-func (i *Image) dropIns(u attach.Unit) ([]string, error) {
+func (i *Image) dropIns(u attach.Unit) ([]string, error) { return dropInsOf(u, imageDirs, i.list) }
+
+// dropInsOf finds the drop-ins of a unit in these directories of units. list gives the
+// names in a directory.
+func dropInsOf(u attach.Unit, dirs []string, list func(dir string) ([]string, error)) ([]string, error) {
 	first := map[string]string{} // by file name, the one that is read
-	for _, dir := range imageDirs {
+	for _, dir := range dirs {
 		for _, unit := range u.Names {
 			for _, name := range append(dropInNames(unit), strings.TrimPrefix(path.Ext(unit), ".")) {
 				place := path.Join(dir, name+".d")
-				files, err := i.list(place)
+				files, err := list(place)
 				if err != nil {
 					return nil, err
 				}

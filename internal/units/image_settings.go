@@ -75,6 +75,9 @@ func (i *Image) findDisconnected() bool {
 // lines reads the files of a unit for some settings, one line after the other.
 func (i *Image) lines(u attach.Unit, keys map[string][]string, line func(attach.Assignment) error) error {
 	for _, file := range append([]string{u.FragmentPath}, u.DropIns...) {
+		if file == "" {
+			continue // the drop-ins of a pattern
+		}
 		if target, err := i.readlink(file); err == nil && target == os.DevNull {
 			continue // a drop-in that is masked
 		}
