@@ -6,14 +6,20 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
+	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/aaunit/aaunit/internal/bus"
 	"github.com/godbus/dbus/v5"
 )
 
-// daemonUnit is the service that aaunitd is on a host.
-const daemonUnit = "aaunitd.service"
+// daemonUnit is the service that aaunitd is on a host, and daemonName what its process is
+// called.
+const (
+	daemonUnit = "aaunitd.service"
+	daemonName = "aaunitd"
+)
 
 // process is what there is to know of a process that has the bus name, or wants it. That
 // it runs as root, as the bus asks of whoever has the name, says little: so does many a
@@ -23,10 +29,13 @@ type process struct {
 	// program is what it executes, and group its control group; "" where that could not
 	// be read.
 	program, group string
+	// looks says whether it is root's and has the daemon's name. Anything can have that, but
+	// not what is by chance the next process.
+	looks attach.Tri
 }
 
-// lookAt reads from /proc what a process is. Everybody may read its control group, but
-// where /proc hides other users' processes; its program only who may trace it.
+// lookAt reads from /proc what a process is. Everybody may read its control group, name
+// and user, but where /proc hides other users' processes; its program only who may trace it.
 func lookAt(pid uint32) process {
 	p := process{pid: pid}
 	dir := fmt.Sprintf("/proc/%d/", pid)
@@ -36,7 +45,27 @@ func lookAt(pid uint32) process {
 	if data, err := os.ReadFile(dir + "cgroup"); err == nil {
 		p.group = controlGroup(string(data))
 	}
+	if data, err := os.ReadFile(dir + "status"); err == nil {
+		p.looks = looks(string(data))
+	}
 	return p
+}
+
+// looks reads proc_pid_status(5).
+func looks(status string) attach.Tri {
+	name, user := false, false
+	for line := range strings.Lines(status) {
+		switch key, value, _ := strings.Cut(line, ":"); key {
+		case "Name":
+			name = strings.TrimSpace(value) == daemonName
+		case "Uid": // real, effective, saved, file system
+			user = slices.Equal(strings.Fields(value), []string{"0", "0", "0", "0"})
+		}
+	}
+	if name && user {
+		return attach.Yes
+	}
+	return attach.No
 }
 
 // controlGroup finds in /proc/PID/cgroup (cgroups(7)) the one that systemd has given a
@@ -114,8 +143,11 @@ func processOf(ctx context.Context, conn *dbus.Conn, name string) (pid uint32, e
 }
 
 // prove makes sure that who has the name is aaunitd: the process of its service, or, while
-// that does not run, one that somebody has started and that is of no service. Any root
-// process can take the name when aaunitd ends, and could then answer that all is well.
+// that does not run, one that somebody who has logged in has started. Any root process can
+// take the name when aaunitd ends, and could then answer that all is well: of a service, of a
+// container's scope, or of nothing that is there any more. The bus tells which process made
+// the connection, and that one can have handed it to another and ended; its number is some
+// other process's in the end.
 func (c *Client) prove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, quickTimeout)
 	defer cancel()
@@ -164,13 +196,29 @@ func (c *Client) proveOwner(ctx context.Context) error {
 		if in, err = c.unitByPID(ctx, pid); err != nil {
 			return doubt(err)
 		}
-		if !strings.HasSuffix(in, ".service") || strings.HasPrefix(in, "user@") {
-			return nil // of a session, where somebody tries it out
+		switch p := c.lookAt(pid); { // after systemd was asked: a process that has ended says nothing
+		case in == "":
+			in = " of no unit"
+		case !ofLogin(in):
+			in = " of " + in
+		case p.looks == attach.Yes:
+			return nil
+		case p.looks == attach.CouldNotTell:
+			return doubt(errors.New("/proc does not show its process"))
+		default:
+			in = " of " + in + ", not called " + daemonName + " or not root's"
 		}
-		in = " of " + in
 	}
 	return fmt.Errorf("%w: the bus name %s belongs to PID %d%s, which is not %s: what it answers is not to be believed; systemctl status %d says what it is",
 		ErrNoDaemon, BusName, pid, in, daemonUnit, pid)
+}
+
+// ofLogin reports whether a unit is what somebody runs who has logged in: the scope of a
+// session, or the manager of a user, which has units of its own below it.
+func ofLogin(unit string) bool {
+	session, scope := strings.CutPrefix(unit, "session-")
+	user, service := strings.CutPrefix(unit, "user@")
+	return scope && strings.HasSuffix(session, ".scope") || service && strings.HasSuffix(user, ".service")
 }
 
 // unitByPID asks systemd for the unit of a process, "" none.

@@ -45,15 +45,15 @@ func TestWhoGivesWay(t *testing.T) {
 		self, owner process
 		want        bool
 	}{
-		{process{0, "/root/aaunitd", shell}, process{1, "/usr/sbin/aaunitd", service}, true},
-		{process{0, "/root/aaunitd", shell}, process{1, "", service}, true},
-		{process{0, "/root/aaunitd", shell}, process{1, "/usr/sbin/aaunitd", shell}, true},
-		{process{0, "/root/aaunitd", shell}, process{1, "/usr/bin/python3", other}, false},
-		{process{0, "/root/aaunitd", shell}, process{1, "", ""}, false},
-		{process{0, "/usr/sbin/aaunitd", service}, process{1, "/usr/sbin/aaunitd", service}, true},
-		{process{0, "/usr/sbin/aaunitd", service}, process{1, "/usr/sbin/aaunitd", other}, false},
-		{process{0, "/usr/sbin/aaunitd", service}, process{1, "/tmp/aaunitd", shell}, false},
-		{process{0, "/usr/sbin/aaunitd", service}, process{1, "", ""}, false},
+		{process{pid: 0, program: "/root/aaunitd", group: shell}, process{pid: 1, program: "/usr/sbin/aaunitd", group: service}, true},
+		{process{pid: 0, program: "/root/aaunitd", group: shell}, process{pid: 1, program: "", group: service}, true},
+		{process{pid: 0, program: "/root/aaunitd", group: shell}, process{pid: 1, program: "/usr/sbin/aaunitd", group: shell}, true},
+		{process{pid: 0, program: "/root/aaunitd", group: shell}, process{pid: 1, program: "/usr/bin/python3", group: other}, false},
+		{process{pid: 0, program: "/root/aaunitd", group: shell}, process{pid: 1, program: "", group: ""}, false},
+		{process{pid: 0, program: "/usr/sbin/aaunitd", group: service}, process{pid: 1, program: "/usr/sbin/aaunitd", group: service}, true},
+		{process{pid: 0, program: "/usr/sbin/aaunitd", group: service}, process{pid: 1, program: "/usr/sbin/aaunitd", group: other}, false},
+		{process{pid: 0, program: "/usr/sbin/aaunitd", group: service}, process{pid: 1, program: "/tmp/aaunitd", group: shell}, false},
+		{process{pid: 0, program: "/usr/sbin/aaunitd", group: service}, process{pid: 1, program: "", group: ""}, false},
 	} {
 		if got := c.self.givesWay(c.owner); got != c.want {
 			t.Errorf("%s beside %s gives way: %v", c.self, c.owner, got)
@@ -73,7 +73,9 @@ func TestTheNameIsSomebodyElses(t *testing.T) {
 	r := startService(t, b, newFakeManager(), func(s *service) {
 		s.log = slog.New(slog.NewTextHandler(log, nil))
 		s.self = process{program: "/usr/sbin/aaunitd", group: "/system.slice/aaunitd.service"}
-		s.lookAt = func(pid uint32) process { return process{pid, "/usr/sbin/aaunitd", "/system.slice/b.service"} }
+		s.lookAt = func(pid uint32) process {
+			return process{pid: pid, program: "/usr/sbin/aaunitd", group: "/system.slice/b.service"}
+		}
 	})
 	if line := <-log; !strings.Contains(line, "PID "+strconv.Itoa(os.Getpid())+" (/usr/sbin/aaunitd in control group /system.slice/b.service)") {
 		t.Errorf("who has it is not said: %s", line)
@@ -121,18 +123,25 @@ func TestOnlyTheDaemonIsBelieved(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		group string // as /proc tells it
+		looks attach.Tri
 		keeper
 		says string // "" is believed
 	}{
-		{"no systemd, and its control group is the service's", "/system.slice/aaunitd.service", keeper{}, ""},
-		{"no systemd, and its control group is hidden", "", keeper{}, "could not be told"},
-		{"its control group is hidden, and it is the main process", "", keeper{main: self}, ""},
-		{"the service runs, and is another process", "/system.slice/b.service", keeper{main: 1, unit: "b.service"}, "which is not aaunitd.service"},
-		{"the service runs, and it is of a session", "", keeper{main: 1, unit: "session-1.scope"}, "which is not aaunitd.service"},
-		{"the service does not run, and it is of another", "/system.slice/b.service", keeper{unit: "b.service"}, "of b.service"},
-		{"the service does not run, and it is of a session", "", keeper{unit: "session-1.scope"}, ""},
-		{"the service does not run, and it is of a desktop", "", keeper{unit: "user@1000.service"}, ""},
-		{"the service does not run, and it is of no unit", "", keeper{}, ""},
+		{"no systemd, and its control group is the service's", "/system.slice/aaunitd.service", attach.Yes, keeper{}, ""},
+		{"no systemd, and its control group is hidden", "", attach.Yes, keeper{}, "could not be told"},
+		{"its control group is hidden, and it is the main process", "", attach.Yes, keeper{main: self}, ""},
+		{"the service runs, and is another process", "/system.slice/b.service", attach.Yes, keeper{main: 1, unit: "b.service"}, "which is not aaunitd.service"},
+		{"the service runs, and it is of a session", "", attach.Yes, keeper{main: 1, unit: "session-1.scope"}, "which is not aaunitd.service"},
+		{"the service does not run, and it is of another", "/system.slice/b.service", attach.Yes, keeper{unit: "b.service"}, "of b.service"},
+		{"the service does not run, and it is of a session", "", attach.Yes, keeper{unit: "session-1.scope"}, ""},
+		{"the service does not run, and it is of a desktop", "", attach.Yes, keeper{unit: "user@1000.service"}, ""},
+		{"the service does not run, and it is of something that a user's manager has started", "/user.slice/user-0.slice/user@0.service/app.slice/aaunitd.service", attach.Yes, keeper{unit: "user@0.service"}, ""},
+		{"the service does not run, and the process has ended", "", attach.CouldNotTell, keeper{}, "of no unit"},
+		{"the service does not run, and it is of no unit", "/", attach.Yes, keeper{}, "of no unit"},
+		{"the service does not run, and it is of a container", "/system.slice/docker-1.scope", attach.Yes, keeper{unit: "docker-1.scope"}, "of docker-1.scope"},
+		{"the service does not run, and it is of a scope that is named like a session", "", attach.Yes, keeper{unit: "my-session-1.scope"}, "of my-session-1.scope"},
+		{"the service does not run, and it has the number of a shell now", "", attach.No, keeper{unit: "session-1.scope"}, "not called aaunitd"},
+		{"the service does not run, and /proc hides it", "", attach.CouldNotTell, keeper{unit: "session-1.scope"}, "could not be told"},
 	} {
 		if !strings.HasPrefix(c.name, "no systemd") {
 			for object, iface := range map[dbus.ObjectPath]string{
@@ -150,7 +159,7 @@ func TestOnlyTheDaemonIsBelieved(t *testing.T) {
 			if pid != self {
 				t.Errorf("%s: PID %d was looked at", c.name, pid)
 			}
-			return process{pid: pid, group: c.group}
+			return process{pid: pid, group: c.group, looks: c.looks}
 		}})
 		switch {
 		case err == nil:
@@ -161,5 +170,25 @@ func TestOnlyTheDaemonIsBelieved(t *testing.T) {
 		case c.says == "", !errors.Is(err, ErrNoDaemon), !strings.Contains(err.Error(), c.says):
 			t.Errorf("%s: %v", c.name, err)
 		}
+	}
+}
+
+func TestLooksLikeTheDaemon(t *testing.T) {
+	for text, want := range map[string]attach.Tri{
+		"Name:\taaunitd\nUmask:\t0022\nUid:\t0\t0\t0\t0\n":        attach.Yes,
+		"Name:\taaunitd\nUmask:\t0022\nUid:\t1000\t0\t0\t0\n":     attach.No,
+		"Name:\taaunitctl\nUmask:\t0022\nUid:\t0\t0\t0\t0\n":      attach.No,
+		"Name:\tbash\\nName:\taaunitd\nUid:\t0\t0\t0\t0\n":        attach.No,
+		"Name:\taaunitd\nUid:\t1000\t1000\t1000\t1000\nGid:\t0\n": attach.No,
+	} {
+		if got := looks(text); got != want {
+			t.Errorf("%q looks like it: %v, want %v", text, got, want)
+		}
+	}
+	if p := lookAt(uint32(os.Getpid())); p.looks != attach.No || p.program == "" || p.group == "" {
+		t.Errorf("this test is %+v", p)
+	}
+	if p := lookAt(1 << 30); p.looks != attach.CouldNotTell { // above the kernel's highest PID
+		t.Errorf("no process is %+v", p)
 	}
 }
