@@ -67,10 +67,11 @@ func main() {
 		os.Exit(2)
 	}
 	if *remove {
-		leave(state.Dir(filepath.Join(*stateDir, "units")))
+		leave(*stateDir)
 		return
 	}
 	log := logger(*verbose)
+	defer alone(*stateDir, log)() // till the process ends: whoever has the lock must not lose it to the garbage collector
 	if err := state.Mark(begun); err != nil {
 		log.Warn("aaunit-policy.service may run beside aaunitd: " + err.Error())
 	}
@@ -236,8 +237,32 @@ func listen() (apparmor.AuditSource, error) {
 	return log, nil
 }
 
-// leave is what the package asks for before the programs go.
-func leave(store state.Dir) {
+// alone locks the state, and ends this process where another one works with it. Where it
+// cannot be locked the work goes on, as it does where no records can be kept.
+func alone(dir string, log *slog.Logger) (release func()) {
+	release, err := state.Lock(dir)
+	switch {
+	case errors.Is(err, state.ErrLocked):
+		log.Error("cannot go on: " + err.Error())
+		os.Exit(1)
+	case err != nil:
+		log.Warn("a second aaunitd would not be kept from starting: " + err.Error())
+		return func() {}
+	}
+	return release
+}
+
+// leave is what the package asks for before the programs go. It waits for nobody: a
+// daemon that is started meanwhile waits for it, and one that was started by hand, so
+// that the package could not stop it, is told.
+func leave(dir string) {
+	release, err := state.Lock(dir)
+	switch {
+	case errors.Is(err, state.ErrLocked):
+		fmt.Printf("aaunit: what runs keeps units as they are declared, and may take back what follows: %v\n", err)
+	case err == nil:
+		defer release()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	systemd := units.New(units.Options{})
@@ -246,7 +271,7 @@ func leave(store state.Dir) {
 	defer done()
 	removal := reconcile.Removal{
 		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{Life: looking}), SocketOptions: sockopt.New(sockopt.Options{}),
-		Store: store, Booted: util.IsRunningSystemd(), Boot: state.Boot(),
+		Store: state.Dir(filepath.Join(dir, "units")), Booted: util.IsRunningSystemd(), Boot: state.Boot(),
 		Tell: func(format string, args ...any) { fmt.Printf("aaunit: "+format+"\n", args...) },
 	}
 	removal.Run(ctx)

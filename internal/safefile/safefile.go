@@ -77,6 +77,9 @@ func DirOnlyBy(dir string, uid uint32) error {
 	return onlyBy(uid, st.Uid, fs.FileMode(st.Mode&0o7777))
 }
 
+// OpenDir opens a directory.
+func OpenDir(dir string) (*os.File, error) { return open(dir, unix.O_RDONLY|unix.O_DIRECTORY) }
+
 // tmpSuffix ends the name of a file that is being written.
 const tmpSuffix = ".tmp"
 

@@ -26,6 +26,7 @@ func TestBootPolicyKilled(t *testing.T) {
 	t.Cleanup(func() {
 		os.RemoveAll("/etc/systemd/system/aaunit-policy.service.d")
 		try0("systemctl", "daemon-reload")
+		try0("systemctl", "stop", "aaunitd.service") // it would have the state; newCrashes starts it
 		os.Remove(begun)
 		try0("systemctl", "restart", "aaunit-policy.service")
 	})
@@ -116,6 +117,7 @@ func TestBootWithoutAParser(t *testing.T) {
 	t.Cleanup(func() {
 		os.Rename(parser+".real", parser)
 		try0("systemctl", "reset-failed", "aaunit-policy.service")
+		try0("systemctl", "stop", "aaunitd.service") // it would have the state
 		os.Remove(begun)
 		try0("systemctl", "start", "aaunit-policy.service", "aaunitd.service")
 	})

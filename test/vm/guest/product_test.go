@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -489,7 +490,8 @@ func TestTheNameIsSomebodyElses(t *testing.T) {
 	if r := ctl(t, "attach", "survivor"); r.exit != 0 {
 		t.Fatalf("attach: %s%s", r.stdout, r.stderr)
 	}
-	if r := try(t, "aaunitd"); r.exit != 1 || !strings.Contains(r.stderr, "is another aaunitd running?") {
+	holder := fmt.Sprintf("which PID %s (/usr/sbin/aaunitd) works with", show(t, "aaunitd.service", "MainPID"))
+	if r := try(t, "aaunitd"); r.exit != 1 || !strings.Contains(r.stderr, "is another aaunitd running?") || !strings.Contains(r.stderr, holder) {
 		t.Errorf("a second aaunitd: exit %d\n%s", r.exit, r.stderr)
 	}
 	waiting, err := dbus.ConnectSystemBus()
@@ -535,6 +537,46 @@ func TestTheNameIsSomebodyElses(t *testing.T) {
 	}
 	if now := show(t, "aaunitd.service", "MainPID"); now != pid {
 		t.Errorf("aaunitd was PID %s, and is %s", pid, now)
+	}
+}
+
+// TestStartedByHand: one that somebody has started in a login session is believed while the
+// service is down, which does not work beside it, and starts when it has ended.
+func TestStartedByHand(t *testing.T) {
+	run(t, "systemctl", "stop", "aaunitd.service")
+	byHand := exec.Command("systemd-run", "--scope", "--quiet", "--unit=session-vm", "aaunitd")
+	if err := byHand.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := sync.OnceFunc(func() {
+		_ = byHand.Process.Signal(syscall.SIGTERM)
+		_ = byHand.Wait()
+	})
+	t.Cleanup(func() {
+		ended()
+		try0("systemctl", "restart", "aaunitd.service")
+	})
+	pid := fmt.Sprint(byHand.Process.Pid)
+	waitFor(t, "the one that was started by hand", func() (bool, string) {
+		got := try(t, "busctl", "status", "org.aaunit1")
+		return strings.Contains(got.stdout, "PID="+pid+"\n"), got.stdout + got.stderr
+	})
+	if r := ctl(t, "status"); r.exit == 1 {
+		t.Errorf("it is not believed: exit %d\n%s%s", r.exit, r.stdout, r.stderr)
+	}
+	if r := try(t, "systemctl", "start", "aaunitd.service"); r.exit == 0 {
+		t.Error("the service has started beside it")
+	}
+	if text := journalctl(t, "-u", "aaunitd.service", "-o", "cat"); !strings.Contains(text, "which PID "+pid+" (/usr/sbin/aaunitd) works with") {
+		t.Errorf("who has the state is not said:\n%s", text)
+	}
+	ended()
+	waitFor(t, "the service to start by itself", func() (bool, string) {
+		state := try(t, "systemctl", "is-active", "aaunitd.service").stdout
+		return state == "active", state
+	})
+	if r := ctl(t, "status"); r.exit == 1 {
+		t.Errorf("the service is not believed: exit %d\n%s%s", r.exit, r.stdout, r.stderr)
 	}
 }
 
