@@ -77,7 +77,8 @@ func main() {
 	}
 	policies := state.NewPolicies(filepath.Join(*stateDir, "policy"))
 	asks := gate.New(policies.Get)
-	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Audit: listen, Systemd: "/run/aaunit/systemd.json", Log: log})
+	systemd := units.New(units.Options{Log: log})
+	host := apparmor.New(apparmor.Options{Kept: policies.Lookup, Unpack: unpack.Policy, Audit: listen, Systemd: "/run/aaunit/systemd.json", Forked: systemd.Forked, Log: log})
 	host.SweepStaging()
 	footprint := newMemory()
 	o := reconcile.Options{
@@ -109,19 +110,18 @@ func main() {
 	o.Evidence, o.Processes = keeper, &procs.Looker{}
 	histories := &state.Histories{Dir: filepath.Join(*stateDir, "sockopts-seen")}
 	o.Histories, o.OptionNames, o.Kernel = histories, sockopt.OptionName, state.Kernel()
-	if err := run(log, o, keeper, histories); err != nil {
+	if err := run(log, o, systemd, keeper, histories); err != nil {
 		log.Error("cannot go on: " + err.Error())
 		os.Exit(1)
 	}
 }
 
-func run(log *slog.Logger, o reconcile.Options, keeper *evidence.Keeper, histories *state.Histories) error {
+func run(log *slog.Logger, o reconcile.Options, systemd *units.Systemd, keeper *evidence.Keeper, histories *state.Histories) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 
-	systemd := units.New(units.Options{Log: log})
 	defer systemd.Close()
 	o.SocketOptions = sockopt.Host{System: sockopt.New(sockopt.Options{}), Store: sockopt.DefaultStore}
 	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log, Options: sockopt.OptionName}

@@ -1,6 +1,7 @@
 package apparmor
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -42,6 +43,7 @@ func TestSystemdsOwnAreKnownOverAnUpgrade(t *testing.T) {
 		t.Run(fmt.Sprintf("with an executor %v", executor), func(t *testing.T) {
 			h := newHost(t)
 			h.opt.Systemd = filepath.Join(t.TempDir(), "systemd.json")
+			h.opt.Forked = func(context.Context, string) ([]int, error) { return []int{12}, nil }
 			own := systemdProgram
 			h.proc(proc{pid: 1, comm: "systemd", exe: systemdProgram, labels: one("unconfined", 1)})
 			if executor {
@@ -74,7 +76,7 @@ func TestSystemdsOwnAreKnownOverAnUpgrade(t *testing.T) {
 				h.replace(systemdProgram, "/proc/1/exe", "/proc/11/exe")
 			}
 			// What PID 1 starts now still runs the old one.
-			h.proc(proc{pid: 12, comm: "(agent)", uid: 7, ppid: 1, age: time.Second, labels: one("unconfined", 12)})
+			h.proc(proc{pid: 12, comm: "(agent)", uid: 7, ppid: 1, cgroup: "/a.service", age: time.Second, labels: one("unconfined", 12)})
 			h.symlink(filepath.Join(h.root, own+" (deleted)"), "/proc/12/exe")
 			h.cgroup("/a.service", 10, 11, 12)
 			check(h, "unpacked")

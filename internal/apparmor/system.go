@@ -85,6 +85,10 @@ type Options struct {
 	// Audit listens to the kernel's audit log, for Denials. With nil no denial is heard,
 	// and Denials says so.
 	Audit func() (AuditSource, error)
+	// Forked tells which processes systemd itself has forked for the unit that has a control
+	// group, and still follows: Unload waits for no other one that is not root's. With nil
+	// none is known. It is asked while an unload waits, for some seconds at most.
+	Forked func(ctx context.Context, group string) (pids []int, err error)
 	// Life ends the parsers that run for ByName and the like, which take no context;
 	// nil bounds them by ParserTime alone. Changes sets another one.
 	Life context.Context

@@ -826,6 +826,7 @@ func (s *System) carriers(profiles []string) (who map[string]string, starting st
 		return nil, "", err
 	}
 	who = map[string]string{}
+	maybe := map[string][]attach.Task{} // by control group of a unit
 	l := s.newLook()
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
@@ -846,18 +847,70 @@ func (s *System) carriers(profiles []string) (who map[string]string, starting st
 					who[p] = fmt.Sprintf("%s (PID %d) carries %s", clean(t.Comm), t.PID, t.Label)
 				}
 			}
-			if own && t.Label.IsUnconfined() && l.starting(t) {
-				starting = fmt.Sprintf("systemd is starting %s (PID %d), and whether under the profile cannot be told", clean(t.Comm), t.PID)
+			if !own || !t.Label.IsUnconfined() {
+				continue
+			}
+			if is, group := l.starting(t); is {
+				starting = startOf(t)
+			} else if group != "" {
+				maybe[group] = append(maybe[group], t)
 			}
 		}
 	}
+	if starting == "" {
+		starting = s.forked(maybe)
+	}
 	return who, starting, nil
+}
+
+func startOf(t attach.Task) string {
+	return fmt.Sprintf("systemd is starting %s (PID %d), and whether under the profile cannot be told", clean(t.Comm), t.PID)
+}
+
+// forkedTime bounds how long systemd is asked for its processes.
+const forkedTime = 5 * time.Second
+
+// forked finds among tasks, by the control groups of their units, one that systemd has
+// forked itself. It is asked after they were seen: a process that it still follows then
+// was its own before.
+func (s *System) forked(tasks map[string][]attach.Task) (starting string) {
+	if s.opt.Forked == nil {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), forkedTime)
+	defer cancel()
+	for group, those := range tasks {
+		pids, err := s.opt.Forked(ctx, group)
+		if err != nil {
+			continue
+		}
+		for _, t := range those {
+			if slices.Contains(pids, t.PID) {
+				return startOf(t)
+			}
+		}
+	}
+	return ""
+}
+
+// groupOfUnit is the control group of the unit in which a group lies: what comes first
+// after the slices. Others than systemd can make the groups below it.
+func groupOfUnit(group string) string {
+	end := 0
+	for name := range strings.SplitSeq(strings.TrimPrefix(group, "/"), "/") {
+		end += 1 + len(name)
+		if !strings.HasSuffix(name, ".slice") {
+			break
+		}
+	}
+	return group[:min(end, len(group))]
 }
 
 // starting reports whether a task that runs systemd's own executable may be PID 1's on
 // its way to a service's program. Until it has taken its name it is root's; one that
 // is not is the manager of a user, which is there from the login on. A service's
-// process with a name may be the service's user's by then.
+// process with a name may be the service's user's by then; where it is a start only if
+// systemd has forked it, group is the unit's control group, for forked.
 //
 // What users run is below /user.slice, and so are their managers, with all that these
 // start: PID 1's own are the processes of services in a slice there, of user@UID.service
@@ -867,50 +920,64 @@ func (s *System) carriers(profiles []string) (who map[string]string, starting st
 // that is not root's must be PID 1's child anywhere, as systemd's executor is too, and in no
 // login: cron and at run their jobs outside of /user.slice. A service whose PAMName=
 // makes a login of it without a session is taken for one when it has given up root.
-func (l *look) starting(t attach.Task) bool {
+// And PID 1 must follow it as the main or the control process of its unit, as it does with
+// all that it forks for one (service_spawn in systemd's src/core/service.c), from the fork
+// on: what a service's account leaves behind is PID 1's child as well.
+func (l *look) starting(t attach.Task) (is bool, group string) {
 	named := strings.HasPrefix(t.Comm, "(")
 	switch {
 	case t.PID == 1, t.Comm == "(sd-pam)":
-		return false
+		return false, ""
 	case !youngerThan(l.starts[t.PID], briefTime) && !(named && youngerThan(l.starts[t.PID], transitTime)):
-		return false
+		return false, ""
 	}
 	status, err := l.status(t.PID)
 	if err != nil {
-		return !gone(err)
+		return !gone(err), ""
 	}
 	root, ppid := rootOf(status), parentOf(status)
 	text, err := readAll(l.dir(t.PID)+"/cgroup", 64<<10)
 	if err != nil && gone(err) {
-		return false
+		return false, ""
 	}
-	group := "" // where it cannot be read: a path can be longer than the kernel gives (ENAMETOOLONG)
+	in := "" // where it cannot be read: a path can be longer than the kernel gives (ENAMETOOLONG)
 	if err == nil {
-		group = unifiedGroup(string(text))
+		in = unifiedGroup(string(text))
 	}
-	if !strings.HasPrefix(group, "/user.slice/") {
-		return root || named && ppid == 1 && !l.login(t.PID)
+	if !root && named && ppid == 1 && !l.login(t.PID) {
+		group = groupOfUnit(in)
 	}
-	unit := unitOfGroup(group)
+	if !strings.HasPrefix(in, "/user.slice/") {
+		return root, group
+	}
+	unit := unitOfGroup(in)
 	switch {
 	case !named:
-		return false
+		return false, ""
 	case strings.HasPrefix(unit, "user@"):
-		return root && ppid == 1
+		return root && ppid == 1, ""
 	case unit != "":
-		return root || ppid == 1 && !l.login(t.PID)
+		return root, group
 	case parseSession(text) != "":
-		return root || l.s.leadsSession(t.PID, group)
+		return root || l.s.leadsSession(t.PID, in), ""
 	}
-	return false
+	return false, ""
 }
 
 // login reports whether a process is of a login: pam_loginuid(8) has noted whose, as it
-// does for cron, at and sshd, and no user can take that away. A kernel without audit has no
-// such note, and neither do many containers: then the answer is no.
+// does for cron, at and sshd, and no user can take that away. Where PID 1 itself has been
+// started from one, as in a container, all that it starts is of the same. A kernel without
+// audit has no such note, and neither do many containers: then the answer is no.
 func (l *look) login(pid int) bool {
 	uid, err := l.read(l.dir(pid) + "/loginuid")
-	return err == nil && string(bytes.TrimSpace(uid)) != noLogin
+	if err != nil {
+		return false
+	}
+	its, none := string(bytes.TrimSpace(uid)), noLogin
+	if uid, err := l.read(l.dir(1) + "/loginuid"); err == nil {
+		none = string(bytes.TrimSpace(uid))
+	}
+	return its != noLogin && its != none
 }
 
 // noLogin is what proc(5) gives as the login of a process that is in none: (uid_t) -1.

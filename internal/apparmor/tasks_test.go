@@ -794,7 +794,10 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 		{"the same, where the session is not told", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: session}, 0, true},
 		{"a service with User=, of no login", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: service, login: noLogin}, 0, true},
 		{"a service whose user has many groups", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: service, groups: 4000}, 0, true},
-		{"a service whose group cannot be read", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: unreadable, login: noLogin}, 0, true},
+		{"a service in a group of its own below the unit's", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: service + "/below/it"}, 0, true},
+		{"a command of a socket's", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: "/a.socket"}, 0, true},
+		{"a service where PID 1 is of a login", proc{comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, cgroup: service, login: "1"}, 0, true},
+		{"a service whose group cannot be read", proc{comm: "(agent)", exe: systemdExecutor, ppid: 1, cgroup: unreadable, login: noLogin}, 0, true},
 		{"one of root's with a login", proc{comm: "(agent)", exe: systemdExecutor, ppid: 1, cgroup: service, login: "7"}, 0, true},
 		{"a user's manager that PID 1 is starting", proc{comm: "(systemd)", exe: systemdExecutor, ppid: 1, cgroup: manager}, 0, true},
 		{"the same, in its own group", proc{comm: "(systemd)", exe: systemdExecutor, ppid: 1, cgroup: manager + "/init.scope"}, 0, true},
@@ -812,6 +815,12 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 		// What users run elsewhere.
 		{"a job of cron", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 12, cgroup: "/system.slice/cron.service", login: "7"}, 0, false},
 		{"the same, left to PID 1", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: "/system.slice/cron.service", login: "7"}, 0, false},
+		{"what a service's account has left to PID 1", proc{pid: 11, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: service}, 0, false},
+		{"the same, in a user's slice", proc{pid: 11, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: user + "/a.service"}, 0, false},
+		{"the same, below the unit's group", proc{pid: 11, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: service + "/a.service"}, 0, false},
+		{"the same, in a group that cannot be read", proc{pid: 11, comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: unreadable}, 0, false},
+		{"one whose unit systemd does not know", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: "/container"}, 0, false},
+		{"one of root's that systemd does not know", proc{pid: 11, comm: "(agent)", exe: systemd, ppid: 1, cgroup: "/container"}, 0, true},
 		{"a child of a service", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 12, cgroup: service, login: noLogin}, 0, false},
 		{"the same, in a user's slice", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 12, cgroup: user + "/a.service"}, 0, false},
 		{"a group that cannot be read", proc{comm: "(agent)", exe: systemd, uid: 7, ppid: 1, cgroup: unreadable, login: "7"}, 0, false},
@@ -820,16 +829,26 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			h := newHost(t)
-			h.proc(proc{pid: 1, comm: "systemd", exe: systemd, labels: one("unconfined", 1)})
+			h.proc(proc{pid: 1, comm: "systemd", exe: systemd, labels: one("unconfined", 1), login: "1"})
 			h.write(systemdExecutor, "")
-			c.p.pid, c.p.labels = 10, one("unconfined", 10)
+			h.opt.Forked = func(_ context.Context, group string) ([]int, error) {
+				if !slices.Contains([]string{service, "/a.socket", user + "/a.service", "/user.slice/a.service"}, group) {
+					return nil, errors.New("no such unit")
+				}
+				return []int{9, 10}, nil
+			}
+			if c.p.pid == 0 {
+				c.p.pid = 10
+			}
+			c.p.labels = one("unconfined", c.p.pid)
 			if c.p.age == 0 {
 				c.p.age = young
 			}
 			h.proc(c.p)
 			if c.p.cgroup == unreadable {
-				_ = os.Remove(filepath.Join(h.root, "/proc/10/cgroup"))
-				h.mkdir("/proc/10/cgroup")
+				file := fmt.Sprintf("/proc/%d/cgroup", c.p.pid)
+				_ = os.Remove(filepath.Join(h.root, file))
+				h.mkdir(file)
 			}
 			if c.leader > 0 {
 				h.write(sessionDir+"/3", fmt.Sprintf("# not for people\nUID=7\nLEADER=%d\nSERVICE=login\n", c.leader))

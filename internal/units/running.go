@@ -55,6 +55,41 @@ func (s *Systemd) Sockets(ctx context.Context) (list []attach.SocketUnit, proble
 	return list, problems, nil
 }
 
+// Forked gives the processes that systemd has forked itself for the unit whose control
+// group it is, or lies in, and follows: the main and the control process, as far as there
+// are any. Only units that are loaded are looked for.
+func (s *Systemd) Forked(ctx context.Context, group string) (pids []int, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("cannot tell which processes of control group %q systemd has started: %w", group, err)
+		}
+	}()
+	var path dbus.ObjectPath
+	if err := s.call(ctx, s.wait.call, managerPath, managerIface+".GetUnitByControlGroup", []any{group}, &path); err != nil {
+		return nil, err
+	}
+	unit, ok := unitOf(path)
+	if !ok {
+		return nil, fmt.Errorf("systemd names its unit %s", path)
+	}
+	iface, ok := map[string]string{
+		"service": serviceIface, "socket": socketIface, "mount": "org.freedesktop.systemd1.Mount", "swap": "org.freedesktop.systemd1.Swap",
+	}[unit[strings.LastIndexByte(unit, '.')+1:]]
+	if !ok {
+		return nil, nil // systemd starts nothing for others
+	}
+	p, err := s.properties(ctx, unit, iface)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range []string{"MainPID", "ControlPID"} {
+		if pid := read[uint32](p, name); pid != 0 {
+			pids = append(pids, int(pid))
+		}
+	}
+	return pids, p.err
+}
+
 const socketIface = "org.freedesktop.systemd1.Socket"
 
 func (s *Systemd) socket(ctx context.Context, name string) (u attach.SocketUnit, err error) {

@@ -1,6 +1,7 @@
 package units
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/godbus/dbus/v5"
@@ -33,6 +34,45 @@ func TestListening(t *testing.T) {
 		got, is := listening(tc.kind, tc.address)
 		if got != tc.want || is != tc.is {
 			t.Errorf("%s %s: %+v, %v", tc.kind, tc.address, got, is)
+		}
+	}
+}
+
+func TestForked(t *testing.T) {
+	b := newFakeBus(t)
+	b.on("GetUnitByControlGroup", func(c busCall) ([]any, error) {
+		unit := map[string]string{
+			"/system.slice/a.service": "a.service", "/a.socket": "a.socket", "/gone.service": "gone.service", "/init.scope": "init.scope", "/container": "-.slice",
+		}[c.args[0].(string)]
+		if unit == "" {
+			return nil, busError("org.freedesktop.systemd1.NoSuchUnit", "no")
+		}
+		return []any{pathOf(unit)}, nil
+	})
+	b.on("GetAll", func(c busCall) ([]any, error) {
+		unit, _ := unitOf(c.path)
+		pids := map[string]map[string]uint32{"a.service org.freedesktop.systemd1.Service": {"MainPID": 10, "ControlPID": 0}, "a.socket org.freedesktop.systemd1.Socket": {"ControlPID": 12}}
+		got := pids[unit+" "+c.args[0].(string)]
+		if got == nil {
+			return nil, busError("org.freedesktop.DBus.Error.UnknownInterface", "no")
+		}
+		props := map[string]dbus.Variant{}
+		for name, pid := range got {
+			props[name] = dbus.MakeVariant(pid)
+		}
+		return []any{props}, nil
+	})
+	s := b.client(Options{})
+	for group, want := range map[string][]int{
+		"/system.slice/a.service": {10}, "/a.socket": {12}, "/init.scope": nil, "/container": nil,
+	} {
+		if got, err := s.Forked(t.Context(), group); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v %v, want %v", group, got, err, want)
+		}
+	}
+	for _, group := range []string{"/gone.service", "/none.service"} {
+		if got, err := s.Forked(t.Context(), group); err == nil {
+			t.Errorf("%s: %v", group, got)
 		}
 	}
 }
