@@ -417,6 +417,19 @@ func (l *Loop) wrote(path string) bool {
 	return false
 }
 
+// hadText reports whether a record of any unit says that aaunit wrote this text there.
+func (l *Loop) hadText(path, text string) bool {
+	want := sum(text)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.records {
+		if r.DropIns.Of(path) == want {
+			return true
+		}
+	}
+	return false
+}
+
 // maxScan bounds one look at a unit's tasks. It is a second or two unless a
 // file system or the kernel does not answer.
 const maxScan = time.Minute

@@ -293,6 +293,44 @@ func TestSocketOptionsOfAUnitWithAnotherRoot(t *testing.T) {
 	})
 }
 
+// The units of a template count on the drop-in that they have: somebody who takes it away,
+// or the line of the start helper out of it, has it put back, though the helper cannot work
+// in one of them any more.
+func TestADropInWithTheStartHelperIsPutBackForAllUnits(t *testing.T) {
+	const shared = "/etc/systemd/system/agent@.service.d/90-aaunit.conf"
+	w := newWorld()
+	w.files["a"] = "1"
+	w.addUnit("agent@x.service")
+	y := w.addUnit("agent@y.service")
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/agent.conf", "agent@.service", func(a *attach.Attachment) {
+			a.Profile = "a"
+			options(attach.SocketsRecord)(a)
+		})
+		rest()
+		had := w.disk[shared]
+		if !attach.Starts(had) {
+			t.Fatalf("%q %+v", had, refusedOf(l, "agent@.service"))
+		}
+		unlock := w.lock()
+		y.root = "/srv/y"
+		unlock()
+		for what, spoil := range map[string]func(){
+			"removed":          func() { delete(w.disk, shared) },
+			"without the line": func() { w.disk[shared] = attach.TextWithoutStart(had) },
+		} {
+			unlock := w.lock()
+			spoil()
+			unlock()
+			w.trigger()
+			rest()
+			if got := w.disk[shared]; got != had {
+				t.Errorf("%s: %q, template %+v, x %+v", what, got, refusedOf(l, "agent@.service"), refusedOf(l, "agent@x.service"))
+			}
+		}
+	})
+}
+
 // The accepted policy is asked whether the unit can get off its list by files, and a new
 // one is asked again.
 func TestAUnitThatItsPolicyLetsOffTheList(t *testing.T) {
