@@ -169,6 +169,54 @@ func TestARefusedUnitDoesNotGiveWayToAHeldOne(t *testing.T) {
 	})
 }
 
+// Nobody puts back what was accepted for a unit that is paused, or frozen since the daemon
+// started: a held one, which goes on under its former policy, has that put back.
+func TestAHeldUnitDoesNotGiveWayToOneThatIsLeftAlone(t *testing.T) {
+	const fileC = "/etc/aaunit/attachments.d/c.conf"
+	for _, what := range []string{"paused", "frozen"} {
+		w := attached(func(a *attach.Attachment) { a.PrivateTmp = attach.PrivateTmpNo }, "a", "c")
+		w.tells = true
+		w.units["a.service"].breaks["PrivateTmp"] = true
+		w.run(t, func(l *Loop) {
+			w.declareUnit(fileA, "a.service", nil)
+			rest()
+			w.edit("2")
+			rest()
+			if a, c := w.record("a.service"), w.record("c.service"); status(t, l, "a").Held == nil || a.Policies[textA] == c.Policies[textA] {
+				t.Fatalf("%+v %+v", a, c)
+			}
+		})
+		w.broken[fileC] = what == "frozen"
+		w.run(t, func(l *Loop) {
+			if what == "paused" {
+				pause(t, l, time.Hour, "c")
+			}
+			for _, trample := range []func(){func() { w.replace("a", "evil") }, func() { w.remove("a") }} {
+				unlock := w.lock()
+				trample()
+				unlock()
+				w.tellPolicy()
+				w.still(t, what)
+				unlock = w.lock()
+				if w.kernel["a"] != "1" {
+					t.Errorf("%s: %q %q", what, w.kernel, w.trace)
+				}
+				unlock()
+			}
+			unlock := w.lock()
+			w.broken[fileC] = false
+			unlock()
+			w.tellFiles()
+			time.Sleep(time.Hour)
+			w.still(t, what+", and back")
+			defer w.lock()()
+			if w.kernel["a"] != "2" {
+				t.Errorf("%s, and back: %q %q", what, w.kernel, w.trace)
+			}
+		})
+	}
+}
+
 // A refused unit leaves it at what counts: a hat that only its own policy has is not put
 // back again and again.
 func TestARefusedUnitDoesNotPutBackAHat(t *testing.T) {

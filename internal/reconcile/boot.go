@@ -51,7 +51,7 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	ids := map[string]bool{}
 	alone := pausedIn(records, time.Now())
 	attached := slices.DeleteFunc(slices.Clone(records), func(r attach.Record) bool { return alone[r.Unit] || endedWithBoot(r, o.Boot) })
-	idle := func(attach.Record) bool { return false } // the paused ones are not among them
+	aside := func(attach.Record) (left, idle bool) { return false, false } // the paused ones are not among them
 	for _, r := range records {
 		if len(r.DropIns) == 0 || alone[r.Unit] || endedWithBoot(r, o.Boot) {
 			continue
@@ -59,7 +59,7 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 		for file, id := range r.Policies {
 			// As in a pass, where units have different ones.
 			own := claim{unit: r.Unit, held: heldAtAttach(r)}
-			if who, _ := supersededIn(slices.Values(attached), o.Policies, own, file, id, idle); who == "" {
+			if who, _ := supersededIn(slices.Values(attached), o.Policies, own, file, id, aside); who == "" {
 				ids[id] = true
 			}
 		}

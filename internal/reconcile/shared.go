@@ -303,16 +303,19 @@ func madeAnew(kept Policies, r attach.Record, ids map[string]bool) (now attach.R
 // accepted. It is the same for all of them, so that they never take turns.
 type claim struct {
 	unit string
+	left bool      // it is left alone at present, and puts nothing back
 	held bool      // the unit itself is, and not only a changed text
-	idle bool      // it puts nothing back at present
+	idle bool      // it is refused, and puts nothing back over what others have
 	at   time.Time // when the policy was compiled first; zero where it is not kept
 }
 
-// over reports whether a claim goes before another one: a unit that is not held before one
-// that is, one that sees to its policy before one that does not, and the newer policy
-// before the older one.
+// over reports whether a claim goes before another one: a unit that is seen to before one
+// that is left alone, one that is not held before one that is, one that sees to its policy
+// before one that is refused, and the newer policy before the older one.
 func (c claim) over(other claim) bool {
 	switch {
+	case c.left != other.left:
+		return other.left
 	case c.held != other.held:
 		return other.held
 	case c.idle != other.idle:
@@ -331,10 +334,10 @@ func (j *job) claim() claim { return claim{unit: j.d.Unit, held: heldAtAttach(j.
 func (l *Loop) superseded(own claim, file, id string) (who, now string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return supersededIn(maps.Values(l.records), l.policies, own, file, id, l.idle)
+	return supersededIn(maps.Values(l.records), l.policies, own, file, id, l.aside)
 }
 
-func supersededIn(records iter.Seq[attach.Record], kept Policies, own claim, file, id string, idle func(attach.Record) bool) (who, now string) {
+func supersededIn(records iter.Seq[attach.Record], kept Policies, own claim, file, id string, aside func(attach.Record) (left, idle bool)) (who, now string) {
 	compiled := func(id string) time.Time {
 		k, _ := kept.Lookup(id)
 		return k.At
@@ -349,18 +352,20 @@ func supersededIn(records iter.Seq[attach.Record], kept Policies, own claim, fil
 			own.at = compiled(id)
 			best = own
 		}
-		if c := (claim{r.Unit, heldAtAttach(r), idle(r), compiled(has)}); c.over(best) {
+		left, idle := aside(r)
+		if c := (claim{r.Unit, left, heldAtAttach(r), idle, compiled(has)}); c.over(best) {
 			best, who, now = c, r.Unit, has
 		}
 	}
 	return who, now
 }
 
-// idle reports whether nobody puts back the policy of an attached unit at present: it is
-// left alone, or refused. One that is held is kept all the same when it is refused.
-// l.mu is held.
-func (l *Loop) idle(r attach.Record) bool {
-	return l.targets[r.Unit] == nil || l.pauseOf(r.Unit, time.Now()) != nil || !heldAtAttach(r) && len(l.statusOf(r.Unit).Refused) > 0
+// aside reports whether nobody puts back the policy of an attached unit at present: it is
+// left alone, since it is paused or nothing is known of its attachment, or it is refused.
+// One that is held is kept all the same when it is refused. l.mu is held.
+func (l *Loop) aside(r attach.Record) (left, idle bool) {
+	left = l.targets[r.Unit] == nil || l.pauseOf(r.Unit, time.Now()) != nil
+	return left, !heldAtAttach(r) && len(l.statusOf(r.Unit).Refused) > 0
 }
 
 // counting is a record with the policies that count for its unit.
