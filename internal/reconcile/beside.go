@@ -39,7 +39,7 @@ func (l *Loop) beside(ctx context.Context) {
 	}
 }
 
-// notice tells beside that policy changed.
+// notice tells beside that policy changed, or the global mode.
 func (l *Loop) notice() {
 	select {
 	case l.noticed <- struct{}{}:
@@ -82,7 +82,10 @@ func (l *Loop) lookBeside(ctx context.Context) {
 	}
 	l.mu.Unlock()
 	var all []attach.Desired
-	states, mode := map[string]string{}, l.hostDiffers(l.apparmor.Host())
+	// That the host's state was taken in already, since somebody asked, names nothing: only
+	// units that are shown as confined are looked at.
+	host := l.apparmor.Host()
+	states, mode := map[string]string{}, l.hostDiffers(host) || !host.Confines()
 	for _, unit := range units {
 		if d, ok := l.leftAlone(unit); ok && (mode || l.differs(d, states)) {
 			all = append(all, d)

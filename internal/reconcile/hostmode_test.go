@@ -96,3 +96,30 @@ func TestAChangeOfTheGlobalModeIsToldByItself(t *testing.T) {
 		}
 	})
 }
+
+// Whoever asks during a pass at another unit has it published just as well, whether or not
+// somebody tells the daemon of it afterwards.
+func TestAChangeOfTheGlobalModeIsToldWhereSomebodyAsksFirst(t *testing.T) {
+	for name, tell := range map[string]func(w *world){
+		"nobody tells": func(*world) {},
+		"told at once": (*world).tellPolicy,
+		"told later":   func(w *world) { time.Sleep(time.Second); w.tellPolicy() },
+	} {
+		w := attached(nil, "a")
+		w.run(t, func(l *Loop) {
+			heard := w.hears(l)
+			w.tellPolicy() // from now on it is known what is loaded
+			rest()
+			w.addUnit("b.service")
+			w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", func(a *attach.Attachment) { a.Settle = time.Hour })
+			time.Sleep(time.Second)
+			w.complains.Store(true)
+			l.Status([]string{"a"})
+			tell(w)
+			time.Sleep(2 * time.Second)
+			if got := heard(); got["a.service"] != attach.NotConfined {
+				t.Errorf("%s: published is %v", name, got)
+			}
+		})
+	}
+}

@@ -126,7 +126,7 @@ type Loop struct {
 	pings chan struct{}
 	// stirred tells the goroutine that changes things that others were at work; one slot.
 	stirred chan struct{}
-	// noticed tells beside that policy changed; one slot.
+	// noticed tells beside that policy changed, or the global mode; one slot.
 	noticed chan struct{}
 
 	// declaring keeps what was read earlier from overtaking what was read later.
@@ -488,7 +488,7 @@ func (l *Loop) ownersOf(place string) (units []string) {
 }
 
 // noteHost takes in how AppArmor is on the host. Where that has changed, all units are
-// looked at anew.
+// looked at anew, and beside a pass.
 func (l *Loop) noteHost(h attach.Host) {
 	if !l.hostDiffers(h) {
 		return
@@ -497,6 +497,7 @@ func (l *Loop) noteHost(h attach.Host) {
 	l.seenHost = h
 	l.mu.Unlock()
 	l.queue.add(review, l.everything()...)
+	l.notice()
 }
 
 // hostDiffers reports whether AppArmor is not as it was when that was last taken in.
