@@ -850,10 +850,19 @@ func (l *Loop) desiredAt(unit string, now time.Time) (attach.Desired, error) {
 		d.HeldWith, d.Record.Hold = pattern, h
 	}
 	var err error
-	if d.Profile, err = a.ProfileFor(unit); err != nil && settled(d.Record) {
-		d.Profile, err = d.Record.Profile, nil // which it goes on under; a plan refuses any other
-	}
+	d.Profile, err = l.profileFor(unit, a)
 	return d, err
+}
+
+// profileFor is the profile that an attachment names for a unit. Where that is no name any
+// more, it is the one under which an attached unit goes on; a plan refuses any other. The
+// lock is held.
+func (l *Loop) profileFor(unit string, a *attach.Attachment) (string, error) {
+	name, err := a.ProfileFor(unit)
+	if r := l.records[unit]; err != nil && settled(r) && !(attach.IsPattern(unit) && byUnit(a)) {
+		return r.Profile, nil
+	}
+	return name, err
 }
 
 // recall is what is remembered of a unit. The lock is held.

@@ -694,6 +694,26 @@ func TestComplainNeverTakesEnforcementFromAnotherUnit(t *testing.T) {
 	})
 }
 
+// So it is where the unit that is enforced goes on under a name that its attachment no
+// longer gives.
+func TestComplainTakesNoEnforcementFromAUnitWhoseProfileNameNoLongerExpands(t *testing.T) {
+	w := attached(nil, "a")
+	w.addUnit("b.service")
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile = "%i" })
+		rest()
+		accepted := w.record("a.service").Policies[textA]
+		out := attachUnits(t, l, attach.Request{Units: []string{"b"}, Profile: "a", Complain: true})[0]
+		rest()
+		if !slices.Contains(codes(out.Reasons), attach.ProfileDisputed) || answer(l, "a") != "confined" || modeOf(w.kernel["a"]) != attach.ModeEnforce {
+			t.Errorf("%+v; a is %s, its profile %s", out, answer(l, "a"), w.kernel["a"])
+		}
+		if got := w.record("a.service").Policies[textA]; got != accepted {
+			t.Errorf("accepted is %s, and was %s", got, accepted)
+		}
+	})
+}
+
 func TestDetachFromComplainEnforcesWhatWasEnforced(t *testing.T) {
 	w := newWorld()
 	w.addUnit("a.service")

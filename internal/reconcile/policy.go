@@ -673,7 +673,7 @@ func (l *Loop) wantedBy(unit string, mode attach.Wish, profiles []string, propos
 		if other == unit || a == nil || a.Mode != mode {
 			continue
 		}
-		name, err := a.ProfileFor(other)
+		name, err := l.profileFor(other, a)
 		if err == nil && slices.ContainsFunc(profiles, func(p string) bool { return p == name || slices.Contains(a.AllowProfiles, p) }) {
 			units = append(units, other)
 		}
