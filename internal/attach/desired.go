@@ -99,9 +99,10 @@ type Record struct {
 	// SocketsKept says that what was seen under Sockets is kept beside the record, and with
 	// it what their list was made for (SocketHistory.Reviewed).
 	SocketsKept bool `json:"socketsKept,omitempty"`
-	// Proved is the InvocationID of the start that was last seen confined under
-	// Profile. What becomes of such a start when it is confined no more is for
-	// OnViolation= to say; it is not restarted over and over.
+	// Proved is the InvocationID of the start that was last seen under Profile, which it
+	// may have been without being confined (Verdict.ShowsProfile). What becomes of such a
+	// start when it is under it no more is for OnViolation= to say; it is not restarted
+	// over and over.
 	Proved string `json:"proved,omitempty"`
 	// ProvedTmp: that start was seen with a private /tmp, too.
 	ProvedTmp bool  `json:"provedTmp,omitempty"`

@@ -386,3 +386,62 @@ func TestVerdictsAreBounded(t *testing.T) {
 		t.Errorf("%v, %d reasons of %d bytes", v.Answer, len(v.Reasons), size)
 	}
 }
+
+// What a restart is for is seen of a unit also where its verdict is another one for
+// complain mode, as is wished, or for doubts about its socket options.
+func TestShowsProfile(t *testing.T) {
+	complains := func(d *Desired, o *Observed) {
+		for i := range o.Scan.Tasks {
+			o.Scan.Tasks[i].Label.Mode = ModeComplain
+		}
+	}
+	asWished := func(d *Desired, o *Observed) { complains(d, o); d.Attachment.Mode = WishComplain }
+	open := func(d *Desired, o *Observed) {
+		d.Attachment.SocketOptions = &SocketOptions{Mode: SocketsEnforce}
+		o.Unit.Settings.Exec = append(o.Unit.Settings.Exec, ExecCommand{Property: "ExecStartPre", Path: SocketHelper, Argv: []string{SocketHelper, unitName}, Privileged: true})
+		o.Sockets, o.Unit.Settings.RefusesBPF = []SocketsSeen{{Unit: unitName, Attached: Yes, Rules: Yes}}, true
+		o.MayUnpin, o.MayMoveOut = No, Yes
+	}
+	for name, c := range map[string]struct {
+		change func(d *Desired, o *Observed)
+		answer Answer
+		want   bool
+	}{
+		"confined":                    {func(*Desired, *Observed) {}, Confined, true},
+		"complain mode as wished":     {asWished, NotConfined, true},
+		"complain mode by somebody":   {complains, NotConfined, false},
+		"complain mode, and unloaded": {func(d *Desired, o *Observed) { asWished(d, o); delete(o.Policy.Live, "myagent") }, NotConfined, false},
+		"complain mode, and a task is unconfined": {func(d *Desired, o *Observed) {
+			asWished(d, o)
+			o.Scan.Tasks[1].Label = label("unconfined")
+		}, NotConfined, false},
+		"complain mode, and /tmp is the host's": {func(d *Desired, o *Observed) {
+			asWished(d, o)
+			o.Scan.Tmp[100] = o.Scan.HostTmp
+		}, NotConfined, false},
+		"its list can be taken off":                   {open, Unknown, true},
+		"its list can be taken off, in complain mode": {func(d *Desired, o *Observed) { open(d, o); asWished(d, o) }, NotConfined, true},
+		"its list can be taken off, and a task is unreadable": {func(d *Desired, o *Observed) {
+			open(d, o)
+			o.Scan.Tasks[1].Problem = "no answer"
+		}, Unknown, false},
+		"it has no list": {func(d *Desired, o *Observed) {
+			open(d, o)
+			o.Sockets[0].Rules = No
+		}, NotConfined, false},
+		"its list can be taken off, and it runs no more": {func(d *Desired, o *Observed) {
+			open(d, o)
+			o.Scan = nil
+		}, Unknown, false},
+		"the global mode is complain": {func(_ *Desired, o *Observed) { o.Host.GlobalMode = ModeComplain }, NotConfined, false},
+	} {
+		d, o := healthy()
+		c.change(&d, &o)
+		if v := Judge(d, o); v.Answer != c.answer || v.ShowsProfile(d) != c.want {
+			t.Errorf("%s: %s, %v %+v", name, v.Answer, v.ShowsProfile(d), v.Reasons)
+		}
+	}
+	if d, _ := healthy(); (Verdict{}).ShowsProfile(d) {
+		t.Error("what nobody looked at")
+	}
+}

@@ -347,8 +347,7 @@ func takenOff(d Desired, o Observed, why Reason) bool {
 	return !slices.ContainsFunc(d.Kept, func(k Compiled) bool { return slices.ContainsFunc(k.Profiles, leaves) })
 }
 
-// ProvedAs reports whether this start of the unit was seen confined by the
-// profile before.
+// ProvedAs reports whether this start of the unit was seen under the profile before.
 func (r Record) ProvedAs(invocation, profile string) bool {
 	return invocation != "" && r.Proved == invocation && r.Profile == profile
 }

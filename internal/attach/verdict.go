@@ -102,6 +102,21 @@ func Judge(d Desired, o Observed) Verdict {
 	return v
 }
 
+// ShowsProfile reports whether the unit's tasks were seen with all that a restart gives: the
+// profile, and the private /tmp that is asked for. A verdict may be another one than confined
+// all the same: for complain mode, where that is wished, or for doubts about socket options.
+func (v Verdict) ShowsProfile(d Desired) bool {
+	return v.Tasks > 0 && d.Attachment != nil && !slices.ContainsFunc(v.Reasons, func(r Reason) bool {
+		switch r.Code {
+		case TaskComplain:
+			return d.Attachment.Mode != WishComplain
+		case SocketsOpen, SocketsUnknown:
+			return false
+		}
+		return r.Code.Bearing() != Confined
+	})
+}
+
 // On is the verdict where AppArmor on the host was read later than the verdict was
 // given: it is confined no longer than the host confines.
 func (v Verdict) On(h Host) Verdict {

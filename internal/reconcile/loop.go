@@ -1027,9 +1027,11 @@ func violates(d attach.Desired, before attach.Record, o attach.Observed, v attac
 	return !broughtBack(d, o) && !complainsAsWished(d, v)
 }
 
-// provedBefore reports whether the start that was looked at was confined before.
+// provedBefore reports whether the start that was looked at had before what it has not now.
+// Of one whose accepted policy is in complain mode that mode is no loss.
 func provedBefore(d attach.Desired, o attach.Observed, v attach.Verdict) bool {
-	return !o.JustStarted && d.Record.ProvedAs(v.InvocationID, d.Profile)
+	complains := slices.ContainsFunc(d.Kept, func(k attach.Compiled) bool { return k.Complain })
+	return !o.JustStarted && d.Record.ProvedAs(v.InvocationID, d.Profile) && !(complains && only(v, attach.TaskComplain))
 }
 
 // wouldAccept reports whether the kernel runs what the profile's file says and

@@ -1071,3 +1071,101 @@ func TestAUnitThatLeavesItsPrivateTmpIsNotRestartedForEver(t *testing.T) {
 		}
 	})
 }
+
+// So it is with one whose verdict is another than confined all the time: one in complain
+// mode, as is wished, and one that its policy lets off the list of its socket options.
+func TestAUnitThatIsNeverConfinedIsNotRestartedForEver(t *testing.T) {
+	for what, change := range map[string]func(w *world, a *attach.Attachment){
+		"complains": func(_ *world, a *attach.Attachment) { a.Mode = attach.WishComplain },
+		"its list can be taken off": func(w *world, a *attach.Attachment) {
+			w.writesBelow = "/sys/fs/cgroup"
+			options(attach.SocketsEnforce, nodelay...)(a)
+		},
+	} {
+		for how, leave := range map[string]func(u *unit){
+			"/tmp":        func(u *unit) { u.tmp = false },
+			"the profile": func(u *unit) { u.label = "other (enforce)" },
+		} {
+			w := newWorld()
+			u := w.addUnit("a.service")
+			w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { change(w, a) })
+			w.run(t, func(l *Loop) {
+				rest()
+				restarts := w.calls["restart"]
+				if restarts != 1 || !u.tmp || answer(l, "a") == "confined" {
+					t.Fatalf("%s: %+v %s %q", what, u, answer(l, "a"), w.trace)
+				}
+				unlock := w.lock()
+				leave(u)
+				unlock()
+				w.trigger()
+				rest()
+				if answer(l, "a") != "not-confined" || w.calls["restart"] != restarts {
+					t.Errorf("%s, it left %s: %s %q", what, how, answer(l, "a"), w.trace)
+				}
+			})
+		}
+	}
+}
+
+// OnViolation=stop is about a loss of such units, too, and not about what they were all the
+// time.
+func TestOnViolationStopOfAUnitThatIsNeverConfined(t *testing.T) {
+	for what, change := range map[string]func(w *world, a *attach.Attachment){
+		"complains": func(_ *world, a *attach.Attachment) { a.Mode = attach.WishComplain },
+		"its list can be taken off": func(w *world, a *attach.Attachment) {
+			w.writesBelow = "/sys/fs/cgroup"
+			options(attach.SocketsEnforce, nodelay...)(a)
+		},
+	} {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) {
+			a.OnViolation = attach.ViolationStop
+			change(w, a)
+		})
+		w.run(t, func(l *Loop) {
+			rest()
+			w.trigger()
+			rest()
+			if !u.running || answer(l, "a") == "confined" {
+				t.Fatalf("%s: %+v %s %q", what, u, answer(l, "a"), w.trace)
+			}
+			unlock := w.lock()
+			u.label = "other (enforce)"
+			unlock()
+			w.trigger()
+			rest()
+			if u.running || w.called("restart") != 1 {
+				t.Errorf("%s: %+v %q", what, u, w.trace)
+			}
+		})
+	}
+}
+
+// A unit that complains as it was wished has lost nothing when it is to be enforced, and the
+// pass that enforces it has not come to it.
+func TestOnViolationStopWaitsForTheEndOfComplainMode(t *testing.T) {
+	a := attach.NewAttachment()
+	a.OnViolation = attach.ViolationStop
+	d := attach.Desired{Unit: "a.service", Attachment: &a, Profile: "a", Kept: []attach.Compiled{{Complain: true}}}
+	d.Record.Proved, d.Record.Profile = "1", "a"
+	o := attach.Observed{Unit: attach.Unit{ActiveState: "active"}}
+	v := attach.Verdict{Answer: attach.NotConfined, InvocationID: "1", Reasons: []attach.Reason{attach.Because(attach.TaskComplain, "x")}}
+	if violates(d, d.Record, o, v) {
+		t.Error("it has lost nothing")
+	}
+	other := v
+	other.Reasons = append(slices.Clone(v.Reasons), attach.Because(attach.TaskUnconfined, "x"))
+	if !violates(d, d.Record, o, other) {
+		t.Error("it has lost its profile")
+	}
+	o.JustStarted = true
+	if !violates(d, d.Record, o, v) {
+		t.Error("it started so")
+	}
+	o.JustStarted, d.Kept[0].Complain = false, false
+	if !violates(d, d.Record, o, v) {
+		t.Error("it was enforced before")
+	}
+}

@@ -71,7 +71,7 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 	// Of one that nobody has seen it is still known which start was seen last (unseen).
 	if remembered && !ended && !isUnheard(v) {
 		r.Verdict = &v
-		if v.Answer == attach.Confined && r.Profile == d.Profile {
+		if r.Profile == d.Profile && v.ShowsProfile(d) {
 			r.ProvedTmp = v.PrivateTmp == attach.Yes || r.ProvedTmp && r.Proved == v.InvocationID
 			r.Proved = v.InvocationID
 		}
