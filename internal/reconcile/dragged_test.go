@@ -255,3 +255,90 @@ func TestADetachedUnitThatWaitsMayBeStartedByHand(t *testing.T) {
 		})
 	}
 }
+
+// An undo does not start what went down with a unit where that is to be down itself.
+func TestAnUndoLeavesDownWhatIsToBeDown(t *testing.T) {
+	stop := func(a *attach.Attachment) { a.OnFailedAttach = attach.FailedStop }
+	for _, c := range []struct {
+		name    string
+		change  func(a *attach.Attachment)
+		arrange func(w *world, u, with *unit)
+		up      bool // it is no concern of the undo's
+	}{
+		{name: "it is up with the unit", up: true},
+		{name: "its own failed attach stops it", change: stop},
+		{name: "it waits", arrange: func(w *world, _, _ *unit) {
+			w.byPath, w.starting = map[string]bool{"with": true}, true
+		}},
+		{name: "it waits for a profile that a task carries for good", arrange: func(w *world, _, _ *unit) {
+			w.byPath = map[string]bool{"with": true}
+			w.addUnit("other.service").label = "with (enforce)"
+		}},
+		{name: "somebody has stopped it", arrange: func(w *world, u, with *unit) {
+			with.crashLoop = false
+			w.onCall = func(call string) {
+				if call == "restart with.service" && !with.failed {
+					w.overtake = func(u *unit) { u.running, u.failed = false, true }
+				}
+			}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			u, with := w.addUnit("a.service"), w.addUnit("with.service")
+			u.drags, u.crashLoop, u.elsewhere, with.crashLoop = []string{"with.service"}, true, true, true
+			if c.arrange != nil {
+				c.arrange(w, u, with)
+			}
+			w.declareUnit(fileA, "a.service", nil)
+			w.declareUnit(fileOf("with.service"), "with.service", c.change)
+			w.run(t, func(l *Loop) {
+				rest()
+				if status(t, l, "a").Held == nil || !u.running || status(t, l, "with").Held == nil || with.running != c.up {
+					t.Errorf("%+v %+v %q", u, with, w.trace)
+				}
+				letPass(4 * unloadLater)
+				if !u.running || with.running != c.up {
+					t.Errorf("later: %+v %+v %q", u, with, w.trace)
+				}
+			})
+		})
+	}
+}
+
+// Nor does the end of a wait.
+func TestTheEndOfAWaitLeavesDownWhatStillWaits(t *testing.T) {
+	for _, asked := range []bool{false, true} {
+		w := newWorld()
+		u, with, other := w.addUnit("a.service"), w.addUnit("with.service"), w.addUnit("other.service")
+		w.byPath, w.starting = map[string]bool{"a": true, "with": true}, true
+		u.drags, u.elsewhere, u.crashLoop, with.crashLoop = []string{"with.service"}, true, true, true
+		w.run(t, func(l *Loop) {
+			if asked {
+				attachUnits(t, l, attach.Request{Units: []string{"a", "with"}})
+			} else {
+				w.declareUnit(fileA, "a.service", nil)
+				w.declareUnit(fileOf("with.service"), "with.service", nil)
+			}
+			rest()
+			if u.running || with.running {
+				t.Fatalf("%+v %+v %q", u, with, w.trace)
+			}
+			w.mu.Lock()
+			w.starting, other.label = false, "with (enforce)"
+			w.mu.Unlock()
+			letPass(4 * unloadLater)
+			if !u.running || with.running {
+				t.Errorf("asked %v: %+v %+v %+v %q", asked, u, with, w.record("with.service"), w.trace)
+			}
+			w.mu.Lock()
+			other.running = false
+			w.mu.Unlock()
+			w.trigger()
+			rest()
+			if !with.running || with.label != "unconfined" {
+				t.Errorf("asked %v, in the end: %+v %+v %q", asked, with, w.record("with.service"), w.trace)
+			}
+		})
+	}
+}

@@ -63,6 +63,9 @@ type job struct {
 	// until they are gone.
 	stays map[string]error
 	waits bool
+	// up: the undo has started the unit, and what went down with it is yet to be started;
+	// down: it has stopped it, and it stays so.
+	up, down bool
 	// stuck: the drop-in serves other units and cannot be taken back.
 	stuck bool
 	over  bool // nothing more is to be done for the unit in this pass
@@ -892,7 +895,7 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 
 // restartUnit is step 6 for one unit.
 func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spoiled *atomic.Bool) {
-	if j.before.Stopped && j.o.Unit.Active() && !j.held() && l.startDragged(ctx, j) != nil {
+	if j.before.Stopped && j.o.Unit.Active() && !j.held() && l.startDragged(ctx, j, nil) != nil {
 		j.over = true // it was started again, and not all that went down with it; the next start goes on
 		return
 	}
@@ -935,9 +938,16 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	var err error
 	switch {
 	case j.wasStopped() || j.d.Attachment == nil && l.byPath(j.d.Record.Loaded) && l.runs(ctx, j.d.Unit):
-		err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, []*job{j}) })
+		if err = l.startWithout(ctx, j, func() { l.unloadPolicies(ctx, []*job{j}) }); err == nil {
+			err = l.startDragged(ctx, j, nil)
+		}
+		if err == nil {
+			j.d.Record.Stopped, j.d.Record.Dragged = false, nil
+		}
 	case j.waited():
-		err = l.startAll(ctx, j)
+		if err = l.systemd.Start(ctx, j.d.Unit); err == nil {
+			err = l.startDragged(ctx, j, nil)
+		}
 	default:
 		err = l.systemd.TryRestart(ctx, j.d.Unit)
 	}

@@ -124,6 +124,7 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 			l.startAfterTrial(ctx, j)
 		}
 	})
+	l.startAllDragged(ctx, jobs, jobs)
 	if ctx.Err() != nil {
 		return // the trial is on record
 	}

@@ -22,8 +22,9 @@ import (
 //  3. a unit that ran under the profile before gets back the policy it had, and not one
 //     that was still on trial
 //  4. a unit that ran before is started again, also after systemd gave up on
-//     it, unless somebody has stopped it meanwhile, and with it what went down
-//     with it; one that was confined before and does not come up so stays down
+//     it, unless somebody has stopped it meanwhile; one that was confined before
+//     and does not come up so stays down. What went down with a unit is started
+//     when all of them are back, unless it is to be down itself
 //  5. of a unit that was not confined before, the loaded policy is taken back,
 //     once no task carries it any more; where the profile attaches to a path by
 //     itself, while the unit is down, since the next start would meet it again,
@@ -60,6 +61,7 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 			if err := l.systemd.Stop(ctx, j.d.Unit); err != nil {
 				text = fmt.Sprintf("cannot stop %s: %v", j.d.Unit, err)
 			}
+			j.down = true
 			j.event(attach.StepUndo, attach.Done, "%s", text)
 			l.sayHeld(j, text)
 			l.hold(ctx, j)
@@ -94,6 +96,7 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 		return
 	}
 	l.unloadLeft(ctx, back)
+	l.startAllDragged(ctx, back, jobs)
 	if ctx.Err() != nil {
 		return
 	}
@@ -215,7 +218,8 @@ func (l *Loop) putBackUnit(ctx context.Context, j *job, back []*job, saved map[s
 	waited := j.waited()
 	start := !j.stopped && (waited || j.restarted && (j.d.Record.Before.Running || !j.fresh)) // what somebody has stopped stays so
 	if start && !wasConfined && (waited || l.byPath(loaded)) {
-		if err := l.startWithout(ctx, j, func() { l.putBackPolicy(ctx, j, back, saved) }); err != nil && !j.waits {
+		err := l.startWithout(ctx, j, func() { l.putBackPolicy(ctx, j, back, saved) })
+		if j.up = err == nil; err != nil && !j.waits {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
 				WithNext("journalctl -u "+j.d.Unit))
 		}
@@ -255,7 +259,7 @@ func (l *Loop) stopToStart(ctx context.Context, j *job) error {
 // while it is down. A unit that failed under a profile which stays loaded, and would be
 // put on again, is not started: it waits. One that is detached, and that somebody has
 // started by hand while it waited, is not stopped to wait again. What a stop takes along
-// and a start does not bring back is started too.
+// and a start does not bring back is left to the caller (startDragged).
 func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
 	err := l.stopToStart(ctx, j)
 	unload()
@@ -266,32 +270,33 @@ func (l *Loop) startWithout(ctx context.Context, j *job, unload func()) error {
 	if j.waits = failed && l.byPath(slices.Collect(maps.Keys(j.stays))); j.waits {
 		return errStays
 	}
-	if err := l.startAll(ctx, j); err != nil {
-		return err
-	}
-	j.d.Record.Stopped, j.d.Record.Dragged = false, nil
-	return nil
+	return l.systemd.Start(ctx, j.d.Unit)
 }
 
 // errStays says that a unit is not started since a profile stays loaded.
 var errStays = errors.New("the profile stays loaded")
 
-// startAll starts a unit, and what went down with it. Where the end of the daemon comes
-// in between, that is an error, and the next one goes on.
-func (l *Loop) startAll(ctx context.Context, j *job) error {
-	if err := l.systemd.Start(ctx, j.d.Unit); err != nil {
-		return err
-	}
-	return l.startDragged(ctx, j)
+// startAllDragged starts what went down with the units that an undo has started again, when
+// it has come to its end with all of them: what is to be down is so by then.
+func (l *Loop) startAllDragged(ctx context.Context, started, jobs []*job) {
+	started = slices.DeleteFunc(slices.Clone(started), func(j *job) bool { return !j.up })
+	eachAll(started, func(j *job) {
+		j.up = false
+		_ = l.startDragged(ctx, j, jobs) // the end of the daemon shows by ctx
+	})
 }
 
-// startDragged starts what went down with a unit. What is up stays as it is, and one that
-// does not start is told and not tried again. An error is the end of the daemon.
-func (l *Loop) startDragged(ctx context.Context, j *job) error {
+// startDragged starts what went down with a unit. What is up stays as it is, also where it
+// is to be down, and one that does not start is told and not tried again. jobs are those of
+// the pass that have come to their end. An error is the end of the daemon.
+func (l *Loop) startDragged(ctx context.Context, j *job, jobs []*job) error {
 	for _, other := range j.dragged() {
 		u, err := l.systemd.Observe(ctx, other)
 		if err == nil && u.ActiveState == "active" {
 			continue // it may even refuse to be started (RefuseManualStart=)
+		}
+		if l.staysDown(other, jobs) {
+			continue
 		}
 		err = l.systemd.Start(ctx, other)
 		if ctx.Err() != nil {
@@ -304,6 +309,24 @@ func (l *Loop) startDragged(ctx context.Context, j *job) error {
 		}
 	}
 	return nil
+}
+
+// staysDown reports whether a unit is not to be started with another one: one of these jobs
+// leaves it down, or it waits for a profile to be unloaded.
+func (l *Loop) staysDown(unit string, jobs []*job) bool {
+	if i := slices.IndexFunc(jobs, func(j *job) bool { return j.d.Unit == unit }); i >= 0 {
+		j := jobs[i]
+		if j.down || j.waits || j.stuck || j.stopped {
+			return true
+		}
+		if !j.held() && !j.over {
+			return false // its record is yet to say how it is
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.records[unit]
+	return r.Stopped && len(r.Stays) > 0
 }
 
 // dragged lists what a stop or a restart of the unit takes along, or took along where it
@@ -335,13 +358,14 @@ func (l *Loop) stopUnlessCarried(ctx context.Context, j *job) {
 	if err := l.systemd.Stop(ctx, j.d.Unit); err != nil {
 		l.log.Error("cannot stop a unit that does not come up confined again", journal.FieldUnit, j.d.Unit, "err", err)
 	}
+	j.up, j.down = false, true
 	j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s was confined before and does not come up so again; it stays down", j.d.Unit).
 		WithNext("journalctl -u "+j.d.Unit))
 }
 
 // startAgain brings a unit up without the profile, or with its former one:
-// what still runs under the failed one is restarted, what ended is started. So is what
-// went down with it: with a stop, or when its restart failed.
+// what still runs under the failed one is restarted, what ended is started. What went
+// down with it, with a stop or when its restart failed, follows (startAllDragged).
 func (l *Loop) startAgain(ctx context.Context, j *job) error {
 	unit := j.d.Unit
 	u, err := l.systemd.Observe(ctx, unit)
@@ -349,10 +373,9 @@ func (l *Loop) startAgain(ctx context.Context, j *job) error {
 		return err
 	}
 	if u.ActiveState == "active" || u.ActiveState == "reloading" {
-		if err := l.systemd.TryRestart(ctx, unit); err != nil {
-			return err
-		}
-		return l.startDragged(ctx, j)
+		err := l.systemd.TryRestart(ctx, unit)
+		j.up = err == nil
+		return err
 	}
 	// Whatever systemd is still trying belongs to the failed start.
 	if u.Active() {
@@ -360,7 +383,9 @@ func (l *Loop) startAgain(ctx context.Context, j *job) error {
 			return err
 		}
 	}
-	return l.startAll(ctx, j)
+	err = l.systemd.Start(ctx, unit)
+	j.up = err == nil
+	return err
 }
 
 func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map[string]Saved) {
@@ -503,19 +528,18 @@ func (l *Loop) tellWait(j *job) {
 	l.log.Warn(why.Detail, journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Record.Profile)
 }
 
-// endWait starts a unit that was down for a profile which has gone by now. It reports
-// whether that is over: where the daemon is to end it is for the next one.
-func (l *Loop) endWait(ctx context.Context, j *job) (over bool) {
-	j.waits = false
-	start := l.startAll
+// endWait starts a unit that was down for a profile which has gone by now. What went down
+// with it follows (startAllDragged).
+func (l *Loop) endWait(ctx context.Context, j *job) {
+	j.waits, j.up = false, true
 	if l.runs(ctx, j.d.Unit) {
-		start = l.startDragged
+		return
 	}
-	if err := start(ctx, j); err != nil {
+	if err := l.systemd.Start(ctx, j.d.Unit); err != nil {
+		j.up = false
 		j.out.Notes = append(j.out.Notes, attach.Because(attach.AttachFailed, "%s does not start again either: %v", j.d.Unit, err).
 			WithNext("journalctl -u "+j.d.Unit))
 	}
-	return ctx.Err() == nil
 }
 
 // wait puts on a record what the undo of the unit had to leave, and whether the unit is
@@ -540,6 +564,7 @@ func (l *Loop) unloadHeld(ctx context.Context, jobs []*job) {
 		}
 	}
 	l.unloadPolicies(ctx, again)
+	records, ended := map[*job]attach.Record{}, map[*job]bool{}
 	for _, j := range again {
 		l.mu.Lock()
 		r := l.records[j.d.Unit].Clone()
@@ -547,9 +572,16 @@ func (l *Loop) unloadHeld(ctx context.Context, jobs []*job) {
 		stays := func(name string) bool { return j.stays[name] != nil }
 		r.Loaded = slices.DeleteFunc(r.Loaded, func(name string) bool { return slices.Contains(r.Stays, name) && !stays(name) })
 		r.Stays = slices.DeleteFunc(r.Stays, func(name string) bool { return !stays(name) })
-		if r.Stopped && !l.byPath(r.Stays) {
-			if !l.endWait(ctx, j) {
-				continue // the record stays
+		if records[j], ended[j] = r, r.Stopped && !l.byPath(r.Stays); ended[j] {
+			l.endWait(ctx, j)
+		}
+	}
+	l.startAllDragged(ctx, again, jobs)
+	for _, j := range again {
+		r := records[j]
+		if ended[j] {
+			if ctx.Err() != nil {
+				continue // the record stays, and the next daemon goes on
 			}
 			r.Stopped, r.Dragged = false, nil
 		}
