@@ -164,6 +164,10 @@ type Loop struct {
 	// recordsUnlisted: there may be records on disk that could not be read.
 	recordsUnlisted bool
 
+	// strays are children of earlier policies that could not be unloaded, and until when it
+	// is waited for that to be tried again.
+	strays map[string]time.Time
+
 	// readAnew is the state of files, by unit and the name of the unit that they are of, for
 	// which systemd has read them again because it said that they had changed.
 	readAnew map[string]map[string]string
@@ -214,7 +218,7 @@ func New(o Options) *Loop {
 		histories: o.Histories, optionNames: o.OptionNames, kernel: o.Kernel,
 		log: o.Log, recheck: o.Recheck, passUnits: o.PassUnits, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
-		leave: map[string]bool{}, again: map[string]bool{}, anew: map[string]bool{}, waiting: map[string]time.Time{},
+		leave: map[string]bool{}, again: map[string]bool{}, anew: map[string]bool{}, strays: map[string]time.Time{}, waiting: map[string]time.Time{},
 		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
 		may: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, readAnew: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
 	}
@@ -985,8 +989,9 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 		l.queue.add(inputChanged|started, d.Unit)
 		return
 	}
-	if onlyStrays(d, *o, v) && l.unloadsAgain(d.Unit) {
+	if onlyStrays(d, *o, v) && l.unloadsStrays(d, *o) {
 		// No task of the unit is in the way, and nothing that is for the unit to end.
+		l.later(l.again, d.Unit, unloadLater, inputChanged) // another one may have tried it
 		if o.JustStarted {
 			l.later(l.anew, d.Unit, unloadLater, started)
 		}
@@ -1011,6 +1016,22 @@ func onlyStrays(d attach.Desired, o attach.Observed, v attach.Verdict) bool {
 		}
 	}
 	return only(v, attach.PolicyDiffers)
+}
+
+// unloadsStrays reports whether all children of profiles that were not accepted with them
+// are tried again to be unloaded in a moment, for whichever unit.
+func (l *Loop) unloadsStrays(d attach.Desired, o attach.Observed) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name := range o.Policy.Live {
+		again := func(stray string) bool {
+			return (name == stray || strings.HasPrefix(name, stray+"//")) && time.Now().Before(l.strays[stray])
+		}
+		if _, ok := d.Record.Accepted[name]; !ok && !slices.ContainsFunc(slices.Collect(maps.Keys(l.strays)), again) {
+			return false
+		}
+	}
+	return true
 }
 
 // violates reports whether OnViolation=stop is about what was seen; see stopViolator.

@@ -436,10 +436,24 @@ func (l *Loop) unloadChildren(ctx context.Context, jobs []*job) {
 		return
 	}
 	failed := l.unload(ctx, names)
+	l.noteStrays(names, failed)
 	for _, name := range names {
 		if j := by[name]; failed[name] != nil && (j.restarted || !j.plan.Has(attach.Restart)) {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%v", failed[name]))
 			l.unloadAgain(j.d.Unit, failed[name])
+		}
+	}
+}
+
+// noteStrays remembers which children could not be unloaded for a reason that passes by
+// itself: no unit is stopped for them before the next try has shown what becomes of them.
+func (l *Loop) noteStrays(names []string, failed map[string]error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, name := range names {
+		delete(l.strays, name)
+		if passesByItself(failed[name]) {
+			l.strays[name] = time.Now().Add(2 * unloadLater)
 		}
 	}
 }

@@ -311,3 +311,53 @@ func TestOnViolationStopWaitsForAnUnloadThatIsTriedAgain(t *testing.T) {
 		})
 	}
 }
+
+// Nor does it stop any other unit that shares the profile, whichever of them has it
+// unloaded, and whether the pass that tried came to that unit or not.
+func TestOnViolationStopWaitsForAnUnloadWithAllUnitsOfTheProfile(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		one   bool // the pass is on one unit, and the other one is started then
+		stays bool // a task has come to carry it
+	}{
+		{name: "it goes"},
+		{name: "it stays", stays: true},
+		{name: "it goes, and one is started", one: true},
+		{name: "it stays, and one is started", one: true, stays: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a", "b")
+			a, b, other := w.units["a.service"], w.units["b.service"], w.addUnit("other.service")
+			w.run(t, func(l *Loop) {
+				rest()
+				w.mu.Lock()
+				w.starting, w.kernel["a//old"] = true, "0"
+				w.mu.Unlock()
+				if c.one {
+					w.events <- attach.UnitEvent{Kind: attach.DropInChanged, Unit: "a.service"}
+					rest()
+					w.mu.Lock()
+					_ = w.begin(b)
+					w.mu.Unlock()
+				} else {
+					w.tellPolicy()
+					w.trigger()
+				}
+				letPass(4 * unloadLater)
+				if !a.running || !b.running || answer(l, "b") != "not-confined" {
+					t.Fatalf("a runs %v, b runs %v, %s\n%s", a.running, b.running, answer(l, "b"), w.log.String())
+				}
+				w.mu.Lock()
+				w.starting = false
+				if c.stays {
+					other.label = "a//old (enforce)"
+				}
+				w.mu.Unlock()
+				letPass(3 * unloadLater)
+				if a.running == c.stays || b.running == c.stays || !c.stays && (answer(l, "a") != "confined" || answer(l, "b") != "confined") {
+					t.Errorf("a runs %v, %s, b runs %v, %s\n%s", a.running, answer(l, "a"), b.running, answer(l, "b"), w.log.String())
+				}
+			})
+		})
+	}
+}
