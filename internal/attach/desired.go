@@ -87,7 +87,8 @@ type Record struct {
 	// when the change was cut off half-way.
 	Former *Former `json:"former,omitempty"`
 	// Stopped is set while aaunit has stopped the unit to start it again: one that
-	// is found down then is not down because somebody wants it so.
+	// is found down then is not down because somebody wants it so. That is over where the
+	// unit is found up, and with the next boot.
 	Stopped bool `json:"stopped,omitempty"`
 	// Dragged are the units that go down with it where it is stopped or restarted: as long
 	// as that is not done or undone, they may be down for it.

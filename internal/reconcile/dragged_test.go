@@ -342,3 +342,79 @@ func TestTheEndOfAWaitLeavesDownWhatStillWaits(t *testing.T) {
 		})
 	}
 }
+
+// A unit that waits and that somebody starts by hand waits no more: when somebody stops it,
+// or what came up with it, that stays down.
+func TestWhatIsStartedByHandWaitsNoMore(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		asked bool // the attachment is made by a command, and withdrawn
+		both  bool // the unit is stopped, and not only what came up with it
+	}{
+		{name: "held", both: true},
+		{name: "held, what came up with it"},
+		{name: "withdrawn", asked: true, both: true},
+		{name: "withdrawn, what came up with it", asked: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, u, with := waiting()
+			if c.asked {
+				delete(w.att, fileOf("a.service"))
+			}
+			w.run(t, func(l *Loop) {
+				if c.asked {
+					attachUnits(t, l, attach.Request{Units: []string{"a"}})
+				}
+				rest()
+				w.mu.Lock()
+				if u.running || with.running || !w.records["a.service"].Stopped {
+					t.Fatalf("%+v %+v %+v", u, with, w.records["a.service"])
+				}
+				clear(u.breaks)
+				_ = w.begin(u)
+				w.mu.Unlock()
+				letPass(2 * unloadLater)
+				if r := w.record("a.service"); !u.running || !with.running || r.Stopped || len(r.Dragged) > 0 {
+					t.Errorf("started: %+v %+v %+v %q", u, with, r, w.trace)
+				}
+				w.mu.Lock()
+				with.running = false
+				if c.both {
+					u.running = false
+					w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: "a.service"}
+				}
+				w.mu.Unlock()
+				letPass(2 * unloadLater)
+				w.mu.Lock()
+				w.starting = false
+				w.mu.Unlock()
+				letPass(2 * unloadLater)
+				if u.running == c.both || with.running {
+					t.Errorf("stopped: %+v %+v %+v %q", u, with, w.record("a.service"), w.trace)
+				}
+			})
+		})
+	}
+}
+
+// What aaunit had stopped to start it again is for the next boot to start, and for the
+// next daemon of the same boot.
+func TestABootStartsWhatIsToBeStarted(t *testing.T) {
+	for _, booted := range []bool{false, true} {
+		w := attached(nil, "a")
+		u, with := w.units["a.service"], w.addUnit("with.service")
+		w.run(t, func(l *Loop) {
+			l.change1("a.service", func(r *attach.Record) { r.Stopped, r.Dragged = true, []string{"with.service"} })
+		})
+		u.running, with.running = false, false // the daemon and the machine ended here
+		if booted {
+			w.reboot(map[string]string{"a": "1"})
+		}
+		w.run(t, func(*Loop) {
+			rest()
+			if r := w.record("a.service"); u.running == booted || with.running == booted || r.Stopped || len(r.Dragged) > 0 {
+				t.Errorf("booted %v: %+v %+v %+v %q", booted, u, with, r, w.trace)
+			}
+		})
+	}
+}

@@ -239,7 +239,7 @@ func (l *Loop) Run(ctx context.Context, ready func()) error {
 		r.Accepted = acceptedOf(l.policies, r)
 		if r.Boot != l.boot || l.boot == "" {
 			r.Boot, r.Loaded, r.Softened = l.boot, nil, nil
-			if len(r.Stays) > 0 {
+			if len(r.Stays) > 0 || l.boot != "" {
 				r.Stays, r.Dragged, r.Stopped = nil, nil, false // the boot started what was to be
 			}
 		}
@@ -919,6 +919,9 @@ func (l *Loop) look(ctx context.Context, unit string, justStarted bool) {
 	l.learnAlias(unit, o.Unit)
 	if settled(d.Record) && o.DropIn.Problem == "" && o.DropIn.Content != d.DropInText(o.Unit) && d.Record.Hold == nil {
 		l.queue.add(inputChanged, unit) // it is to be put back
+	}
+	if d.Record.Stopped && d.Record.Hold != nil && o.Unit.Active() {
+		l.queue.add(inputChanged, unit) // it waits no more, which is for a pass to record
 	}
 	if o.SocketsAmiss() != nil {
 		// So are these. The pass ends with a verdict and no look, so what does not help is

@@ -895,9 +895,18 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 
 // restartUnit is step 6 for one unit.
 func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spoiled *atomic.Bool) {
-	if j.before.Stopped && j.o.Unit.Active() && !j.held() && l.startDragged(ctx, j, nil) != nil {
-		j.over = true // it was started again, and not all that went down with it; the next start goes on
-		return
+	if j.before.Stopped && j.o.Unit.Active() && !j.held() {
+		if l.startDragged(ctx, j, nil) != nil {
+			j.over = true // it was started again, and not all that went down with it; the next start goes on
+			return
+		}
+		// Whoever stops it from here on wants it so. A change that was cut off goes on, and
+		// may yet have to start what goes down with it.
+		r := &j.d.Record
+		if r.Stopped = false; j.d.Attachment == nil || !r.Attaching && r.Former == nil {
+			r.Dragged = nil
+		}
+		l.remember(*r)
 	}
 	if j.diedMeanwhile() {
 		j.restarted = true

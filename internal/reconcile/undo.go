@@ -572,8 +572,13 @@ func (l *Loop) unloadHeld(ctx context.Context, jobs []*job) {
 		stays := func(name string) bool { return j.stays[name] != nil }
 		r.Loaded = slices.DeleteFunc(r.Loaded, func(name string) bool { return slices.Contains(r.Stays, name) && !stays(name) })
 		r.Stays = slices.DeleteFunc(r.Stays, func(name string) bool { return !stays(name) })
-		if records[j], ended[j] = r, r.Stopped && !l.byPath(r.Stays); ended[j] {
+		records[j] = r
+		switch {
+		case r.Stopped && j.o.Unit.Active():
+			j.up, ended[j] = true, true // somebody has started it
+		case r.Stopped && !l.byPath(r.Stays):
 			l.endWait(ctx, j)
+			ended[j] = true
 		}
 	}
 	l.startAllDragged(ctx, again, jobs)
