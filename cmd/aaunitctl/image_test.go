@@ -57,10 +57,10 @@ func (f *tree) link(path, to string) {
 	}
 }
 
-// recorded has the image attach myagent.service with its socket options recorded.
-func (f *tree) recorded() {
+// required has the image attach myagent.service with a start helper that has to work.
+func (f *tree) required() {
 	f.t.Helper()
-	f.write("/etc/aaunit/attachments.d/mine.conf", "[Attachment]\nUnit=myagent.service\nProfile=myagent\n[SocketOptions]\n")
+	f.write("/etc/aaunit/attachments.d/mine.conf", "[Attachment]\nUnit=myagent.service\nProfile=myagent\n[SocketOptions]\nRequired=yes\n")
 	f.write(attach.SocketHelper, "#!")
 	if err := os.Chmod(f.root+attach.SocketHelper, 0o755); err != nil {
 		f.t.Fatal(err)
@@ -324,20 +324,20 @@ func TestAnImageIsRefusedForTheSameReasons(t *testing.T) {
 		}, "a@", attach.UnitTemplate},
 		"a socket": {func(*tree) {}, "myagent.socket", attach.UnitNotFound},
 		"socket options in a root of its own": {func(f *tree) {
-			f.recorded()
+			f.required()
 			f.write("/etc/systemd/system/myagent.service.d/x.conf", "[Service]\nRootDirectory=/srv/x\n")
 		}, "myagent", attach.SocketsHidden},
 		"socket options with a /var of its own": {func(f *tree) {
-			f.recorded()
+			f.required()
 			f.write("/etc/systemd/system/myagent.service.d/x.conf", "[Service]\nTemporaryFileSystem=/var\n")
 		}, "myagent", attach.SocketsHidden},
 		"socket options of a .socket unit with one": {func(f *tree) {
-			f.recorded()
+			f.required()
 			f.write("/usr/lib/systemd/system/myagent.socket", "[Socket]\nListenStream=7\nTemporaryFileSystem=/var\n")
 		}, "myagent", attach.SocketsHidden},
 		"socket options of a template with one": {func(f *tree) {
-			f.recorded()
-			f.write("/etc/aaunit/attachments.d/t.conf", "[Attachment]\nUnit=t@.service\nProfile=myagent\n[SocketOptions]\n")
+			f.required()
+			f.write("/etc/aaunit/attachments.d/t.conf", "[Attachment]\nUnit=t@.service\nProfile=myagent\n[SocketOptions]\nRequired=yes\n")
 			f.write("/usr/lib/systemd/system/t@.service", "[Service]\nExecStart=/usr/local/bin/myagent\n")
 			f.write("/etc/systemd/system/t@one.service", "[Service]\nRootDirectory=/srv/x\nExecStart=/usr/local/bin/myagent\n")
 		}, "t@.service", attach.SocketsHidden},

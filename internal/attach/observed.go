@@ -451,7 +451,8 @@ type Observed struct {
 	Early        []EarlyUnit
 	EarlyProblem string
 	// Unheld says which unit that drop-in would reach in which the start helper of the
-	// socket options cannot work; nil none. It is looked for before a drop-in has its line.
+	// socket options cannot work; nil none. It is looked for before a drop-in has the line
+	// of one that has to.
 	Unheld *Reason
 	// MayBPF: a profile of the unit lets a task change the kernel's BPF tables, given
 	// that the task has the capability. CouldNotTell counts as yes.

@@ -141,7 +141,7 @@ func Diff(d Desired, o Observed) Plan {
 	diffSockets(&p, d, o)
 	if why := cmp.Or(lacks(d, o), stripped(d, o)); why != nil {
 		left := d.Record.ProvedAs(o.Unit.InvocationID, d.Profile) && (why.Code != TmpShared || d.Record.ProvedTmp) && !takenOff(d, o, *why)
-		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left, *why)
+		planRestart(&p, o.Unit, d.Attachment.RestartUnit && !left && !failsNextStart(d, o), *why)
 	}
 	return p
 }
@@ -659,7 +659,7 @@ func dropInObstacles(d Desired, o Observed) (refusals []Reason) {
 		refuse(because(code, "the units that %s would reach could not be looked at: %s", d.DropInPath(), o.EarlyProblem))
 	case len(o.Early) > 0:
 		refuse(reachesEarly(d, o.Early))
-	case o.Unheld != nil:
+	case o.Unheld != nil && !d.requiredBefore():
 		why := *o.Unheld
 		refuse(because(why.Code, "%s would reach a unit that it cannot serve: %s", d.DropInPath(), why.Detail).at(why.Where).next(why.Next))
 	}

@@ -77,8 +77,44 @@ func unheld(u Unit, source string) *Reason {
 	return nil
 }
 
-// UnheldOf finds a unit in which the start helper could not work: its next start would
-// fail, or go on without.
+// unheldAll is unheld for a service and the .socket units that start it.
+func unheldAll(d Desired, o Observed) (out []Reason) {
+	units := []Unit{o.Unit}
+	for _, s := range o.SocketUnits {
+		units = append(units, s.unit())
+	}
+	for _, u := range units {
+		if why := unheld(u, d.Attachment.Source); why != nil {
+			out = append(out, *why)
+		}
+	}
+	return out
+}
+
+// requiredBefore reports whether the attachment is in place with a start helper that has
+// to work. What hides something from that later makes the next start fail, and is no
+// reason to let go of the unit meanwhile.
+func (d Desired) requiredBefore() bool {
+	s := d.Record.Sockets
+	return len(d.Record.DropIns) > 0 && !d.Record.Attaching && s != nil && s.Requires()
+}
+
+// failsNextStart reports whether the start helper has to work at the next start of the
+// unit, and could not.
+func failsNextStart(d Desired, o Observed) bool {
+	want := d.Attachment.SocketsWanted()
+	return want != nil && want.Requires() && len(unheldAll(d, o)) > 0
+}
+
+// NewlyRequires reports whether a drop-in that says text is yet to have the line of a
+// start helper that has to work.
+func (a Attachment) NewlyRequires(text string) bool {
+	want := a.SocketsWanted()
+	return want != nil && want.Requires() && !strings.Contains(text, SocketStartLine(true))
+}
+
+// UnheldOf finds a unit in which the start helper could not work: where that has to, its
+// next start would fail.
 func UnheldOf(units []Unit, a Attachment) *Reason {
 	for _, u := range units {
 		if why := unheld(u, a.Source); why != nil {

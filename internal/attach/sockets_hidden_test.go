@@ -8,7 +8,8 @@ import (
 
 // The start helper's + lifts neither the unit's root directory nor what is mounted for it.
 // Where it would not find what it needs, an attach that looks right would end with the
-// next start, or after the next boot.
+// next start, or after the next boot, if that requires it. One that was in place before
+// goes on, and one that does not require it.
 func TestWhereTheStartHelperCannotWork(t *testing.T) {
 	tmpfs := func(paths ...string) (out []Mount) {
 		for _, p := range paths {
@@ -50,24 +51,45 @@ func TestWhereTheStartHelperCannotWork(t *testing.T) {
 			Mount{Property: "BindPaths", Source: "/srv/opt", Path: "/opt"})}, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			check := func(what string, refusals []Reason) {
+			check := func(what, says string, refused bool, refusals, warnings []Reason) {
 				t.Helper()
 				is := func(r Reason) bool {
-					return r.Code == SocketsHidden && strings.Contains(r.Detail, "could not use "+c.lost+": ") && strings.Contains(r.Next, c.next) && strings.Contains(r.Next, "[SocketOptions]")
+					return r.Code == SocketsHidden && strings.Contains(r.Detail, "could not use "+c.lost+": ") && strings.HasSuffix(r.Detail, says) && strings.Contains(r.Next, c.next) && strings.Contains(r.Next, "[SocketOptions]")
 				}
-				if len(refusals) != 0 && c.lost == "" || c.lost != "" && !slices.ContainsFunc(refusals, is) {
-					t.Errorf("%s: %+v", what, refusals)
+				warnings = slices.DeleteFunc(slices.Clone(warnings), func(r Reason) bool { return r.Code != SocketsHidden })
+				told, silent := warnings, refusals
+				if refused {
+					told, silent = refusals, warnings
+				}
+				if len(silent) != 0 || len(told) != 0 && c.lost == "" || c.lost != "" && !slices.ContainsFunc(told, is) {
+					t.Errorf("%s: %+v %+v", what, refusals, warnings)
 				}
 			}
-			for _, required := range []Tri{Yes, No} {
-				d, o := held(required)
+			for _, how := range []struct {
+				required Tri
+				before   *SocketOptions
+				refused  bool
+				says     string
+			}{
+				{Yes, nil, true, ""},
+				{Yes, &SocketOptions{Mode: SocketsEnforce, Required: No}, true, ""},
+				{Yes, &SocketOptions{Mode: SocketsEnforce}, false, "; its next start will fail"},
+				{No, nil, false, "once it sees one"},
+				{No, &SocketOptions{Mode: SocketsRecord}, false, "once it sees one"},
+			} {
+				d, o := held(how.required)
+				d.Record.Sockets = how.before
+				if how.before != nil {
+					d.Record.DropIns = d.Record.DropIns.With(d.DropInPath(), "x")
+				}
 				o.SocketUnits[0].DropIn.Content = SocketDropIn(*d.Attachment)
 				o.Unit.Settings.RootDirectory, o.Unit.Settings.RootDirectoryStartOnly, o.Unit.Settings.Mounts = c.set.RootDirectory, c.set.RootDirectoryStartOnly, c.set.Mounts
-				refusals, _ := socketObstacles(d, o)
-				check("a host", refusals)
+				refusals, warnings := socketObstacles(d, o)
+				check("a host", how.says, how.refused, refusals, warnings)
 				o.Unit.LoadState, o.Unit.Settings.DefaultDependencies, o.Rules = "loaded", true, ImageRules{Exist: true, Same: true}
 				o.Policy.Candidates = map[string][]Profile{"a": {{Name: "a", File: "/etc/apparmor.d/a", Line: 1}}}
-				check("an image", DiffImage(d, o).Refusals)
+				p := DiffImage(d, o)
+				check("an image", how.says, how.refused, p.Refusals, p.Warnings)
 				d.Attachment.SocketOptions = nil
 				if refusals, _ := socketObstacles(d, o); len(refusals) > 0 {
 					t.Errorf("nobody asks for socket options: %+v", refusals)
@@ -80,6 +102,7 @@ func TestWhereTheStartHelperCannotWork(t *testing.T) {
 	}
 	// The helper of a .socket unit sees what that has.
 	d, o := held(Yes)
+	d.Record.Sockets = nil
 	o.SocketUnits[0].RootDirectory = "/srv/x"
 	if refusals, _ := socketObstacles(d, o); len(refusals) != 1 || refusals[0].Code != SocketsHidden || !strings.Contains(refusals[0].Detail, "a.socket") || strings.Contains(refusals[0].Next, "StartOnly") {
 		t.Errorf("a .socket unit: %+v", refusals)
@@ -119,5 +142,31 @@ func TestTheLineOfAStartThatGoesOn(t *testing.T) {
 	o.Policy.Candidates = map[string][]Profile{"a": {{Name: "a", File: "/etc/apparmor.d/a", Line: 1}}}
 	if p := DiffImage(d, o); !p.Has(WriteDropIn) {
 		t.Errorf("it is not written anew: %+v", p)
+	}
+}
+
+// A restart that would end with the start helper is left to somebody who knows.
+func TestAUnitWhoseNextStartWouldFailIsNotRestarted(t *testing.T) {
+	for name, c := range map[string]struct {
+		required Tri
+		root     string
+		restarts bool
+	}{
+		"it would work":      {Yes, "", true},
+		"it would fail":      {Yes, "/srv/x", false},
+		"it is not required": {No, "/srv/x", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, o := healthy()
+			hd, ho := held(c.required)
+			d.Attachment.SocketOptions, d.Record.Sockets = hd.Attachment.SocketOptions, hd.Attachment.SocketOptions
+			o.Unit.Settings.Exec, o.Sockets, o.Unit.Settings.RootDirectory = append(o.Unit.Settings.Exec, ho.Unit.Settings.Exec...), ho.Sockets[:1], c.root
+			o.Scan.Tasks = []Task{task(100, "unconfined")}
+			p := Diff(d, o)
+			pending := slices.ContainsFunc(p.Pending, func(r Reason) bool { return r.Code == RestartPending })
+			if len(p.Refusals) > 0 || p.Has(Restart) != c.restarts || pending == c.restarts {
+				t.Errorf("%+v", p)
+			}
+		})
 	}
 }

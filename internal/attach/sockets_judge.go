@@ -146,13 +146,19 @@ func socketObstacles(d Desired, o Observed) (refusals, warnings []Reason) {
 	if want == nil {
 		return nil, nil
 	}
-	if why := unheld(o.Unit, d.Attachment.Source); why != nil {
-		refusals = append(refusals, *why)
+	for _, why := range unheldAll(d, o) {
+		switch {
+		case !want.Requires():
+			why.Detail += "; its starts go on without, and aaunitd attaches the programs once it sees one"
+			warnings = append(warnings, why)
+		case d.requiredBefore():
+			why.Detail += "; its next start will fail"
+			warnings = append(warnings, why)
+		default:
+			refusals = append(refusals, why)
+		}
 	}
 	for _, s := range o.SocketUnits {
-		if why := unheld(s.unit(), d.Attachment.Source); why != nil {
-			refusals = append(refusals, *why)
-		}
 		file := d.socketDropIn(s.ID)
 		switch {
 		case s.DropIn.Problem != "":

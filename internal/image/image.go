@@ -345,10 +345,10 @@ func (u *unit) atBoot(notes []attach.Reason) (ready attach.Tri, why, rest []atta
 
 // reach looks for units that start too early for the drop-in of a template or prefix,
 // where it is about to be written, and for those in which the start helper of socket
-// options could not work, where it is about to have its line.
+// options could not work, where it is about to have the line of one that has to.
 func (i *Image) reach(ctx context.Context, u *unit) {
 	pattern := u.d.Attachment.Placement(u.name)
-	line := u.d.Attachment.SocketsWanted() != nil && !attach.Starts(u.o.DropIn.Content)
+	line := u.d.Attachment.NewlyRequires(u.o.DropIn.Content)
 	if !attach.IsPattern(pattern) || u.o.DropIn.Exists && !line {
 		return
 	}

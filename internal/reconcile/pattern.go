@@ -159,16 +159,16 @@ func (r *reached) of(pattern string, look func() reach) reach {
 // observeReach looks for units that start too early for the drop-in of a template or
 // prefix, where it is about to be written. Where it is in place, or on record and taken
 // away by somebody, the units that it confines count on it, and nobody is asked. Where it
-// is about to have the line of the start helper for socket options, it also looks for
-// units in which that could not work. Where that is only put back it does not: what lost
-// the whole drop-in would be worse off.
+// is about to have the line of a start helper for socket options that has to work, it also
+// looks for units in which that could not. Where that is only put back it does not: what
+// lost the whole drop-in would be worse off.
 func (l *Loop) observeReach(ctx context.Context, d attach.Desired, m *moment, o *attach.Observed) {
 	pattern := d.Attachment.Placement(d.Unit)
 	if !attach.IsPattern(pattern) {
 		return
 	}
 	first := !o.DropIn.Exists && !o.DropIn.Ours
-	line := d.Attachment.SocketsWanted() != nil && !attach.Starts(o.DropIn.Content) && !l.hadText(d.DropInPath(), d.DropInText(o.Unit))
+	line := d.Attachment.NewlyRequires(o.DropIn.Content) && !l.hadText(d.DropInPath(), d.DropInText(o.Unit))
 	if !first && !line {
 		return
 	}

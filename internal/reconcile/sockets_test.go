@@ -145,7 +145,7 @@ func (w *world) help(unit string) bool {
 		if prefix, _, _ := strings.Cut(unit, "-"); !ok {
 			rules, ok = w.rules[prefix+"-.service"]
 		}
-		if !ok || w.kernelless {
+		if !ok || w.kernelless || w.units[unit] != nil && w.units[unit].root != "" {
 			return slices.Contains(c.Argv, "-required=no")
 		}
 		w.attached[unit] = rules
@@ -268,10 +268,10 @@ func TestSocketOptionsOfAUnitWithAnotherRoot(t *testing.T) {
 				t.Fatalf("%s: %s", unit, answer(l, unit))
 			}
 		}
-		w.declareUnit(file, "a.service", options(attach.SocketsRecord))
+		w.declareUnit(file, "a.service", options(attach.SocketsEnforce, nodelay...))
 		w.declareUnit("/etc/aaunit/attachments.d/agent.conf", "agent@.service", func(a *attach.Attachment) {
 			a.Profile = "a"
-			options(attach.SocketsRecord)(a)
+			options(attach.SocketsEnforce, nodelay...)(a)
 		})
 		rest()
 		for _, unit := range []string{"a.service", "agent@.service", "agent@x.service", "agent@y.service"} {
@@ -287,7 +287,7 @@ func TestSocketOptionsOfAUnitWithAnotherRoot(t *testing.T) {
 		w.mu.Unlock()
 		w.trigger()
 		rest()
-		if refused(l, "agent@x.service") || !attach.Starts(w.disk[shared]) || w.attached["agent@x.service"].Mode != attach.SocketsRecord {
+		if refused(l, "agent@x.service") || !attach.Starts(w.disk[shared]) || w.attached["agent@x.service"].Mode != attach.SocketsEnforce {
 			t.Errorf("%+v %q %+v", refusedOf(l, "agent@x.service"), w.disk, w.attached)
 		}
 	})
@@ -329,6 +329,84 @@ func TestADropInWithTheStartHelperIsPutBackForAllUnits(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Where a start need not have the helper it goes on without, and is held from outside. A
+// unit that was attached before its root became another one goes on, too, where it has to:
+// its profile and its drop-in are put back, and it is told that its next start will fail.
+func TestAUnitIsKeptWhoseRootHidesTheHelper(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		unit   string
+		mode   attach.SocketMode
+		before bool // it was attached before
+		says   string
+	}{
+		{"recorded", "a.service", attach.SocketsRecord, false, "go on without"},
+		{"recorded, and attached before", "a.service", attach.SocketsRecord, true, "go on without"},
+		{"required, and attached before", "a.service", attach.SocketsEnforce, true, "its next start will fail"},
+		{"a template's, recorded", "agent@x.service", attach.SocketsRecord, false, "go on without"},
+		{"a template's, required, and attached before", "agent@x.service", attach.SocketsEnforce, true, "its next start will fail"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			u := w.addUnit(c.unit)
+			declared := c.unit
+			if template := attach.TemplateOf(c.unit); template != "" {
+				declared = template
+				w.files["a"] = "1"
+			}
+			path := attach.DropInPath(declared, false)
+			hide := func() {
+				defer w.lock()()
+				u.root = "/srv/a"
+			}
+			if !c.before {
+				hide()
+			}
+			w.declareUnit("/etc/aaunit/attachments.d/a.conf", declared, func(a *attach.Attachment) {
+				a.Profile = "a"
+				options(c.mode, nodelay...)(a)
+			})
+			w.run(t, func(l *Loop) {
+				check := func(when string) {
+					t.Helper()
+					s := status(t, l, c.unit)
+					told := slices.ContainsFunc(s.Notes, func(r attach.Reason) bool {
+						return r.Code == attach.SocketsHidden && strings.Contains(r.Detail, c.says)
+					})
+					if answer(l, c.unit) != "confined" || len(s.Refused) > 0 || !told || !attach.Starts(w.disk[path]) || w.attached[c.unit].Mode != c.mode {
+						t.Errorf("%s: %+v %q %+v", when, s, w.disk, w.attached)
+					}
+				}
+				if c.before {
+					hide()
+					w.trigger()
+					rest()
+				}
+				check("at first")
+				unlock := w.lock()
+				start := u.start
+				delete(w.disk, path)
+				delete(w.attached, c.unit)
+				w.kernel["a"] = "by somebody else"
+				unlock()
+				w.trigger()
+				rest()
+				check("after somebody's changes")
+				if u.start != start {
+					t.Errorf("it was restarted: %s", w.log.String())
+				}
+				if c.mode == attach.SocketsRecord {
+					unlock = w.lock()
+					_ = w.begin(u)
+					unlock()
+					rest()
+					check("after a start")
+				}
+			})
+		})
+	}
 }
 
 // The accepted policy is asked whether the unit can get off its list by files, and a new

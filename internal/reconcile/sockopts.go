@@ -392,7 +392,7 @@ func (l *Loop) changeSockets(ctx context.Context, p *prepared, r attach.Request)
 				WithNext("aaunitctl sockopts export " + p.unit + " prints the section to put into " + a.Source))
 			return
 		}
-		if p.d.Attachment.SocketsWanted() == nil && a.SocketsWanted() != nil {
+		if is, was := a.SocketsWanted(), p.d.Attachment.SocketsWanted(); is != nil && is.Requires() && (was == nil || !was.Requires()) {
 			if why := l.unheld(ctx, p.unit); why != nil {
 				p.refuse(*why)
 				return
@@ -414,8 +414,8 @@ func (l *Loop) changeSockets(ctx context.Context, p *prepared, r attach.Request)
 	p.out.Events = append(p.out.Events, step)
 }
 
-// unheld says why the socket options of a unit cannot be held, before its attachment asks
-// for it: no command would take that out again. What cannot be looked at is the pass's to
+// unheld says why the socket options of a unit cannot be held, before its attachment
+// requires it: no command would take that out again. What cannot be looked at is the pass's to
 // tell.
 func (l *Loop) unheld(ctx context.Context, unit string) *attach.Reason {
 	u, err := l.systemd.Glance(ctx, unit)

@@ -321,8 +321,8 @@ func TestChangesOfSocketsThatAreRefused(t *testing.T) {
 	})
 }
 
-// What could not be held at the unit's next start is not written into its attachment: no
-// command takes it out again, and the attachment would be refused as a whole.
+// What could not be held at the unit's next start, and has to be, is not written into its
+// attachment: no command takes it out again, and the attachment would be refused as a whole.
 func TestAChangeOfSocketsThatCannotBeHeldIsNotWritten(t *testing.T) {
 	w := newWorld()
 	u := w.addUnit("myagent.service")
@@ -334,17 +334,23 @@ func TestAChangeOfSocketsThatCannotBeHeldIsNotWritten(t *testing.T) {
 		w.mu.Lock()
 		u.root = "/srv/root"
 		w.mu.Unlock()
-		o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsRecord})
+		o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsEnforce})
 		if o.Exit == attach.ExitOK || len(o.Reasons) != 1 || o.Reasons[0].Code != attach.SocketsHidden || o.Reasons[0].Next != "RootDirectoryStartOnly=yes in myagent.service" {
 			t.Errorf("%+v", o)
 		}
 		if refused := refusedOf(l, "myagent"); len(refused) > 0 || answer(l, "myagent") != "confined" || len(w.attached) > 0 {
 			t.Errorf("%+v %+v", refused, w.attached)
 		}
+		if o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsRecord}); o.Exit != attach.ExitOK || w.attached["myagent.service"].Mode != attach.SocketsRecord {
+			t.Errorf("%+v", o)
+		}
+		if o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsEnforce}); o.Exit == attach.ExitOK || len(o.Reasons) != 1 || o.Reasons[0].Code != attach.SocketsHidden {
+			t.Errorf("from a recording: %+v", o)
+		}
 		w.mu.Lock()
 		u.root = ""
 		w.mu.Unlock()
-		if o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsRecord}); o.Exit != attach.ExitOK || w.attached["myagent.service"].Mode != attach.SocketsRecord {
+		if o := change(t, l, "myagent", attach.SocketChange{Mode: attach.SocketsEnforce}); o.Exit != attach.ExitOK || w.attached["myagent.service"].Mode != attach.SocketsEnforce {
 			t.Errorf("%+v", o)
 		}
 	})
