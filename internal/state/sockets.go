@@ -29,8 +29,8 @@ type Histories struct {
 // each, and the counts of the kernel's table.
 const maxHistory = 8 << 20
 
-// Bounds on how many units are remembered. As with evidence, instances of a template push
-// out each other, and units of a prefix or glob, which no name tells from others, push out
+// Bounds on how many units are remembered. Instances of a template push out those of them
+// that have ended, and units of a prefix or glob, which no name tells from others, push out
 // what is not living: with a file goes what the list of its unit was made for.
 const (
 	maxInstances = 100
@@ -81,7 +81,7 @@ func parseHistory(unit string, data []byte) (h attach.SocketHistory, err error) 
 }
 
 // Save writes what was seen of a unit. Of too many units those go that were written
-// longest ago, but none that is living for one of another template.
+// longest ago, but none that is living.
 func (d *Histories) Save(h attach.SocketHistory) error {
 	what := "cannot keep what was seen of the socket options of " + h.Unit
 	b, err := json.Marshal(h)
@@ -104,8 +104,8 @@ func (d *Histories) Save(h attach.SocketHistory) error {
 }
 
 // makeRoom leaves room for the file of a unit that has none, and removes what writes that
-// were cut off have left. Of the instances of its template the one goes that was written
-// longest ago, if possible of a unit that is not living; else one of those only.
+// were cut off have left. What goes is of units that are not living, of its template's
+// instances or else of all, the ones that were written longest ago.
 func (d *Histories) makeRoom(unit string) error {
 	entries, err := os.ReadDir(d.Dir)
 	if err != nil {
@@ -130,11 +130,12 @@ func (d *Histories) makeRoom(unit string) error {
 		}
 	}
 	if n := len(instances) - maxInstances + 1; n > 0 {
-		ended, living := d.apart(instances)
-		return evict(append(ended, living...)[:n])
+		if ended := d.ended(instances); len(ended) > 0 {
+			return evict(ended[:min(n, len(ended))])
+		}
 	}
 	if n := len(all) - maxHistories + 1; n > 0 {
-		ended, _ := d.apart(all)
+		ended := d.ended(all)
 		if len(ended) < n {
 			return fmt.Errorf("that of %d attached units is kept, and of no more; detach some of them", len(all))
 		}
@@ -149,8 +150,8 @@ type keptFile struct {
 	at   time.Time
 }
 
-// apart tells files of units that are living from the others, the oldest first.
-func (d *Histories) apart(files []keptFile) (ended, living []keptFile) {
+// ended gives the files of units that are not living, the oldest first.
+func (d *Histories) ended(files []keptFile) (ended []keptFile) {
 	lives := map[string]bool{}
 	if d.Living != nil {
 		for _, unit := range d.Living() {
@@ -159,13 +160,11 @@ func (d *Histories) apart(files []keptFile) (ended, living []keptFile) {
 	}
 	slices.SortFunc(files, func(a, b keptFile) int { return cmp.Or(a.at.Compare(b.at), strings.Compare(a.path, b.path)) })
 	for _, k := range files {
-		if lives[k.path] {
-			living = append(living, k)
-		} else {
+		if !lives[k.path] {
 			ended = append(ended, k)
 		}
 	}
-	return ended, living
+	return ended
 }
 
 func evict(files []keptFile) error {

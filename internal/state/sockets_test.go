@@ -89,7 +89,8 @@ func TestHistoriesAreBounded(t *testing.T) {
 		{"one more instance", append([]string{"down.service"}, connections...), []string{"down.service"}, "conn@new.service", connections[0], ""},
 		{"of another template", append([]string{"down.service"}, connections...), nil, "other@new.service", "", ""},
 		{"the oldest instance is living", connections, connections[:2], "conn@new.service", connections[2], ""},
-		{"all instances are living", connections, connections, "conn@new.service", connections[0], ""},
+		{"all instances are living", connections, connections, "conn@new.service", "", ""},
+		{"more are living than are kept", append([]string{"conn@ended.service"}, connections...), connections, "conn@new.service", "conn@ended.service", ""},
 		{"too many units", append([]string{"down.service"}, jobs...), []string{"down.service"}, "job-new.service", jobs[0], ""},
 		{"too many units that are living", append([]string{"down.service"}, jobs...), append([]string{"down.service"}, jobs...), "job-new.service", "", "cannot keep what was seen of the socket options of job-new.service: that of 5000 attached units is kept"},
 	} {
@@ -120,6 +121,53 @@ func TestHistoriesAreBounded(t *testing.T) {
 		if got := strings.Join(gone, " "); got != want {
 			t.Errorf("%s: what goes is %q, want %q", tc.what, got, want)
 		}
+	}
+}
+
+// More instances of a template run than are kept of those that have ended: what their lists
+// were made for stays known, however often they are looked at.
+func TestHistoriesOfManyRunningInstances(t *testing.T) {
+	var units []string
+	for i := range maxInstances + 50 {
+		units = append(units, fmt.Sprintf("conn@%d.service", i))
+	}
+	d := &Histories{Dir: t.TempDir(), Living: func() []string { return units }}
+	list, program := attach.SocketOptions{Mode: attach.SocketsEnforce}, attach.EvidenceProgram{Path: "/usr/bin/a", SHA256: "aa"}
+	for look := range 2 {
+		for _, unit := range units {
+			h, err := d.Load(unit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := time.Unix(1_700_000_000, 0)
+			h = h.Merge(nil, attach.SocketRun{Program: program, Boot: "b", Invocation: "i", Started: at, At: at}).Found(list, program, at, look > 0)
+			if err := d.Save(h); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, unit := range units {
+		h, err := d.Load(unit)
+		if stale, why := h.Stale(); stale != attach.No || err != nil {
+			t.Fatalf("%s: %v %s %v", unit, stale, why, err)
+		}
+	}
+	// Those that have ended make room again, beside the one that comes back.
+	all := units
+	units = units[:1]
+	if err := d.Save(history("conn@new.service")); err != nil {
+		t.Fatal(err)
+	}
+	left := 0
+	for _, unit := range all {
+		if _, err := os.Stat(d.path(unit)); err == nil {
+			left++
+		} else if unit == units[0] {
+			t.Errorf("%s runs, and made room", unit)
+		}
+	}
+	if left != maxInstances-1 {
+		t.Errorf("%d are kept beside the new one", left)
 	}
 }
 
