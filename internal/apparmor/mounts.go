@@ -24,6 +24,7 @@ type mount struct {
 	root       string // path on the device
 	point      string // path in the process's view
 	kind       string // type of the file system
+	readOnly   bool
 }
 
 // maxMounts bounds a process's mountinfo.
@@ -45,6 +46,7 @@ func parseMountinfo(data []byte) ([]mount, error) {
 			return nil, fmt.Errorf("mountinfo holds the line %q", clean(string(bytes.TrimRight(line, "\n"))))
 		}
 		m := mount{id: string(f[0]), parent: string(f[1]), device: string(f[2]), root: octal(string(f[3])), point: octal(string(f[4]))}
+		m.readOnly = slices.Contains(strings.Split(string(f[5]), ","), "ro")
 		if kind := 6 + end + 1; kind < len(f) {
 			m.kind = string(f[kind])
 		}
@@ -116,6 +118,36 @@ func mountAt(mounts []mount, p string) (m mount, ok bool) {
 func under(dir, p string) bool {
 	return dir == "/" || p == dir || strings.HasPrefix(p, dir+"/")
 }
+
+// MainProcess looks at the main process of a unit: what it may do, and whether it sees
+// /sys/fs/cgroup read-only or only a part of it, as ProtectControlGroups= has it.
+func (s *System) MainProcess(u attach.Unit) attach.MainProcess {
+	if u.MainPID == 0 {
+		return attach.MainProcess{}
+	}
+	dir := filepath.Join(procDir, s.living(u.MainPID))
+	status, err := readAll(s.real(filepath.Join(dir, "status")), maxStatus)
+	if err != nil {
+		return attach.MainProcess{}
+	}
+	p := attach.MainProcessOf(string(status))
+	if !u.Settings.ProtectControlGroups {
+		return p
+	}
+	data, err := readAll(s.real(filepath.Join(dir, "mountinfo")), maxMounts)
+	if err != nil {
+		return p
+	}
+	if mounts, err := parseMountinfo(data); err == nil {
+		if m, ok := mountAt(mounts, cgroupDir); ok {
+			p.GroupsClosed = attach.TriOf(m.readOnly || m.root != "/")
+		}
+	}
+	return p
+}
+
+// maxStatus bounds a process's status file, which has all its groups.
+const maxStatus = 1 << 20
 
 // tmpView says which directories a process sees as /tmp and /var/tmp.
 func (s *System) tmpView(pid int) attach.TmpView {

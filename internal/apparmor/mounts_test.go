@@ -170,3 +170,31 @@ func TestFindFollowsLinks(t *testing.T) {
 		}
 	}
 }
+
+// What was put into a unit's files since its start shows at its main process, or rather
+// does not.
+func TestMainProcess(t *testing.T) {
+	h := newHost(t)
+	s := h.System
+	h.proc(proc{pid: 10, comm: "a", labels: one("a (enforce)", 10)})
+	u := attach.Unit{MainPID: 10}
+	u.Settings.ProtectControlGroups = true
+	for mounts, want := range map[string]attach.Tri{
+		"30 22 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n":                                               attach.No,
+		"30 22 0:26 / /sys/fs/cgroup ro,nosuid - cgroup2 cgroup2 rw\n":                                               attach.Yes,
+		"30 22 0:26 /system.slice/a.service /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n":                                attach.Yes,
+		"30 22 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n31 30 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n": attach.Yes,
+		"30 22 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n31 30 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n": attach.No,
+		"nonsense\n": attach.CouldNotTell,
+	} {
+		h.write("/proc/10/mountinfo", someMounts+mounts)
+		if got := s.MainProcess(u); got.GroupsClosed != want || got.Root != attach.Yes {
+			t.Errorf("%s: %+v, want %v", mounts, got, want)
+		}
+	}
+	for _, pid := range []int{0, 11} {
+		if got := s.MainProcess(attach.Unit{MainPID: pid}); got != (attach.MainProcess{}) {
+			t.Errorf("of %d: %+v", pid, got)
+		}
+	}
+}

@@ -100,6 +100,10 @@ type Record struct {
 	// SocketsKept says that what was seen under Sockets is kept beside the record, and with
 	// it what their list was made for (SocketHistory.Reviewed).
 	SocketsKept bool `json:"socketsKept,omitempty"`
+	// Unfiltered is the InvocationID of the start that was last seen when the unit's
+	// SystemCallFilter= let it call bpf(2). That start goes on so, whatever becomes of the
+	// setting.
+	Unfiltered string `json:"unfiltered,omitempty"`
 	// Proved is the InvocationID of the start that was last seen under Profile, which it
 	// may have been without being confined (Verdict.ShowsProfile). What becomes of such a
 	// start when it is under it no more is for OnViolation= to say; it is not restarted

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -87,6 +88,9 @@ type Unit struct {
 	// not there: it asks for a reload for as long as one is listed.
 	FilesState string   `json:"-"`
 	Missing    []string `json:"-"`
+	// FilesChanged is when one of the files that it was read from last changed, but for
+	// aaunit's drop-in and what a generator makes of another at each reload.
+	FilesChanged time.Time `json:"-"`
 	// ReloadedInVain: systemd asks for a reload, and has read its files again since they
 	// were last changed. NeedReload is not set then.
 	ReloadedInVain bool `json:"-"`
@@ -419,12 +423,49 @@ type TmpView struct {
 	Ended bool `json:"ended,omitempty"`
 }
 
+// MainProcess is what the kernel says of a unit's main process, which may have been started
+// under other settings than the unit has by now.
+type MainProcess struct {
+	// Root: it is root, or has a capability by which it can come to be.
+	Root Tri
+	// Filtered: it has a seccomp filter, of whatever system calls.
+	Filtered Tri
+	// GroupsClosed: it sees /sys/fs/cgroup read-only, or only a part of it.
+	GroupsClosed Tri
+}
+
+// MainProcessOf reads what proc_pid_status(5) says of it.
+func MainProcessOf(status string) (p MainProcess) {
+	for line := range strings.Lines(status) {
+		key, value, _ := strings.Cut(line, ":")
+		words := strings.Fields(value)
+		switch {
+		case len(words) == 0:
+		case key == "Uid":
+			if slices.Contains(words, "0") {
+				p.Root = Yes
+			} else if p.Root == CouldNotTell {
+				p.Root = No
+			}
+		case key == "CapPrm":
+			if caps, err := strconv.ParseUint(words[0], 16, 64); err != nil || caps&opensPins != 0 {
+				p.Root = Yes
+			}
+		case key == "Seccomp":
+			p.Filtered = TriOf(words[0] == "2")
+		}
+	}
+	return p
+}
+
 // Observed is everything Diff and Judge look at.
 type Observed struct {
 	Host   Host
 	Unit   Unit
 	Policy Policy
 	Scan   *Scan // nil: not looked at
+	// Main is the unit's main process, where its socket options are held to a list.
+	Main   MainProcess
 	DropIn DropInState
 	At     time.Time // when the look began
 	// Offline: it is of an image, where there is neither a kernel nor a systemd to

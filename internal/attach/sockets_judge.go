@@ -238,7 +238,7 @@ func (s Settings) root() bool {
 	return s.User == "" && !s.DynamicUser || s.User == "root" || s.User == "0"
 }
 
-// OpensPins reports whether the unit's program may open the programs and tables that are
+// OpensPins reports whether the unit's program, as it runs, may open the programs and tables that are
 // pinned for socket options, of any unit, and change them. That takes no capability:
 // bpf(2) opens a pin for whom its mode lets, which is root, and whoever has a table open
 // may write it, and a link detach it (bpf_obj_do_get in the kernel's kernel/bpf/inode.c;
@@ -246,11 +246,43 @@ func (s Settings) root() bool {
 // AppArmor is asked about none of it. A test tries it on each kernel
 // (TestVMRootNeedsNoCapabilityToChangeItsList in internal/sockopt). A mount over the place
 // keeps nobody from it who may look into the root directory of another process.
-func (s Settings) OpensPins() bool { return !s.RefusesBPF && s.ActsAsRoot() }
+func OpensPins(d Desired, o Observed) bool { return !refusesBPF(d, o) && o.ActsAsRoot() }
 
-// ActsAsRoot reports whether the unit's program is root for the modes of files, or can
-// come to be.
-func (s Settings) ActsAsRoot() bool { return s.root() || s.Ambient&opensPins != 0 }
+// actsAsRoot reports whether the unit's program is started as root for the modes of files,
+// or can come to be.
+func (s Settings) actsAsRoot() bool { return s.root() || s.Ambient&opensPins != 0 }
+
+// ActsAsRoot reports the same of the program that runs. The settings are those of the
+// next start once somebody has changed them, so its main process is asked, too.
+func (o Observed) ActsAsRoot() bool { return o.Unit.Settings.actsAsRoot() || o.Main.Root != No }
+
+// refusesBPF reports whether the start that runs cannot call bpf(2). Of a filter the kernel
+// tells no more than that there is one, so none of this may speak against it: that an
+// earlier look saw this start without, and that a file of the unit changed since.
+func refusesBPF(d Desired, o Observed) bool {
+	u := o.Unit
+	return u.Settings.RefusesBPF && o.Main.Filtered == Yes && (u.InvocationID == "" || d.Record.Unfiltered != u.InvocationID) && !u.FilesChanged.After(u.Left)
+}
+
+// rootly says in what way the program acts as root.
+func (o Observed) rootly() string {
+	switch {
+	case o.Unit.Settings.actsAsRoot():
+		return "runs as root, or can come to"
+	case o.Main.Root == Yes:
+		return "was started as root, or so that it can come to be, which its settings do not say any more"
+	}
+	return "may run as root, which could not be told of its main process"
+}
+
+// fromNextStart is what to do about a setting: set has it that the unit has it already,
+// and is to be started again.
+func fromNextStart(set bool, setting, unit string) string {
+	if set {
+		return "systemctl restart " + unit + ", which has " + setting + " from its next start on"
+	}
+	return setting + " in " + unit + " and a restart of it"
+}
 
 // What is asked of the policy of a unit that acts as root: there are ways off its list by
 // writing a file, for which bpf(2) is not called and no capability is looked at. AppArmor
@@ -267,15 +299,15 @@ func byFiles(d Desired, o Observed, say func(c Code, format string, args ...any)
 	add := func(may Tri, way, next string) {
 		switch may {
 		case Yes:
-			out = append(out, say(SocketsOpen, "%s runs as root, or can come to, and its profile lets it %s", d.Unit, way).next(next))
+			out = append(out, say(SocketsOpen, "%s %s, and its profile lets it %s", d.Unit, o.rootly(), way).next(next))
 		case CouldNotTell:
-			out = append(out, say(SocketsOpen, "%s runs as root, or can come to, and whether its profile lets it %s could not be told", d.Unit, way).next(next))
+			out = append(out, say(SocketsOpen, "%s %s, and whether its profile lets it %s could not be told", d.Unit, o.rootly(), way).next(next))
 		}
 	}
 	add(o.MayUnpin, "remove the programs for its socket options from /sys/fs/bpf/aaunit", "take the right to write /sys/fs/bpf out of the profile")
-	if !o.Unit.Settings.ProtectControlGroups {
+	if set := o.Unit.Settings.ProtectControlGroups; !set || o.Main.GroupsClosed != Yes {
 		add(o.MayMoveOut, "leave its control group, and with it the rules for its socket options, by another one's cgroup.procs",
-			"ProtectControlGroups=yes in "+d.Unit+" and a restart of it, or take the right to write /sys/fs/cgroup out of the profile")
+			fromNextStart(set, "ProtectControlGroups=yes", d.Unit)+", or take the right to write /sys/fs/cgroup out of the profile")
 	}
 	return out
 }
@@ -343,11 +375,11 @@ func judgeSockets(d Desired, o Observed) (out []Reason) {
 		}
 		out = append(out, say(SocketsOpen, "%s runs with CAP_BPF or CAP_SYS_ADMIN, and %s: it can change the rules for its socket options", d.Unit, what).
 			next(fmt.Sprintf("CapabilityBoundingSet=~CAP_BPF CAP_SYS_ADMIN in %s, or take the capability out of the profile", d.Unit)))
-	case want.Mode == SocketsEnforce && s.OpensPins():
-		out = append(out, say(SocketsOpen, "%s runs as root, or can come to: without any capability it can change the rules for its socket options by bpf(2), which AppArmor does not mediate", d.Unit).
-			next("SystemCallFilter=~bpf in "+d.Unit+", and a restart of it"))
+	case want.Mode == SocketsEnforce && OpensPins(d, o):
+		out = append(out, say(SocketsOpen, "%s %s: without any capability it can change the rules for its socket options by bpf(2), which AppArmor does not mediate", d.Unit, o.rootly()).
+			next(fromNextStart(s.RefusesBPF, "SystemCallFilter=~bpf", d.Unit)))
 	}
-	if running && want.Mode == SocketsEnforce && o.Unit.Settings.ActsAsRoot() {
+	if running && want.Mode == SocketsEnforce && o.ActsAsRoot() {
 		out = append(out, byFiles(d, o, say)...)
 	}
 	// What the profile does not allow is no gain, and what is not known is not told at

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestSetSocketOption(t *testing.T) {
@@ -73,7 +74,14 @@ func held(required Tri) (Desired, Observed) {
 		MayBPF:      No,
 		MayUnpin:    No, MayMoveOut: No,
 	}
+	startedSo(&o)
 	return d, o
+}
+
+// startedSo has the unit's main process run under the settings that the unit has.
+func startedSo(o *Observed) {
+	s := o.Unit.Settings
+	o.Main = MainProcess{Root: TriOf(s.actsAsRoot()), Filtered: TriOf(s.RefusesBPF), GroupsClosed: TriOf(s.ProtectControlGroups)}
 }
 
 func TestJudgeSockets(t *testing.T) {
@@ -183,6 +191,7 @@ func TestWhoCouldRewriteTheList(t *testing.T) {
 			d, o := held(Yes)
 			o.Unit.Settings.RefusesBPF = false
 			c.change(&o.Unit.Settings)
+			startedSo(&o)
 			is := func(r Reason) bool { return r.Code == SocketsOpen && strings.Contains(r.Next, "SystemCallFilter=~bpf") }
 			if got := judgeSockets(d, o); slices.ContainsFunc(got, is) != c.open || len(got) > 1 || len(got) == 1 != c.open {
 				t.Errorf("%v", got)
@@ -199,6 +208,66 @@ func TestWhoCouldRewriteTheList(t *testing.T) {
 	}
 	if SocketsOpen.Bearing() != Unknown {
 		t.Error("it is not unknown")
+	}
+}
+
+// What was put into the unit's files since the start is for the next one: what runs goes on
+// under the settings that it was started with.
+func TestASettingThatCameAfterTheStart(t *testing.T) {
+	at := time.Unix(1_700_000_000, 0)
+	for name, c := range map[string]struct {
+		change func(d *Desired, o *Observed) // since the start, or something else that it could be
+		says   string                        // "" nothing is open
+		next   string
+	}{
+		"nothing":                        {func(*Desired, *Observed) {}, "", ""},
+		"a filter, and it had none":      {func(_ *Desired, o *Observed) { o.Main.Filtered = No }, "bpf(2)", "systemctl restart a.service, which has SystemCallFilter=~bpf"},
+		"it is not known that it has":    {func(_ *Desired, o *Observed) { o.Main.Filtered = CouldNotTell }, "bpf(2)", "systemctl restart"},
+		"a filter, and it had another":   {func(d *Desired, _ *Observed) { d.Record.Unfiltered = "i1" }, "bpf(2)", "systemctl restart"},
+		"an earlier start had another":   {func(d *Desired, _ *Observed) { d.Record.Unfiltered = "i0" }, "", ""},
+		"a file, and nobody knows what":  {func(_ *Desired, o *Observed) { o.Unit.FilesChanged = at.Add(time.Second) }, "bpf(2)", "systemctl restart"},
+		"a file before the start":        {func(_ *Desired, o *Observed) { o.Unit.FilesChanged = at.Add(-time.Second) }, "", ""},
+		"no filter":                      {func(_ *Desired, o *Observed) { o.Unit.Settings.RefusesBPF = false }, "bpf(2)", "SystemCallFilter=~bpf in a.service and a restart"},
+		"control groups":                 {func(_ *Desired, o *Observed) { o.Main.GroupsClosed = No }, "leave its control group", "systemctl restart a.service, which has ProtectControlGroups=yes"},
+		"control groups, perhaps":        {func(_ *Desired, o *Observed) { o.Main.GroupsClosed = CouldNotTell }, "leave its control group", "systemctl restart"},
+		"a user, filtered":               {func(_ *Desired, o *Observed) { o.Unit.Settings.User = "www-data" }, "", ""},
+		"a user":                         {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main.Filtered = "www-data", No }, "a.service was started as root", "systemctl restart"},
+		"a user before the start":        {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main.Filtered, o.Main.Root = "www-data", No, No }, "", ""},
+		"a user, and no main process":    {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main = "www-data", MainProcess{} }, "may run as root, which could not be told", ""},
+		"a user, and control groups too": {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main.GroupsClosed = "www-data", No }, "a.service was started as root", "systemctl restart"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d, o := held(Yes)
+			o.Unit.InvocationID, o.Unit.Left, o.Unit.FilesChanged = "i1", at, at.Add(-time.Hour)
+			o.Unit.Settings.ProtectControlGroups, o.MayMoveOut = true, Yes
+			startedSo(&o)
+			c.change(&d, &o)
+			got := judgeSockets(d, o)
+			if len(got) != 0 && c.says == "" || c.says != "" && (len(got) == 0 || got[0].Code != SocketsOpen || !strings.Contains(got[0].Detail, c.says) || !strings.Contains(got[0].Next, c.next)) {
+				t.Errorf("%+v", got)
+			}
+			o.Unit.InvocationID, o.Unit.Left = "i2", at.Add(time.Hour)
+			startedSo(&o)
+			if got := judgeSockets(d, o); o.Unit.Settings.RefusesBPF && len(got) > 0 {
+				t.Errorf("after a restart: %+v", got)
+			}
+		})
+	}
+}
+
+func TestMainProcessOf(t *testing.T) {
+	for status, want := range map[string]MainProcess{
+		"":                                    {},
+		"Uid:\t0\t0\t0\t0\nSeccomp:\t0\n":     {Root: Yes, Filtered: No},
+		"Uid:\t33\t33\t33\t33\nSeccomp:\t2\n": {Root: No, Filtered: Yes},
+		"Uid:\t33\t33\t0\t33\n":               {Root: Yes},
+		"Uid:\t33\t33\t33\t33\nCapPrm:\t0000000000000080\nSeccomp:\t1\n": {Root: Yes, Filtered: No},
+		"Uid:\t33\t33\t33\t33\nCapPrm:\t0000000000000400\nSeccomp:\n":    {Root: No},
+		"Uid:\t33\t33\t33\t33\nCapPrm:\tx\n":                             {Root: Yes},
+	} {
+		if got := MainProcessOf(status); got != want {
+			t.Errorf("%q: %+v, want %+v", status, got, want)
+		}
 	}
 }
 
@@ -228,6 +297,7 @@ func TestWhoCouldLeaveTheListByFiles(t *testing.T) {
 			for _, required := range []Tri{Yes, No} {
 				d, o := held(required)
 				c.change(&o.Unit.Settings, &o)
+				startedSo(&o)
 				code := SocketsOpen
 				if required == No {
 					code = SocketsUnknown

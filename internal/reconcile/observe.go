@@ -79,6 +79,7 @@ func (l *Loop) observeRest(ctx context.Context, d attach.Desired, how depth, m *
 		s := l.scanInTurn(ctx, u)
 		o.Scan = &s
 	}
+	l.observeMain(ctx, d, &o)
 	if how == full {
 		l.spareReload(d.Unit, &o)
 	}

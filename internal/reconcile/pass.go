@@ -1364,6 +1364,7 @@ func (l *Loop) goOn(r *attach.Record) {
 	if old.Verdict != nil && (r.Verdict == nil || r.Verdict.At.Before(old.Verdict.At)) {
 		r.Verdict = old.Verdict
 	}
+	r.Unfiltered = cmp.Or(old.Unfiltered, r.Unfiltered)
 	r.SocketsKept = r.Sockets != nil && (r.SocketsKept || old.SocketsKept)
 }
 

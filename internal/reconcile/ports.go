@@ -119,6 +119,8 @@ type AppArmor interface {
 	// Rescan is Scan for those of the units whose tasks were all as expected when
 	// they were last looked at and still are; the others are left out.
 	Rescan(units []attach.Unit) map[string]attach.Scan
+	// MainProcess looks at the unit's main process.
+	MainProcess(u attach.Unit) attach.MainProcess
 	// OpenInTmp lists files in the host's /tmp and /var/tmp that the unit's
 	// tasks have open; at most a hundred.
 	OpenInTmp(ctx context.Context, u attach.Unit) []string

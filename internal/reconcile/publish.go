@@ -40,7 +40,7 @@ func (l *Loop) tellVerdict(d attach.Desired, o attach.Observed, v attach.Verdict
 	keeping := l.keeping.of(d.Unit)
 	keeping.Lock()
 	defer keeping.Unlock()
-	old, current = l.keepVerdict(d, v)
+	old, current = l.keepVerdict(d, o, v)
 	if current {
 		l.publish(d.Unit, func(s *attach.Status) {
 			s.Profile = d.Profile
@@ -53,7 +53,7 @@ func (l *Loop) tellVerdict(d attach.Desired, o attach.Observed, v attach.Verdict
 
 // keepVerdict puts a verdict on the unit's record. It gives back the one before,
 // and whether the new one is of any interest. The unit's lock of keeping is held.
-func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verdict, current bool) {
+func (l *Loop) keepVerdict(d attach.Desired, o attach.Observed, v attach.Verdict) (old *attach.Verdict, current bool) {
 	l.mu.Lock()
 	r, remembered := l.records[d.Unit]
 	_, attached := l.targets[d.Unit]
@@ -75,12 +75,15 @@ func (l *Loop) keepVerdict(d attach.Desired, v attach.Verdict) (old *attach.Verd
 			r.ProvedTmp = v.PrivateTmp == attach.Yes || r.ProvedTmp && r.Proved == v.InvocationID
 			r.Proved = v.InvocationID
 		}
+		if v.Tasks > 0 && v.InvocationID == o.Unit.InvocationID && !o.Unit.Settings.RefusesBPF {
+			r.Unfiltered = v.InvocationID
+		}
 		l.records[d.Unit] = r
 	}
 	unsaved := l.unsaved[d.Unit]
 	l.mu.Unlock()
 	// What was seen before and is seen again is not written to disk each time.
-	if remembered && (unsaved || !(kept.Proved == r.Proved && kept.ProvedTmp == r.ProvedTmp && sameVerdict(kept.Verdict, r.Verdict))) {
+	if remembered && (unsaved || !(kept.Proved == r.Proved && kept.ProvedTmp == r.ProvedTmp && kept.Unfiltered == r.Unfiltered && sameVerdict(kept.Verdict, r.Verdict))) {
 		l.write(r)
 	}
 	return old, true

@@ -57,7 +57,18 @@ func (l *Loop) observeSockets(ctx context.Context, d attach.Desired, how depth, 
 	if s := o.Unit.Settings; s.HoldsBPF() || s.GainsBPF() {
 		o.MayBPF = l.policyMay(ctx, d, "bpf", attach.Assertion{Class: attach.AssertCapability, Object: "bpf"}, attach.Assertion{Class: attach.AssertCapability, Object: "sys_admin"})
 	}
-	if s := o.Unit.Settings; want.Mode == attach.SocketsEnforce && s.ActsAsRoot() {
+}
+
+// observeMain looks at what the main process is held to, where its socket options are held
+// to a list, and at what its policy leaves it. It comes behind the look at the tasks: what
+// is on its way to the program has none of the program's limits yet.
+func (l *Loop) observeMain(ctx context.Context, d attach.Desired, o *attach.Observed) {
+	want := d.Attachment.SocketsWanted()
+	if want == nil || want.Mode != attach.SocketsEnforce || attach.IsPattern(d.Unit) {
+		return
+	}
+	o.Main = l.apparmor.MainProcess(o.Unit)
+	if o.ActsAsRoot() {
 		o.MayUnpin = l.policyMay(ctx, d, "pins", attach.WritesPins)
 		o.MayMoveOut = l.policyMay(ctx, d, "groups", attach.WritesGroups)
 	}

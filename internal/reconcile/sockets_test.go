@@ -435,6 +435,45 @@ func TestAUnitThatItsPolicyLetsOffTheList(t *testing.T) {
 	}
 }
 
+// A filter that somebody gives to a unit that runs is for its next start, also where aaunitd
+// was started again since.
+func TestAFilterIsForTheNextStart(t *testing.T) {
+	w := newWorld()
+	u := w.addUnit("a.service")
+	u.mayBPF = true
+	open := func(l *Loop) bool {
+		v := status(t, l, "a").Verdict
+		return v != nil && v.Answer == attach.Unknown && v.Reasons[0].Code == attach.SocketsOpen
+	}
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsEnforce, nodelay...))
+	w.run(t, func(l *Loop) {
+		if !open(l) {
+			t.Errorf("without a filter: %+v", status(t, l, "a").Verdict)
+		}
+		unlock := w.lock()
+		u.mayBPF = false
+		unlock()
+		w.trigger()
+		rest()
+		if !open(l) {
+			t.Errorf("with one, of which the start has nothing: %+v", status(t, l, "a").Verdict)
+		}
+	})
+	w.run(t, func(l *Loop) {
+		rest()
+		if !open(l) {
+			t.Errorf("when aaunitd was started again: %+v", status(t, l, "a").Verdict)
+		}
+		unlock := w.lock()
+		_ = w.begin(u)
+		unlock()
+		rest()
+		if answer(l, "a") != "confined" {
+			t.Errorf("after its restart: %+v", status(t, l, "a").Verdict)
+		}
+	})
+}
+
 func TestADetachTakesTheSocketOptionsAlong(t *testing.T) {
 	w := newWorld()
 	w.addUnit("a.service")

@@ -180,6 +180,7 @@ type unit struct {
 	elsewhere bool   // its program is another one than that of all the others
 	early     bool   // DefaultDependencies=no
 	root      string // RootDirectory=
+	mayBPF    bool   // SystemCallFilter= lets it call bpf(2)
 	// lacks is a file that systemd lists for it and that is not there, and files stands for
 	// what its files say.
 	lacks, files string
@@ -429,7 +430,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	}
 	s := &u.Settings
 	s.DefaultDependencies = !f.early
-	s.RefusesBPF = true
+	s.RefusesBPF = !f.mayBPF
 	s.RootDirectory = f.root
 	s.PrivateTmp = attach.PrivateTmpNo
 	s.Profile = f.own
@@ -1028,6 +1029,11 @@ func (w *world) unload(name string) error {
 	}
 	delete(w.kernel, name)
 	return nil
+}
+
+// MainProcess is as if each of the world's programs had another filter, too.
+func (w *world) MainProcess(attach.Unit) attach.MainProcess {
+	return attach.MainProcess{Root: attach.Yes, Filtered: attach.Yes, GroupsClosed: attach.No}
 }
 
 func (w *world) Scan(_ context.Context, u attach.Unit) attach.Scan {

@@ -11,7 +11,7 @@
 // first and last, and refuse with EPERM in mode enforce. The tables and the links
 // are pinned below /sys/fs/bpf/aaunit/UNIT (with _2e for a dot, see dir), where only
 // root may go, so they need no process to live. Root may, whatever else was taken from
-// it, and can change what it finds there: see attach.Settings.OpensPins. Nobody is asked
+// it, and can change what it finds there: see attach.OpensPins. Nobody is asked
 // per call: there is no ptrace and no stream of events, and what a program does often
 // costs what it does once.
 //

@@ -951,7 +951,7 @@ func TestVMSpoiledTablesAreMadeAnew(t *testing.T) {
 	}
 }
 
-// What attach.Settings.OpensPins is about: root changes its own list by the pin, and takes
+// What attach.OpensPins is about: root changes its own list by the pin, and takes
 // no capability for it.
 func TestVMRootNeedsNoCapabilityToChangeItsList(t *testing.T) {
 	b := newBench(t)

@@ -391,6 +391,24 @@ func (s *Systemd) filesOf(u attach.Unit, source string) (files []stampedFile) {
 	return slices.Clip(slices.CompactFunc(files, func(a, b stampedFile) bool { return a.path == b.path }))
 }
 
+// changedLast is when one of the files themselves was last changed, or put there: their
+// directories change with aaunit's drop-in, and generators write theirs at each reload. Of
+// one that is not there it cannot be told, which is after any start.
+func changedLast(files []stampedFile) (last time.Time) {
+	for _, f := range files {
+		switch {
+		case strings.HasSuffix(f.path, ".d"), filepath.Base(f.path) == attach.DropInName, strings.HasPrefix(f.path, "/run/systemd/generator"):
+			continue
+		case f.stamp == stamp{}:
+			return time.Unix(1<<40, 0)
+		}
+		if at := time.Unix(f.ctime.Unix()); at.After(last) {
+			last = at
+		}
+	}
+	return last
+}
+
 // stateOf tells the state of such files from any other, and which of them are not there.
 // It goes by what they say and not by their times, since a daemon-reload has generators
 // write their units anew. Of source, which may be any file, only the time of the last

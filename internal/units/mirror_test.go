@@ -353,3 +353,47 @@ func TestInstancesThatEndedMakeRoom(t *testing.T) {
 		t.Errorf("%d units are followed", len(f.units))
 	}
 }
+
+// What is newer than a start was not in force at it: a file that has an old time of its own,
+// as those of a package have, and one of which nobody knows, too. aaunit's own drop-in and
+// what generators write at each reload say nothing.
+func TestWhenFilesLastChanged(t *testing.T) {
+	root := t.TempDir()
+	s := &Systemd{root: root}
+	u := attach.Unit{ID: "a.service", FragmentPath: "/usr/lib/systemd/system/a.service"}
+	write := func(path string) (at time.Time) {
+		t.Helper()
+		time.Sleep(20 * time.Millisecond) // the kernel's clock for them is coarse
+		path = filepath.Join(root, path)
+		old := time.Now().Add(-24 * time.Hour)
+		for _, err := range []error{os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o644), os.Chtimes(path, old, old)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		st := s.stampOf(path[len(root):])
+		return time.Unix(st.ctime.Unix())
+	}
+	last := write(u.FragmentPath)
+	check := func(what string) {
+		t.Helper()
+		if got := changedLast(s.filesOf(u, "")); !got.Equal(last) || time.Since(got) > time.Hour {
+			t.Errorf("%s: %v, want %v", what, got, last)
+		}
+	}
+	check("a unit file")
+	for _, path := range []string{"/etc/systemd/system/a.service.d/" + attach.DropInName, "/run/systemd/generator/a.service.d/x.conf"} {
+		u.DropIns = append(u.DropIns, path)
+		write(path)
+		check(path)
+	}
+	u.DropIns = append(u.DropIns, "/etc/systemd/system/a.service.d/x.conf")
+	last = write(u.DropIns[2])
+	check("a drop-in")
+	if err := os.Remove(filepath.Join(root, u.DropIns[2])); err != nil {
+		t.Fatal(err)
+	}
+	if got := changedLast(s.filesOf(u, "")); !got.After(time.Now()) {
+		t.Errorf("one is not there: %v", got)
+	}
+}

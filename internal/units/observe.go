@@ -193,6 +193,7 @@ func (s *Systemd) read(ctx context.Context, unit string, r *reading) (*kept, err
 	u.NeedReload = u.NeedReload || s.unread(u)
 	source := read[string](p, "SourcePath")
 	files := s.filesOf(u, source)
+	u.FilesChanged = changedLast(files)
 	if u.NeedReload {
 		u.FilesState, u.Missing = s.stateOf(files, source)
 	}

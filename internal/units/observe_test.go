@@ -181,7 +181,10 @@ func TestObserve(t *testing.T) {
 		if len(got.FilesState) != 64 {
 			t.Errorf("%s: state of its files %q", name, got.FilesState)
 		}
-		got.FilesState = ""
+		if !got.FilesChanged.After(time.Now()) {
+			t.Errorf("%s: its file is not there, and last changed %v", name, got.FilesChanged)
+		}
+		got.FilesState, got.FilesChanged = "", time.Time{}
 		if d := cmp.Diff(want, got); d != "" {
 			t.Errorf("%s: -want +got:\n%s", name, d)
 		}
