@@ -207,8 +207,11 @@ func (r Record) ToStart(u Unit, boot string) bool {
 	case "deactivating":
 		return r.Stopped
 	case "inactive":
+		if r.Stopped {
+			return r.Boot == "" || boot == "" || r.Boot == boot
+		}
 		// What does its work once may have done it.
-		return r.Stopped || r.Boot == boot && boot != "" && u.Type != "oneshot"
+		return r.Boot == boot && boot != "" && u.Type != "oneshot"
 	}
 	return false
 }

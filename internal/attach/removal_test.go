@@ -89,6 +89,8 @@ func TestToStartAfterARemoval(t *testing.T) {
 		{"somebody stops it", attaching, "deactivating", "simple", false},
 		{"aaunit stops it", stopped, "deactivating", "simple", true},
 		{"aaunit has stopped it", stopped, "inactive", "simple", true},
+		{"aaunit has stopped it in this boot", Record{Boot: "b", Stopped: true}, "inactive", "oneshot", true},
+		{"aaunit had stopped it in another boot", Record{Boot: "a", Stopped: true}, "inactive", "simple", false},
 		{"it did not run", Record{Boot: "b", Attaching: true}, "failed", "simple", false},
 		{"the change found it down", Record{Boot: "b", Former: &Former{}}, "failed", "simple", false},
 		{"nothing was under way", Record{Boot: "b", Before: Before{Running: true}}, "failed", "simple", false},
