@@ -205,6 +205,7 @@ func noteLoads(o Options, records []attach.Record, load []attach.Compiled, live 
 			continue
 		}
 		r.Boot, r.Loaded, r.Stays, r.Softened = o.Boot, nil, nil, nil
+		r.Stopped, r.Dragged = false, nil // what is to run now is for the boot to start
 		for _, c := range load {
 			if r.Policies[c.File] == c.ID {
 				noteLoad(&r, c, live, false)

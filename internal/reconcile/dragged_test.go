@@ -181,6 +181,32 @@ func TestAWaitingUnitOutlivesAKill(t *testing.T) {
 	}
 }
 
+// What went down with a unit whose restart failed is started by the next daemon too, where
+// the first one is killed when it has started the unit again.
+func TestWhatWentDownIsStartedAfterAKill(t *testing.T) {
+	for _, mended := range []bool{true, false} {
+		w := newWorld()
+		u, with := w.addUnit("a.service"), w.addUnit("with.service")
+		u.drags, u.breaks["a"] = []string{"with.service"}, true
+		w.declareUnit(fileA, "a.service", nil)
+		w.onStep = func(step string) bool { return step == "start with.service" }
+		w.run(t, func(*Loop) { rest() })
+		if !w.dead || !u.running || with.running {
+			t.Fatalf("%+v %+v %q", u, with, w.trace)
+		}
+		w.dead, w.onStep = false, nil
+		if mended {
+			clear(u.breaks)
+		}
+		w.run(t, func(*Loop) {
+			rest()
+			if r := w.record("a.service"); !u.running || !with.running || r.Stopped || len(r.Dragged) > 0 {
+				t.Errorf("mended %v: %+v %+v %+v %q", mended, u, with, r, w.trace)
+			}
+		})
+	}
+}
+
 // The end of the daemon while it starts units is no reason to leave them down.
 func TestWhatTheDaemonsEndCutsOffIsStartedByTheNext(t *testing.T) {
 	for _, hangs := range []string{"a.service", "with.service"} {
@@ -400,20 +426,27 @@ func TestWhatIsStartedByHandWaitsNoMore(t *testing.T) {
 // What aaunit had stopped to start it again is for the next boot to start, and for the
 // next daemon of the same boot.
 func TestABootStartsWhatIsToBeStarted(t *testing.T) {
-	for _, booted := range []bool{false, true} {
+	for _, how := range []string{"", "boot", "boot, and the policy is loaded"} {
+		booted := how != ""
 		w := attached(nil, "a")
 		u, with := w.units["a.service"], w.addUnit("with.service")
 		w.run(t, func(l *Loop) {
 			l.change1("a.service", func(r *attach.Record) { r.Stopped, r.Dragged = true, []string{"with.service"} })
 		})
 		u.running, with.running = false, false // the daemon and the machine ended here
-		if booted {
+		switch how {
+		case "boot":
 			w.reboot(map[string]string{"a": "1"})
+		case "boot, and the policy is loaded":
+			w.reboot(map[string]string{})
+			if err := MakePolicyLive(t.Context(), w.options()); err != nil || w.records["a.service"].Boot != w.options().Boot {
+				t.Fatalf("%v %+v", err, w.records)
+			}
 		}
 		w.run(t, func(*Loop) {
 			rest()
 			if r := w.record("a.service"); u.running == booted || with.running == booted || r.Stopped || len(r.Dragged) > 0 {
-				t.Errorf("booted %v: %+v %+v %+v %q", booted, u, with, r, w.trace)
+				t.Errorf("%q: %+v %+v %+v %q", how, u, with, r, w.trace)
 			}
 		})
 	}

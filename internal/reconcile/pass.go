@@ -895,7 +895,7 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 
 // restartUnit is step 6 for one unit.
 func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spoiled *atomic.Bool) {
-	if j.before.Stopped && j.o.Unit.Active() && !j.held() {
+	if (j.before.Stopped || j.cutOff() && len(j.before.Dragged) > 0) && j.o.Unit.Active() && !j.held() {
 		if l.startDragged(ctx, j, nil) != nil {
 			j.over = true // it was started again, and not all that went down with it; the next start goes on
 			return
@@ -1068,6 +1068,9 @@ func (l *Loop) runs(ctx context.Context, unit string) bool {
 	u, err := l.systemd.Observe(ctx, unit)
 	return err == nil && u.Active()
 }
+
+// cutOff reports whether an attach of the unit, or a change, was not finished.
+func (j *job) cutOff() bool { return j.before.Attaching || j.before.Former != nil }
 
 // diedMeanwhile reports whether an attach was cut off between the restart that
 // failed and its undo.
