@@ -119,19 +119,50 @@ func under(dir, p string) bool {
 	return dir == "/" || p == dir || strings.HasPrefix(p, dir+"/")
 }
 
-// MainProcess looks at the main process of a unit: what it may do, and whether it sees
-// /sys/fs/cgroup read-only or only a part of it, as ProtectControlGroups= has it.
-func (s *System) MainProcess(u attach.Unit) attach.MainProcess {
-	if u.MainPID == 0 {
-		return attach.MainProcess{}
+// maxHeld bounds how many processes of a unit without a main process are asked.
+const maxHeld = 256
+
+// MainProcess looks at the main process of a unit. Where it has none, as after a fork of
+// which systemd cannot guess whose it is, all its processes must do: tasks are those that
+// were just seen of it. One that ended since is not asked.
+func (s *System) MainProcess(u attach.Unit, tasks []attach.Task) (p attach.MainProcess) {
+	if u.MainPID != 0 {
+		return s.heldTo(u.MainPID, u.Settings)
 	}
-	dir := filepath.Join(procDir, s.living(u.MainPID))
+	var pids []int
+	for _, t := range tasks {
+		switch {
+		case t.Manager, slices.Contains(pids, t.PID):
+			continue
+		case t.PID <= 0, len(pids) == maxHeld:
+			return attach.MainProcess{}
+		}
+		pids = append(pids, t.PID)
+	}
+	first := true
+	for _, pid := range pids {
+		q := s.heldTo(pid, u.Settings)
+		if _, lives := s.livesAt(pid); !lives {
+			continue
+		}
+		if !first {
+			q = p.And(q)
+		}
+		p, first = q, false
+	}
+	return p
+}
+
+// heldTo looks at what a process may do, and whether it sees /sys/fs/cgroup read-only or
+// only a part of it, as ProtectControlGroups= has it.
+func (s *System) heldTo(pid int, settings attach.Settings) attach.MainProcess {
+	dir := filepath.Join(procDir, s.living(pid))
 	status, err := readAll(s.real(filepath.Join(dir, "status")), maxStatus)
 	if err != nil {
 		return attach.MainProcess{}
 	}
 	p := attach.MainProcessOf(string(status))
-	if !u.Settings.ProtectControlGroups {
+	if !settings.ProtectControlGroups {
 		return p
 	}
 	data, err := readAll(s.real(filepath.Join(dir, "mountinfo")), maxMounts)
@@ -238,6 +269,12 @@ func mountID(fd int) string {
 // before the others; then the kernel has no root, mounts and files of it any more (do_exit
 // in kernel/exit.c), and they are told where the first of the others is.
 func (s *System) living(pid int) (task string) {
+	task, _ = s.livesAt(pid)
+	return task
+}
+
+// livesAt is living; ok is false where the process has ended.
+func (s *System) livesAt(pid int) (task string, ok bool) {
 	dir := strconv.Itoa(pid)
 	buf := make([]byte, 1<<10)
 	runs := func(task string) bool {
@@ -246,15 +283,15 @@ func (s *System) living(pid int) (task string) {
 		return err == nil && ok && st.state != 'Z' && st.state != 'X'
 	}
 	if runs(dir) {
-		return dir
+		return dir, true
 	}
 	threads, _ := readNames(s.real(filepath.Join(procDir, dir, "task")))
 	for _, tid := range threads {
 		if task := filepath.Join(dir, "task", tid); runs(task) {
-			return task
+			return task, true
 		}
 	}
-	return dir
+	return dir, false
 }
 
 // tmpInodes are /tmp and /var/tmp of a process, by device and inode, and the devices of /

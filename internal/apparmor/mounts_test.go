@@ -188,13 +188,83 @@ func TestMainProcess(t *testing.T) {
 		"nonsense\n": attach.CouldNotTell,
 	} {
 		h.write("/proc/10/mountinfo", someMounts+mounts)
-		if got := s.MainProcess(u); got.GroupsClosed != want || got.Root != attach.Yes {
+		if got := s.MainProcess(u, nil); got.GroupsClosed != want || got.Root != attach.Yes {
 			t.Errorf("%s: %+v, want %v", mounts, got, want)
 		}
 	}
 	for _, pid := range []int{0, 11} {
-		if got := s.MainProcess(attach.Unit{MainPID: pid}); got != (attach.MainProcess{}) {
+		if got := s.MainProcess(attach.Unit{MainPID: pid}, nil); got != (attach.MainProcess{}) {
 			t.Errorf("of %d: %+v", pid, got)
+		}
+	}
+}
+
+// A unit without a main process is held to what each of its processes is held to.
+func TestMainProcessOfAUnitWithoutOne(t *testing.T) {
+	h := newHost(t)
+	s := h.System
+	const closed, open = "30 22 0:26 / /sys/fs/cgroup ro - cgroup2 cgroup2 rw\n", "30 22 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+	add := func(pid int, state byte, status, mounts string) {
+		h.proc(proc{pid: pid, comm: "a", state: state, labels: one("a (enforce)", pid)})
+		h.write(fmt.Sprintf("/proc/%d/status", pid), status)
+		h.write(fmt.Sprintf("/proc/%d/mountinfo", pid), someMounts+mounts)
+	}
+	const user, root = "Uid:\t33\t33\t33\t33\nSeccomp:\t2\n", "Uid:\t0\t0\t0\t0\nSeccomp:\t2\n"
+	add(10, 'S', user, closed)
+	add(11, 'S', user, closed)
+	add(12, 'S', root, closed)
+	add(13, 'S', "Uid:\t33\t33\t33\t33\nSeccomp:\t0\n", closed)
+	add(14, 'S', user, open)
+	add(15, 'S', "", "nonsense\n")
+	add(16, 'Z', root, "")
+	limited := attach.MainProcess{Root: attach.No, Filtered: attach.Yes, GroupsClosed: attach.Yes}
+	with := func(change func(p *attach.MainProcess)) attach.MainProcess {
+		p := limited
+		change(&p)
+		return p
+	}
+	tasks := func(pids ...int) (out []attach.Task) {
+		for _, pid := range pids {
+			out = append(out, attach.Task{PID: pid, TID: pid})
+		}
+		return out
+	}
+	manager := tasks(12)
+	manager[0].Manager = true
+	var many []attach.Task
+	for pid := range maxHeld + 1 {
+		add(100+pid, 'S', user, closed)
+		many = append(many, tasks(100+pid)...)
+	}
+	for name, c := range map[string]struct {
+		tasks []attach.Task
+		want  attach.MainProcess
+	}{
+		"none":                        {nil, attach.MainProcess{}},
+		"one":                         {tasks(10), limited},
+		"threads of two":              {tasks(10, 10, 11, 11), limited},
+		"one is root":                 {tasks(10, 12, 11), with(func(p *attach.MainProcess) { p.Root = attach.Yes })},
+		"one has no filter":           {tasks(13, 10), with(func(p *attach.MainProcess) { p.Filtered = attach.No })},
+		"one sees all groups":         {tasks(10, 14), with(func(p *attach.MainProcess) { p.GroupsClosed = attach.No })},
+		"one cannot be read":          {tasks(10, 15), attach.MainProcess{}},
+		"one of them, and one is bad": {tasks(15, 12, 13, 14), attach.MainProcess{Root: attach.Yes, Filtered: attach.No, GroupsClosed: attach.No}},
+		"one has ended":               {tasks(10, 16, 99), limited},
+		"all have ended":              {tasks(16, 99), attach.MainProcess{}},
+		"systemd's own":               {append(tasks(10), manager...), limited},
+		"nothing but systemd's own":   {manager, attach.MainProcess{}},
+		"of another PID namespace":    {tasks(10, 0), attach.MainProcess{}},
+		"as many as are asked":        {many[:maxHeld], limited},
+		"more than are asked":         {many, attach.MainProcess{}},
+	} {
+		u := attach.Unit{}
+		u.Settings.ProtectControlGroups = true
+		if got := s.MainProcess(u, c.tasks); got != c.want {
+			t.Errorf("%s: %+v, want %+v", name, got, c.want)
+		}
+		// The main process is enough where there is one.
+		u.MainPID = 10
+		if got := s.MainProcess(u, c.tasks); got != limited {
+			t.Errorf("%s, and a main process: %+v", name, got)
 		}
 	}
 }

@@ -424,7 +424,8 @@ type TmpView struct {
 }
 
 // MainProcess is what the kernel says of a unit's main process, which may have been started
-// under other settings than the unit has by now.
+// under other settings than the unit has by now; or of all its processes, where it has no
+// main process.
 type MainProcess struct {
 	// Root: it is root, or has a capability by which it can come to be.
 	Root Tri
@@ -458,13 +459,32 @@ func MainProcessOf(status string) (p MainProcess) {
 	return p
 }
 
+// And is what holds of both: one that is root is enough, and so is one without a limit.
+func (p MainProcess) And(q MainProcess) MainProcess {
+	worse := func(a, b, worst Tri) Tri {
+		switch {
+		case a == worst, b == worst:
+			return worst
+		case a != b:
+			return CouldNotTell
+		}
+		return a
+	}
+	return MainProcess{
+		Root:         worse(p.Root, q.Root, Yes),
+		Filtered:     worse(p.Filtered, q.Filtered, No),
+		GroupsClosed: worse(p.GroupsClosed, q.GroupsClosed, No),
+	}
+}
+
 // Observed is everything Diff and Judge look at.
 type Observed struct {
 	Host   Host
 	Unit   Unit
 	Policy Policy
 	Scan   *Scan // nil: not looked at
-	// Main is the unit's main process, where its socket options are held to a list.
+	// Main is the unit's main process, or all it has where there is none, where its socket
+	// options are held to a list.
 	Main   MainProcess
 	DropIn DropInState
 	At     time.Time // when the look began

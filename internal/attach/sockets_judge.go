@@ -253,7 +253,8 @@ func OpensPins(d Desired, o Observed) bool { return !refusesBPF(d, o) && o.ActsA
 func (s Settings) actsAsRoot() bool { return s.root() || s.Ambient&opensPins != 0 }
 
 // ActsAsRoot reports the same of the program that runs. The settings are those of the
-// next start once somebody has changed them, so its main process is asked, too.
+// next start once somebody has changed them, so its main process is asked, too, or all of
+// its processes where it has none.
 func (o Observed) ActsAsRoot() bool { return o.Unit.Settings.actsAsRoot() || o.Main.Root != No }
 
 // refusesBPF reports whether the start that runs cannot call bpf(2). Of a filter the kernel
@@ -271,6 +272,8 @@ func (o Observed) rootly() string {
 		return "runs as root, or can come to"
 	case o.Main.Root == Yes:
 		return "was started as root, or so that it can come to be, which its settings do not say any more"
+	case o.Unit.MainPID == 0:
+		return "may run as root, which could not be told of its processes"
 	}
 	return "may run as root, which could not be told of its main process"
 }

@@ -233,8 +233,11 @@ func TestASettingThatCameAfterTheStart(t *testing.T) {
 		"a user, filtered":               {func(_ *Desired, o *Observed) { o.Unit.Settings.User = "www-data" }, "", ""},
 		"a user":                         {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main.Filtered = "www-data", No }, "a.service was started as root", "systemctl restart"},
 		"a user before the start":        {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main.Filtered, o.Main.Root = "www-data", No, No }, "", ""},
-		"a user, and no main process":    {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main = "www-data", MainProcess{} }, "may run as root, which could not be told", ""},
+		"a user, and no main process":    {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main = "www-data", MainProcess{} }, "may run as root, which could not be told of its processes", ""},
 		"a user, and control groups too": {func(_ *Desired, o *Observed) { o.Unit.Settings.User, o.Main.GroupsClosed = "www-data", No }, "a.service was started as root", "systemctl restart"},
+		"a user, and an unread one": {func(_ *Desired, o *Observed) {
+			o.Unit.Settings.User, o.Unit.MainPID, o.Main = "www-data", 7, MainProcess{}
+		}, "may run as root, which could not be told of its main process", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, o := held(Yes)

@@ -119,8 +119,9 @@ type AppArmor interface {
 	// Rescan is Scan for those of the units whose tasks were all as expected when
 	// they were last looked at and still are; the others are left out.
 	Rescan(units []attach.Unit) map[string]attach.Scan
-	// MainProcess looks at the unit's main process.
-	MainProcess(u attach.Unit) attach.MainProcess
+	// MainProcess looks at the unit's main process, or where it has none at all processes
+	// of these tasks.
+	MainProcess(u attach.Unit, tasks []attach.Task) attach.MainProcess
 	// OpenInTmp lists files in the host's /tmp and /var/tmp that the unit's
 	// tasks have open; at most a hundred.
 	OpenInTmp(ctx context.Context, u attach.Unit) []string

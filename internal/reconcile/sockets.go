@@ -59,15 +59,19 @@ func (l *Loop) observeSockets(ctx context.Context, d attach.Desired, how depth, 
 	}
 }
 
-// observeMain looks at what the main process is held to, where its socket options are held
-// to a list, and at what its policy leaves it. It comes behind the look at the tasks: what
+// observeMain looks at what the main process is held to, or all of a unit that has none,
+// where its socket options are held to a list, and at what its policy leaves it. It comes behind the look at the tasks: what
 // is on its way to the program has none of the program's limits yet.
 func (l *Loop) observeMain(ctx context.Context, d attach.Desired, o *attach.Observed) {
 	want := d.Attachment.SocketsWanted()
 	if want == nil || want.Mode != attach.SocketsEnforce || attach.IsPattern(d.Unit) {
 		return
 	}
-	o.Main = l.apparmor.MainProcess(o.Unit)
+	var tasks []attach.Task
+	if o.Scan != nil && o.Scan.Problem == "" {
+		tasks = o.Scan.Tasks
+	}
+	o.Main = l.apparmor.MainProcess(o.Unit, tasks)
 	if o.ActsAsRoot() {
 		o.MayUnpin = l.policyMay(ctx, d, "pins", attach.WritesPins)
 		o.MayMoveOut = l.policyMay(ctx, d, "groups", attach.WritesGroups)

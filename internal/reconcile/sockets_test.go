@@ -435,6 +435,19 @@ func TestAUnitThatItsPolicyLetsOffTheList(t *testing.T) {
 	}
 }
 
+// A filter counts for a unit without a main process, too: all that runs of it has it.
+func TestAListWithoutAMainProcess(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service").mainless = true
+	w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", options(attach.SocketsEnforce, nodelay...))
+	w.run(t, func(l *Loop) {
+		rest()
+		if got := answer(l, "a"); got != "confined" {
+			t.Errorf("%s %+v", got, status(t, l, "a").Verdict)
+		}
+	})
+}
+
 // A filter that somebody gives to a unit that runs is for its next start, also where aaunitd
 // was started again since.
 func TestAFilterIsForTheNextStart(t *testing.T) {

@@ -181,6 +181,7 @@ type unit struct {
 	early     bool   // DefaultDependencies=no
 	root      string // RootDirectory=
 	mayBPF    bool   // SystemCallFilter= lets it call bpf(2)
+	mainless  bool   // it forks, and systemd cannot guess its main process
 	// lacks is a file that systemd lists for it and that is not there, and files stands for
 	// what its files say.
 	lacks, files string
@@ -418,6 +419,8 @@ func (w *world) observe(name string) (attach.Unit, error) {
 			u.ActiveState, u.SubState, u.MainPID, u.ControlPID = "activating", "start-pre", 0, u.MainPID
 		case f.oneshot:
 			u.ActiveState, u.SubState = "activating", "start"
+		case f.mainless:
+			u.MainPID = 0
 		case f.between:
 			u.ActiveState, u.SubState, u.MainPID = "activating", "auto-restart", 0
 		}
@@ -1032,7 +1035,10 @@ func (w *world) unload(name string) error {
 }
 
 // MainProcess is as if each of the world's programs had another filter, too.
-func (w *world) MainProcess(attach.Unit) attach.MainProcess {
+func (w *world) MainProcess(u attach.Unit, tasks []attach.Task) attach.MainProcess {
+	if u.MainPID == 0 && len(tasks) == 0 {
+		return attach.MainProcess{}
+	}
 	return attach.MainProcess{Root: attach.Yes, Filtered: attach.Yes, GroupsClosed: attach.No}
 }
 
