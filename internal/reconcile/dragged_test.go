@@ -369,6 +369,78 @@ func TestTheEndOfAWaitLeavesDownWhatStillWaits(t *testing.T) {
 	}
 }
 
+// Nor does it start what the undo had left down for another reason, or somebody has
+// stopped; that is not said to wait, either.
+func TestTheEndOfAWaitLeavesDownWhatIsToBeDown(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		stops bool // its own failed attach stops it; else somebody has
+		asked bool // the attachments are made by a command, and withdrawn
+		ends  func(t *testing.T, w *world, l *Loop)
+	}{
+		{name: "stopped by its failed attach", stops: true},
+		{name: "stopped by somebody"},
+		{name: "stopped by somebody, asked for", asked: true},
+		{name: "stopped by its failed attach, and the unit is started by hand", stops: true, ends: func(_ *testing.T, w *world, _ *Loop) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.units["a.service"].crashLoop = false
+			_ = w.begin(w.units["a.service"])
+		}},
+		{name: "stopped by its failed attach, and that of the unit is tried again", stops: true, ends: func(t *testing.T, w *world, l *Loop) {
+			w.mu.Lock()
+			w.units["a.service"].crashLoop = false
+			w.mu.Unlock()
+			attachUnits(t, l, attach.Request{Units: []string{"a"}})
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			u, with := w.addUnit("a.service"), w.addUnit("with.service")
+			w.addUnit("late.service")
+			w.byPath, w.starting = map[string]bool{"a": true}, true
+			u.drags, u.crashLoop, with.elsewhere, with.crashLoop = []string{"with.service", "late.service"}, true, true, c.stops
+			w.onCall = func(call string) {
+				if call == "restart with.service" && !c.stops && !with.failed {
+					w.overtake = func(u *unit) { u.running, u.failed = false, true }
+				}
+			}
+			w.run(t, func(l *Loop) {
+				if c.asked {
+					out := attachUnits(t, l, attach.Request{Units: []string{"a", "with"}})
+					if !slices.ContainsFunc(out[0].Notes, func(r attach.Reason) bool {
+						return strings.HasPrefix(r.Detail, "a.service and late.service will not be started before a is unloaded")
+					}) {
+						t.Errorf("%+v", out)
+					}
+				} else {
+					w.declareUnit(fileOf("a.service"), "a.service", func(a *attach.Attachment) { a.Manual = true })
+					w.declareUnit(fileOf("with.service"), "with.service", func(a *attach.Attachment) {
+						if c.stops {
+							a.OnFailedAttach = attach.FailedStop
+						}
+					})
+				}
+				rest()
+				if r := w.record("a.service"); u.running || with.running || !r.Stopped {
+					t.Fatalf("%+v %+v %+v %q", u, with, r, w.trace)
+				}
+				if c.ends != nil {
+					c.ends(t, w, l)
+					rest()
+				}
+				w.mu.Lock()
+				w.starting = false
+				w.mu.Unlock()
+				letPass(4 * unloadLater)
+				if late := w.units["late.service"]; !u.running || !late.running || with.running {
+					t.Errorf("%+v %+v %+v %q", u, with, late, w.trace)
+				}
+			})
+		})
+	}
+}
+
 // A unit that waits and that somebody starts by hand waits no more: when somebody stops it,
 // or what came up with it, that stays down.
 func TestWhatIsStartedByHandWaitsNoMore(t *testing.T) {

@@ -60,9 +60,10 @@ type job struct {
 	// unread that this is so because what was kept could not be read.
 	unhealed, unread bool
 	// stays are profiles that could not be unloaded, with why; waits: the unit is down
-	// until they are gone.
-	stays map[string]error
-	waits bool
+	// until they are gone; leaves is what went down with it and is not to be started then.
+	stays  map[string]error
+	waits  bool
+	leaves []string
 	// up: the undo has started the unit, and what went down with it is yet to be started;
 	// down: it has stopped it, and it stays so.
 	up, down bool

@@ -96,6 +96,12 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 		return
 	}
 	l.unloadLeft(ctx, back)
+	for _, j := range back {
+		if j.waits {
+			j.leaves = slices.DeleteFunc(j.dragged(), func(other string) bool { return !l.staysDown(other, jobs) })
+			j.noteWait()
+		}
+	}
 	l.startAllDragged(ctx, back, jobs)
 	if ctx.Err() != nil {
 		return
@@ -330,9 +336,10 @@ func (l *Loop) staysDown(unit string, jobs []*job) bool {
 }
 
 // dragged lists what a stop or a restart of the unit takes along, or took along where it
-// was cut off or the unit is down since.
+// was cut off or the unit is down since. What is to be down itself is none of it.
 func (j *job) dragged() []string {
 	all := slices.Concat(j.o.Unit.RestartsWith, j.before.Dragged)
+	all = slices.DeleteFunc(all, func(unit string) bool { return slices.Contains(j.leaves, unit) })
 	slices.Sort(all)
 	return slices.Compact(all)
 }
@@ -501,17 +508,14 @@ func (l *Loop) unloadLeft(ctx context.Context, back []*job) {
 		if j.waits && !l.byPath(slices.Collect(maps.Keys(j.stays))) {
 			l.endWait(ctx, j)
 		}
-		j.noteWait()
 	}
 }
 
-// noteWait says that a unit stays down, if it does.
+// noteWait says that a unit stays down.
 func (j *job) noteWait() {
-	if j.waits {
-		what := strings.Join(append([]string{j.d.Unit}, j.dragged()...), " and ")
-		j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s will not be started before %s is unloaded, which the start would put on", what,
-			strings.Join(slices.Sorted(maps.Keys(j.stays)), ", ")).WithNext("aaunitctl status "+j.d.Unit))
-	}
+	what := strings.Join(append([]string{j.d.Unit}, j.dragged()...), " and ")
+	j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s will not be started before %s is unloaded, which the start would put on", what,
+		strings.Join(slices.Sorted(maps.Keys(j.stays)), ", ")).WithNext("aaunitctl status "+j.d.Unit))
 }
 
 // tellWait tells that a unit without an attachment stays down, in the journal once.
