@@ -182,27 +182,57 @@ func TestAWaitingUnitOutlivesAKill(t *testing.T) {
 }
 
 // What went down with a unit whose restart failed is started by the next daemon too, where
-// the first one is killed when it has started the unit again.
+// the first one is killed when the unit is up again: by itself, or by systemd.
 func TestWhatWentDownIsStartedAfterAKill(t *testing.T) {
-	for _, mended := range []bool{true, false} {
-		w := newWorld()
-		u, with := w.addUnit("a.service"), w.addUnit("with.service")
-		u.drags, u.breaks["a"] = []string{"with.service"}, true
-		w.declareUnit(fileA, "a.service", nil)
-		w.onStep = func(step string) bool { return step == "start with.service" }
-		w.run(t, func(*Loop) { rest() })
-		if !w.dead || !u.running || with.running {
-			t.Fatalf("%+v %+v %q", u, with, w.trace)
-		}
-		w.dead, w.onStep = false, nil
-		if mended {
-			clear(u.breaks)
-		}
-		w.run(t, func(*Loop) {
-			rest()
-			if r := w.record("a.service"); !u.running || !with.running || r.Stopped || len(r.Dragged) > 0 {
-				t.Errorf("mended %v: %+v %+v %+v %q", mended, u, with, r, w.trace)
+	for _, c := range []struct {
+		name   string
+		change bool // the unit is attached, and what fails is a change
+		mended bool // it works by then
+		itself bool // systemd has brought the unit up, and not the undo
+	}{
+		{name: "an attach"},
+		{name: "an attach, mended", mended: true},
+		{name: "an attach, and systemd starts it", mended: true, itself: true},
+		{name: "a change", change: true},
+		{name: "a change, mended", change: true, mended: true},
+		{name: "a change, and systemd starts it", change: true, mended: true, itself: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w, profile := newWorld(), "a"
+			if c.change {
+				w, profile = attached(nil, "a"), "b"
+			} else {
+				w.addUnit("a.service")
 			}
+			u, with := w.units["a.service"], w.addUnit("with.service")
+			w.files["b"] = "1"
+			u.drags, u.breaks[profile] = []string{"with.service"}, true
+			w.run(t, func(*Loop) {
+				rest()
+				w.mu.Lock()
+				w.onStep = func(step string) bool { return step == "start with.service" || c.itself && u.failed }
+				w.mu.Unlock()
+				w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile = profile })
+				rest()
+				w.mu.Lock()
+				if c.mended {
+					clear(u.breaks)
+				}
+				if c.itself {
+					_ = w.begin(u)
+				}
+				w.mu.Unlock()
+			})
+			if !w.dead || !u.running || with.running {
+				t.Fatalf("%+v %+v %q", u, with, w.trace)
+			}
+			w.dead, w.onStep = false, nil
+			w.run(t, func(*Loop) {
+				rest()
+				if r := w.record("a.service"); !u.running || !with.running || r.Stopped || len(r.Dragged) > 0 {
+					t.Errorf("%+v %+v %+v %q", u, with, r, w.trace)
+				}
+			})
 		})
 	}
 }

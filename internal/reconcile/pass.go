@@ -1071,7 +1071,7 @@ func (l *Loop) runs(ctx context.Context, unit string) bool {
 }
 
 // cutOff reports whether an attach of the unit, or a change, was not finished.
-func (j *job) cutOff() bool { return j.before.Attaching || j.before.Former != nil }
+func (j *job) cutOff() bool { return j.before.Attaching || j.d.Record.Former != nil }
 
 // diedMeanwhile reports whether an attach was cut off between the restart that
 // failed and its undo.
