@@ -89,6 +89,7 @@ func TestAWaitingUnitOutlivesTheNextAttempt(t *testing.T) {
 		other bool           // it is one with another profile
 		asked bool           // by a command
 		gone  bool           // the profile can be unloaded by then
+		none  bool           // the first was by a command, too, and is withdrawn; so is the next
 	}{
 		{name: "no room", trips: func(w *world) { w.noRoom = func(int) bool { return true } }},
 		{name: "no room, and the profile can go", trips: func(w *world) { w.noRoom = func(int) bool { return true } }, gone: true},
@@ -98,6 +99,12 @@ func TestAWaitingUnitOutlivesTheNextAttempt(t *testing.T) {
 		{name: "no reload, another profile", trips: func(w *world) { w.deaf = true }, other: true},
 		{name: "no reload, another profile, and the first can go", trips: func(w *world) { w.deaf = true }, other: true, gone: true},
 		{name: "no reload, asked for", trips: func(w *world) { w.deaf = true }, asked: true},
+		{name: "no room, withdrawn", trips: func(w *world) { w.noRoom = func(int) bool { return true } }, none: true},
+		{name: "nothing is loaded, withdrawn", trips: func(w *world) { w.full = true }, none: true},
+		{name: "no reload, withdrawn", trips: func(w *world) { w.deaf = true }, none: true},
+		{name: "no reload, withdrawn, another profile", trips: func(w *world) { w.deaf = true }, none: true, other: true},
+		{name: "it breaks it again, withdrawn", trips: func(*world) {}, none: true},
+		{name: "no reload, withdrawn, and the profile can go", trips: func(w *world) { w.deaf = true }, none: true, gone: true},
 		{name: "another profile breaks it", trips: func(w *world) { w.units["a.service"].breaks["b"] = true }, other: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -107,7 +114,13 @@ func TestAWaitingUnitOutlivesTheNextAttempt(t *testing.T) {
 				defer l.mu.Unlock()
 				return l.records["a.service"]
 			}
+			if c.none {
+				delete(w.att, fileOf("a.service"))
+			}
 			w.run(t, func(l *Loop) {
+				if c.none {
+					attachUnits(t, l, attach.Request{Units: []string{"a"}})
+				}
 				rest()
 				if r := w.record("a.service"); u.running || with.running || !r.Stopped {
 					t.Fatalf("%+v %+v %q", u, r, w.trace)
@@ -117,7 +130,9 @@ func TestAWaitingUnitOutlivesTheNextAttempt(t *testing.T) {
 				w.starting = !c.gone
 				w.mu.Unlock()
 				switch {
-				case c.asked:
+				case c.none && !c.other:
+					attachUnits(t, l, attach.Request{Units: []string{"a"}})
+				case c.asked, c.none:
 					attachUnits(t, l, attach.Request{Units: []string{"a"}, Profile: "b"})
 				case c.other:
 					w.declareUnit(fileOf("a.service"), "a.service", toB(nil))
@@ -270,15 +285,24 @@ func TestWhatTheDaemonsEndCutsOffIsStartedByTheNext(t *testing.T) {
 // Once the attachment is taken away, a unit that is down for a profile that a task
 // carries for good is told to be so, and one that somebody starts by hand runs.
 func TestADetachedUnitThatWaitsMayBeStartedByHand(t *testing.T) {
-	for _, passes := range []bool{false, true} {
+	for _, c := range []struct {
+		asked  bool // the attachment was made by a command, and is withdrawn
+		passes bool // what keeps the profile passes by itself
+	}{{}, {passes: true}, {asked: true}, {asked: true, passes: true}} {
 		w, u, with := waiting()
 		w.addUnit("other.service")
 		w.onCall = func(call string) {
-			if other := w.units["other.service"]; !passes && call == "restart a.service" {
+			if other := w.units["other.service"]; !c.passes && call == "restart a.service" {
 				other.label, w.starting = "a (enforce)", false
 			}
 		}
+		if c.asked {
+			delete(w.att, fileOf("a.service"))
+		}
 		w.run(t, func(l *Loop) {
+			if c.asked {
+				attachUnits(t, l, attach.Request{Units: []string{"a"}})
+			}
 			rest()
 			w.undeclare(fileOf("a.service"))
 			rest()
@@ -299,14 +323,14 @@ func TestADetachedUnitThatWaitsMayBeStartedByHand(t *testing.T) {
 			w.mu.Unlock()
 			letPass(4 * unloadLater)
 			if n := u.start - starts; !u.running || !with.running || n > 6 {
-				t.Errorf("passes %v: %d starts: %+v %+v %q", passes, n, u, with, w.trace)
+				t.Errorf("%+v: %d starts: %+v %+v %q", c, n, u, with, w.trace)
 			}
 			w.mu.Lock()
 			w.starting = false
 			w.mu.Unlock()
 			letPass(2 * unloadLater)
 			if r := w.record("a.service"); !u.running || r.Unit != "" {
-				t.Errorf("passes %v: %+v %+v", passes, u, r)
+				t.Errorf("%+v: %+v %+v", c, u, r)
 			}
 		})
 	}

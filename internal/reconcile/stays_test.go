@@ -35,6 +35,7 @@ func TestWhatAnUndoCannotUnloadIsUnloadedLater(t *testing.T) {
 		{name: "asked for by path, the daemon is restarted", byPath: true, asked: true, restart: true},
 		{name: "by path, taken away meanwhile", byPath: true, detach: true},
 		{name: "by path, asked for again", byPath: true, again: true},
+		{name: "asked for by path, and again", byPath: true, asked: true, again: true},
 		{name: "the machine is booted", boot: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -688,8 +688,12 @@ func (l *Loop) settleUndo(ctx context.Context, j *job, op *operation) {
 		switch {
 		case l.target(j.d.Unit) != nil:
 		case len(j.d.Record.DropIns)+len(j.d.Record.SocketUnits) > 0 || len(j.stays) > 0:
-			l.wait(j, &j.d.Record)
-			l.remember(j.d.Record) // not all could be taken back: the next trigger goes on
+			// Not all could be taken back: the next trigger goes on. An attach whose
+			// drop-ins are gone is over all the same.
+			r := &j.d.Record
+			r.Attaching = r.Attaching && len(r.DropIns) > 0
+			l.wait(j, r)
+			l.remember(*r)
 			return
 		default:
 			l.forget(j.d.Unit)
