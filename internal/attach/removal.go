@@ -208,13 +208,17 @@ func (r Record) ToStart(u Unit, boot string) bool {
 		return r.Stopped
 	case "inactive":
 		if r.Stopped {
-			return r.Boot == "" || boot == "" || r.Boot == boot
+			return r.InBoot(boot)
 		}
 		// What does its work once may have done it.
 		return r.Boot == boot && boot != "" && u.Type != "oneshot"
 	}
 	return false
 }
+
+// InBoot reports whether what aaunit has stopped may be down for that: boot, the present
+// one, is not known to be another one than it was stopped in.
+func (r Record) InBoot(boot string) bool { return r.Boot == "" || boot == "" || r.Boot == boot }
 
 // Left is the record of a unit that aaunit is not on its way with any more: what it
 // was about to change is as it was.

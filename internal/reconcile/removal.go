@@ -246,7 +246,8 @@ func (r *Removal) read(path string) attach.LeftDropIn {
 }
 
 // comeBack starts those of the units that aaunit was on its way with that are down for
-// it, and what went down with them: what would have done that has gone.
+// it, and what went down with them: what would have done that has gone. What is to run
+// after a boot was for the boot to start.
 func (r *Removal) comeBack(ctx context.Context, units []string) {
 	said := make([]string, len(units))
 	up := make([]bool, len(units))
@@ -259,7 +260,7 @@ func (r *Removal) comeBack(ctx context.Context, units []string) {
 		if said[i] != "" {
 			r.Tell("%s", said[i])
 		}
-		if up[i] {
+		if up[i] && r.records[unit].InBoot(r.Boot) {
 			r.startDragged(ctx, r.records[unit])
 		}
 		if r.stuck[unit] {

@@ -463,6 +463,35 @@ func TestRemovedBetweenAnyTwoSteps(t *testing.T) {
 	}
 }
 
+// What went down with a unit that is up again is started, and not where that was in another
+// boot: what is to run is for the boot to start.
+func TestRemovalStartsWhatWentDownInThisBoot(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		change  func(*attach.Record)
+		boots   int
+		started bool
+	}{
+		{"an attach was cut off", func(r *attach.Record) { r.Attaching, r.Before.Running = true, true }, 0, true},
+		{"it was stopped to start it", func(r *attach.Record) { r.Stopped = true }, 0, true},
+		{"an attach was cut off in another boot", func(r *attach.Record) { r.Attaching, r.Before.Running = true, true }, 1, false},
+		{"a change was cut off in another boot", func(r *attach.Record) { r.Former = &attach.Former{Running: true} }, 1, false},
+		{"it was stopped to start it in another boot", func(r *attach.Record) { r.Stopped = true }, 1, false},
+	} {
+		w, _ := removal("a.service")
+		with := w.addUnit("with.service")
+		with.running = false
+		r := w.records["a.service"]
+		r.Boot, r.Dragged = "boot 0", []string{"with.service"}
+		c.change(&r)
+		w.records["a.service"], w.boots = r, c.boots
+		said := w.removed()
+		if r := w.records["a.service"]; with.running != c.started || strings.Contains(said, "with.service went down with a.service, and is started again") != c.started || r.Interrupted() || len(r.Dragged) > 0 {
+			t.Errorf("%s: %+v %+v, and it says\n%s", c.name, with, r, said)
+		}
+	}
+}
+
 // What the undo of a failed attach has brought back is what its units run under: it is
 // kept where that profile lasts, whatever becomes of the one that failed.
 func TestRemovalKeepsWhatAnUndoBroughtBack(t *testing.T) {
