@@ -68,13 +68,16 @@ func (s *System) Changes(ctx context.Context) <-chan struct{} {
 		defer close(files)
 		for seen := ""; ; {
 			if watch != nil {
-				watch.run(ctx, tell)
+				if !watch.run(ctx, tell) {
+					return
+				}
 				seen = "" // whatever happens until it watches again is missed
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(s.index.watch.pause()):
+			} else {
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(s.index.watch.pause()):
+				}
 			}
 			watch = s.watchFiles()
 			if now := s.fingerprint(s.real(profileDir)); now != seen {
@@ -398,10 +401,11 @@ func (f *fileWatch) all() {
 	_ = f.w.Add(f.mode)
 }
 
-// run tells of changes until ctx ends, or until there is no watch any more. What cannot
-// be watched, since the kernel's limit is reached (inotify(7)) or there is too much, it
-// tries again and again; until that succeeds it looks for changes itself, now and then.
-func (f *fileWatch) run(ctx context.Context, tell func()) {
+// run tells of changes until ctx ends, or, with anew, until all is to be watched by a new
+// watcher. What cannot be watched, since the kernel's limit is reached (inotify(7)) or
+// there is too much, it tries again and again; until that succeeds it looks for changes
+// itself, now and then.
+func (f *fileWatch) run(ctx context.Context, tell func()) (anew bool) {
 	s, w, watch, root := f.s, f.w, &f.s.index.watch, f.root
 	defer w.Close()
 	defer watch.end(w)
@@ -420,7 +424,7 @@ func (f *fileWatch) run(ctx context.Context, tell func()) {
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return false
 		case <-f.lost:
 		case <-again:
 			again = nil
@@ -435,7 +439,7 @@ func (f *fileWatch) run(ctx context.Context, tell func()) {
 			tell()
 		case ev, ok := <-w.Events:
 			if !ok {
-				return
+				return true
 			}
 			name := filepath.Clean(ev.Name) // fsnotify says "//etc" for what is in "/"
 			if name == f.mode {
@@ -446,26 +450,21 @@ func (f *fileWatch) run(ctx context.Context, tell func()) {
 			if !matters {
 				continue
 			}
-			switch {
-			case more:
-				f.all()
-			case under(root, name):
-				// It came, or had another name meanwhile, which ends its watch.
-				if st, err := os.Lstat(name); err == nil && st.IsDir() {
-					if err := s.watchTree(w, name); err != nil {
-						watch.Lock()
-						watch.why = err
-						watch.lose()
-						watch.Unlock()
-					}
-				}
+			if more || ev.Has(fsnotify.Create|fsnotify.Rename) && under(root, name) && isDir(name) {
+				// The directory, or one in it, may have been watched under another name: the
+				// kernel has one watch for it, fsnotify keeps the old name, and ends the watch
+				// when it comes to the rename. A new watcher knows no names.
+				return true
 			}
-			// After the new watches, or a look in between would count for what
-			// came before they were there.
 			watch.dirty()
 			tell()
 		}
 	}
+}
+
+func isDir(path string) bool {
+	st, err := os.Lstat(path)
+	return err == nil && st.IsDir()
 }
 
 // unwatched says, once, that changes are looked for instead of being told.

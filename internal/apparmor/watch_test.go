@@ -301,6 +301,69 @@ func TestWhatComesInPlaceOfADirectoryIsWatched(t *testing.T) {
 	step("a change there", "newer")
 }
 
+// A directory that was renamed is watched under the name that it has, and so are those in
+// it.
+func TestADirectoryThatIsRenamedStaysWatched(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		renames []string          // from, to, from, to
+		changes map[string]string // the file, by the profile that it defines
+	}{
+		{"below", []string{profileDir + "/local.new", profileDir + "/local"}, map[string]string{
+			profileDir + "/local/x":         "x",
+			profileDir + "/local/sub/x":     "sub",
+			profileDir + "/local/sub/new/x": "new",
+		}},
+		{"from a name that is skipped", []string{profileDir + "/local.orig", profileDir + "/local"}, map[string]string{
+			profileDir + "/local/x": "x",
+		}},
+		{"in place of another", []string{profileDir + "/local", profileDir + "/aside", profileDir + "/local.new", profileDir + "/local"}, map[string]string{
+			profileDir + "/local/x":     "x",
+			profileDir + "/local/sub/x": "sub",
+			profileDir + "/aside/x":     "aside",
+			profileDir + "/aside/sub/x": "subaside",
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			h := newHost(t)
+			for i := 0; i < len(tt.renames); i += 2 {
+				h.mkdir(tt.renames[i] + "/sub")
+			}
+			text := ""
+			for file := range tt.changes {
+				text += "include if exists \"" + file + "\"\n"
+			}
+			h.profile("a", text+"profile a { }\n")
+			told := h.Changes(ctx(t))
+			names(h, "a")
+			h.drain(told)
+			for i := 0; i < len(tt.renames); i += 2 {
+				if err := os.Rename(filepath.Join(h.root, tt.renames[i]), filepath.Join(h.root, tt.renames[i+1])); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.tells(told, "a directory that was renamed")
+			for file := range tt.changes {
+				h.mkdir(filepath.Dir(file))
+			}
+			h.drain(told)
+			names(h, "a") // from here on the watch is trusted
+			for file, profile := range tt.changes {
+				h.write(file, "profile "+profile+" { }\n")
+				select {
+				case <-told:
+				case <-time.After(5 * time.Second):
+					t.Errorf("a change of %s was not told", file)
+				}
+				h.drain(told)
+				if got := names(h, profile); got != profile+"@a" {
+					t.Errorf("after a change of %s: %q", file, got)
+				}
+			}
+		})
+	}
+}
+
 // A watch on what is loaded that begins late, or anew, has missed what happened
 // before.
 func TestAWatchOnLoadedPolicyThatBeginsAgainTells(t *testing.T) {
