@@ -346,6 +346,48 @@ func TestChangesSeeWhatComesInPlaceOfADirectoryAbove(t *testing.T) {
 	}
 }
 
+// What vendors ship is taken over as a whole, by a rename, and then shipped again: both
+// directories are watched.
+func TestADirectoryThatTookTheNameOfAnotherStaysWatched(t *testing.T) {
+	f, root := testFiles(t)
+	etc, usr := root+"/etc/aaunit", root+"/usr/aaunit"
+	f.Dirs = Dirs{etc + "/attachments.d", usr + "/attachments.d"}
+	write(t, f.Dirs[1]+"/a.conf", good("a.service"))
+	if err := os.MkdirAll(filepath.Dir(etc), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ch := f.Changes(ctx)
+	tells := func(what string) {
+		t.Helper()
+		select {
+		case <-ch:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s was not told", what)
+		}
+		for still := false; !still; {
+			select {
+			case <-ch:
+			case <-time.After(2 * quiet):
+				still = true
+			}
+		}
+	}
+	if err := os.Rename(usr, etc); err != nil {
+		t.Fatal(err)
+	}
+	tells("a directory that was renamed")
+	write(t, f.Dirs[1]+"/a.conf", good("a.service"))
+	tells("a directory in its place")
+	write(t, f.Dirs[0]+"/b.conf", good("b.service"))
+	tells("a file in what was renamed")
+	write(t, f.Dirs[1]+"/b.conf", good("b.service"))
+	tells("a file in what came in its place")
+	cancel()
+	for range ch {
+	}
+}
+
 func TestAStreamOfChangesHoldsNoReportBack(t *testing.T) {
 	f, root := testFiles(t)
 	write(t, root+"/etc/a.conf", good("a.service"))

@@ -445,6 +445,10 @@ func (w *watch) run(ctx context.Context, dirs Dirs, out chan<- struct{}) {
 			name := filepath.Clean(ev.Name) // fsnotify says "//etc" for what is in "/"
 			switch {
 			case slices.Contains(w.dirs, name):
+				// fsnotify knows those in a renamed directory by their old names, and ends their
+				// watch when something else has these. A new watcher knows no names.
+				w.w.Close()
+				w.w = nil
 				w.all()
 			case !slices.Contains(dirs, filepath.Dir(name)) || !strings.HasSuffix(name, ".conf"):
 				continue
