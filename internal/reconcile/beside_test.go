@@ -60,6 +60,43 @@ func TestPolicyThatChangesDuringAPassIsNamedAtOnce(t *testing.T) {
 	}
 }
 
+// So is what somebody has done to it just before, and what is asked for overtakes: after
+// an answer triggers wait for a while.
+func TestPolicyThatChangesJustBeforeAPassIsNamedAtOnce(t *testing.T) {
+	w := attached(nil, "a")
+	w.addUnit("x.service")
+	w.addUnit("slow.service")
+	w.run(t, func(l *Loop) {
+		unlock := w.lock()
+		w.files["x"], w.files["slow"] = "1", "1"
+		w.kernel["x"], w.kernel["slow"] = "1", "1" // loaded already
+		unlock()
+		w.tellPolicy() // how things are is known
+		rest()
+		settle := time.Duration(0)
+		attachUnits(t, l, attach.Request{Units: []string{"x"}, Settle: &settle})
+		unlock = w.lock()
+		w.replace("a", "evil")
+		unlock()
+		w.tellPolicy()
+		time.Sleep(besideAfter + 100*time.Millisecond)
+		hour := time.Hour
+		go func() {
+			_, _ = l.Attach(context.Background(), attach.Request{Units: []string{"slow"}, Settle: &hour}, nil)
+		}()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if !l.isPassing() || w.log.count("a.service is not-confined") != 1 || answer(l, "a") != "not-confined" {
+			t.Errorf("passing %v, %s\n%s", l.isPassing(), answer(l, "a"), w.log.String())
+		}
+		time.Sleep(time.Hour)
+		rest()
+		if w.kernel["a"] != "1" || answer(l, "a") != "confined" {
+			t.Errorf("%q %s", w.kernel, answer(l, "a"))
+		}
+	})
+}
+
 // What a pass loads itself is no reason to look at the tasks of all other units.
 func TestNobodyElseIsLookedAtBesideAPass(t *testing.T) {
 	w := attached(nil, "a")

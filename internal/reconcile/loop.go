@@ -357,6 +357,9 @@ func (l *Loop) change(ctx context.Context) {
 			resume = nil
 		}
 		l.setPassing(true)
+		if !l.queue.policyTold().IsZero() {
+			l.notice() // beside found no pass when it was told, as what is asked for overtakes it
+		}
 		do()
 		l.setPassing(false)
 		later()
