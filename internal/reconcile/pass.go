@@ -1185,9 +1185,11 @@ const maxAnew = 10
 // (NRestarts, from 0 again at each start by a job: service_start in systemd's
 // service.c).
 func startedByHand(first attach.Start, now attach.Unit) bool {
-	return now.InvocationID != "" && now.InvocationID != first.InvocationID && now.NRestarts == 0 && now.Active() &&
-		!strings.HasPrefix(now.SubState, "auto-restart")
+	return now.InvocationID != "" && now.InvocationID != first.InvocationID && now.NRestarts == 0 && now.Active() && !waitsForRestart(now)
 }
+
+// waitsForRestart reports whether a unit has ended and systemd will start it again.
+func waitsForRestart(u attach.Unit) bool { return strings.HasPrefix(u.SubState, "auto-restart") }
 
 // unhealthy compares a unit with how it was at the beginning.
 func unhealthy(first attach.Start, now attach.Unit) string {

@@ -137,11 +137,13 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	}
 }
 
-// startAfterTrial starts a unit that ended under the changed policy again.
+// startAfterTrial starts a unit that failed under the changed policy again, or that systemd
+// is about to. One that somebody has stopped stays so, and what is starting or stopping
+// goes on: that would cut off a oneshot at work.
 func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
 	u, err := l.systemd.Observe(ctx, j.d.Unit)
-	if err != nil || !j.d.Record.Trial.Unit.Active || u.ActiveState == "active" || u.ActiveState == "reloading" ||
-		u.InvocationID == "" { // nobody has started it in this boot
+	ended := waitsForRestart(u) || !u.Active() && u.Result != "success"
+	if err != nil || !j.d.Record.Trial.Unit.Active || !ended || u.InvocationID == "" { // nobody has started it in this boot
 		return
 	}
 	if err := l.startAgain(ctx, j); err != nil {
