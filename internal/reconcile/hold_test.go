@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -851,11 +852,13 @@ func TestAHeldUnitIsOnTrialNoMore(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		// deny: it is denied something later; keep: it is left as it is; other: another unit
-		// has the changed policy too, and fails as well, or dies of that.
-		deny, keep, other, fails, dies bool
-		want                           string
+		// has the changed policy too, and fails as well, or dies of that; moves: the changed
+		// text is in another file.
+		deny, keep, other, fails, dies, moves bool
+		want                                  string
 	}{
 		{name: "alone", want: "1"},
+		{name: "alone, and the text is in another file", moves: true, want: "1"},
 		{name: "left as it is", keep: true, want: "2"},
 		{name: "denied", deny: true, want: "1"},
 		{name: "another", other: true, want: "2"},
@@ -872,6 +875,11 @@ func TestAHeldUnitIsOnTrialNoMore(t *testing.T) {
 		u := w.units["a.service"]
 		w.run(t, func(l *Loop) {
 			time.Sleep(time.Minute)
+			unlock := w.lock()
+			if tt.moves {
+				w.moved = map[string]string{"a": "usr.bin.a"}
+			}
+			unlock()
 			w.edit("2")
 			time.Sleep(3 * time.Second)
 		})
@@ -914,7 +922,7 @@ func TestAHeldUnitIsOnTrialNoMore(t *testing.T) {
 			}
 			for _, name := range units {
 				s, r := status(t, l, name), w.record(name+".service")
-				if r.Trial != nil || r.Policies[textA] != textA+" "+tt.want || slices.Contains(codes(s.Verdict.Reasons), attach.PolicyDiffers) {
+				if r.Trial != nil || !maps.Equal(r.Policies, map[string]string{textA: textA + " " + tt.want}) || slices.Contains(codes(s.Verdict.Reasons), attach.PolicyDiffers) {
 					t.Errorf("%s: %s: %v %+v", tt.name, name, s.Verdict.Reasons, r)
 				}
 				if held := slices.Contains(failing, name); held != (s.Held != nil && !s.Held.OnlyText()) {

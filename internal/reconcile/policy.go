@@ -134,7 +134,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 	begun := time.Now()
 	eachAlive(jobs, func(j *job) {
 		if j.accepts() {
-			j.beginTrial(l.liveSince(j, begun)) // before it is loaded: the unit may not live much longer
+			l.beginTrial(j, l.liveSince(j, begun)) // before it is loaded: the unit may not live much longer
 		}
 		if j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy) {
 			j.willLoad()
@@ -310,10 +310,10 @@ func (l *Loop) liveSince(j *job, now time.Time) time.Time {
 
 // beginTrial notes how a unit that runs is before its policy changes. A trial
 // that was cut off goes on.
-func (j *job) beginTrial(at time.Time) {
+func (l *Loop) beginTrial(j *job, at time.Time) {
 	r := &j.d.Record
-	accepted, _ := j.accepting()
-	if r.Trial != nil || maps.Equal(accepted, r.Accepted) || !j.d.Keeps() || !j.o.Unit.Active() || j.plan.Has(attach.Restart) || j.d.Attachment.Settle == 0 {
+	_, policies := j.accepting()
+	if r.Trial != nil || len(l.replaced(policies, r.Policies)) == 0 || !j.d.Keeps() || !j.o.Unit.Active() || j.plan.Has(attach.Restart) || j.d.Attachment.Settle == 0 {
 		return
 	}
 	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: at, Unit: j.o.Unit.Start()}
@@ -347,7 +347,7 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 	if j.accepts() {
 		r := &j.d.Record
 		r.Accepted, r.Policies = j.accepting()
-		if r.Trial != nil && maps.Equal(r.Trial.Policies, r.Policies) {
+		if r.Trial != nil && len(l.replaced(r.Policies, r.Trial.Policies)) == 0 {
 			r.Trial = nil // the text is what it was before the trial
 		}
 		if len(r.DropIns) > 0 {

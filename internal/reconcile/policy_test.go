@@ -306,11 +306,14 @@ func TestAHeldTextGoesLiveWhenSomebodyAsks(t *testing.T) {
 // Killed before any step of a policy change that fails, the next daemon ends
 // with the accepted policy and a unit that runs under it.
 func TestAPolicyChangeKilledAtAnyStep(t *testing.T) {
-	for _, what := range []string{"", "dies"} {
+	for _, what := range []string{"", "dies", "dies, in another file"} {
 		for kill := 1; ; kill++ {
 			w := attached(nil, "a", "b")
 			w.run(t, func(*Loop) {})
-			w.deadly["2"] = what
+			var moves bool
+			if w.deadly["2"], _, moves = strings.Cut(what, ","); moves {
+				w.moved = map[string]string{"a": "usr.bin.a"}
+			}
 			w.files["a"] = "2"
 			w.killAt = len(w.trace) + kill
 			w.run(t, func(*Loop) {})

@@ -16,6 +16,35 @@ import (
 // all to say that share the file: what was accepted for one, is held for one, is only
 // to be reported to one or is asserted not to be.
 
+// replaced gives, for each file of which there is another policy now than before, those
+// that it has come in the place of: the one of that file, and those of other files which
+// defined a profile of it, as where a package has given the file another name.
+func (l *Loop) replaced(now, before map[string]string) map[string]map[string]string {
+	out := map[string]map[string]string{}
+	for file, id := range now {
+		if before[file] == id {
+			continue
+		}
+		k, _ := l.policies.Lookup(id)
+		for old, was := range before {
+			if old != file && (now[old] == was || !l.defines(was, k)) {
+				continue
+			}
+			if out[file] == nil {
+				out[file] = map[string]string{}
+			}
+			out[file][old] = was
+		}
+	}
+	return out
+}
+
+// defines reports whether a policy that is kept has one of the profiles of another one.
+func (l *Loop) defines(id string, c attach.Compiled) bool {
+	k, _ := l.policies.Lookup(id)
+	return slices.ContainsFunc(sortedNames(k), func(name string) bool { return c.Checksums[name] != "" })
+}
+
 // acceptForOthers: the kernel has one policy of a name. What a person asks for
 // on behalf of one unit is accepted for all that share the file.
 func (l *Loop) acceptForOthers(j *job) {
@@ -28,10 +57,11 @@ func (l *Loop) acceptForOthers(j *job) {
 		differs := false
 		lent := &attach.Lent{By: j.d.Unit, Accepted: r.Accepted, Policies: r.Policies, Hold: r.Hold}
 		r = r.Clone()
-		for file, id := range j.d.Record.Policies {
-			if old, has := r.Policies[file]; has && old != id {
-				r.Policies[file], differs = id, true
+		for file, those := range l.replaced(j.d.Record.Policies, lent.Policies) {
+			for old := range those {
+				delete(r.Policies, old)
 			}
+			r.Policies[file], differs = j.d.Record.Policies[file], true
 		}
 		if differs {
 			r.Accepted = acceptedOf(l.policies, r)
@@ -169,13 +199,21 @@ func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attac
 }
 
 // withTexts gives the policies that were accepted for a unit, with texts in place of those
-// of the same files, and reports whether that makes any difference. l.mu is held.
+// of the same files and profiles, and reports whether that makes any difference. l.mu is
+// held.
 func (l *Loop) withTexts(r attach.Record, texts []attach.Compiled) (all []attach.Compiled, differs bool) {
 	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
-		id := r.Policies[file]
-		if i := slices.IndexFunc(texts, func(c attach.Compiled) bool { return c.File == file }); i >= 0 {
-			all, differs = append(all, texts[i]), differs || texts[i].ID != id || !l.isKept(texts[i])
-		} else if k, ok := l.policies.Lookup(id); ok {
+		id, comes := r.Policies[file], false
+		for _, c := range texts {
+			if c.File != file && !l.defines(id, c) {
+				continue
+			}
+			comes, differs = true, differs || c.ID != id || !l.isKept(c)
+			if !slices.ContainsFunc(all, func(o attach.Compiled) bool { return o.File == c.File }) {
+				all = append(all, c)
+			}
+		}
+		if k, ok := l.policies.Lookup(id); ok && !comes {
 			all = append(all, k)
 		}
 	}
@@ -243,7 +281,10 @@ func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled,
 	for _, other := range slices.Sorted(maps.Keys(l.records)) {
 		r := l.records[other]
 		id, has := r.Policies[c.File]
-		if !has || id == c.ID && same || other == d.Unit || !settled(r) {
+		if !has {
+			id = l.elsewhere(r, c)
+		}
+		if id == "" || id == c.ID && same || other == d.Unit || !settled(r) {
 			continue
 		}
 		if a, ok := l.targets[other]; ok && (a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || l.barred[other][c.File] == c.ID) {
@@ -253,6 +294,20 @@ func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled,
 		}
 	}
 	return k, ""
+}
+
+// elsewhere is what was accepted of another file that defines a profile of a policy; ""
+// nothing.
+func (l *Loop) elsewhere(r attach.Record, c attach.Compiled) string {
+	if !slices.ContainsFunc(sortedNames(c), func(name string) bool { return r.Accepted[name] != "" }) {
+		return "" // as of most
+	}
+	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
+		if l.defines(r.Policies[file], c) {
+			return r.Policies[file]
+		}
+	}
+	return ""
 }
 
 // isKept reports whether what is kept under the ID of a policy is that policy, or nothing.

@@ -92,20 +92,22 @@ func (l *Loop) noteUntold(j *job, since time.Time) {
 
 // undoTrials goes back to the policies that were accepted before.
 func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
-	back := map[string]string{}   // file -> ID that it goes back to
-	undone := map[string]string{} // file -> ID that it comes from
-	why := map[string]*job{}      // file -> because of whom
+	back := map[string]map[string]string{} // file -> what it goes back to
+	undone := map[string]string{}          // file -> ID that it comes from
+	why := map[string]*job{}               // file -> because of whom
+	was := map[string]string{}             // all that is gone back to
 	for _, j := range failed {
-		for file, id := range j.d.Record.Trial.Policies {
-			if now := j.d.Record.Policies[file]; now != id && now != "" {
-				back[file], undone[file], why[file] = id, now, j
+		for file, to := range l.replaced(j.d.Record.Policies, j.d.Record.Trial.Policies) {
+			back[file], undone[file], why[file] = to, j.d.Record.Policies[file], j
+			for f, id := range to {
+				was[f], why[f] = id, j
 			}
 		}
 	}
 	var load []attach.Compiled
 	bad := map[string]error{}
-	for _, file := range slices.Sorted(maps.Keys(back)) {
-		k, err := l.policies.Get(back[file])
+	for _, file := range slices.Sorted(maps.Keys(was)) {
+		k, err := l.policies.Get(was[file])
 		if err != nil {
 			bad[file] = err
 			continue
@@ -186,7 +188,7 @@ func idsOf(all []attach.Compiled) map[string]string {
 // goBack puts on a unit's record that it runs under the earlier policy again,
 // and holds the changed text. j is the unit's job in this pass, nil where it has
 // none.
-func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map[string]string, why map[string]*job) {
+func (l *Loop) goBack(ctx context.Context, unit string, j *job, back map[string]map[string]string, undone map[string]string, why map[string]*job) {
 	d, err := l.desired(unit)
 	if err != nil || d.Attachment == nil {
 		return
@@ -195,7 +197,9 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back, undone map
 	r := &d.Record
 	for file, id := range undone {
 		if r.Policies[file] == id {
-			r.Policies[file], first = back[file], why[file]
+			delete(r.Policies, file)
+			maps.Copy(r.Policies, back[file])
+			first = why[file]
 		}
 	}
 	if r.Trial != nil {

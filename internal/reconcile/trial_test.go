@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -45,4 +46,67 @@ func TestAnUndoneTrialRespectsAStop(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is on trial is the text of a profile, in whatever file it is: a package may give the
+// file another name. It is gone back to the policy of the former file, which is told.
+func TestATextThatMovedToAnotherFileIsUndone(t *testing.T) {
+	const old, file = textA, "/etc/apparmor.d/usr.bin.a"
+	for _, dies := range []bool{true, false} {
+		w := attached(nil, "a", "b")
+		w.addUnit("c.service")
+		if dies {
+			w.deadly["2"] = "dies"
+		}
+		w.run(t, func(l *Loop) {
+			unlock := w.lock()
+			w.moved = map[string]string{"a": "usr.bin.a"}
+			unlock()
+			w.edit("2")
+			time.Sleep(2 * time.Second)
+			if !dies {
+				w.denials <- denial("a.service", "/new")
+			}
+			// One that comes later is under the same policy.
+			w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile = "a" })
+			w.still(t, "the text was undone")
+			check := func(what, version, file string, held bool) {
+				t.Helper()
+				for _, name := range []string{"a", "b", "c"} {
+					s, u, r := status(t, l, name), w.units[name+".service"], w.records[name+".service"]
+					if answer(l, name) != "confined" || !u.running || (s.Held != nil) != (held && name != "c") || r.Trial != nil ||
+						!maps.Equal(r.Policies, map[string]string{file: file + " " + version}) {
+						t.Errorf("%v, %s: %s is %s, held %+v, on record %q", dies, what, name, answer(l, name), s.Held, r.Policies)
+					}
+				}
+				if w.kernel["a"] != version || w.log.count("the changed policy of a.service was undone") != 1 {
+					t.Errorf("%v, %s: kernel %q, %q\n%s", dies, what, w.kernel, w.trace, w.log.String())
+				}
+			}
+			check("undone", "1", old, true)
+			unlock = w.lock()
+			delete(w.deadly, "2")
+			unlock()
+			attachUnits(t, l, attach.Request{Units: []string{"a"}})
+			w.still(t, "somebody asked for it")
+			check("asked for", "2", file, false)
+		})
+	}
+}
+
+// A profile that a unit may use beside its own, and that it had not had, takes the place of
+// none: there is nothing to go back to.
+func TestAnotherProfileIsNoChangedPolicy(t *testing.T) {
+	w := attached(nil, "a")
+	w.files["b"] = "1"
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", func(a *attach.Attachment) { a.Profile, a.AllowProfiles = "a", []string{"b"} })
+		time.Sleep(2 * time.Second)
+		w.denials <- denial("a.service", "/new")
+		rest()
+		r := w.records["a.service"]
+		if s := status(t, l, "a"); s.Held != nil || answer(l, "a") != "confined" || r.Trial != nil || len(r.Policies) != 2 {
+			t.Errorf("%s, held %+v, %+v", answer(l, "a"), s.Held, r)
+		}
+	})
 }

@@ -121,14 +121,15 @@ func (l *Loop) endTrial(j *job, back []*job) {
 	}
 	was := maps.Clone(j.before.Policies)
 	l.mu.Lock()
-	for file, id := range t.Policies {
+	for file, those := range l.replaced(was, t.Policies) {
 		goesOn := false
 		for other, r := range l.records {
 			goesOn = goesOn || r.Policies[file] == was[file] && settled(r) && !heldAtAttach(r) &&
 				!slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other })
 		}
 		if !goesOn {
-			j.before.Policies[file] = id
+			delete(j.before.Policies, file)
+			maps.Copy(j.before.Policies, those)
 		}
 	}
 	l.mu.Unlock()

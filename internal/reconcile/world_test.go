@@ -116,6 +116,8 @@ type world struct {
 	starting bool
 	// lodgers: units with PAMName= -> the session scope of their main process.
 	lodgers map[string]string
+	// moved: profile -> the name of the file that defines it, where that is not its own.
+	moved map[string]string
 }
 
 // journalText is what the daemon logged.
@@ -709,7 +711,7 @@ func (w *world) Follow(_ context.Context, wants func(string) bool) <-chan attach
 }
 
 func (w *world) profile(name string) attach.Profile {
-	p := attach.Profile{Name: name, File: "/etc/apparmor.d/" + name, Line: 1, Flags: w.flags[name], ComplainBy: w.softened[name]}
+	p := attach.Profile{Name: name, File: "/etc/apparmor.d/" + cmp.Or(w.moved[name], name), Line: 1, Flags: w.flags[name], ComplainBy: w.softened[name]}
 	if w.byPath[name] {
 		p.Attachment = "/usr/bin/x"
 	}
@@ -760,6 +762,11 @@ func (w *world) Compile(ctx context.Context, files []string, complain bool) (don
 	}
 	for _, f := range files {
 		name := path.Base(f)
+		for profile, file := range w.moved {
+			if file == name {
+				name = profile
+			}
+		}
 		if _, there := w.files[name]; !there {
 			problems[f] = attach.Because(attach.ProfileNotFound, "%s does not exist", f).At(f)
 			continue
