@@ -153,6 +153,8 @@ type Start struct {
 	MainPID      int    `json:"mainPID,omitempty"`
 	NRestarts    uint32 `json:"nRestarts,omitempty"`
 	Active       bool   `json:"active"`
+	// Restarting: it had ended, and systemd had yet to start it again.
+	Restarting bool `json:"restarting,omitempty"`
 }
 
 // Start is the unit's present one.

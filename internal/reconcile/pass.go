@@ -1145,7 +1145,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 // watch looks at a unit, and asks also, for as long as span, and says what is
 // wrong with it, or "". It ends early when the answer is clear, or ctx ends. Where a
 // job starts the unit anew, that is no fault of it: the span begins again, and anew is
-// told.
+// told. So it is with the first start of one that had ended before.
 func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration, also func() string, anew func(attach.Start)) (why string, err error) {
 	interval := max(span/10, 100*time.Millisecond)
 	times := 0
@@ -1154,7 +1154,8 @@ func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span 
 		if err != nil {
 			return "", err
 		}
-		if times < maxAnew && startedByHand(first, u) {
+		begins := first.Restarting && u.InvocationID != "" && u.InvocationID != first.InvocationID
+		if times < maxAnew && (begins || startedByHand(first, u)) {
 			times++
 			first, deadline = u.Start(), time.Now().Add(span)
 			anew(first)
@@ -1194,6 +1195,7 @@ func waitsForRestart(u attach.Unit) bool { return strings.HasPrefix(u.SubState, 
 // unhealthy compares a unit with how it was at the beginning.
 func unhealthy(first attach.Start, now attach.Unit) string {
 	switch {
+	case first.Restarting: // it has not been started since
 	case now.ActiveState == "failed":
 		return now.ID + " failed" + exitText(now)
 	case now.NRestarts > first.NRestarts || now.SubState == "auto-restart":

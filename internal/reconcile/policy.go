@@ -317,6 +317,7 @@ func (l *Loop) beginTrial(j *job, at time.Time) {
 		return
 	}
 	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: at, Unit: j.o.Unit.Start()}
+	r.Trial.Unit.Restarting = waitsForRestart(j.o.Unit)
 }
 
 // accept records what a unit runs under, once the kernel has it.

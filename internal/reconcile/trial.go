@@ -13,7 +13,8 @@ import (
 
 // A changed policy goes live under a running unit without a restart. It is on
 // trial then: the unit must stay the same start, healthy and without new denials,
-// for as long as SettleSec= says. A denial counts where the process's control group
+// for as long as SettleSec= says. One that had ended before and waits to be started again
+// is watched from that start on. A denial counts where the process's control group
 // told that it is the unit's: whoever may run a program can have one denied something
 // under the unit's profile, and must not undo its policy by that. Else the policy that was accepted before is
 // made live again, for all units that share the file, and the changed text is
@@ -71,6 +72,10 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 			l.noteUntold(j, t.Since)
 		}
 		l.denials.tried(j.d.Unit, t.Since.Add(-behind), true)
+		if j.d.Record.Trial.Unit.Restarting {
+			j.event(attach.StepPolicy, attach.Warned, "%s was not started within %s, so how it does under the changed policy is not known", j.d.Unit, seconds(j.d.Attachment.Settle))
+			return
+		}
 		j.event(attach.StepPolicy, attach.Done, "%s stayed healthy for %s under the changed policy", j.d.Unit, seconds(j.d.Attachment.Settle))
 	}
 }
@@ -139,13 +144,13 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	}
 }
 
-// startAfterTrial starts a unit that failed under the changed policy again, or that systemd
-// is about to. One that somebody has stopped stays so, and what is starting or stopping
+// startAfterTrial starts a unit that failed under the changed policy again, or that ended
+// under it and waits for systemd. One that somebody has stopped stays so, and what is starting or stopping
 // goes on: that would cut off a oneshot at work.
 func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
 	u, err := l.systemd.Observe(ctx, j.d.Unit)
 	ended := waitsForRestart(u) || !u.Active() && u.Result != "success"
-	if err != nil || !j.d.Record.Trial.Unit.Active || !ended || u.InvocationID == "" { // nobody has started it in this boot
+	if was := j.d.Record.Trial.Unit; err != nil || !was.Active || was.Restarting || !ended || u.InvocationID == "" { // nobody has started it in this boot
 		return
 	}
 	if err := l.startAgain(ctx, j); err != nil {

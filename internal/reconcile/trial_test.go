@@ -3,6 +3,7 @@ package reconcile
 import (
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,22 +16,28 @@ func TestAnUndoneTrialRespectsAStop(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		unit    string // to which it happens; a is the one that is denied something
+		waits   bool   // it has ended before, and systemd is about to start it again
 		happens func(u *unit)
 		runs    bool
 		trace   []string // of what is done to it
 	}{
-		{"stopped by hand", "b", func(u *unit) { u.running = false }, false, nil},
-		{"itself stopped by hand", "a", func(u *unit) { u.running = false }, false, nil},
-		{"being stopped", "b", func(u *unit) { u.stopping = true }, true, nil},
-		{"a oneshot at work", "a", func(u *unit) { u.oneshot = true }, true, nil},
-		{"another one at work", "b", func(u *unit) { u.oneshot = true }, true, nil},
-		{"failed", "b", func(u *unit) { u.running, u.failed = false, true }, true, []string{"start b.service"}},
+		{"stopped by hand", "b", false, func(u *unit) { u.running = false }, false, nil},
+		{"itself stopped by hand", "a", false, func(u *unit) { u.running = false }, false, nil},
+		{"being stopped", "b", false, func(u *unit) { u.stopping = true }, true, nil},
+		{"a oneshot at work", "a", false, func(u *unit) { u.oneshot = true }, true, nil},
+		{"another one at work", "b", false, func(u *unit) { u.oneshot = true }, true, nil},
+		{"failed", "b", false, func(u *unit) { u.running, u.failed = false, true }, true, []string{"start b.service"}},
+		{"about to be started again, as before", "b", true, func(u *unit) {}, true, nil},
+		{"about to be started again", "b", false, func(u *unit) { u.start, u.restarts, u.between = u.start+1, 1, true }, true, []string{"stop b.service", "start b.service"}},
 	} {
 		w := attached(func(a *attach.Attachment) { a.Settle = 10 * time.Second }, "a", "b")
 		w.run(t, func(l *Loop) {
+			unlock := w.lock()
+			w.units[tt.unit+".service"].between = tt.waits
+			unlock()
 			w.edit("2")
 			time.Sleep(3 * time.Second)
-			unlock := w.lock()
+			unlock = w.lock()
 			u, done := w.units[tt.unit+".service"], len(w.trace)
 			tt.happens(u)
 			unlock()
@@ -109,4 +116,62 @@ func TestAnotherProfileIsNoChangedPolicy(t *testing.T) {
 			t.Errorf("%s, held %+v, %+v", answer(l, "a"), s.Held, r)
 		}
 	})
+}
+
+// What mends a unit that systemd starts over and over goes live between two starts, and the
+// first of them that is under it decides.
+func TestATextThatMendsACrashLoop(t *testing.T) {
+	begin := func(u *unit) {
+		u.start, u.restarts, u.between = u.start+1, u.restarts+1, false
+	}
+	for _, tt := range []struct {
+		name  string
+		next  func(u *unit)
+		stays bool
+		says  string
+	}{
+		{"it is mended", begin, true, "a.service stayed healthy for 10 s under the changed policy"},
+		{"it ends again", func(u *unit) {
+			begin(u)
+			u.between = true
+		}, false, ""},
+		{"it fails", func(u *unit) {
+			begin(u)
+			u.running, u.failed = false, true
+		}, false, ""},
+		{"systemd gives up before", func(u *unit) { u.running, u.between, u.failed = false, false, true }, true, "was not started within 10 s"},
+		{"systemd takes its time", func(u *unit) {}, true, "was not started within 10 s"},
+	} {
+		for _, ask := range []bool{false, true} {
+			w := attached(func(a *attach.Attachment) { a.Settle = 10 * time.Second }, "a")
+			w.run(t, func(l *Loop) {
+				unlock := w.lock()
+				u := w.units["a.service"]
+				u.between, u.restarts = true, 7
+				unlock()
+				time.AfterFunc(5*time.Second, func() {
+					defer w.lock()()
+					tt.next(u)
+				})
+				if ask {
+					unlock = w.lock()
+					w.files["a"] = "2"
+					unlock()
+					out := attachUnits(t, l, attach.Request{Units: []string{"a"}})
+					if e := out[0].Events; tt.says != "" && !slices.ContainsFunc(e, func(e attach.Event) bool { return strings.Contains(e.Text, tt.says) }) {
+						t.Errorf("%s: %+v", tt.name, e)
+					}
+				} else {
+					w.edit("2")
+				}
+				rest()
+				s := status(t, l, "a")
+				unlock = w.lock()
+				defer unlock()
+				if (w.kernel["a"] == "2") != tt.stays || (s.Held == nil) != tt.stays || w.records["a.service"].Trial != nil {
+					t.Errorf("%s, asked for %v: held %+v, kernel %q, %q", tt.name, ask, s.Held, w.kernel, w.trace)
+				}
+			})
+		}
+	}
 }
