@@ -313,11 +313,38 @@ func (l *Loop) liveSince(j *job, now time.Time) time.Time {
 func (l *Loop) beginTrial(j *job, at time.Time) {
 	r := &j.d.Record
 	_, policies := j.accepting()
-	if r.Trial != nil || len(l.replaced(policies, r.Policies)) == 0 || !j.d.Keeps() || !j.o.Unit.Active() || j.plan.Has(attach.Restart) || j.d.Attachment.Settle == 0 {
+	start := startUnder(j.o.Unit, at)
+	if r.Trial != nil || len(l.replaced(policies, r.Policies)) == 0 || !j.d.Keeps() || !start.Active || j.plan.Has(attach.Restart) || j.d.Attachment.Settle == 0 {
 		return
 	}
-	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: at, Unit: j.o.Unit.Start()}
-	r.Trial.Unit.Restarting = waitsForRestart(j.o.Unit)
+	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: at, Unit: start}
+}
+
+// startUnder is the start of a unit that a policy has come upon which is live since then.
+// Where somebody else has loaded it, the unit may have ended by itself since: it ran until
+// then, and has failed under the policy. So it counts where systemd has started it again,
+// or is about to, if that is for the first time since a job did. One that systemd had to
+// start before may be in a crash loop, which the policy may be there to mend: it is watched
+// from now on.
+func startUnder(u attach.Unit, since time.Time) attach.Start {
+	turned := u.Left
+	for _, r := range u.Runs {
+		for _, t := range []time.Time{r.Began, r.Ended} {
+			if r.Property == "ExecStart" && t.After(turned) {
+				turned = t
+			}
+		}
+	}
+	s, meanwhile := u.Start(), turned.After(since)
+	switch {
+	case !u.Active():
+		s.Active = meanwhile && u.Result != "success"
+	case waitsForRestart(u):
+		s.Restarting = !meanwhile || u.NRestarts > 0
+	case meanwhile && u.NRestarts == 1:
+		s.NRestarts = 0
+	}
+	return s
 }
 
 // accept records what a unit runs under, once the kernel has it.

@@ -175,3 +175,63 @@ func TestATextThatMendsACrashLoop(t *testing.T) {
 		}
 	}
 }
+
+// A package loads a text by itself, and the daemon comes to it a moment later. What the unit
+// did until then counts, if it did it by itself.
+func TestWhatAUnitDidUnderATextThatOthersHaveLoaded(t *testing.T) {
+	down := func(u *unit) { u.running = false }
+	for _, tt := range []struct {
+		name   string
+		before func(u *unit) // the load, by a minute
+		deadly string
+		after  func(w *world, u *unit) // the load, and before the daemon comes to it
+		stays  bool
+		runs   bool
+	}{
+		{"it dies", nil, "dies", nil, false, true},
+		{"systemd starts it again", nil, "restarts", nil, false, true},
+		{"systemd is about to start it again", nil, "ends", nil, false, true},
+		{"it is started by hand, and dies", down, "", func(w *world, u *unit) {
+			_ = w.begin(u)
+			u.running, u.failed, u.ended = false, true, time.Now()
+		}, false, true},
+		{"nothing happens", nil, "", nil, true, true},
+		{"it is stopped by hand", nil, "", func(_ *world, u *unit) { down(u) }, true, false},
+		{"it is restarted by hand", nil, "", func(w *world, u *unit) { _ = w.begin(u) }, true, true},
+		{"it was down", down, "", nil, true, false},
+		{"it had failed", func(u *unit) { u.running, u.failed, u.ended = false, true, time.Now() }, "", nil, true, false},
+		{"it had been started again", func(u *unit) { u.restarts++ }, "", nil, true, true},
+		{"it is in a crash loop", func(u *unit) { u.restarts = 7 }, "restarts", nil, true, true},
+		{"it is between two starts of a crash loop", func(u *unit) { u.restarts = 7 }, "ends", func(_ *world, u *unit) {
+			time.AfterFunc(time.Second, func() { u.start, u.restarts, u.between = u.start+1, u.restarts+1, false })
+		}, true, true},
+	} {
+		w := attached(nil, "a")
+		w.deadly["2"] = tt.deadly
+		w.run(t, func(l *Loop) {
+			unlock := w.lock()
+			u := w.units["a.service"]
+			if tt.before != nil {
+				tt.before(u)
+			}
+			unlock()
+			time.Sleep(time.Minute)
+			unlock = w.lock()
+			w.files["a"] = "2"
+			w.replace("a", "2")
+			if tt.after != nil {
+				tt.after(w, u)
+			}
+			unlock()
+			time.Sleep(100 * time.Millisecond)
+			w.tellPolicy()
+			rest()
+			s := status(t, l, "a")
+			unlock = w.lock()
+			defer unlock()
+			if (w.kernel["a"] == "2") != tt.stays || (s.Held == nil) != tt.stays || u.running != tt.runs || tt.runs && s.Verdict.Answer != attach.Confined || w.records["a.service"].Trial != nil {
+				t.Errorf("%s: running %v, %s, held %+v, kernel %q, %q", tt.name, u.running, s.Verdict.Answer, s.Held, w.kernel, w.trace)
+			}
+		})
+	}
+}

@@ -165,9 +165,10 @@ type unit struct {
 	stopping bool // it takes its time to stop
 	start    int  // counts starts
 	since    time.Time
-	label    string // of its task
-	tmp      bool   // private
-	own      string // its own AppArmorProfile=
+	ended    time.Time // of its program, where it failed
+	label    string    // of its task
+	tmp      bool      // private
+	own      string    // its own AppArmorProfile=
 	breaks   map[string]bool
 	restarts uint32
 	// drags are units that a stop of it takes along, and a restart restarts, as with
@@ -428,6 +429,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		}
 	case f.failed && f.loaded():
 		u.ActiveState, u.SubState, u.Result = "failed", "failed", "exit-code"
+		u.Runs = []attach.Run{{Property: "ExecStart", Began: f.since, Ended: f.ended}}
 	}
 	if f.fileless {
 		u.LoadState, u.FragmentPath, u.UnitFileState = "not-found", "", ""
@@ -932,11 +934,14 @@ func (w *world) replace(name, version string) {
 		}
 		switch w.deadly[version] {
 		case "dies":
-			u.running, u.failed = false, true
+			u.running, u.failed, u.ended = false, true, time.Now()
 			w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: u.name}
+		case "ends":
+			u.since, u.between = time.Now(), true
 		case "restarts":
 			u.start++
 			u.restarts++
+			u.since = time.Now()
 			u.between = u.rests
 			w.events <- attach.UnitEvent{Kind: attach.UnitStarted, Unit: u.name}
 		}
