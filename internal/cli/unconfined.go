@@ -91,7 +91,7 @@ func (p *printer) exposed(r attach.ExposureReport) {
 		p.line("To begin with each, the most exposed first:")
 		learn := false
 		for _, e := range r.Services {
-			p.line("  %s %s", p.mark(markNext), p.text(strings.Join(e.Next, " && ")))
+			p.line("  %s %s", p.mark(markNext), p.text(inOneLine(e.Next)))
 			learn = learn || e.Profile == ""
 		}
 		if learn {
@@ -101,6 +101,23 @@ func (p *printer) exposed(r attach.ExposureReport) {
 	}
 	p.line("%s that no attachment names: %d without a profile and listed, %d without a profile and neither listening nor privileged, %d under a profile.",
 		count(r.Looked, "service", "services"), len(r.Services), r.Quiet, r.Confined)
+}
+
+// inOneLine joins steps for a shell: each needs the one before. An attach in complain
+// mode exits with 3 when it is done, since the unit is not confined.
+func inOneLine(steps []string) string {
+	line := ""
+	for i, s := range steps {
+		switch {
+		case i == 0:
+		case strings.HasPrefix(steps[i-1], "aaunitctl attach --complain "):
+			line += "; "
+		default:
+			line += " && "
+		}
+		line += s
+	}
+	return line
 }
 
 // runsAs says as whom a service runs, and with which dangerous capabilities.

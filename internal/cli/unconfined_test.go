@@ -1,6 +1,10 @@
 package cli
 
 import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -11,7 +15,7 @@ var exposed = attach.ExposureReport{Host: hostOn, At: now, Looked: 21, Quiet: 6,
 		Labels: []string{"unconfined"}, Processes: 1, Listening: []attach.Listening{
 			{Protocol: "tcp", Address: "0.0.0.0", Port: 22, Reach: attach.ReachNetwork}, {Protocol: "tcp6", Address: "::", Port: 22, Reach: attach.ReachNetwork},
 			{Protocol: "unix", Address: "/run/\x1b[31mssh", Reach: attach.ReachUnix}, {Protocol: "unix", Address: "@x", Reach: attach.ReachUnix}},
-		Next: []string{"aa-autodep /usr/sbin/sshd", "aaunitctl attach --complain --profile /usr/sbin/sshd ssh.service"}},
+		Next: []string{"aa-autodep /usr/sbin/sshd", "aaunitctl attach --complain --profile /usr/sbin/sshd ssh.service", "aaunitctl denials ssh.service"}},
 	{Unit: `agent\x2done.service`, Class: attach.ExposedNetwork, Running: attach.Yes, Root: attach.No, User: "agent", UIDs: []int{990}, Labels: []string{"agent (complain)"}, Processes: 2,
 		Capabilities: []string{"net_admin", "net_raw", "sys_time"}, Listening: []attach.Listening{{Protocol: "udp", Address: "10.0.0.7", Port: 5353, Reach: attach.ReachNetwork, OwnNetwork: true}},
 		Profile: "agent", Next: []string{`aaunitctl plan 'agent\x2done.service'`, `aaunitctl attach 'agent\x2done.service'`}},
@@ -19,7 +23,7 @@ var exposed = attach.ExposureReport{Host: hostOn, At: now, Looked: 21, Quiet: 6,
 		Unknown: []string{"process 7: its label could not be read: permission denied"}, Next: []string{"aaunitctl plan odd.service"}},
 	{Unit: "on-demand.service", Class: attach.ExposedLocal, Running: attach.No, Root: attach.CouldNotTell, Labels: []string{}, Program: "/usr/sbin/od",
 		Listening: []attach.Listening{{Protocol: "unix", Address: "/run/od", Reach: attach.ReachUnix, By: "on-demand.socket"}},
-		Next:      []string{"aa-autodep /usr/sbin/od", "aaunitctl attach --complain --profile /usr/sbin/od on-demand.service"}},
+		Next:      []string{"aa-autodep /usr/sbin/od", "aaunitctl attach --complain --profile /usr/sbin/od on-demand.service", "aaunitctl denials on-demand.service"}},
 }, Unknown: []string{"cannot tell where odd.socket listens: no answer"}}
 
 func TestListUnconfined(t *testing.T) {
@@ -51,5 +55,30 @@ func TestListUnconfined(t *testing.T) {
 	}
 	if got := s.run("list", "--unconfined", "--profiles"); got != attach.ExitUsage {
 		t.Errorf("both: exit %d", got)
+	}
+}
+
+// A shell runs every step of what is shown, with the statuses that they exit with where
+// all goes well.
+func TestAllStepsOfALineRun(t *testing.T) {
+	bin := t.TempDir()
+	for name, text := range map[string]string{
+		"aa-autodep": "echo", "aaunitctl": `echo; case "$1 $2" in "attach --complain") exit 3; esac`,
+	} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, e := range map[string]attach.Exposure{
+		"a first profile":    {Unit: `agent\x2done.service`, Program: "/usr/bin/agent"},
+		"a profile there is": {Unit: "agent.service", Program: "/usr/bin/agent", Profile: "agent"},
+	} {
+		e.Begin(e.Profile)
+		cmd := exec.Command("/bin/sh", "-c", inOneLine(e.Next))
+		cmd.Env = []string{"PATH=" + bin}
+		out, err := cmd.CombinedOutput()
+		if ran := strings.Count(string(out), "\n"); err != nil || ran != len(e.Next) {
+			t.Errorf("%s: %v, %d of %d steps run: %s\n%s", name, err, ran, len(e.Next), inOneLine(e.Next), out)
+		}
 	}
 }
