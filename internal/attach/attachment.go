@@ -179,7 +179,13 @@ func (a *Attachment) Set(key, value string) error {
 	case "OnProfileChange":
 		a.OnProfileChange, err = oneOf(value, def.OnProfileChange, ChangeLoad, ChangeReport)
 	case "SettleSec":
-		a.Settle, err = parseSpan(value, def.Settle)
+		settle := def.Settle
+		if strings.TrimSpace(value) != "" {
+			if settle, err = ParseSettle(value); err != nil {
+				return err
+			}
+		}
+		a.Settle = settle
 	default:
 		return fmt.Errorf("unknown key %q", key)
 	}
@@ -241,23 +247,15 @@ func parseBool(value string, def bool) (bool, error) {
 	return def, fmt.Errorf("cannot read %q: use yes or no", value)
 }
 
-// parseSpan reads a time span: plain seconds, or Go's and systemd's common
-// units (500ms, 5s, 2min).
-func parseSpan(value string, def time.Duration) (time.Duration, error) {
-	s := strings.ReplaceAll(value, " ", "")
-	if s == "" {
-		return def, nil
-	}
-	if s[len(s)-1] >= '0' && s[len(s)-1] <= '9' {
-		s += "s"
-	}
-	s = strings.NewReplacer("minutes", "m", "minute", "m", "min", "m", "seconds", "s", "second", "s", "sec", "s").Replace(s)
-	d, err := time.ParseDuration(s)
+// ParseSettle reads SettleSec=: a time span of at most MaxSettle.
+func ParseSettle(value string) (time.Duration, error) {
+	span, minus := strings.CutPrefix(strings.TrimSpace(value), "-")
+	d, ok := parseSpan(span)
 	switch {
-	case err != nil:
-		return def, fmt.Errorf("cannot read time span %q: write seconds, or a number with ms, s or min", value)
-	case d < 0 || d > MaxSettle:
-		return def, fmt.Errorf("cannot use time span %q: it must lie between 0 and %v", value, MaxSettle)
+	case !ok:
+		return 0, fmt.Errorf("cannot read time span %q: write seconds, or a number with ms, s or min", value)
+	case minus && d > 0, d > MaxSettle:
+		return 0, fmt.Errorf("cannot use time span %q: it must lie between 0 and %v", value, MaxSettle)
 	}
 	return d, nil
 }

@@ -54,7 +54,8 @@ func TestSet(t *testing.T) {
 func TestSetSpans(t *testing.T) {
 	for in, want := range map[string]time.Duration{
 		"0": 0, "5": 5 * time.Second, "5s": 5 * time.Second, "500ms": 500 * time.Millisecond, "2min": 2 * time.Minute, "1 min 5 sec": 65 * time.Second,
-		" ": DefaultSettle, "10min": MaxSettle,
+		" ": DefaultSettle, "10min": MaxSettle, "5m": 5 * time.Minute, "1.5s": 1500 * time.Millisecond, "20\u00b5s": 20 * time.Microsecond, "-0": 0,
+		"1m1.000000001s": 61*time.Second + 1, "1 0s": time.Second,
 	} {
 		a := NewAttachment()
 		if err := a.Set("SettleSec", in); err != nil || a.Settle != want {
@@ -92,6 +93,8 @@ func TestSetRefuses(t *testing.T) {
 		{"OnFailedAttach", "yes", "undo, stop, keep"},
 		{"SettleSec", "-1", "between"},
 		{"SettleSec", "11min", "between"},
+		{"SettleSec", "1h", "between"},
+		{"SettleSec", "+-1s", "time span"},
 		{"SettleSec", "soon", "time span"},
 		{"SettleSec", "9999999999999999999h", "time span"},
 		{"profile", "x", "unknown key"},

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -110,39 +111,47 @@ func CheckPause(d time.Duration) error {
 	return nil
 }
 
-// spanUnits are the units of systemd.time(7), from seconds to weeks.
+// spanUnits are the units of systemd.time(7), from nanoseconds to weeks, with Go's.
 var spanUnits = map[string]time.Duration{
+	"ns": time.Nanosecond, "nsec": time.Nanosecond,
+	"us": time.Microsecond, "\u00b5s": time.Microsecond, "\u03bcs": time.Microsecond, "usec": time.Microsecond,
+	"ms": time.Millisecond, "msec": time.Millisecond,
 	"": time.Second, "s": time.Second, "sec": time.Second, "second": time.Second, "seconds": time.Second,
 	"m": time.Minute, "min": time.Minute, "minute": time.Minute, "minutes": time.Minute,
 	"h": time.Hour, "hr": time.Hour, "hour": time.Hour, "hours": time.Hour,
 	"d": 24 * time.Hour, "day": 24 * time.Hour, "days": 24 * time.Hour,
-	"w": MaxPause, "week": MaxPause, "weeks": MaxPause,
+	"w": 7 * 24 * time.Hour, "week": 7 * 24 * time.Hour, "weeks": 7 * 24 * time.Hour,
 }
 
-// ParsePause reads how long a pause shall last: numbers with systemd's units,
-// which are added up (90s, 30min, "1h 30min", 1d); a bare number is seconds.
-func ParsePause(span string) (time.Duration, error) {
-	bad := fmt.Errorf("cannot read time span %q: write a number with s, min, h or d, such as 90s, 30min, 2h or 1d", span)
-	var sum time.Duration
+// longest is what parseSpan makes of everything that is longer than anybody takes.
+const longest = MaxPause + 1
+
+// parseSpan reads a time span: numbers with systemd's units, which are added up (90s,
+// 30min, "1h 30min", 1.5s); a bare number is seconds.
+func parseSpan(span string) (sum time.Duration, ok bool) {
 	rest := strings.TrimSpace(span)
-	if rest == "" {
-		return 0, bad
-	}
-	for rest != "" {
-		digits := len(rest) - len(strings.TrimLeft(rest, "0123456789"))
+	for ok = rest != ""; ok && rest != ""; {
+		digits := len(rest) - len(strings.TrimLeft(rest, "0123456789."))
 		word := strings.TrimLeft(rest[digits:], " ")
 		letters := len(word) - len(strings.TrimLeftFunc(word, unicode.IsLetter))
-		unit, ok := spanUnits[word[:letters]]
-		n, err := strconv.ParseUint(rest[:digits], 10, 32)
-		if !ok || digits == 0 {
-			return 0, bad
-		}
-		// Too many digits are too long a time; the sum must not overflow.
-		if err != nil || n > uint64(MaxPause/unit) || sum > MaxPause {
-			return 0, fmt.Errorf("cannot pause for %s: it must be more than 0 and at most 7 days", span)
-		}
-		sum += time.Duration(n) * unit
+		unit, known := spanUnits[word[:letters]]
+		n, err := strconv.ParseFloat(rest[:digits], 64)
+		ok = known && (err == nil || errors.Is(err, strconv.ErrRange)) // which is infinite
+		// To the nearest nanosecond; nothing may overflow.
+		sum = min(sum+time.Duration(min(n*float64(unit), float64(longest))+0.5), longest)
 		rest = strings.TrimLeft(word[letters:], " ")
 	}
-	return sum, CheckPause(sum)
+	return sum, ok
+}
+
+// ParsePause reads how long a pause shall last.
+func ParsePause(span string) (time.Duration, error) {
+	d, ok := parseSpan(span)
+	switch {
+	case !ok:
+		return 0, fmt.Errorf("cannot read time span %q: write a number with s, min, h or d, such as 90s, 30min, 2h or 1d", span)
+	case CheckPause(d) != nil:
+		return 0, fmt.Errorf("cannot pause for %s: it must be more than 0 and at most 7 days", span)
+	}
+	return d, nil
 }

@@ -106,13 +106,13 @@ func TestParsePause(t *testing.T) {
 	for span, want := range map[string]time.Duration{
 		"90s": 90 * time.Second, "30min": 30 * time.Minute, "2h": 2 * time.Hour, "1d": 24 * time.Hour, "45": 45 * time.Second,
 		"1h 30min": 90 * time.Minute, "1h30m": 90 * time.Minute, " 2 hours ": 2 * time.Hour, "7d": MaxPause, "1w": MaxPause,
-		"6d 23h 59min 60s": MaxPause, "1s": time.Second,
+		"6d 23h 59min 60s": MaxPause, "1s": time.Second, "1.5h": 90 * time.Minute, "1m30.5s": 90*time.Second + 500*time.Millisecond,
 	} {
 		if got, err := ParsePause(span); err != nil || got != want {
 			t.Errorf("%q: %v %v", span, got, err)
 		}
 	}
-	for _, span := range []string{"", " ", "0", "0s", "-1h", "h", "1x", "1.5h", "1h-", "8d", "7d 1s", "2w", "1w 1w", "99999999999999999999d",
+	for _, span := range []string{"", " ", "0", "0s", "-1h", "h", "1x", "1.5.0h", ".", "1h-", "8d", "7d 1s", "2w", "1w 1w", "99999999999999999999d",
 		"4294967295w", "infinity", "１h", "5d 5d"} {
 		if got, err := ParsePause(span); err == nil {
 			t.Errorf("%q: %v", span, got)

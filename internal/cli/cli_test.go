@@ -744,6 +744,8 @@ func TestErrors(t *testing.T) {
 		{"dry-run and no-wait", nil, []string{"detach", "a", "--dry-run", "--no-wait"}, 2, "usage", "do not go together"},
 		{"a pause of no time", nil, []string{"pause", "a", "--for", "0"}, 2, "usage", "more than 0"},
 		{"a pause without a unit of time", nil, []string{"pause", "a", "--for", "1x"}, 2, "usage", "such as 90s, 30min, 2h or 1d"},
+		{"an unreadable time to settle", nil, []string{"attach", "a", "--settle", "soon"}, 2, "usage", "a number with ms, s or min"},
+		{"too long a time to settle", nil, []string{"attach", "a", "--settle", "1h"}, 2, "usage", "between 0 and 10m"},
 		{"a pause too long", nil, []string{"pause", "a", "--for", "8d"}, 2, "usage", "at most 7 days"},
 		{"a pause of nothing", nil, []string{"pause"}, 2, "usage", "name at least one unit"},
 		{"all and names", nil, []string{"verify", "a", "--all"}, 2, "usage", "--all"},
@@ -883,6 +885,8 @@ func TestEvidenceExitStatuses(t *testing.T) {
 	}
 }
 
+func span(d time.Duration) *time.Duration { return &d }
+
 func TestRequests(t *testing.T) {
 	for _, tc := range []struct {
 		args []string
@@ -895,6 +899,9 @@ func TestRequests(t *testing.T) {
 		{[]string{"attach", "a", "-p", "/x/y"}, "attach", attach.Request{Units: []string{"a"}, Profile: "/x/y"}},
 		{[]string{"attach", "a", "--dry-run"}, "plan", attach.Request{Units: []string{"a"}, DryRun: true}},
 		{[]string{"attach", "a", "--wait=true"}, "attach", attach.Request{Units: []string{"a"}}},
+		{[]string{"attach", "a", "--settle", "1min"}, "attach", attach.Request{Units: []string{"a"}, Settle: span(time.Minute)}},
+		{[]string{"attach", "a", "--settle", "5"}, "attach", attach.Request{Units: []string{"a"}, Settle: span(5 * time.Second)}},
+		{[]string{"attach", "a", "--settle", "5m", "--dry-run"}, "plan", attach.Request{Units: []string{"a"}, Settle: span(5 * time.Minute), DryRun: true}},
 		{[]string{"attach", "a", "--no-wait"}, "start attach", attach.Request{Units: []string{"a"}}},
 		{[]string{"attach", "a", "--wait=false"}, "start attach", attach.Request{Units: []string{"a"}}},
 		{[]string{"detach", "a", "--no-restart"}, "detach", attach.Request{Units: []string{"a"}, NoRestart: true}},

@@ -81,11 +81,10 @@ func imageRequest(cmd *cobra.Command, units []string) (r attach.Request, err err
 	take("dry-run", func() (e error) { r.DryRun, e = f.GetBool("dry-run"); return e })
 	if f.Changed("settle") {
 		take("settle", func() error {
-			settle, e := f.GetDuration("settle")
-			if e == nil && (settle < 0 || settle > attach.MaxSettle) {
-				e = usage("--settle must lie between 0 and %v", attach.MaxSettle)
+			text, e := f.GetString("settle")
+			if e == nil {
+				r.Settle, e = settleTime(text)
 			}
-			r.Settle = &settle
 			return e
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/google/go-cmp/cmp"
@@ -65,6 +66,7 @@ func TestRootIsForWhatFilesCanTell(t *testing.T) {
 		want attach.Request
 	}{
 		{[]string{"attach", "myagent", "-p", "./p", "--complain", "--no-restart"}, attach.ExitOK, "attach", attach.Request{Units: []string{"myagent"}, Profile: "./p", Complain: true, NoRestart: true, Trusted: true}},
+		{[]string{"attach", "--settle", "1min", "myagent"}, attach.ExitOK, "attach", attach.Request{Units: []string{"myagent"}, Settle: span(time.Minute), Trusted: true}},
 		{[]string{"attach"}, attach.ExitOK, "attach", attach.Request{Units: []string{}, Trusted: true}},
 		{[]string{"attach", "--dry-run", "myagent"}, attach.ExitOK, "attach", attach.Request{Units: []string{"myagent"}, DryRun: true, Trusted: true}},
 		{[]string{"plan"}, attach.ExitOK, "attach", attach.Request{Units: []string{}, DryRun: true, Trusted: true}},

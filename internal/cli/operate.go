@@ -18,7 +18,7 @@ type operateFlags struct {
 	runtime   bool
 	complain  bool
 	noRestart bool
-	settleFor time.Duration
+	settleFor string
 	dryRun    bool
 	wait      bool
 	noWait    bool
@@ -41,6 +41,15 @@ func (f *operateFlags) settle(cmd *cobra.Command) error {
 	}
 	f.noWait = f.noWait || !f.wait
 	return nil
+}
+
+// settleTime reads --settle, which is written as SettleSec= is.
+func settleTime(text string) (*time.Duration, error) {
+	d, err := attach.ParseSettle(text)
+	if err != nil {
+		return nil, usage("%v", err)
+	}
+	return &d, nil
 }
 
 func (a *app) request(f operateFlags, units []string) attach.Request {
@@ -103,10 +112,10 @@ attaches to its executable, or that is called like it.`,
 			}
 			r, ctx := a.request(f, args), cmd.Context()
 			if cmd.Flags().Changed("settle") {
-				if f.settleFor < 0 || f.settleFor > attach.MaxSettle {
-					return usage("--settle must lie between 0 and %v", attach.MaxSettle)
+				var err error
+				if r.Settle, err = settleTime(f.settleFor); err != nil {
+					return err
 				}
-				r.Settle = &f.settleFor
 			}
 			return a.with(ctx, func(d Daemon) error {
 				switch {
@@ -123,7 +132,7 @@ attaches to its executable, or that is called like it.`,
 	cmd.Flags().StringVarP(&f.profile, "profile", "p", "", "the `PROFILE`: a name, a file in /etc/apparmor.d, or a path")
 	cmd.Flags().BoolVar(&f.runtime, "runtime", false, "until the next boot only")
 	cmd.Flags().BoolVar(&f.complain, "complain", false, "in complain mode: log, and allow")
-	cmd.Flags().DurationVar(&f.settleFor, "settle", attach.DefaultSettle, "how long the unit must stay healthy, like 10s; 0s does not wait")
+	cmd.Flags().StringVar(&f.settleFor, "settle", attach.DefaultSettle.String(), "how long the unit must stay healthy, at most 10 minutes: a `TIME` such as 10s or 1min; 0 does not wait")
 	f.add(cmd)
 	a.completeFlag(cmd, "profile")
 	return cmd
