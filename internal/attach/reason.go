@@ -269,7 +269,7 @@ var entries = []Entry{
 	{GlobalComplain, "AppArmor's global mode is complain",
 		"/sys/module/apparmor/parameters/mode reads complain: the kernel permits everything and only logs, while every label still reads (enforce). Write enforce there, or take apparmor.mode=complain off the kernel command line.", NotConfined},
 	{BootServiceMissing, "apparmor.service will not run at boot",
-		"Profiles are loaded at boot by apparmor.service, which is not enabled here. After a reboot the profile is missing and the unit does not start. Run: systemctl enable apparmor.service", Confined},
+		"What lies in /etc/apparmor.d is loaded at boot by apparmor.service, which is not enabled here. aaunit-policy.service loads the policies that were accepted all the same. In an image (--root) none was accepted yet, and the unit does not start at the first boot; where aaunit is removed, the unit's drop-in goes as well. Run: systemctl enable apparmor.service", Confined},
 
 	{UnitNotFound, "No such unit", "systemd knows no unit file of that name. systemctl list-unit-files shows the ones that exist.", Unknown},
 	{UnitMasked, "The unit is masked", "A masked unit cannot start, and a drop-in does not change that. Run systemctl unmask first.", Unknown},
@@ -298,7 +298,7 @@ var entries = []Entry{
 	{ProfileDisputed, "Another unit wants the profile enforced", "All tasks that carry a profile are in one mode with it. Another attachment asks for enforce mode, which wins. Take Mode=complain out of this attachment, or give the unit a profile of its own.", Unknown},
 	{ProfileUnconfined, "The profile does not confine", "flags=(unconfined) gives tasks a name but takes nothing from them.", NotConfined},
 	{ProfileDefaultOpen, "The profile allows everything by default", "flags=(default_allow) allows what no rule mentions: an allow-list turned into a deny-list.", NotConfined},
-	{ProfileNotAtBoot, "The profile is not loaded at boot", "apparmor.service loads what lies directly in /etc/apparmor.d. A profile elsewhere is missing after a reboot, and the unit will not start. Move or copy it to /etc/apparmor.d.", Confined},
+	{ProfileNotAtBoot, "apparmor.service does not load the profile at boot", "It loads what lies directly in /etc/apparmor.d. A profile elsewhere is loaded at boot by aaunit-policy.service alone, as its policy was accepted. In an image (--root) none was accepted yet, and the unit does not start at the first boot; where aaunit is removed, the unit's drop-in goes as well. Move or copy it to /etc/apparmor.d.", Confined},
 	{ProfileNotLoaded, "The profile is not loaded", "The kernel has no profile of that name.", NotConfined},
 	{ProfileNotStaged, "The kernel could not check the policy beforehand", "The compiled policy could not be loaded into a policy namespace to read its checksum, so what runs cannot be compared with what was checked.", Unknown},
 	{PolicyDisputed, "The kernel reads the policy otherwise than it was checked", "The compiled policy was loaded into a policy namespace, where no task runs, and the kernel was asked what it allows. To one question at least its answer was another than what the compiled policy says, so what was checked is not what would run, and the policy is not loaded. The parser or the kernel has a bug, or the two do not fit together: bring both up to date, and report it with the profile and the versions of both.", Unknown},
