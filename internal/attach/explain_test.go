@@ -149,6 +149,11 @@ func TestExplain(t *testing.T) {
 		"refused": {hostFine, with(verdictOn("a.service"), func(c *Case) {
 			c.Status.Verdict, c.Status.Refused = nil, []Reason{Because(ProfileNotFound, "x")}
 		}), ExitNotConfined, "refused to attach it: no such profile", "aaunitctl list --profiles", nil},
+		"refused, in complain mode": {hostFine, with(verdictOn("a.service"), func(c *Case) {
+			c.Status.Verdict, c.Status.Refused = nil, []Reason{Because(ProfileComplain, "x").WithNext(EnforceStep("/etc/apparmor.d/b"))}
+		}), ExitNotConfined, "refused to attach it: the profile is in complain mode", "aa-enforce /etc/apparmor.d/b", func(e Explanation) bool {
+			return strings.Contains(e.Reasons[0].Explanation, "apparmor-utils")
+		}},
 		"a pattern": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status.Verdict = nil; c.Start = nil }), ExitOK, "is a pattern", "aaunitctl status",
 			func(e Explanation) bool { return e.Pattern && len(e.Unseen) == 0 }},
 		"a pattern that no pass has come to": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status = &Status{Unit: c.Unit, Profile: "a", Busy: true}; c.Start = nil }), ExitUnknown,

@@ -520,3 +520,16 @@ func TestReadAfter(t *testing.T) {
 		}
 	}
 }
+
+// Who is told to type aa-enforce is told where it comes from: the package only suggests it.
+func TestThePackageOfAaEnforceIsNamed(t *testing.T) {
+	said := []string{flagObstacles(Profile{Name: "a", File: "/etc/apparmor.d/a", Flags: []string{"complain"}}, false)[0].Next}
+	for _, e := range Catalogue() {
+		said = append(said, e.Explanation)
+	}
+	for _, s := range said {
+		if strings.Contains(s, "aa-enforce") && !strings.Contains(s, "package apparmor-utils") {
+			t.Errorf("%q", s)
+		}
+	}
+}

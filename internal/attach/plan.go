@@ -884,12 +884,17 @@ func SaidOf(list []Reason, r Reason) bool {
 	return slices.ContainsFunc(list, func(q Reason) bool { return q == r || mode && q.Code == r.Code && q.Where == r.Where })
 }
 
+// EnforceStep has a profile enforced. The package only suggests the one with aa-enforce.
+func EnforceStep(file string) string {
+	return "install package apparmor-utils, then: aa-enforce " + file
+}
+
 // flagObstacles finds flags with which a profile, or a child of one, does not
 // confine.
 func flagObstacles(p Profile, complain bool) (out []Reason) {
 	where := fmt.Sprintf("%s:%d", p.File, p.Line)
 	if p.HasFlag("complain") && !complain {
-		out = append(out, because(ProfileComplain, "profile %s has flags=(complain)", p.Name).at(where).next("aa-enforce "+p.File))
+		out = append(out, because(ProfileComplain, "profile %s has flags=(complain)", p.Name).at(where).next(EnforceStep(p.File)))
 	}
 	if p.HasFlag("unconfined") {
 		out = append(out, because(ProfileUnconfined, "profile %s has flags=(unconfined)", p.Name).at(where))

@@ -99,7 +99,7 @@ func (a *asking) mode(p *policydb.Profile) {
 			WithNext("take unconfined, or default_allow, out of its flags"))
 	case policydb.Complain:
 		if a.Desired.Attachment.Mode != attach.WishComplain {
-			a.find(attach.Error, p, "", nil, attach.Because(attach.ProfileComplain, "profile %s is in complain mode", p.Name).WithNext("aa-enforce "+a.text(p)))
+			a.find(attach.Error, p, "", nil, attach.Because(attach.ProfileComplain, "profile %s is in complain mode", p.Name).WithNext(attach.EnforceStep(a.text(p))))
 		}
 	case policydb.Prompt:
 		if a.Desired.Attachment.Mode != attach.WishComplain {
