@@ -1,11 +1,13 @@
 package packaging_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/metrics"
 )
@@ -47,6 +49,22 @@ func TestMetricsAgree(t *testing.T) {
 		if !slices.Contains(names, name) {
 			t.Errorf("aaunitctl(1) lists %s, which nothing writes", name)
 		}
+	}
+}
+
+// What is left in a textfile without a daemon is said, and nothing else.
+func TestWhatIsLeftWithoutADaemonIsSaid(t *testing.T) {
+	var b bytes.Buffer
+	if err := metrics.WriteDown(&b, time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, m := range regexp.MustCompile(`(?m)^(aaunit_\w+)`).FindAllStringSubmatch(b.String(), -1) {
+		left = append(left, m[1])
+	}
+	for _, file := range []string{"man/aaunitctl.1", "prometheus/README.md", "../internal/cli/metrics.go"} {
+		_, text, _ := strings.Cut(read(t, file), "does not answer,")
+		same(t, "metric", "WriteDown", left, file, metricName.FindAllString(text[:min(200, len(text))], -1))
 	}
 }
 

@@ -25,8 +25,9 @@ func (a *app) metricsCommand() *cobra.Command {
 		Short: "Print the daemon's numbers as Prometheus reads them",
 		Long: `Print the daemon's numbers, and those of each attached unit, as Prometheus reads
 them. With --textfile they are written to a file of node_exporter's textfile
-collector, all at once. When aaunitd does not answer, aaunit_up is 0 in it and
-nothing else is: old numbers would look like proof. aaunitd is not started for it.
+collector, all at once. When aaunitd does not answer, aaunit_up is 0 in it, and
+nothing but aaunit_metrics_timestamp_seconds is beside it: old numbers would look
+like proof. aaunitd is not started for it.
 
 aaunit-metrics.socket answers the same over HTTP.`,
 		Example: `  aaunitctl metrics
