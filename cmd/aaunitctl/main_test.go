@@ -166,7 +166,7 @@ func TestCheckOnABuildMachine(t *testing.T) {
 		"an assertion that holds":     {[]string{"check", "--base", tree, asserted("Deny=write /opt/**")}, 0, []string{"no way around"}},
 		"one that does not":           {[]string{"check", "--base", tree, asserted("Deny=network inet")}, 3, []string{"[assertion-failed]", ".conf:6"}},
 		"one about the unit":          {[]string{"check", "--base", tree, asserted("Deny=write @{exec}")}, 5, []string{"[assertion-unknown]", "no command line of the unit is known"}},
-		"profiles to come":            {[]string{"check", "--base", tree, patterned}, 5, []string{"shows with the units of c@.service to come"}},
+		"profiles to come":            {[]string{"check", "--base", tree, patterned}, 5, []string{"Profile=a-%i is another profile for each unit of c@.service"}},
 		"a broken attachment":         {[]string{"check", "--base", tree, broken}, 3, []string{"[attachment-bad]", "broken.conf:3"}},
 		"a bare file name":            {[]string{"check", "main.go"}, 5, []string{"aaunitctl check ./main.go"}},
 		"a unit":                      {[]string{"check", "--base", tree, "aaunit-test-of-no-unit.service"}, 5, []string{"nothing is known of unit"}},

@@ -447,6 +447,7 @@ var steps = map[Code]Command{
 	ProfileBroken:      {"aaunitctl check {where}", true},
 	ProfileNotCompiled: {"aaunitctl check {where}", true},
 	ProfileUnreadable:  {"ls -l {where}", true},
+	ProfileByUnit:      {"systemctl list-units {instances}", false},
 	ProfileUntrusted:   {"chown root:root {where}", true},
 	ProfileDuplicate:   {"aaunitctl list --profiles", false},
 	ProfileDisabled:    {"aa-enforce {file}", true},

@@ -123,6 +123,7 @@ const (
 	ProfileBroken      Code = "profile-does-not-compile"
 	ProfileNotCompiled Code = "profile-not-compiled"
 	ProfileUnreadable  Code = "profile-unreadable"
+	ProfileByUnit      Code = "profile-depends-on-unit"
 	ProfilePartly      Code = "profile-checked-in-part"
 	ProfileUntrusted   Code = "profile-file-untrusted"
 	ProfileDuplicate   Code = "profile-duplicate-name"
@@ -290,6 +291,7 @@ var entries = []Entry{
 	{ProfileBroken, "The profile does not compile", "apparmor_parser refuses the text, so it cannot be loaded. What is loaded now stays as it is.", Unknown},
 	{ProfileNotCompiled, "The profile could not be compiled", "apparmor_parser could not be run, or came to no end of its own, so whether the text compiles is not known. What is loaded now stays as it is. It is tried again when the text or the parser changes, and now and then.", Unknown},
 	{ProfileUnreadable, "The profile's file could not be read", "There is no such file, or whoever looks may not read it, so nothing can be said of the profile in it. ls -l FILE shows which.", Unknown},
+	{ProfileByUnit, "Which profile it is depends on the unit", "The attachment is for units to come, and names their profile with a specifier, such as %i. Which profile that is shows with a unit: none was compiled, and nothing was asked of one. Name one of the units, or its profile: aaunitctl check UNIT", Unknown},
 	{ProfilePartly, "Only a part of the profile was checked", "A rule that does not compile hides whatever else is wrong with a profile. For the check alone, what the parser refuses was left out and the rest was compiled, where that was possible. Nothing of it is loaded. Correct the lines that are named, and check again.", Unknown},
 	{ProfileUntrusted, "Others than root can write the profile", "A profile that somebody else can change confines nobody. The file, the files it includes and their directories must belong to root and be writable by root alone.", Unknown},
 	{ProfileDuplicate, "Two files define the profile", "The file that is loaded last wins, which is an accident of the boot. Rename or remove one of them.", Unknown},

@@ -340,8 +340,9 @@ func (k checker) pattern(ctx context.Context, name string, a attach.Attachment) 
 func (k checker) declaredFor(ctx context.Context, o *attach.Outcome, a attach.Attachment, file string, units []string) {
 	asked := map[string]bool{}
 	for _, unit := range units {
-		if (attach.IsPattern(unit) || attach.IsGlob(unit)) && strings.Contains(a.Profile, "%") {
-			o.Notes = append(o.Notes, attach.Because(attach.AssertionUnknown, "which profile Profile=%s is shows with the units of %s to come", a.Profile, unit).At(file))
+		if (attach.IsPattern(unit) || attach.IsGlob(unit)) && byUnit(&a) {
+			o.Notes = append(o.Notes, attach.Because(attach.ProfileByUnit, "Profile=%s is another profile for each unit of %s", a.Profile, unit).At(file).
+				WithNext("name one of its units: aaunitctl check UNIT, or the profile of one: aaunitctl check PROFILE"))
 			o.Exit = attach.WorstExit(o.Exit, attach.ExitUnknown)
 			continue
 		}

@@ -19,6 +19,8 @@ func TestCheckNamesFilesProfilesAndUnits(t *testing.T) {
 	w.untold = map[string]attach.Reason{"untold": attach.Because(attach.ProfileNotCompiled, "no parser")}
 	w.att["/etc/aaunit/attachments.d/x.conf"] = attach.Attachment{Units: []string{"x.service", "y.service"}, Profile: "alone"}
 	w.att["/srv/y.conf"] = attach.Attachment{Units: []string{"y@.service"}, Profile: "p-%i"}
+	w.files["a%b"] = "1"
+	w.att["/srv/z.conf"] = attach.Attachment{Units: []string{"z@.service"}, Profile: "a%%b"}
 	w.gate = func(c attach.Compiled) []attach.Reason {
 		if strings.HasSuffix(c.ID, "-partly") {
 			return []attach.Reason{attach.Because(attach.MayWriteTmp, "behind the mistake")}
@@ -43,7 +45,8 @@ func TestCheckNamesFilesProfilesAndUnits(t *testing.T) {
 		"what does not compile":       {"/etc/apparmor.d/broken", true, attach.ExitNotConfined, "broken", []attach.Code{attach.ProfileBroken, attach.ProfilePartly, attach.MayWriteTmp}},
 		"what could not be compiled":  {"/etc/apparmor.d/untold", true, attach.ExitUnknown, "untold", []attach.Code{attach.ProfileNotCompiled}},
 		"an attachment":               {"/etc/aaunit/attachments.d/x.conf", false, attach.ExitOK, "alone", nil},
-		"an attachment of a template": {"/srv/y.conf", true, attach.ExitUnknown, "", []attach.Code{attach.AssertionUnknown}},
+		"an attachment of a template": {"/srv/y.conf", true, attach.ExitUnknown, "", []attach.Code{attach.ProfileByUnit}},
+		"of one with a percent sign":  {"/srv/z.conf", true, attach.ExitOK, "a%b", nil},
 		"an attachment, not root":     {"/srv/y.conf", false, attach.ExitFailed, "", []attach.Code{attach.ProfileUntrusted}},
 	} {
 		t.Run(name, func(t *testing.T) {
