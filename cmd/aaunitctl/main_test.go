@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -107,6 +108,49 @@ func TestCheckOfTheDiscussedProfile(t *testing.T) {
 	}
 	if out, exit = run(t, "check", "--sarif", "testdata/discussed"); exit != int(attach.ExitNotConfined) || strings.Count(out, `"ruleId"`) != 6 {
 		t.Errorf("--sarif: exit status %d\n%s", exit, out)
+	}
+}
+
+// TestREADMEShowsWhatCheckSays runs check on the profile that README shows, and on what it
+// says became of it. Only how lines are folded, what the kernel was asked and the parser's
+// own words differ with the machine.
+func TestREADMEShowsWhatCheckSays(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var profile string
+	var shown []string
+	for i, block := range strings.Split(string(text), "\n```") {
+		if i%2 == 0 {
+			continue // what is between them
+		}
+		block = strings.TrimPrefix(block, "\n")
+		if strings.HasPrefix(block, "include <tunables/global>") {
+			profile = block + "\n"
+		}
+		if transcript, is := strings.CutPrefix(block, "$ aaunitctl check ./myagent\n"); is {
+			shown = append(shown, transcript)
+		}
+	}
+	corrected := strings.NewReplacer(
+		"  /var/lib/myagent/** rw,\n  /tmp/** rw,\n  /var/tmp/** rw,\n", "  owner /var/lib/myagent/** rwk,\n",
+		"  socket (tcp) options=(setsockopt) level=SOL_TCP optname=(TCP_NODELAY),\n", "  network inet stream,\n  network inet6 stream,\n").Replace(profile)
+	if len(shown) != 2 || corrected == profile {
+		t.Fatalf("README has %d transcripts, and the profile\n%s", len(shown), profile)
+	}
+	varies := regexp.MustCompile(`(?m)^  \? kernel .*\n| \(apparmor_parser: [^)]*\)`)
+	plain := func(s string) string { return strings.Join(strings.Fields(varies.ReplaceAllString(s, "")), " ") }
+	dir := t.TempDir()
+	file := filepath.Join(dir, "myagent")
+	for i, text := range []string{profile, corrected} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, _ := run(t, "check", file)
+		if got, want := plain(strings.ReplaceAll(out, dir, "/src")), plain(shown[i]); got != want {
+			t.Errorf("README shows\n%s\nand it says\n%s", want, got)
+		}
 	}
 }
 
