@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -246,6 +247,85 @@ func firstString(n ast.Node) (found string) {
 		return found == ""
 	})
 	return found
+}
+
+// jsonItems are the items of org.aaunit1(5) that have the keys of documents in JSON, with
+// what is described there. What is in a document and has no item of its own stands in the
+// first item that it is in.
+var jsonItems = []struct {
+	name string
+	of   []reflect.Type
+}{
+	{"report", []reflect.Type{reflect.TypeFor[attach.Report]()}},
+	{"evidence report", []reflect.Type{reflect.TypeFor[attach.EvidenceReport]()}},
+	{"verdict", []reflect.Type{reflect.TypeFor[attach.Verdict]()}},
+	{"reason", []reflect.Type{reflect.TypeFor[attach.Reason]()}},
+	{"outcome", []reflect.Type{reflect.TypeFor[attach.Outcome](), reflect.TypeFor[attach.Questioned]()}},
+	{"event", []reflect.Type{reflect.TypeFor[attach.Event]()}},
+	{"denials", []reflect.Type{reflect.TypeFor[attach.DenialReport]()}},
+	{"cases", []reflect.Type{reflect.TypeFor[attach.CaseReport]()}},
+	{"explanation", []reflect.Type{reflect.TypeFor[attach.Explanation]()}},
+	{"code", []reflect.Type{reflect.TypeFor[attach.Entry]()}},
+	{"answer of a query", []reflect.Type{reflect.TypeFor[attach.QueryResult]()}},
+	{"profile", []reflect.Type{reflect.TypeFor[attach.Profile]()}},
+	{"report of an image", []reflect.Type{reflect.TypeFor[attach.ImageReport]()}},
+	{"services", []reflect.Type{reflect.TypeFor[attach.ExposureReport]()}},
+	{"metrics", []reflect.Type{reflect.TypeFor[attach.Metrics]()}},
+	{"socket options", []reflect.Type{reflect.TypeFor[attach.SocketReport]()}},
+	{"history", []reflect.Type{reflect.TypeFor[attach.SocketHistory]()}},
+	{"use", []reflect.Type{reflect.TypeFor[attach.SocketUse]()}},
+}
+
+func TestManualHasEveryKeyOfJSON(t *testing.T) {
+	_, page, _ := strings.Cut(read(t, "man/org.aaunit1.5"), "\n.Ss JSON\n")
+	described := map[reflect.Type]bool{reflect.TypeFor[time.Time](): true}
+	for _, item := range jsonItems {
+		for _, doc := range item.of {
+			described[doc] = true
+		}
+	}
+	for _, item := range jsonItems {
+		_, text, _ := strings.Cut(page, "\n.It "+item.name+"\n")
+		text, _, _ = strings.Cut(text, "\n.It ")
+		text, _, _ = strings.Cut(text, "\n.El\n")
+		said := map[string]bool{}
+		for _, m := range regexp.MustCompile(`(?m)\bVa (.*)$`).FindAllStringSubmatch(text, -1) {
+			for _, word := range strings.Fields(m[1]) {
+				said[word] = true
+			}
+		}
+		for _, doc := range item.of {
+			for _, key := range jsonKeys(doc, described) {
+				if !said[key] {
+					t.Errorf("org.aaunit1(5) has no %s in the item %q", key, item.name)
+				}
+			}
+		}
+	}
+}
+
+// jsonKeys are the keys of a document and of what is in it, but for what is described
+// elsewhere.
+func jsonKeys(doc reflect.Type, described map[reflect.Type]bool) (keys []string) {
+	for i := range doc.NumField() {
+		f := doc.Field(i)
+		key, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if key == "-" {
+			continue
+		}
+		if key != "" { // it has none where it is embedded
+			keys = append(keys, key)
+		}
+		in := f.Type
+		for in.Kind() == reflect.Pointer || in.Kind() == reflect.Slice || in.Kind() == reflect.Map {
+			in = in.Elem()
+		}
+		if in.Kind() == reflect.Struct && !described[in] {
+			described[in] = true
+			keys = append(keys, jsonKeys(in, described)...)
+		}
+	}
+	return keys
 }
 
 func TestManualHasEveryMessageAndField(t *testing.T) {

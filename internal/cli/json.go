@@ -29,6 +29,10 @@ import (
 //	report                 report.Document
 //	denials                attach.DenialReport
 //	  with --follow        one on each line
+//	sockopts               attach.SocketReport
+//	  with --follow        {"unit", "use": attach.SocketUse, "allowed", "refused"} on each line
+//	sockopts export        {"unit", "section"}
+//	query                  {"question", "results": [attach.QueryResult]}
 //	explain UNIT           {"units": [attach.Explanation], "missing": [attach.Missing]}
 //	explain CODE           {"codes": [attach.Entry]}
 //	version                {"version": "1.0"}
