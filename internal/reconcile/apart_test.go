@@ -274,6 +274,116 @@ func TestABootMakesThePolicyLiveThatCounts(t *testing.T) {
 	}
 }
 
+// A unit that gives way is told to run under another policy, and goes on: it is not stopped
+// for that when it comes back, nor when it starts.
+func TestAUnitThatGivesWayIsNotStopped(t *testing.T) {
+	for how := range leaving {
+		for behind := range map[string]string{"a": "c", "c": "a"} {
+			what := how + ", " + behind + " is behind"
+			w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a", "c")
+			w.tells = true
+			u := w.units[behind+".service"]
+			w.run(t, func(l *Loop) {
+				diverge(t, w, l, how, behind)
+				w.spoil(true)
+				rest()
+				leaving[how].back(t, w, l, behind)
+				w.still(t, what)
+				for _, forked := range []int{0, 3} {
+					unlock := w.lock()
+					u.forked = forked
+					_ = w.begin(u)
+					unlock()
+					w.still(t, what+", started")
+				}
+				unlock := w.lock()
+				w.kernel["a//hat"], w.starting = "1", true // it is unloaded in a moment
+				unlock()
+				w.tellPolicy()
+				rest()
+				if !u.running {
+					t.Errorf("%s, with a hat: %+v %q", what, u, w.trace)
+				}
+				unlock = w.lock()
+				w.starting = false
+				unlock()
+				time.Sleep(2 * unloadLater)
+				w.still(t, what+", without a hat")
+				v := status(t, l, behind).Verdict
+				if !u.running || v.Answer != attach.NotConfined || !only(*v, attach.PolicyDiffers) {
+					t.Errorf("%s: %+v %+v %q", what, u, v, w.trace)
+				}
+				w.spoil(false)
+				w.still(t, what+", mended")
+				if !u.running || w.called("stop") > 0 || answer(l, behind) != "confined" {
+					t.Errorf("%s, mended: %+v %s", what, u, answer(l, behind))
+				}
+			})
+		}
+	}
+}
+
+// Nor is one that is refused, where the older policy of another one counts.
+func TestARefusedUnitIsNotStoppedForAnOlderPolicy(t *testing.T) {
+	w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a", "c")
+	w.tells = true
+	u := w.units["c.service"]
+	w.run(t, func(l *Loop) {
+		diverge(t, w, l, "refused", "a")
+		w.spoil(true)
+		rest()
+		w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) {
+			a.Profile, a.OnViolation, a.Mode = "a", attach.ViolationStop, attach.WishComplain
+		})
+		rest()
+		w.override("a", false)
+		w.still(t, "refused")
+		l.queue.add(doubted, "c.service")
+		w.still(t, "looked at")
+		s := status(t, l, "c")
+		if len(s.Refused) == 0 || w.kernel["a"] != "1" || !only(*s.Verdict, attach.PolicyDiffers) || s.Verdict.Answer != attach.NotConfined || !u.running {
+			t.Errorf("%+v %q %+v %q", u, w.kernel, s, w.trace)
+		}
+	})
+}
+
+// It is stopped for all else: another policy than the one that counts, or a task that has
+// left the profile.
+func TestAUnitThatGivesWayIsStoppedForAllElse(t *testing.T) {
+	for what, spoil := range map[string]func(w *world, u *unit){
+		"evil":   func(w *world, u *unit) { w.replace("a", "evil") },
+		"left":   func(w *world, u *unit) { u.label = "other (enforce)" },
+		"no tmp": func(w *world, u *unit) { u.tmp = false },
+		"starts": func(w *world, u *unit) { u.moves = map[string]string{"a": "other"}; _ = w.begin(u) },
+	} {
+		w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a", "c")
+		w.tells = true
+		u := w.units["a.service"]
+		w.run(t, func(l *Loop) {
+			diverge(t, w, l, "refused", "a")
+			w.spoil(true)
+			rest()
+			leaving["refused"].back(t, w, l, "a")
+			unlock := w.lock()
+			_ = w.begin(u)
+			unlock()
+			rest()
+			if !u.running {
+				t.Fatal(w.trace)
+			}
+			unlock = w.lock()
+			w.full = true // nobody can put it back
+			spoil(w, u)
+			unlock()
+			w.tellPolicy()
+			rest()
+			if u.running {
+				t.Errorf("%s: %+v %q", what, status(t, l, "a").Verdict, w.trace)
+			}
+		})
+	}
+}
+
 // A changed attachment of a unit that gives way is tried once the policy that counts is
 // there, and not again and again.
 func TestARestartOfAUnitThatGivesWay(t *testing.T) {
@@ -307,9 +417,53 @@ func TestARestartOfAUnitThatGivesWay(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		w.still(t, "tried")
 		unlock = w.lock()
-		defer unlock()
-		if n := w.calls["restart"] - restarts; n == 0 || n > 2 || !u.running || u.label != "a (enforce)" || w.kernel["a"] != "2" {
+		if n := w.calls["restart"] - restarts; n != 1 || !u.running || u.label != "a (enforce)" || !u.tmp || w.kernel["a"] != "2" {
 			t.Errorf("%d restarts, %+v %q", n, u, w.trace)
 		}
+		u.label = "other (enforce)" // which it would do again
+		unlock()
+		w.trigger()
+		w.still(t, "left")
+		if s := status(t, l, "a"); s.Held != nil || w.called("restart")-restarts != 1 {
+			t.Errorf("%+v %q", s, w.trace)
+		}
 	})
+}
+
+// Only what speaks against the attachment itself is undone: that the kernel has the policy
+// that counts is not mended by a restart.
+func TestAChangeOfAUnitThatGivesWay(t *testing.T) {
+	for what, bad := range map[string]func(w *world, u *unit){
+		"well":   func(w *world, u *unit) {},
+		"broken": func(w *world, u *unit) { u.breaks["PrivateTmp"] = true },
+		"breaks": func(w *world, u *unit) {
+			time.AfterFunc(time.Second, func() { defer w.lock()(); u.running, u.failed = false, true })
+		},
+		"another": func(w *world, u *unit) { u.moves = map[string]string{"a": "other"} },
+	} {
+		w := attached(func(a *attach.Attachment) { a.PrivateTmp = attach.PrivateTmpNo }, "a", "c")
+		w.tells = true
+		u := w.units["a.service"]
+		w.run(t, func(l *Loop) {
+			diverge(t, w, l, "refused", "a")
+			w.spoil(true)
+			rest()
+			leaving["refused"].back(t, w, l, "a")
+			w.mu.Lock()
+			w.onCall = func(call string) {
+				if call == "restart a.service" {
+					bad(w, u)
+					w.onCall = nil
+				}
+			}
+			w.mu.Unlock()
+			w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.OnFailedAttach = attach.FailedStop })
+			time.Sleep(5 * time.Minute)
+			w.still(t, what)
+			s := status(t, l, "a")
+			if failed := what != "well"; failed != (s.Held != nil) || failed == u.running || !failed && s.Verdict.Answer != attach.NotConfined {
+				t.Errorf("%s: %+v %+v %q", what, u, s, w.trace)
+			}
+		})
+	}
 }

@@ -975,12 +975,17 @@ func asBefore(d attach.Desired, profile string, accepted map[string]string) atta
 // stopViolator carries out OnViolation=stop: on a start that is not confined,
 // and on one that was confined and is no more. A start from before the
 // attachment, which waits for its restart, is not stopped, and neither is what
-// an undo brought back, a unit that complains because it shall, a paused one or one of
-// which only a child of an earlier policy is in the way that is unloaded in a moment. before is the
-// record as it was before the look, or before the pass that the look ends; mended
-// says that this pass has put back, or could not put back, what somebody had changed.
+// an undo brought back, a unit that complains because it shall, a paused one, one that only
+// gives way to another unit's policy or one of which only a child of an earlier policy is in
+// the way that is unloaded in a moment. before is the record as it was before the look, or
+// before the pass that the look ends; mended says that this pass has put back, or could not
+// put back, what somebody had changed.
 func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach.Record, o *attach.Observed, v attach.Verdict, mended bool) {
 	if !violates(d, before, *o, v) {
+		return
+	}
+	counts, seen := l.asCounts(d, *o)
+	if v = attach.Judge(counts, seen); !violates(d, before, *o, v) {
 		return
 	}
 	proved := provedBefore(d, *o, v)
@@ -995,7 +1000,7 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 		l.queue.add(inputChanged|started, d.Unit)
 		return
 	}
-	if onlyStrays(d, *o, v) && l.unloadsStrays(d, *o) {
+	if onlyStrays(counts, seen, v) && l.unloadsStrays(counts, seen) {
 		// No task of the unit is in the way, and nothing that is for the unit to end.
 		l.later(l.again, d.Unit, unloadLater, inputChanged) // another one may have tried it
 		if o.JustStarted {
@@ -1016,12 +1021,7 @@ func (l *Loop) stopViolator(ctx context.Context, d attach.Desired, before attach
 // onlyStrays reports whether all that speaks against the verdict are children of profiles
 // that were not accepted with them.
 func onlyStrays(d attach.Desired, o attach.Observed, v attach.Verdict) bool {
-	for name, sum := range d.Record.Accepted {
-		if o.Policy.Live[name].Checksum != sum {
-			return false
-		}
-	}
-	return only(v, attach.PolicyDiffers)
+	return hasLive(d.Record.Accepted, o.Policy.Live) && only(v, attach.PolicyDiffers)
 }
 
 // unloadsStrays reports whether all children of profiles that were not accepted with them

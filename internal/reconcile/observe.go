@@ -510,7 +510,7 @@ func (l *Loop) judge(ctx context.Context, d attach.Desired, justStarted bool) (a
 	pause := 50 * time.Millisecond
 	for begun := time.Now(); ; {
 		v, o := l.judgeOnce(ctx, d, justStarted)
-		if v.Answer != attach.Unknown || !passes(v) || time.Since(begun) > passing {
+		if !passes(l.blamed(d, o, v)) || time.Since(begun) > passing {
 			return v, o
 		}
 		select {
@@ -525,14 +525,18 @@ func (l *Loop) judge(ctx context.Context, d attach.Desired, justStarted bool) (a
 // judgeRead is judge of a unit that systemd has just told of, after at.
 func (l *Loop) judgeRead(ctx context.Context, d attach.Desired, justStarted bool, u attach.Unit, at time.Time) (attach.Verdict, attach.Observed) {
 	v, o := l.judgement(d, l.observeRest(ctx, d, quick, nil, u, at), justStarted)
-	if v.Answer == attach.Unknown && passes(v) {
+	if passes(l.blamed(d, o, v)) {
 		return l.judge(ctx, d, justStarted)
 	}
 	return v, o
 }
 
-// passes reports whether everything that speaks for "unknown" passes by itself.
+// passes reports whether a verdict is "unknown" and everything that speaks for that passes
+// by itself.
 func passes(v attach.Verdict) bool {
+	if v.Answer != attach.Unknown {
+		return false
+	}
 	for _, r := range v.Reasons {
 		if r.Code.Bearing() == attach.Unknown && r.Code != attach.TasksUnstable && r.Code != attach.RestartedMeanwhl {
 			return false

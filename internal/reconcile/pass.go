@@ -1037,15 +1037,7 @@ func (l *Loop) giveWay(ctx context.Context, j *job, cause error) error {
 // moment.
 func (l *Loop) inPlace(r attach.Record) bool {
 	live, err := l.apparmor.Live(slices.Collect(maps.Keys(r.Accepted)))
-	if err != nil {
-		return false
-	}
-	for name, sum := range r.Accepted {
-		if live[name].Checksum != sum {
-			return false
-		}
-	}
-	return true
+	return err == nil && hasLive(r.Accepted, live)
 }
 
 // removed reports whether the kernel has no policy at all of a profile that was
@@ -1114,7 +1106,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	// What is not confined from the start needs no waiting for.
 	v, o := l.judgeRead(ctx, j.d, true, first, at)
 	first.NRestarts = 0 // systemd counts from 0 again when a job starts a unit
-	if v.Answer == attach.NotConfined && o.Unit.Active() && !only(v, attach.TaskComplain) {
+	if w := l.blamed(j.d, o, v); w.Answer == attach.NotConfined && o.Unit.Active() && !only(w, attach.TaskComplain) {
 		j.verdict, j.seen = v, o
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
 		return
@@ -1252,6 +1244,12 @@ func complainsAsWished(d attach.Desired, v attach.Verdict) bool {
 	return d.Attachment.Mode == attach.WishComplain && only(v, attach.TaskComplain)
 }
 
+// fails reports whether the verdict after a restart speaks against what it was made for.
+func (l *Loop) fails(j *job) bool {
+	v := l.blamed(j.d, j.seen, j.verdict)
+	return v.Answer == attach.NotConfined && !complainsAsWished(j.d, v)
+}
+
 // verdicts is step 7.
 func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 	each(len(jobs), func(i int) {
@@ -1280,7 +1278,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 		switch {
 		case v.Answer == attach.Confined:
 			j.event(attach.StepVerdict, attach.Done, "%s", VerdictText(v))
-		case v.Answer == attach.NotConfined && j.plan.Has(attach.Restart) && !j.stopped && !complainsAsWished(j.d, v):
+		case j.plan.Has(attach.Restart) && !j.stopped && l.fails(j):
 			j.fail(attach.StepVerdict, v.Reasons...)
 		default:
 			j.event(attach.StepVerdict, attach.Warned, "%s", VerdictText(v))

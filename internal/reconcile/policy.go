@@ -629,14 +629,19 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 	return p
 }
 
-// sameLive reports whether the kernel has what was accepted, and nothing beside it.
-func sameLive(accepted map[string]string, live map[string]attach.LiveProfile) bool {
+// hasLive reports whether the kernel has what was accepted.
+func hasLive(accepted map[string]string, live map[string]attach.LiveProfile) bool {
 	for name, sum := range accepted {
 		if live[name].Checksum != sum {
 			return false
 		}
 	}
-	return len(live) == len(accepted)
+	return true
+}
+
+// sameLive reports whether it has that, and nothing beside it.
+func sameLive(accepted map[string]string, live map[string]attach.LiveProfile) bool {
+	return hasLive(accepted, live) && len(live) == len(accepted)
 }
 
 // askGate has the compiled policy checked, where all of it compiled.

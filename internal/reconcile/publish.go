@@ -54,6 +54,7 @@ func (l *Loop) tellVerdict(d attach.Desired, o attach.Observed, v attach.Verdict
 // keepVerdict puts a verdict on the unit's record. It gives back the one before,
 // and whether the new one is of any interest. The unit's lock of keeping is held.
 func (l *Loop) keepVerdict(d attach.Desired, o attach.Observed, v attach.Verdict) (old *attach.Verdict, current bool) {
+	shows := l.blamed(d, o, v).ShowsProfile(d)
 	l.mu.Lock()
 	r, remembered := l.records[d.Unit]
 	_, attached := l.targets[d.Unit]
@@ -71,7 +72,7 @@ func (l *Loop) keepVerdict(d attach.Desired, o attach.Observed, v attach.Verdict
 	// Of one that nobody has seen it is still known which start was seen last (unseen).
 	if remembered && !ended && !isUnheard(v) {
 		r.Verdict = &v
-		if r.Profile == d.Profile && v.ShowsProfile(d) {
+		if r.Profile == d.Profile && shows {
 			r.ProvedTmp = v.PrivateTmp == attach.Yes || r.ProvedTmp && r.Proved == v.InvocationID
 			r.Proved = v.InvocationID
 		}

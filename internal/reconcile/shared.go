@@ -438,6 +438,37 @@ func (l *Loop) counting(r attach.Record, own claim) attach.Record {
 	return r
 }
 
+// asCounts is a unit that gives way, and what was seen of it, as if the policies that count
+// had been accepted for it, where the kernel has those. That they are not the unit's own is
+// told, and no fault of it: no restart would mend it, and it is no cause to stop the unit.
+// Any other unit is given back as it is.
+func (l *Loop) asCounts(d attach.Desired, o attach.Observed) (attach.Desired, attach.Observed) {
+	if !settled(d.Record) || sameLive(d.Record.Accepted, o.Policy.Live) {
+		return d, o
+	}
+	own := claim{unit: d.Unit, held: heldAtAttach(d.Record)}
+	l.mu.Lock()
+	own.left, own.idle = l.aside(d.Record)
+	l.mu.Unlock()
+	counts := d
+	counts.Record = l.counting(d.Record, own)
+	live, err := l.apparmor.Live(judgedBy(counts))
+	missing := func(name string) bool { return counts.Record.Accepted[name] == "" }
+	if err != nil || !hasLive(counts.Record.Accepted, live) || slices.ContainsFunc(profilesOf(d), missing) {
+		return d, o
+	}
+	o.Policy.Live = live
+	return counts, o
+}
+
+// blamed is a verdict without what comes from giving way to another unit's policy.
+func (l *Loop) blamed(d attach.Desired, o attach.Observed, v attach.Verdict) attach.Verdict {
+	if v.Answer != attach.NotConfined || d.Attachment == nil {
+		return v
+	}
+	return attach.Judge(l.asCounts(d, o))
+}
+
 // heldAtAttach reports whether the unit itself is held, and not only a changed text of its
 // profile.
 func heldAtAttach(r attach.Record) bool { return r.Hold != nil && !r.Hold.OnlyText() }
