@@ -479,6 +479,12 @@ func TestAPatternThatIsOverridden(t *testing.T) {
 	if answer, _ := (Status{Unit: d.Unit, DropIn: d.DropInPath(), Refused: p.Refusals}).ToCome(); answer != Unknown {
 		t.Errorf("not readable: %s", answer)
 	}
+	for code, want := range map[Code]Answer{PolicyUnreadable: Unknown, ProfileNotLoaded: NotConfined, PolicyDiffers: NotConfined} {
+		s := Status{Unit: d.Unit, DropIn: d.DropInPath(), Refused: []Reason{because(code, "of the policy")}}
+		if answer, _ := s.ToCome(); answer != want {
+			t.Errorf("%s: %s", code, answer)
+		}
+	}
 }
 
 // The order was seen with systemd-analyze verify of systemd 252: each line is

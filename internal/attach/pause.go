@@ -98,6 +98,16 @@ func AmissInPause(d Desired, o Observed) []Reason {
 	return out
 }
 
+// AmissBeside says of a template or prefix how the kernel's policy differs from what was
+// accepted for it, where another unit's counts: nothing is put back, and it has no verdict
+// that would say it.
+func AmissBeside(d Desired, o Observed) []Reason {
+	if len(o.Policy.Superseded) == 0 {
+		return nil
+	}
+	return judgePolicy(d, o.Policy)
+}
+
 // PlaceOf is the unit, template or prefix in whose directory a drop-in lies.
 func PlaceOf(dropIn string) string {
 	return strings.TrimSuffix(path.Base(path.Dir(dropIn)), ".d")

@@ -146,8 +146,8 @@ type Status struct {
 	// Paused is in force: the unit's pause, or that of its template or prefix.
 	Paused *Pause `json:"paused,omitempty"`
 	// Refused says why the attachment could not be made; of a template or prefix also
-	// why its accepted policy could not be put back and, while it is paused, what is not
-	// as declared.
+	// why its accepted policy could not be put back, how another unit's that counts differs
+	// from it and, while it is paused, what is not as declared.
 	Refused []Reason `json:"refused,omitempty"`
 	Notes   []Reason `json:"notes,omitempty"`
 	// Questioned is what the kernel was asked about each accepted policy.
@@ -185,7 +185,7 @@ func (s Status) refusedToCome() Answer {
 	for _, r := range s.Refused {
 		switch r.Code {
 		case AppArmorOff, AppArmorUnknown, GlobalComplain, DirectiveOverridden, IgnorePrefix, AssertionOverridden, PrivateTmpOverridden,
-			SocketsOverridden, DropInUnreadable:
+			SocketsOverridden, DropInUnreadable, ProfileNotLoaded, PolicyUnreadable:
 			answer = max(answer, r.Code.Bearing())
 		}
 	}
@@ -193,8 +193,8 @@ func (s Status) refusedToCome() Answer {
 }
 
 // trampled reports whether somebody changed the policy that was accepted for a template
-// or prefix, and it is not put back: it could not be, or there is a pause. Of a unit its
-// verdict says so.
+// or prefix, and it is not put back: it could not be, another unit's counts, or there is a
+// pause. Of a unit its verdict says so.
 func (s Status) trampled() bool { return s.amiss(PolicyTrampled, PolicyDiffers) }
 
 // dropInAmiss reports whether somebody changed or removed the drop-in of a paused template

@@ -467,3 +467,48 @@ func TestAChangeOfAUnitThatGivesWay(t *testing.T) {
 		})
 	}
 }
+
+// A template has no verdict that tells of another unit's policy: its status does, as long as
+// that counts, also when its drop-in is put back.
+func TestATemplateThatGivesWayIsToldSo(t *testing.T) {
+	for how := range leaving {
+		w := newWorld()
+		w.addUnit("a.service")
+		w.tells = true
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.PrivateTmp = attach.PrivateTmpNo })
+		w.declareUnit(fileOf("agent@.service"), "agent@.service", func(a *attach.Attachment) { a.Profile = "a" })
+		w.run(t, func(l *Loop) {
+			is := func(what string, want attach.Answer, code ...attach.Code) {
+				t.Helper()
+				s := l.Status(nil).Patterns[0]
+				answer, _ := s.ToCome()
+				open := l.Metrics().PatternsOpen
+				if confined := want == attach.Confined; answer != want || confined != (s.Exit() == attach.ExitOK) || confined != (open == 0) || !slices.Equal(codes(s.Refused), code) {
+					t.Errorf("%s, %s: %s, exit %d, %d open, refused %v", how, what, answer, s.Exit(), open, s.Refused)
+				}
+			}
+			rest()
+			is("attached", attach.Confined)
+			leaving[how].do(t, w, l, "agent@")
+			w.edit("2")
+			rest()
+			w.spoil(true)
+			rest()
+			leaving[how].back(t, w, l, "agent@")
+			w.still(t, how)
+			is("back", attach.NotConfined, attach.PolicyDiffers)
+			unlock := w.lock()
+			delete(w.disk, "/etc/systemd/system/agent@.service.d/90-aaunit.conf")
+			unlock()
+			w.declareUnit(fileA, "a.service", nil)
+			w.trigger()
+			time.Sleep(3 * time.Second)
+			is("its drop-in is put back, and a unit settles", attach.NotConfined, attach.PolicyDiffers)
+			w.still(t, how+", settled")
+			is("settled", attach.NotConfined, attach.PolicyDiffers)
+			w.spoil(false)
+			w.still(t, how+", mended")
+			is("mended", attach.Confined)
+		})
+	}
+}

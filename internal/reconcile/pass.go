@@ -556,9 +556,18 @@ func (l *Loop) describe(j *job) {
 		case j.d.Paused(j.o.At) != nil: // the plan is empty, and leavePaused says what differs
 		case len(j.heals()) > 0, s.DropIn != "" && j.plan.Has(attach.WriteDropIn): // until it is put back
 		default:
-			s.Refused = nil
+			s.Refused = j.amiss()
 		}
 	})
+}
+
+// amiss is what there is to say against units to come of a template or prefix when its plan
+// is carried out.
+func (j *job) amiss() []attach.Reason {
+	if !j.plan.KeepsPolicy {
+		return nil
+	}
+	return attach.AmissBeside(j.d, j.o)
 }
 
 // refuse ends a unit's way before anything was changed.
@@ -827,7 +836,7 @@ func (l *Loop) reload(ctx context.Context, jobs []*job) {
 		j.reloaded = true
 		l.noteReload(j)
 		if attach.IsPattern(j.d.Unit) && j.plan.Has(attach.WriteDropIn) {
-			l.publish(j.d.Unit, func(s *attach.Status) { s.Refused = nil })
+			l.publish(j.d.Unit, func(s *attach.Status) { s.Refused = j.amiss() })
 		}
 	}
 }

@@ -369,7 +369,7 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 			journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile, journal.FieldFile, a.Target)
 	}
 	if attach.IsPattern(j.d.Unit) && len(j.heals()) > 0 && !j.plan.Has(attach.WriteDropIn) {
-		l.publish(j.d.Unit, func(s *attach.Status) { s.Refused = nil })
+		l.publish(j.d.Unit, func(s *attach.Status) { s.Refused = j.amiss() })
 	}
 	loads := j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy)
 	if j.accepts() {
