@@ -205,6 +205,20 @@ func TestJudge(t *testing.T) {
 		{"host's /var/tmp as /tmp", func(_ *Desired, o *Observed) {
 			o.Scan.Tmp[102] = TmpView{Tmp: o.Scan.HostTmp.VarTmp, VarTmp: "0:50 /"}
 		}, NotConfined, []Code{TmpShared}},
+		{"host's /tmp, /var/tmp unread", func(_ *Desired, o *Observed) {
+			o.Scan.Tmp[102] = TmpView{Tmp: o.Scan.HostTmp.Tmp, Problem: "it may not answer"}
+		}, NotConfined, []Code{TmpShared}},
+		{"host's /var/tmp as /tmp, the host's /tmp unread", func(_ *Desired, o *Observed) {
+			o.Scan.HostTmp.Tmp = ""
+			o.Scan.Tmp[100], o.Scan.Tmp[102] = TmpView{Ended: true}, TmpView{Tmp: o.Scan.HostTmp.VarTmp, VarTmp: "0:51 /"}
+		}, NotConfined, []Code{TmpShared}},
+		{"/var/tmp unread, another /tmp", func(_ *Desired, o *Observed) {
+			o.Scan.Tmp[102] = TmpView{Tmp: "0:50 /", Problem: "it may not answer"}
+		}, Unknown, []Code{TmpUnreadable}},
+		{"/tmp unread, of the host and of the process", func(_ *Desired, o *Observed) {
+			o.Scan.HostTmp.Tmp = ""
+			o.Scan.Tmp[100], o.Scan.Tmp[102] = TmpView{Ended: true}, TmpView{VarTmp: "0:51 /"}
+		}, Unknown, []Code{TmpUnreadable}},
 		{"/tmp unread", func(_ *Desired, o *Observed) { o.Scan.Tmp[102] = TmpView{Problem: "ENOENT"} }, Unknown, []Code{TmpUnreadable}},
 		{"a child ended before its /tmp was read", func(_ *Desired, o *Observed) { o.Scan.Tmp[102] = TmpView{Ended: true} }, Confined, nil},
 		{"all ended before their /tmp was read", func(_ *Desired, o *Observed) {

@@ -416,11 +416,12 @@ func (g taskGroup) reason(d Desired, o Observed) Reason {
 }
 
 // judgeTmp looks at what the processes of the given tasks see as /tmp and
-// /var/tmp: neither may be one of the host's two, in whichever place. A process
-// that has ended sees nothing any more; but at least one must have been looked
-// at.
+// /var/tmp: neither may be one of the host's two, in whichever place, whatever of the
+// other could be told. A process that has ended sees nothing any more; but at least
+// one must have been looked at.
 func judgeTmp(want PrivateTmp, s Scan, tasks []Task) (Tri, []Reason) {
 	host := s.HostTmp
+	ofHost := func(dir string) bool { return dir != "" && (dir == host.Tmp || dir == host.VarTmp) }
 	var shared, unread, ended []int
 	cause := host.Problem
 	pids := map[int]bool{}
@@ -432,10 +433,10 @@ func judgeTmp(want PrivateTmp, s Scan, tasks []Task) (Tri, []Reason) {
 		switch v := s.Tmp[t.PID]; {
 		case v.Ended:
 			ended = append(ended, t.PID)
+		case ofHost(v.Tmp) || ofHost(v.VarTmp):
+			shared = append(shared, t.PID)
 		case v.Tmp == "" || v.VarTmp == "" || host.Tmp == "" || host.VarTmp == "":
 			unread, cause = append(unread, t.PID), cmp.Or(cause, v.Problem)
-		case v.Tmp == host.Tmp || v.Tmp == host.VarTmp || v.VarTmp == host.VarTmp || v.VarTmp == host.Tmp:
-			shared = append(shared, t.PID)
 		}
 	}
 	if len(ended) > 0 && len(ended) == len(pids) {
