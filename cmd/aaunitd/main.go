@@ -270,7 +270,7 @@ func leave(dir string) {
 	looking, done := context.WithTimeout(ctx, reconcile.MaxPolicy)
 	defer done()
 	removal := reconcile.Removal{
-		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{Life: looking}), SocketOptions: sockopt.New(sockopt.Options{}),
+		Systemd: systemd, AppArmor: apparmor.New(apparmor.Options{Life: looking, Forked: systemd.Forked}), SocketOptions: sockopt.New(sockopt.Options{}),
 		Store: state.Dir(filepath.Join(dir, "units")), Booted: util.IsRunningSystemd(), Boot: state.Boot(),
 		Tell: func(format string, args ...any) { fmt.Printf("aaunit: "+format+"\n", args...) },
 	}

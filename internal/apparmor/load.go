@@ -169,8 +169,9 @@ func (s *System) unload(names []string, failed map[string]error) {
 	if len(valid) == 0 {
 		return
 	}
+	begin := time.Now()
 	who, starting, err := s.carriers(valid)
-	for begin := time.Now(); err == nil && len(who) < len(valid) && starting != "" && time.Since(begin) < startTime; {
+	for err == nil && len(who) < len(valid) && starting != "" && time.Since(begin) < startTime {
 		time.Sleep(lookPause)
 		who, starting, err = s.carriers(valid)
 	}

@@ -86,8 +86,9 @@ type Options struct {
 	// and Denials says so.
 	Audit func() (AuditSource, error)
 	// Forked tells which processes systemd itself has forked for the unit that has a control
-	// group, and still follows: Unload waits for no other one that is not root's. With nil
-	// none is known. It is asked while an unload waits, for some seconds at most.
+	// group, and still follows: Unload waits for no other one that is not root's. With nil,
+	// as after an error, any may be one. It is asked while an unload waits, for some seconds
+	// at most each time.
 	Forked func(ctx context.Context, group string) (pids []int, err error)
 	// Life ends the parsers that run for ByName and the like, which take no context;
 	// nil bounds them by ParserTime alone. Changes sets another one.

@@ -820,14 +820,54 @@ func parseIDs(data []byte) ([]int, error) {
 // starting is a process of systemd's on its way to a program:
 // it may have asked for a profile already, which cannot be told (see
 // markManager), and would run unconfined if the profile went before its exec.
+//
+// Where systemd has to be asked for one, others come under a profile meanwhile: all labels
+// are read again after that. Whoever makes new ones all the time does not hold up an unload
+// so: in the end labels will do that are older by one quick answer.
 func (s *System) carriers(profiles []string) (who map[string]string, starting string, err error) {
-	names, err := readNames(s.real(procDir))
-	if err != nil {
-		return nil, "", err
-	}
-	who = map[string]string{}
-	maybe := map[string][]attach.Task{} // by control group of a unit
+	ctx, cancel := context.WithTimeout(context.Background(), forkedTime)
+	defer cancel()
 	l := s.newLook()
+	defer l.done()
+	strangers := map[taskID]bool{}
+	for n := 1; ; n++ {
+		var maybe map[string][]attach.Task
+		if who, starting, maybe, err = l.carriers(profiles, strangers); err != nil || starting != "" || len(maybe) == 0 {
+			return who, starting, err
+		}
+		begin := time.Now()
+		if starting = s.forked(ctx, maybe); starting != "" {
+			return who, starting, nil
+		}
+		if n >= maxForked {
+			if time.Since(begin) > lookPause {
+				starting = "systemd is slow to say what it is starting, and whether under the profile cannot be told"
+			}
+			return who, starting, nil
+		}
+		for _, tasks := range maybe {
+			for _, t := range tasks {
+				strangers[idOf(t, l.starts)] = true
+			}
+		}
+	}
+}
+
+// Bounds on what systemd is asked of its processes: how long, and how often in a row.
+const (
+	forkedTime = 5 * time.Second
+	maxForked  = 3
+)
+
+// carriers is one look at the tasks of the host. maybe are those that are on their way
+// to a program if systemd has forked them, by the control groups of their units;
+// of strangers it is known that it has not.
+func (l *look) carriers(profiles []string, strangers map[taskID]bool) (who map[string]string, starting string, maybe map[string][]attach.Task, err error) {
+	names, err := readNames(l.s.real(procDir))
+	if err != nil {
+		return nil, "", nil, err
+	}
+	who, maybe = map[string]string{}, map[string][]attach.Task{}
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
 		if err != nil {
@@ -835,11 +875,11 @@ func (s *System) carriers(profiles []string) (who map[string]string, starting st
 		}
 		tasks, own, err := l.process(pid, nil)
 		if err != nil {
-			return nil, "", err
+			return nil, "", nil, err
 		}
 		for _, t := range tasks {
 			if t.Problem != "" {
-				return nil, "", fmt.Errorf("the label of process %d: %s", t.PID, t.Problem)
+				return nil, "", nil, fmt.Errorf("the label of process %d: %s", t.PID, t.Problem)
 			}
 			next := l.next(t)
 			for _, p := range profiles {
@@ -852,37 +892,29 @@ func (s *System) carriers(profiles []string) (who map[string]string, starting st
 			}
 			if is, group := l.starting(t); is {
 				starting = startOf(t)
-			} else if group != "" {
+			} else if group != "" && !strangers[idOf(t, l.starts)] {
 				maybe[group] = append(maybe[group], t)
 			}
 		}
 	}
-	if starting == "" {
-		starting = s.forked(maybe)
-	}
-	return who, starting, nil
+	return who, starting, maybe, nil
 }
 
 func startOf(t attach.Task) string {
 	return fmt.Sprintf("systemd is starting %s (PID %d), and whether under the profile cannot be told", clean(t.Comm), t.PID)
 }
 
-// forkedTime bounds how long systemd is asked for its processes.
-const forkedTime = 5 * time.Second
-
 // forked finds among tasks, by the control groups of their units, one that systemd has
-// forked itself. It is asked after they were seen: a process that it still follows then
-// was its own before.
-func (s *System) forked(tasks map[string][]attach.Task) (starting string) {
-	if s.opt.Forked == nil {
-		return ""
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), forkedTime)
-	defer cancel()
+// forked itself, or may have where it does not say so. It is asked after they were seen: a
+// process that it still follows then was its own before.
+func (s *System) forked(ctx context.Context, tasks map[string][]attach.Task) (starting string) {
 	for group, those := range tasks {
-		pids, err := s.opt.Forked(ctx, group)
+		pids, err := []int(nil), errNotAsked
+		if s.opt.Forked != nil {
+			pids, err = s.opt.Forked(ctx, group)
+		}
 		if err != nil {
-			continue
+			return fmt.Sprintf("%s (PID %d) may be one that systemd is starting: %v", clean(those[0].Comm), those[0].PID, err)
 		}
 		for _, t := range those {
 			if slices.Contains(pids, t.PID) {
@@ -892,6 +924,8 @@ func (s *System) forked(tasks map[string][]attach.Task) (starting string) {
 	}
 	return ""
 }
+
+var errNotAsked = errors.New("systemd is not asked")
 
 // groupOfUnit is the control group of the unit in which a group lies: what comes first
 // after the slices. Others than systemd can make the groups below it.

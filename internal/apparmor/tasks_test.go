@@ -833,7 +833,7 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 			h.write(systemdExecutor, "")
 			h.opt.Forked = func(_ context.Context, group string) ([]int, error) {
 				if !slices.Contains([]string{service, "/a.socket", user + "/a.service", "/user.slice/a.service"}, group) {
-					return nil, errors.New("no such unit")
+					return nil, nil // of a slice
 				}
 				return []int{9, 10}, nil
 			}
@@ -856,6 +856,81 @@ func TestStartsThatKeepAProfileLoaded(t *testing.T) {
 			who, starting, err := h.carriers([]string{"x"})
 			if err != nil || len(who) > 0 || (starting != "") != c.want {
 				t.Errorf("%v %q %v", who, starting, err)
+			}
+		})
+	}
+}
+
+// Whether systemd is starting a process that has given up root, systemd has to say. What
+// it does not say, and what happens while it is asked, takes no profile away.
+func TestUnloadAsksSystemd(t *testing.T) {
+	starting := proc{pid: 10, comm: "(agent)", exe: systemdExecutor, uid: 7, ppid: 1, age: time.Second, cgroup: "/system.slice/agent.service", labels: one("unconfined", 10)}
+	under := func(pid int) proc {
+		return proc{pid: pid, comm: "agent", exe: "/usr/bin/agent", uid: 7, ppid: 1, labels: one("x (enforce)", pid)}
+	}
+	failed := errors.New("it is away")
+	for name, c := range map[string]struct {
+		forked func(h *host, asked int) ([]int, error)
+		want   string // in the error; "" the profile is removed
+		waits  bool   // for what passes by itself
+	}{
+		"it is not":            {func(*host, int) ([]int, error) { return []int{11}, nil }, "", false},
+		"it is":                {func(*host, int) ([]int, error) { return []int{10}, nil }, "is starting (agent)", true},
+		"no answer":            {func(*host, int) ([]int, error) { return nil, failed }, "(agent) (PID 10) may be one that systemd is starting: it is away", true},
+		"nobody asks":          {nil, "systemd is not asked", true},
+		"no answer, and it is": {func(h *host, _ int) ([]int, error) { h.proc(under(10)); return nil, failed }, "agent (PID 10) carries x", false},
+		"another came under the profile meanwhile": {func(h *host, _ int) ([]int, error) { h.proc(under(20)); return nil, nil }, "agent (PID 20) carries x", false},
+		"another is being started meanwhile": {func(h *host, _ int) ([]int, error) {
+			p := starting
+			p.pid, p.uid, p.labels = 20, 0, one("unconfined", 20)
+			h.proc(p)
+			return nil, nil
+		}, "is starting (agent) (PID 20)", true},
+		"another is being started meanwhile, as a user": {func(h *host, _ int) ([]int, error) {
+			p := starting
+			p.pid, p.labels = 20, one("unconfined", 20)
+			h.proc(p)
+			return []int{20}, nil
+		}, "is starting (agent) (PID 20)", true},
+		"ever new ones": {func(h *host, asked int) ([]int, error) {
+			p := starting
+			p.pid, p.labels = 20+asked, one("unconfined", 20+asked)
+			h.proc(p)
+			return nil, nil
+		}, "", false},
+		"ever new ones, and slow": {func(h *host, asked int) ([]int, error) {
+			p := starting
+			p.pid, p.labels = 20+asked, one("unconfined", 20+asked)
+			h.proc(p)
+			time.Sleep(2 * lookPause)
+			return nil, nil
+		}, "systemd is slow to say", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			h.loaded("x.1", "x", "enforce", "aa")
+			h.write(securityDir+"/.remove", "")
+			h.proc(proc{pid: 1, comm: "systemd", exe: "/usr/lib/systemd/systemd", labels: one("unconfined", 1)})
+			h.write(systemdExecutor, "")
+			h.proc(starting)
+			if c.forked != nil {
+				asked := 0
+				h.opt.Forked = func(_ context.Context, group string) ([]int, error) {
+					if group != starting.cgroup {
+						t.Errorf("asked for %s", group)
+					}
+					asked++
+					return c.forked(h, asked)
+				}
+			}
+			err := h.Unload(ctx(t), []string{"x"})["x"]
+			var passing interface{ Passes() bool }
+			if errors.Is(err, ErrInUse) != (c.want != "") || err == nil || !strings.Contains(err.Error(), c.want) || errors.As(err, &passing) != c.waits {
+				t.Errorf("%v", err)
+			}
+			if wrote, _ := os.ReadFile(filepath.Join(h.root, securityDir, ".remove")); (len(wrote) > 0) != (c.want == "") {
+				t.Errorf("%q was removed", wrote)
 			}
 		})
 	}
