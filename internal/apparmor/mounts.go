@@ -156,8 +156,8 @@ func (s *System) MainProcess(u attach.Unit, tasks []attach.Task) (p attach.MainP
 // heldTo looks at what a process may do, and whether it sees /sys/fs/cgroup read-only or
 // only a part of it, as ProtectControlGroups= has it.
 func (s *System) heldTo(pid int, settings attach.Settings) attach.MainProcess {
-	dir := filepath.Join(procDir, s.living(pid))
-	status, err := readAll(s.real(filepath.Join(dir, "status")), maxStatus)
+	task := s.living(pid)
+	status, err := readAll(s.real(filepath.Join(procDir, task, "status")), maxStatus)
 	if err != nil {
 		return attach.MainProcess{}
 	}
@@ -165,11 +165,7 @@ func (s *System) heldTo(pid int, settings attach.Settings) attach.MainProcess {
 	if !settings.ProtectControlGroups {
 		return p
 	}
-	data, err := readAll(s.real(filepath.Join(dir, "mountinfo")), maxMounts)
-	if err != nil {
-		return p
-	}
-	if mounts, err := parseMountinfo(data); err == nil {
+	if mounts, err := s.mounts(task); err == nil {
 		if m, ok := mountAt(mounts, cgroupDir); ok {
 			p.GroupsClosed = attach.TriOf(m.readOnly || m.root != "/")
 		}
@@ -183,14 +179,9 @@ const maxStatus = 1 << 20
 // tmpView says which directories a process sees as /tmp and /var/tmp.
 func (s *System) tmpView(pid int) attach.TmpView {
 	task := s.living(pid)
-	file := filepath.Join(procDir, task, "mountinfo")
-	data, err := readAll(s.real(file), maxMounts)
+	mounts, err := s.mounts(task)
 	if err != nil {
-		return attach.TmpView{Problem: fmt.Sprintf("cannot read %s: %v", file, bareErrno(err))}
-	}
-	mounts, err := parseMountinfo(data)
-	if err != nil {
-		return attach.TmpView{Problem: fmt.Sprintf("cannot read %s: %v", file, err)}
+		return attach.TmpView{Problem: fmt.Sprintf("cannot read %s: %v", filepath.Join(procDir, task, "mountinfo"), bareErrno(err))}
 	}
 	answers := s.answering(pid, mounts)
 	var v attach.TmpView
@@ -226,44 +217,58 @@ var errMayNotAnswer = errors.New("it is on a file system that may not answer")
 
 // answering gives what tells of open directories of a process, which has these mounts,
 // whether their file systems answer. Those that PID 1 has at /, /var, /tmp and /var/tmp
-// have to; an overlay is the administrator's where PID 1 has it, too. nil is PID 1 itself.
+// have to. nil is PID 1 itself.
 func (s *System) answering(pid int, mounts []mount) func(dir int) bool {
 	if pid == 1 {
 		return nil
 	}
-	host, known := s.tmpInodes(1, nil)
+	host, known := s.tmpInodes(1, nil, nil)
 	return func(dir int) bool {
-		at, ok := dirInode(dir, "")
-		if ok && (unix.Major(at.dev) != 0 || known && host.has(at.dev)) {
-			return true
-		}
-		device := fmt.Sprintf("%d:%d", unix.Major(at.dev), unix.Minor(at.dev))
-		id := mountID(dir)
-		if i := slices.IndexFunc(mounts, func(m mount) bool { return m.id == id }); i >= 0 {
-			if m := mounts[i]; m.kind != attach.Overlay {
-				return attach.LocalType(m.kind)
-			}
-			device = mounts[i].device
-		}
-		data, err := readAll(s.real(filepath.Join(procDir, "1", "mountinfo")), maxMounts)
-		if err != nil {
-			return false
-		}
-		hosts, err := parseMountinfo(data)
-		return err == nil && slices.ContainsFunc(hosts, func(m mount) bool {
-			return m.device == device && (m.kind == attach.Overlay || attach.LocalType(m.kind))
-		})
+		x, err := statBelow(dir, "")
+		on := mountOf(x)
+		return err == nil && (known && host.has(on.dev) || s.answers(mounts, on))
 	}
 }
 
-// mountID reads "mnt_id:" of proc_pid_fdinfo(5), "" where that cannot be read.
-func mountID(fd int) string {
-	data, err := readSmall("/proc/self/fdinfo/"+strconv.Itoa(fd), make([]byte, 1<<10))
-	if err != nil {
-		return ""
+// answers reports whether a file system answers that a process, which has these mounts,
+// sees over one. An overlay is the administrator's where PID 1 has it, too. A block device
+// proves nothing: ntfs-3g has one (fuseblk), and so has what several machines share (gfs2,
+// ocfs2). It decides only of a mount that neither has, as one outside of the root of the
+// process.
+func (s *System) answers(mounts []mount, on onMount) bool {
+	device := fmt.Sprintf("%d:%d", unix.Major(on.dev), unix.Minor(on.dev))
+	id := strconv.FormatUint(on.id, 10)
+	i := slices.IndexFunc(mounts, func(m mount) bool { return m.id == id })
+	if i >= 0 {
+		if m := mounts[i]; m.kind != attach.Overlay {
+			return attach.LocalType(m.kind)
+		}
+		device = mounts[i].device
 	}
-	return strings.Join(statusField(append([]byte("\n"), data...), "mnt_id"), "")
+	hosts, err := s.mounts("1")
+	if err != nil {
+		return false
+	}
+	hosts = slices.DeleteFunc(hosts, func(m mount) bool { return m.device != device })
+	if len(hosts) == 0 {
+		return i < 0 && unix.Major(on.dev) != 0
+	}
+	return slices.ContainsFunc(hosts, func(m mount) bool { return m.kind == attach.Overlay || attach.LocalType(m.kind) })
 }
+
+// mounts reads the mounts of a process, by its entry of /proc.
+func (s *System) mounts(task string) ([]mount, error) {
+	data, err := readAll(s.real(filepath.Join(procDir, task, "mountinfo")), maxMounts)
+	if err != nil {
+		return nil, err
+	}
+	return parseMountinfo(data)
+}
+
+// onMount is a mount, by its ID in mountinfo, and the device of its file system.
+type onMount struct{ id, dev uint64 }
+
+func mountOf(x unix.Statx_t) onMount { return onMount{x.Mnt_id, unix.Mkdev(x.Dev_major, x.Dev_minor)} }
 
 // living is the entry of /proc where it is told what a process sees. The main thread can end
 // before the others; then the kernel has no root, mounts and files of it any more (do_exit
@@ -325,7 +330,7 @@ func (a tmpInodes) view() attach.TmpView {
 // case, and far cheaper than the mount tables, which are read, for a full answer,
 // where private is false: it is not so, or could not be told.
 func (l *look) privateTmp(tasks []attach.Task) (host attach.TmpView, views map[int]attach.TmpView, private bool) {
-	h, ok := l.s.tmpInodes(1, nil)
+	h, ok := l.s.tmpInodes(1, nil, nil)
 	if !ok {
 		return attach.TmpView{}, nil, false
 	}
@@ -334,7 +339,7 @@ func (l *look) privateTmp(tasks []attach.Task) (host attach.TmpView, views map[i
 		if _, seen := views[t.PID]; seen || t.Manager {
 			continue
 		}
-		v, ok := l.s.tmpInodes(t.PID, &h)
+		v, ok := l.s.tmpInodes(t.PID, &h, l.local)
 		if !ok || v.sharedWith(h) || l.ended(t.PID) {
 			return attach.TmpView{}, nil, false
 		}
@@ -347,16 +352,18 @@ func (l *look) privateTmp(tasks []attach.Task) (host attach.TmpView, views map[i
 // one of them is anything but a directory below directories: a link would be
 // followed from our own root. It is false, too, where a name would be looked up on a file
 // system that may not answer: of one that has no block device and is none of the
-// host's, by its directories, the mounts must be asked first. nil is for the host itself.
-func (s *System) tmpInodes(pid int, host *tmpInodes) (v tmpInodes, ok bool) {
+// host's, by its directories, the mounts must be asked first. Of one that has a block
+// device its mount is asked once, and local is told. A host of nil is for the host itself.
+func (s *System) tmpInodes(pid int, host *tmpInodes, local map[onMount]bool) (v tmpInodes, ok bool) {
 	root, err := unix.Open(s.real(procDir)+"/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return v, false
 	}
 	defer unix.Close(root)
 	enter := func(dir int) (dev uint64, ok bool) {
-		at, ok := dirInode(dir, "")
-		return at.dev, ok && (host == nil || unix.Major(at.dev) != 0 || host.has(at.dev))
+		x, err := statBelow(dir, "")
+		on := mountOf(x)
+		return on.dev, err == nil && x.Mode&unix.S_IFMT == unix.S_IFDIR && (host == nil || host.has(on.dev) || s.enters(pid, on, local))
 	}
 	if v.root, ok = enter(root); !ok {
 		return v, false
@@ -376,6 +383,21 @@ func (s *System) tmpInodes(pid int, host *tmpInodes) (v tmpInodes, ok bool) {
 	return v, ok
 }
 
+// enters reports whether a file system answers that is none of the host's, by its
+// directories, and that a process sees over a mount.
+func (s *System) enters(pid int, on onMount, local map[onMount]bool) bool {
+	if unix.Major(on.dev) == 0 {
+		return false
+	}
+	yes, known := local[on]
+	if !known {
+		mounts, err := s.mounts(s.living(pid))
+		yes = err == nil && s.answers(mounts, on)
+		local[on] = yes
+	}
+	return yes
+}
+
 // dirInode looks at a directory below an open one, "" that one itself. Of what is found
 // there nobody is asked anything (see statOf).
 func dirInode(dir int, name string) (inode, bool) {
@@ -386,7 +408,7 @@ func dirInode(dir int, name string) (inode, bool) {
 func statBelow(dir int, name string) (x unix.Statx_t, err error) {
 	const flags = unix.AT_EMPTY_PATH | unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT | unix.AT_STATX_DONT_SYNC
 	for {
-		if err = unix.Statx(dir, name, flags, unix.STATX_INO|unix.STATX_TYPE, &x); !errors.Is(err, unix.EINTR) {
+		if err = unix.Statx(dir, name, flags, unix.STATX_INO|unix.STATX_TYPE|unix.STATX_MNT_ID, &x); !errors.Is(err, unix.EINTR) {
 			return x, err
 		}
 	}
@@ -474,11 +496,7 @@ func (s *System) inode(pid int, p string, mine inode, err error) (string, error)
 		return "", err
 	}
 	if real, host, err := s.find("1", p, nil); err == nil && pid != 1 && host == mine {
-		data, err := readAll(s.real(filepath.Join(procDir, "1", "mountinfo")), maxMounts)
-		if err != nil {
-			return "", err
-		}
-		mounts, err := parseMountinfo(data)
+		mounts, err := s.mounts("1")
 		if err != nil {
 			return "", err
 		}

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -93,12 +95,15 @@ func TestFileSystemsThatMayNotAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(dir)
-	id := mountID(dir)
-	at, ok := dirInode(dir, "")
-	if id == "" || !ok {
-		t.Fatalf("%q %v", id, ok)
+	x, err := statBelow(dir, "")
+	if err != nil || x.Mask&unix.STATX_MNT_ID == 0 {
+		t.Fatalf("%+v %v", x, err)
 	}
-	device := fmt.Sprintf("%d:%d", unix.Major(at.dev), unix.Minor(at.dev))
+	id := strconv.FormatUint(x.Mnt_id, 10)
+	if own, err := New(Options{}).mounts("self"); err != nil || !slices.ContainsFunc(own, func(m mount) bool { return m.id == id && m.kind == "proc" }) {
+		t.Fatalf("mount %s of /proc is not among %+v: %v", id, own, err)
+	}
+	device := fmt.Sprintf("%d:%d", x.Dev_major, x.Dev_minor)
 	const ext4 = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
 	for _, c := range []struct {
 		what string
@@ -132,16 +137,77 @@ func TestFileSystemsThatMayNotAnswer(t *testing.T) {
 	h.write("/proc/1/mountinfo", ext4)
 	h.write("/proc/10/mountinfo", "900 899 0:998 / / rw - fuse x rw\n901 900 8:1 /private/tmp /tmp rw - ext4 /dev/sda1 rw\n")
 	h.symlink("/proc", "/proc/10/root")
-	host, ok := h.tmpInodes(1, nil)
+	host, ok := h.tmpInodes(1, nil, nil)
 	if !ok {
 		t.Fatal("the host's /tmp cannot be looked at")
 	}
-	if v, ok := h.tmpInodes(10, &host); ok {
+	if v, ok := h.tmpInodes(10, &host, map[onMount]bool{}); ok {
 		t.Errorf("%+v", v)
 	}
 	// What is mounted on it is known all the same.
 	if v := h.tmpView(10); v.Tmp != "8:1 /private/tmp" || v.VarTmp != "" || !strings.Contains(v.Problem, "/var/tmp of process 10 is: it is on a file system that may not answer") {
 		t.Errorf("%+v", v)
+	}
+}
+
+// That a file system has a block device does not mean that it answers.
+func TestFileSystemsOnBlockDevices(t *testing.T) {
+	const ext4 = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+	on := onMount{901, unix.Mkdev(8, 99)}
+	for _, c := range []struct {
+		what, own, host string
+		want            bool
+	}{
+		{"ext4", "901 900 8:99 / / rw - ext4 /dev/sdb rw\n", ext4, true},
+		{"ntfs-3g", "901 900 8:99 / / rw - fuseblk /dev/sdb rw\n", ext4, false},
+		{"one that machines share", "901 900 8:99 / / rw - gfs2 /dev/sdb rw\n", ext4, false},
+		{"an overlay, which has none", "901 900 0:99 / / rw - overlay o rw\n", ext4, false},
+		{"outside of its root", "902 900 8:1 / / rw - ext4 /dev/sda1 rw\n", ext4, true},
+		{"outside of its root, and the host has it", "902 900 8:1 / / rw - ext4 /dev/sda1 rw\n", ext4 + "2 1 8:99 / /srv rw - xfs /dev/sdb rw\n", true},
+		{"ntfs-3g outside of its root that the host has", "902 900 8:1 / / rw - ext4 /dev/sda1 rw\n", ext4 + "2 1 8:99 / /srv rw - fuseblk /dev/sdb rw\n", false},
+		{"mounts that cannot be read", "nonsense\n", ext4, false},
+		{"the host's mounts cannot be read", "902 900 8:1 / / rw - ext4 /dev/sda1 rw\n", "nonsense\n", false},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			h := newHost(t)
+			h.write("/proc/1/mountinfo", c.host)
+			h.write("/proc/10/mountinfo", c.own)
+			local := map[onMount]bool{}
+			if got := h.enters(10, on, local); got != c.want {
+				t.Errorf("%v", got)
+			}
+			// The mounts are not read for the next process, nor for the next look at it.
+			h.write("/proc/1/mountinfo", "nonsense\n")
+			h.write("/proc/10/mountinfo", "nonsense\n")
+			for _, pid := range []int{10, 11} {
+				if got := h.enters(pid, on, local); got != c.want {
+					t.Errorf("of process %d again: %v", pid, got)
+				}
+			}
+			if c.want && h.enters(10, onMount{on.id, unix.Mkdev(8, 98)}, local) {
+				t.Error("another device was not asked for")
+			}
+		})
+	}
+
+	// The temporary directory is on a block device, or its mounts must be asked in any case.
+	h := newHost(t)
+	h.mkdir("/proc/10/root/tmp")
+	h.mkdir("/proc/10/root/var/tmp")
+	dir, err := unix.Open(h.root, unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dir)
+	x, err := statBelow(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, want := range map[string]bool{"ext4": x.Dev_major != 0, "fuseblk": false} {
+		h.write("/proc/10/mountinfo", fmt.Sprintf("%d 900 %d:%d / / rw - %s /dev/sdb rw\n", x.Mnt_id, x.Dev_major, x.Dev_minor, kind))
+		if v, ok := h.tmpInodes(10, &tmpInodes{}, map[onMount]bool{}); ok != want {
+			t.Errorf("%s: %+v %v", kind, v, ok)
+		}
 	}
 }
 

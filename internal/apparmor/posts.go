@@ -16,7 +16,8 @@ import (
 )
 
 // A post is what is held open to look at a unit again: the list of its threads,
-// and each thread's label. Nothing that was read is kept, only the way to it, so
+// and each thread's label. Nothing that was read is kept, only the way to it, and of
+// mounts what cannot change as long as they are there (look.local), so
 // that a look at a unit whose threads are the same takes one system call for
 // each of them, and not a walk through /proc.
 //
@@ -36,6 +37,7 @@ type post struct {
 	threads []thread     // in the order of PID and TID
 	tids    map[int]bool // of threads
 	pids    []int
+	local   map[onMount]bool // as in look
 	used    time.Time
 }
 
@@ -121,7 +123,7 @@ func (l *look) newPost(u attach.Unit, tasks []attach.Task) *post {
 		return nil
 	}
 	dir := filepath.Join(l.s.real(cgroupDir), u.ControlGroup)
-	p := &post{group: u.ControlGroup, main: [2]int{u.MainPID, u.ControlPID}, tids: map[int]bool{}}
+	p := &post{group: u.ControlGroup, main: [2]int{u.MainPID, u.ControlPID}, tids: map[int]bool{}, local: l.local}
 	var err error
 	if p.list, err = unix.Open(filepath.Join(dir, "cgroup.threads"), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return nil
@@ -158,7 +160,7 @@ func (l *look) newPost(u attach.Unit, tasks []attach.Task) *post {
 func (s *System) Rescan(units []attach.Unit) map[string]attach.Scan {
 	// What is seen later is not said to have been seen later.
 	at := time.Now()
-	host, ok := s.tmpInodes(1, nil)
+	host, ok := s.tmpInodes(1, nil, nil)
 	if !ok {
 		return nil
 	}
@@ -180,7 +182,7 @@ func (s *System) Rescan(units []attach.Unit) map[string]attach.Scan {
 		})
 	}
 	workers.Wait()
-	if again, ok := s.tmpInodes(1, nil); !ok || again != host {
+	if again, ok := s.tmpInodes(1, nil, nil); !ok || again != host {
 		return nil
 	}
 	out := make(map[string]attach.Scan, len(units))
@@ -223,7 +225,7 @@ func (p *post) scan(l *look, host tmpInodes) (sc attach.Scan, ok bool) {
 	}
 	sc.HostTmp, sc.Tmp = host.view(), make(map[int]attach.TmpView, len(p.pids))
 	for _, pid := range p.pids {
-		v, ok := l.s.tmpInodes(pid, &host)
+		v, ok := l.s.tmpInodes(pid, &host, p.local)
 		if !ok || v.sharedWith(host) {
 			return attach.Scan{}, false
 		}

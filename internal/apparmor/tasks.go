@@ -59,7 +59,7 @@ func (s *System) Scan(ctx context.Context, u attach.Unit) attach.Scan {
 	look := s.newLook()
 	defer look.done()
 	look.expected = u.Settings.Profile
-	if host, ok := s.tmpInodes(1, nil); ok {
+	if host, ok := s.tmpInodes(1, nil, nil); ok {
 		if sc, ok := s.rescan(look, u, host, time.Now()); ok {
 			return sc
 		}
@@ -228,6 +228,9 @@ type look struct {
 	// PID that was reused is another process.
 	starts  map[int]string
 	manager []ownFile // systemd's own executables; nil: not looked up yet
+	// local says of mounts of block devices whether their file systems answer. A mount that
+	// is gone can leave its ID to another, but hardly one of the same device in the same place.
+	local map[onMount]bool
 }
 
 func (s *System) newLook() *look {
@@ -236,7 +239,7 @@ func (s *System) newLook() *look {
 		b := make([]byte, 16<<10)
 		buf = &b
 	}
-	return &look{s: s, buf: *buf, labels: map[string]attach.Label{}, starts: map[int]string{}}
+	return &look{s: s, buf: *buf, labels: map[string]attach.Label{}, starts: map[int]string{}, local: map[onMount]bool{}}
 }
 
 // done gives the look's buffer back.
