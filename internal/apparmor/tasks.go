@@ -909,7 +909,8 @@ func startOf(t attach.Task) string {
 
 // forked finds among tasks, by the control groups of their units, one that systemd has
 // forked itself, or may have where it does not say so. It is asked after they were seen: a
-// process that it still follows then was its own before.
+// process that it still follows then was its own before, or one that the service has named
+// as its main process (see starting).
 func (s *System) forked(ctx context.Context, tasks map[string][]attach.Task) (starting string) {
 	for group, those := range tasks {
 		pids, err := []int(nil), errNotAsked
@@ -959,7 +960,10 @@ func groupOfUnit(group string) string {
 // makes a login of it without a session is taken for one when it has given up root.
 // And PID 1 must follow it as the main or the control process of its unit, as it does with
 // all that it forks for one (service_spawn in systemd's src/core/service.c), from the fork
-// on: what a service's account leaves behind is PID 1's child as well.
+// on: what a service's account leaves behind is PID 1's child as well. A service can still
+// name such a one as its main process, by MAINPID= of sd_notify(3) or its PIDFile=, and hold
+// up an unload for transitTime, and again with the next: no property of a unit says who
+// forked its main process (org.freedesktop.systemd1(5)).
 func (l *look) starting(t attach.Task) (is bool, group string) {
 	named := strings.HasPrefix(t.Comm, "(")
 	switch {

@@ -57,7 +57,8 @@ func (s *Systemd) Sockets(ctx context.Context) (list []attach.SocketUnit, proble
 
 // Forked gives the processes that systemd has forked itself for the unit whose control
 // group it is, or lies in, and follows: the main and the control process, as far as there
-// are any. Only units that are loaded are looked for.
+// are any. The main process can also be one that the service itself has named, by MAINPID= of
+// sd_notify(3) or its PIDFile=. Only units that are loaded are looked for.
 func (s *Systemd) Forked(ctx context.Context, group string) (pids []int, err error) {
 	defer func() {
 		if err != nil {
