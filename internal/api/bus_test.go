@@ -382,9 +382,12 @@ func (m *fakeManager) Apply(ctx context.Context, r attach.Request, progress func
 	return m.Attach(ctx, r, progress)
 }
 
-func (m *fakeManager) Propose(_ context.Context, file, text string) ([]attach.Outcome, error) {
-	m.took(attach.Request{Units: []string{file}, Profile: text})
-	return []attach.Outcome{{Unit: file}}, nil
+func (m *fakeManager) Propose(_ context.Context, files []attach.ProposedFile) (out []attach.Outcome, err error) {
+	for _, f := range files {
+		m.took(attach.Request{Units: []string{f.File}, Profile: f.Text})
+		out = append(out, attach.Outcome{Unit: f.File})
+	}
+	return out, nil
 }
 
 func (m *fakeManager) Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error) {

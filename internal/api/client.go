@@ -230,10 +230,14 @@ func (c *Client) Apply(ctx context.Context, r attach.Request, progress func(atta
 	return c.operate(ctx, "Apply", r, progress)
 }
 
-// Propose says what would come of it if a file had that text.
-func (c *Client) Propose(ctx context.Context, file, text string) ([]attach.Outcome, error) {
+// Propose says what would come of it if files had these texts.
+func (c *Client) Propose(ctx context.Context, files []attach.ProposedFile) ([]attach.Outcome, error) {
+	names, texts := []string{}, []string{}
+	for _, f := range files {
+		names, texts = append(names, f.File), append(texts, f.Text)
+	}
 	var out []attach.Outcome
-	err := c.fetch(ctx, planTimeout, &out, Path, ManagerInterface, "Propose", file, text)
+	err := c.fetch(ctx, planTimeout, &out, Path, ManagerInterface, "Propose", names, texts)
 	return out, err
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -28,9 +29,9 @@ type Manager interface {
 	// Apply acts now on attachment files, which r.Units names, and tells how their
 	// units are.
 	Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
-	// Propose says what would come of it if an attachment file or a profile file had
-	// that text; it changes nothing.
-	Propose(ctx context.Context, file, text string) ([]attach.Outcome, error)
+	// Propose says what would come of it if attachment files and profile files had
+	// these texts; it changes nothing.
+	Propose(ctx context.Context, files []attach.ProposedFile) ([]attach.Outcome, error)
 	// Plan says what Attach would do; it changes nothing.
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)
 	// Verify looks again, now, at attached units (names and globs; none: all).
@@ -91,7 +92,7 @@ var managerIface = iface{
 		{name: "Pause", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callPause},
 		{name: "Resume", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callResume},
 		{name: "Apply", in: []param{{"files", "as"}, {"options", "a{sv}"}}, out: []param{{"operation", "o"}}, call: callApply},
-		{name: "Propose", in: []param{{"file", "s"}, {"text", "s"}}, out: []param{{"outcomes", "s"}}, call: callPropose},
+		{name: "Propose", in: []param{{"files", "as"}, {"texts", "as"}}, out: []param{{"outcomes", "s"}}, call: callPropose},
 		{name: "Plan", in: []param{{"units", "as"}, {"options", "a{sv}"}}, out: []param{{"outcomes", "s"}}, call: callPlan},
 		{name: "Verify", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerify},
 		{name: "VerifyEvidence", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerifyEvidence},
@@ -173,15 +174,25 @@ func callApply(ctx context.Context, r *request) ([]any, *dbus.Error) {
 // callPropose is root's alone: a text can have any file of the host read, and what
 // is wrong with that file told.
 func callPropose(ctx context.Context, r *request) ([]any, *dbus.Error) {
-	file, text := r.body[0].(string), r.body[1].(string)
-	if failed := checkNames("file", []string{file}); failed != nil {
+	names, texts := r.body[0].([]string), r.body[1].([]string)
+	if failed := checkNames("file", names); failed != nil {
 		return nil, failed
+	}
+	if len(names) != len(texts) {
+		return nil, invalidArgs("%d files and %d texts were given", len(names), len(texts))
+	}
+	files := make([]attach.ProposedFile, len(names))
+	for i, name := range names {
+		if slices.Contains(names[:i], name) {
+			return nil, invalidArgs("the file %q is given twice", shorten(name))
+		}
+		files[i] = attach.ProposedFile{File: name, Text: texts[i]}
 	}
 	if !r.root() {
 		return nil, fail(ErrorNotAuthorized, "only root may propose the text of a file")
 	}
 	return expensive(ctx, r, planTimeout, func(ctx context.Context) (any, error) {
-		return some(r.session.manager.Propose(ctx, file, text))
+		return some(r.session.manager.Propose(ctx, files))
 	})
 }
 

@@ -345,19 +345,23 @@ func TestOnlyRootProposesTexts(t *testing.T) {
 	r := startRig(t)
 	startPolkit(t, r.privateBus, &fakePolkit{yes: true})
 	root, user := r.client(t, 0), r.client(t, 1000)
-	if _, err := user.Propose(t.Context(), "/etc/apparmor.d/a", "profile a { }"); !errors.Is(err, ErrDenied) {
+	if _, err := user.Propose(t.Context(), []attach.ProposedFile{{File: "/etc/apparmor.d/a", Text: "profile a { }"}}); !errors.Is(err, ErrDenied) {
 		t.Errorf("another user: %v", err)
 	}
 	if n := len(r.manager.got()); n != 0 {
 		t.Errorf("the daemon was asked %d times", n)
 	}
 	text := strings.Repeat("profile a { }\n", 10_000) // far longer than a name
-	out, err := root.Propose(t.Context(), "/etc/apparmor.d/a", text)
-	if err != nil || len(out) != 1 || out[0].Unit != "/etc/apparmor.d/a" {
+	files := []attach.ProposedFile{{File: "/etc/apparmor.d/a", Text: text}, {File: "/etc/aaunit/attachments.d/gone.conf"}}
+	out, err := root.Propose(t.Context(), files)
+	if err != nil || len(out) != 2 || out[0].Unit != "/etc/apparmor.d/a" {
 		t.Errorf("%+v %v", out, err)
 	}
-	if got := r.manager.got(); len(got) != 1 || got[0].Profile != text {
+	if got := r.manager.got(); len(got) != 2 || got[0].Profile != text || got[1].Profile != "" {
 		t.Errorf("%d requests", len(got))
+	}
+	if _, err := root.Propose(t.Context(), []attach.ProposedFile{files[1], files[1]}); err == nil || !strings.Contains(err.Error(), "twice") {
+		t.Errorf("a file with two texts: %v", err)
 	}
 }
 

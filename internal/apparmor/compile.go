@@ -97,7 +97,7 @@ func (s *System) Compile(ctx context.Context, files []string, complain bool) (do
 }
 
 // CompileText compiles a file as if it had that text: see reconcile.AppArmor.
-func (s *System) CompileText(ctx context.Context, file, text string) (attach.Compiled, *attach.Reason) {
+func (s *System) CompileText(ctx context.Context, file, text string, complain bool) (attach.Compiled, *attach.Reason) {
 	fail := func(err error) (attach.Compiled, *attach.Reason) {
 		r := problem(file, err)
 		return attach.Compiled{}, &r
@@ -118,9 +118,9 @@ func (s *System) CompileText(ctx context.Context, file, text string) (attach.Com
 		return fail(err)
 	}
 	env := s.Environment()
-	c, known := s.known(policyID(src, false), env)
+	c, known := s.known(policyID(src, complain), env)
 	if !known {
-		done, problems := s.compile(ctx, []*source{src}, false, env)
+		done, problems := s.compile(ctx, []*source{src}, complain, env)
 		if bad, ok := problems[file]; ok {
 			return attach.Compiled{}, &bad
 		}

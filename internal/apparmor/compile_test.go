@@ -23,7 +23,7 @@ func TestCompileTextOfAFileThatIsNotThere(t *testing.T) {
 	file := h.profile("p", "profile p { /old r, }\n")
 	before, _ := h.Compile(ctx(t), []string{file}, false)
 	text := "profile p {\n  include <abstractions/mine>\n}\n"
-	c, bad := h.CompileText(ctx(t), file, text)
+	c, bad := h.CompileText(ctx(t), file, text, false)
 	if bad != nil || len(c.Profiles) != 1 || c.Profiles[0].Name != "p" || c.File != file || string(c.Blob) == string(before[0].Blob) {
 		t.Errorf("%+v %v", c.Profiles, bad)
 	}
@@ -35,11 +35,15 @@ func TestCompileTextOfAFileThatIsNotThere(t *testing.T) {
 	if now, _ := h.Compile(ctx(t), []string{file}, false); string(now[0].Blob) != string(c.Blob) {
 		t.Error("once it is written, the text compiles to something else")
 	}
-	if _, bad := h.CompileText(ctx(t), profileDir+"/new", "profile new {\n /x zz,\n}\n"); bad == nil || bad.Code != attach.ProfileBroken || bad.Where != profileDir+"/new:2" {
+	soft, bad := h.CompileText(ctx(t), file, text, true)
+	if now, _ := h.Compile(ctx(t), []string{file}, true); bad != nil || !soft.Complain || soft.ID != now[0].ID || string(soft.Blob) == string(c.Blob) {
+		t.Errorf("in complain mode: %v %+v", bad, soft)
+	}
+	if _, bad := h.CompileText(ctx(t), profileDir+"/new", "profile new {\n /x zz,\n}\n", false); bad == nil || bad.Code != attach.ProfileBroken || bad.Where != profileDir+"/new:2" {
 		t.Errorf("a text that does not compile: %v", bad)
 	}
 	for file, text := range map[string]string{"relative": text, profileDir + "/../x": text, profileDir + "/large": strings.Repeat("#", maxFile+1), profileDir + "/none": "# nothing\n"} {
-		if _, bad := h.CompileText(ctx(t), file, text); bad == nil {
+		if _, bad := h.CompileText(ctx(t), file, text, false); bad == nil {
 			t.Errorf("%s compiled", file)
 		}
 	}

@@ -5,6 +5,10 @@ import (
 	"time"
 )
 
+// ProposedFile is an attachment or profile file as it would be. An attachment file
+// without a text would be gone.
+type ProposedFile struct{ File, Text string }
+
 // Request asks for an attach or detach of units, by a person.
 type Request struct {
 	Units     []string `json:"units"` // names and globs

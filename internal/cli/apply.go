@@ -14,7 +14,7 @@ import (
 // attachmentDir is where people and configuration tools put attachment files.
 const attachmentDir = "/etc/aaunit/attachments.d"
 
-// maxProposal bounds the text of a proposed file: what fits into a call on the bus.
+// maxProposal bounds the texts of proposed files: what fits into a call on the bus.
 const maxProposal = 200 << 10
 
 // attachmentFile makes a path of what names an attachment file: its name, with or
@@ -55,6 +55,7 @@ a profile file, the units are meant that run under it.`,
 
 func (a *app) proposeCommand() *cobra.Command {
 	var gone bool
+	var with []string
 	cmd := &cobra.Command{
 		Use:   "propose FILE [TEXT]",
 		Short: "Say what would come of a text for an attachment or profile file",
@@ -64,11 +65,15 @@ of standard input. Nothing is written, loaded or restarted. Only for root.
 Of an attachment file: the plan for each of its units, and the verdict where
 there is nothing to do. FILE is its name in /etc/aaunit/attachments.d, or its
 path there. Of any other path, that of a profile file: what is wrong with it,
-what its compiled policy allows and should not, and whether it would do for the
-units that run under it now.`,
+and whether it would do for all that is attached to it, by what the attachments
+assert and waive. Of a profile to which nothing is attached: what its compiled
+policy allows and should not.
+
+With --with, it is said of several files together, as they would be.`,
 		Example: `  aaunitctl propose agents new-agents.conf
   aaunitctl propose agents --gone
-  aaunitctl propose /etc/apparmor.d/myagent myagent.new`,
+  aaunitctl propose /etc/apparmor.d/myagent myagent.new
+  aaunitctl propose /etc/apparmor.d/myagent myagent.new --with agents=new-agents.conf`,
 		Args: func(_ *cobra.Command, args []string) error {
 			switch {
 			case len(args) == 0 || args[0] == "":
@@ -76,31 +81,58 @@ units that run under it now.`,
 			case gone && len(args) > 1:
 				return fmt.Errorf("--gone and a text do not go together")
 			case len(args) > 2:
-				return fmt.Errorf("name one file, and one with its text")
+				return fmt.Errorf("name one file, and one with its text; --with is for others")
 			}
 			return nil
 		},
 		ValidArgsFunction: a.completeAttachments,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file := a.attachmentFile(args[0])
-			text := ""
-			if gone && filepath.Dir(file) != attachmentDir {
-				return usage("--gone is for attachment files: %s is not in %s", file, attachmentDir)
+			first, err := a.proposedFile(args[0], gone, args[1:])
+			if err != nil {
+				return err
 			}
-			if !gone {
-				var err error
-				if text, err = a.proposedText(args[1:]); err != nil {
+			files := []attach.ProposedFile{first}
+			size := len(first.Text)
+			for _, w := range with {
+				name, text, is := strings.Cut(w, "=")
+				if !is || name == "" || text == "-" {
+					return usage("--with takes FILE=TEXT, or FILE= for an attachment file that is removed, not %q", w)
+				}
+				f, err := a.proposedFile(name, text == "", []string{text})
+				if err != nil {
 					return err
+				}
+				if slices.ContainsFunc(files, func(g attach.ProposedFile) bool { return g.File == f.File }) {
+					return usage("%s is named twice", f.File)
+				}
+				files = append(files, f)
+				if size += len(f.Text); size > maxProposal {
+					return fmt.Errorf("cannot propose these texts: together they are larger than %d bytes", maxProposal)
 				}
 			}
 			return a.with(cmd.Context(), func(d Daemon) error {
-				out, err := d.Propose(cmd.Context(), file, text)
+				out, err := d.Propose(cmd.Context(), files)
 				return a.printed(out, err, (*printer).proposed)
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&gone, "gone", false, "as if the attachment file were removed")
+	cmd.Flags().StringArrayVar(&with, "with", nil, "as if `FILE=TEXT` were written, too; FILE= is an attachment file that is removed")
 	return cmd
+}
+
+// proposedFile reads the text that a file is to have, or that it is to be gone.
+func (a *app) proposedFile(name string, gone bool, from []string) (attach.ProposedFile, error) {
+	f := attach.ProposedFile{File: a.attachmentFile(name)}
+	if gone {
+		if filepath.Dir(f.File) != attachmentDir {
+			return f, usage("only an attachment file can be proposed as gone: %s is not in %s", f.File, attachmentDir)
+		}
+		return f, nil
+	}
+	var err error
+	f.Text, err = a.proposedText(from)
+	return f, err
 }
 
 // proposedText reads the text of a file, or of standard input.

@@ -50,6 +50,13 @@ func TestProposeTakesATextFromAFileOrStandardInput(t *testing.T) {
 		{[]string{"propose", "agents", "new.conf"}, attach.ExitOK, "propose Unit=a.service\n"},
 		{[]string{"propose", "agents", "missing.conf"}, attach.ExitFailed, ""},
 		{[]string{"propose", "agents", "--gone"}, attach.ExitOK, "propose "},
+		{[]string{"propose", "/etc/apparmor.d/a", "new.conf", "--with", "agents=new.conf", "--with", "old="}, attach.ExitOK, "propose Unit=a.service\n Unit=a.service\n "},
+		{[]string{"propose", "agents", "--gone", "--with", "/etc/apparmor.d/a=new.conf"}, attach.ExitOK, "propose  Unit=a.service\n"},
+		{[]string{"propose", "agents", "new.conf", "--with", "agents.conf=new.conf"}, attach.ExitUsage, ""},
+		{[]string{"propose", "agents", "new.conf", "--with", "/etc/apparmor.d/a="}, attach.ExitUsage, ""},
+		{[]string{"propose", "agents", "new.conf", "--with", "other"}, attach.ExitUsage, ""},
+		{[]string{"propose", "agents", "new.conf", "--with", "other=-"}, attach.ExitUsage, ""},
+		{[]string{"propose", "agents", "new.conf", "--with", "other=missing.conf"}, attach.ExitFailed, ""},
 		{[]string{"propose", "agents", "new.conf", "--gone"}, attach.ExitUsage, ""},
 		{[]string{"propose", "/etc/apparmor.d/a", "--gone"}, attach.ExitUsage, ""},
 		{[]string{"propose", "a", "b", "c"}, attach.ExitUsage, ""},
@@ -59,6 +66,11 @@ func TestProposeTakesATextFromAFileOrStandardInput(t *testing.T) {
 		if exit := s.run(tc.args...); exit != tc.exit || s.daemon.did != tc.did {
 			t.Errorf("%q: exit %d, did %q: %s", tc.args, exit, s.daemon.did, s.err.String())
 		}
+	}
+	s.ReadFile = func(string) ([]byte, error) { return []byte(strings.Repeat("#", maxProposal)), nil }
+	s.Stdin = strings.NewReader("#")
+	if exit := s.run("propose", "agents", "--with", "other=large"); exit != attach.ExitFailed || !strings.Contains(s.err.String(), "together they are larger") {
+		t.Errorf("large texts: exit %d: %s", exit, s.err.String())
 	}
 	s.Stdin = strings.NewReader(strings.Repeat("#", maxProposal+1))
 	if exit := s.run("propose", "agents"); exit != attach.ExitFailed || !strings.Contains(s.err.String(), "larger than") {

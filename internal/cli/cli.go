@@ -26,7 +26,7 @@ type Daemon interface {
 	Pause(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Resume(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
 	Apply(ctx context.Context, r attach.Request, progress func(attach.Event)) ([]attach.Outcome, error)
-	Propose(ctx context.Context, file, text string) ([]attach.Outcome, error)
+	Propose(ctx context.Context, files []attach.ProposedFile) ([]attach.Outcome, error)
 	StartAttach(ctx context.Context, r attach.Request) (operation string, err error)
 	StartDetach(ctx context.Context, r attach.Request) (operation string, err error)
 	Plan(ctx context.Context, r attach.Request) ([]attach.Outcome, error)

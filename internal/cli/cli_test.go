@@ -91,8 +91,11 @@ func (d *fakeDaemon) Apply(_ context.Context, r attach.Request, _ func(attach.Ev
 	return d.outcomes, d.err
 }
 
-func (d *fakeDaemon) Propose(_ context.Context, file, text string) ([]attach.Outcome, error) {
-	d.did, d.names = "propose "+text, []string{file}
+func (d *fakeDaemon) Propose(_ context.Context, files []attach.ProposedFile) ([]attach.Outcome, error) {
+	d.did, d.names = "propose", nil
+	for _, f := range files {
+		d.did, d.names = d.did+" "+f.Text, append(d.names, f.File)
+	}
 	return d.outcomes, d.err
 }
 

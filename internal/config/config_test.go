@@ -486,19 +486,23 @@ func TestProposedTextsAreReadAsIfTheyWereThere(t *testing.T) {
 		{"/etc/b.conf", "", []string{"/etc/a.conf a.service"}, 0},
 		{"/etc/c.conf", good("c.service"), []string{"/etc/a.conf a.service", "/etc/c.conf c.service"}, 1},
 	} {
-		d, ok := f.Propose(root+c.file, c.text)
-		if diff := cmp.Diff(c.want, units(d)); !ok || diff != "" || len(d.Problems) != c.problems {
-			t.Errorf("%s %q: %v, %v, problems %v (-want +got):\n%s", c.file, c.text, ok, units(d), d.Problems, diff)
+		d, others := f.Propose([]attach.ProposedFile{{File: root + c.file, Text: c.text}})
+		if diff := cmp.Diff(c.want, units(d)); len(others) > 0 || diff != "" || len(d.Problems) != c.problems {
+			t.Errorf("%s %q: %v, %v, problems %v (-want +got):\n%s", c.file, c.text, others, units(d), d.Problems, diff)
 		}
 		if d.Broken[root+c.file] != (c.problems == 3) {
 			t.Errorf("%s %q: broken %v", c.file, c.text, d.Broken)
 		}
 	}
+	d, others := f.Propose([]attach.ProposedFile{{File: root + "/etc/c.conf", Text: good("c.service")}, {File: "/etc/apparmor.d/p", Text: "profile p { }"}, {File: root + "/etc/a.conf"}, {File: root + "/etc/b.conf", Text: good("b.service")}})
+	if diff := cmp.Diff([]string{"/etc/b.conf b.service", "/etc/c.conf c.service", "/usr/a.conf vendor.service"}, units(d)); diff != "" || len(others) != 1 || others[0].File != "/etc/apparmor.d/p" {
+		t.Errorf("several together: others %v (-want +got):\n%s", others, diff)
+	}
 	if got := units(f.Read()); !cmp.Equal(got, []string{"/etc/a.conf a.service"}) {
 		t.Errorf("a proposal was kept: %v", got)
 	}
 	for _, file := range []string{"/run/a.conf", "/usr/a.conf", "/etc/sub/a.conf", "/etc/a", "/etc/.a.conf", "/etc/../etc/a.conf"} {
-		if _, ok := f.Propose(root+file, good("a.service")); ok {
+		if _, others := f.Propose([]attach.ProposedFile{{File: root + file, Text: good("a.service")}}); len(others) != 1 {
 			t.Errorf("%s is taken for a place of an attachment file", file)
 		}
 	}

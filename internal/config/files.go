@@ -154,15 +154,26 @@ func (f *Files) Read() attach.Declared {
 	return d
 }
 
-// Propose is what Read would give if a file had that text, or with none, if it
-// were gone. It is for files directly in the first directory, where people and
-// configuration tools put theirs.
-func (f *Files) Propose(file, text string) (attach.Declared, bool) {
-	name := filepath.Base(file)
-	if file != filepath.Join(f.Dirs[0], name) || !strings.HasSuffix(name, ".conf") || strings.HasPrefix(name, ".") {
-		return attach.Declared{}, false
+// Propose is what Read would give if files had these texts, or one without any were
+// gone. It is for files directly in the first directory, where people and
+// configuration tools put theirs; others are those that are not.
+func (f *Files) Propose(files []attach.ProposedFile) (d attach.Declared, others []attach.ProposedFile) {
+	d = f.Read()
+	for _, p := range files {
+		name := filepath.Base(p.File)
+		if p.File != filepath.Join(f.Dirs[0], name) || !strings.HasSuffix(name, ".conf") || strings.HasPrefix(name, ".") {
+			others = append(others, p)
+			continue
+		}
+		f.propose(&d, p.File, p.Text)
 	}
-	d := f.Read()
+	slices.SortFunc(d.Attachments, func(a, b *attach.Attachment) int { return strings.Compare(a.Source, b.Source) })
+	return d, others
+}
+
+// propose has one file say something else, or nothing.
+func (f *Files) propose(d *attach.Declared, file, text string) {
+	name := filepath.Base(file)
 	same := func(path string) bool {
 		return filepath.Base(path) == name && slices.Contains(f.Dirs, filepath.Dir(path))
 	}
@@ -182,18 +193,16 @@ func (f *Files) Propose(file, text string) (attach.Declared, bool) {
 		under := below.Read()
 		i := slices.IndexFunc(under.Attachments, func(a *attach.Attachment) bool { return same(a.Source) })
 		if i < 0 {
-			return d, true
+			return
 		}
 		a = *under.Attachments[i]
 		a.Runtime = filepath.Dir(a.Source) == f.Dirs[1]
 	}
 	if len(bad) > 0 {
 		d.Problems, d.Broken[file] = append(d.Problems, bad...), true
-		return d, true
+		return
 	}
 	d.Attachments = append(d.Attachments, &a)
-	slices.SortFunc(d.Attachments, func(a, b *attach.Attachment) int { return strings.Compare(a.Source, b.Source) })
-	return d, true
 }
 
 // breakAll marks every file of a directory that may not be trusted, so that

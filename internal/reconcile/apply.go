@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -98,27 +100,54 @@ func (l *Loop) unitsOf(file string) (units []string) {
 	return slices.Compact(units)
 }
 
-// Propose says what would come of it if a file had that text, and changes
-// nothing. An attachment file with an empty text is one that is gone: of its units
-// the plan is told, and of those for which there is nothing to do the verdict. Of
-// a profile file it is told what it holds, as Check does, and whether it would do
-// for the units that run under it now.
-func (l *Loop) Propose(ctx context.Context, file, text string) ([]attach.Outcome, error) {
-	if d, ok := l.attachments.Propose(file, text); ok {
-		return l.proposeAttachment(ctx, file, d), nil
+// Propose says what would come of it if files had these texts, all of them together,
+// and changes nothing. An attachment file with an empty text is one that is gone: of
+// its units the plan is told, and of those for which there is nothing to do the
+// verdict. Of a profile file it is told whether it would do for those who run under
+// it, and of a profile that nobody uses what it holds, as Check does. Where a text is
+// no good, that is all that is told.
+func (l *Loop) Propose(ctx context.Context, files []attach.ProposedFile) ([]attach.Outcome, error) {
+	d, profiles := l.attachments.Propose(files)
+	texts, out := l.proposedTexts(ctx, profiles)
+	var attachments []string
+	for _, f := range files {
+		if slices.Contains(profiles, f) {
+			continue
+		}
+		attachments = append(attachments, f.File)
+		if bad := problemsOf(d, f.File); len(bad) > 0 {
+			out = append(out, attach.Outcome{Unit: f.File, Exit: attach.ExitFailed, Reasons: bad})
+		}
 	}
-	return l.proposeProfile(ctx, file, text), nil
+	if len(out) > 0 {
+		return out, nil
+	}
+	proposals := l.proposeAttachments(ctx, attachments, d, texts)
+	out = l.proposeProfiles(ctx, texts, proposals)
+	for _, p := range proposals {
+		out = append(out, p.out)
+	}
+	if len(proposals) == 0 {
+		for _, file := range attachments {
+			out = append(out, attach.Outcome{Unit: file, Notes: []attach.Reason{attach.Because(attach.NotAttached, "no unit is attached by %s", file)}})
+		}
+	}
+	rest := out[len(profiles):]
+	slices.SortStableFunc(rest, func(a, b attach.Outcome) int { return strings.Compare(a.Unit, b.Unit) })
+	return out, nil
 }
 
-func (l *Loop) proposeAttachment(ctx context.Context, file string, d attach.Declared) []attach.Outcome {
-	if bad := problemsOf(d, file); len(bad) > 0 {
-		return []attach.Outcome{{Unit: file, Exit: attach.ExitFailed, Reasons: bad}}
-	}
-	units := l.unitsOf(file)
-	for _, a := range d.Attachments {
-		if a.Source == file {
-			named, _ := l.expand(ctx, []*attach.Attachment{a})
-			units = append(units, named...)
+// proposeAttachments plans for the units that attachment files name, or named until
+// now.
+func (l *Loop) proposeAttachments(ctx context.Context, files []string, d attach.Declared, texts *proposedTexts) []*proposal {
+	var units []string
+	for _, file := range files {
+		units = append(units, l.unitsOf(file)...)
+		for _, a := range d.Attachments {
+			if a.Source == file {
+				named, _ := l.expand(ctx, []*attach.Attachment{a})
+				units = append(units, named...)
+			}
 		}
 	}
 	selector := attach.NewSelector(d.Attachments)
@@ -134,23 +163,13 @@ func (l *Loop) proposeAttachment(ctx context.Context, file string, d attach.Decl
 	for _, p := range proposals {
 		wishes = append(wishes, p.d)
 	}
-	m := l.momentOfPlans(ctx, wishes)
+	m := l.momentOfPlans(ctx, wishes, texts)
 	m.proposed = map[string]attach.Desired{}
 	for _, d := range wishes {
 		m.proposed[d.Unit] = d
 	}
 	each(len(proposals), func(i int) { l.planProposal(ctx, proposals[i], m) })
-	out := []attach.Outcome{}
-	for _, p := range proposals {
-		if !p.idle {
-			out = append(out, p.out)
-		}
-	}
-	if len(out) == 0 {
-		out = append(out, attach.Outcome{Unit: file, Notes: []attach.Reason{attach.Because(attach.NotAttached, "no unit is attached by %s", file)}})
-	}
-	slices.SortFunc(out, func(a, b attach.Outcome) int { return strings.Compare(a.Unit, b.Unit) })
-	return out
+	return slices.DeleteFunc(proposals, func(p *proposal) bool { return p.idle })
 }
 
 // proposal is one unit of an attachment file that is not written yet.
@@ -239,62 +258,196 @@ func (l *Loop) planProposal(ctx context.Context, p *proposal, m *moment) {
 	}
 }
 
-func (l *Loop) proposeProfile(ctx context.Context, file, text string) []attach.Outcome {
-	o := attach.Outcome{Unit: file, File: file}
-	c, bad := l.apparmor.CompileText(ctx, file, text)
-	if bad != nil {
-		o.Reasons, o.Exit = []attach.Reason{*bad}, attach.ExitNotConfined
-		return []attach.Outcome{o}
-	}
+// proposeProfiles says of each proposed profile file whether it would do, and then of
+// those who would run under it, each by what its attachment asserts and waives; for the
+// units that are planned the plan has asked. A profile that nobody uses is asked alone.
+func (l *Loop) proposeProfiles(ctx context.Context, texts *proposedTexts, planned []*proposal) (out []attach.Outcome) {
 	k := l.checker()
-	var names []string
-	for _, p := range c.Profiles {
-		if strings.Contains(p.Name, "//") {
-			continue
+	k.texts = texts
+	users, files := l.usersThen(planned)
+	concerned := map[string]attach.Desired{}
+	for _, f := range texts.files {
+		o := attach.Outcome{Unit: f.File, File: f.File}
+		var names []string
+		for _, p := range texts.made[f.File].Profiles {
+			if strings.Contains(p.Name, "//") {
+				continue
+			}
+			names = append(names, p.Name)
+			by := usersOf(users, p.Name)
+			for _, d := range by {
+				concerned[d.Unit+" "+d.Profile] = d
+			}
+			if len(by) == 0 {
+				d := alone(f.File, p.Name)
+				k.obstacles(&o, d, map[string][]attach.Profile{p.Name: texts.ByName(p.Name)}, nil)
+				k.ask(ctx, &o, d, attach.Unit{}, []attach.Compiled{texts.made[f.File]})
+			}
 		}
-		names = append(names, p.Name)
-		// What the file itself holds now is what the text takes the place of.
-		all := slices.DeleteFunc(l.apparmor.ByName(p.Name), func(q attach.Profile) bool { return q.File == file })
-		d := alone(file, p.Name)
-		k.obstacles(&o, d, map[string][]attach.Profile{p.Name: append(all, p)}, nil)
-		k.ask(ctx, &o, d, attach.Unit{}, []attach.Compiled{c})
-	}
-	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
-	o.Profile = strings.Join(names, ", ")
-	return append([]attach.Outcome{o}, l.proposeFor(ctx, file, names, c)...)
-}
-
-// proposeFor asks a policy for the units that run under it: what their
-// attachments and settings ask, and whether the profile is still there.
-func (l *Loop) proposeFor(ctx context.Context, file string, names []string, c attach.Compiled) (out []attach.Outcome) {
-	l.mu.Lock()
-	var units []string
-	for unit, s := range l.statuses {
-		if _, attached := l.targets[unit]; attached && s.ProfileFile == file && !attach.IsPattern(unit) {
-			units = append(units, unit)
+		for _, d := range users {
+			if d.Profile != "" && files[d.Unit] == f.File { // whether or not it still has its profile
+				concerned[d.Unit+" "+d.Profile] = d
+			}
 		}
-	}
-	l.mu.Unlock()
-	slices.Sort(units)
-	for _, unit := range units {
-		d, err := l.desired(unit)
-		if err != nil || d.Attachment == nil {
-			continue
-		}
-		o := attach.Outcome{Unit: unit, Profile: d.Profile, File: file}
-		u, err := l.systemd.Observe(ctx, unit)
-		switch {
-		case err != nil:
-			o.Exit = attach.ExitUnknown
-			o.Reasons = []attach.Reason{attach.Because(attach.SystemdUnheard, "systemd could not be asked about %s: %v", unit, err)}
-		case !slices.Contains(names, d.Profile):
-			o.Exit = attach.ExitNotConfined
-			o.Reasons = []attach.Reason{attach.Because(attach.ProfileNotFound, "%s runs under profile %s, which the text does not define", unit, d.Profile).At(file)}
-		case l.gate != nil:
-			o.Findings = l.gate.Check(ctx, d, u, []attach.Compiled{c})
-			o.Exit = attach.ExitOfFindings(o.Findings)
-		}
+		o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
+		o.Profile = strings.Join(names, ", ")
 		out = append(out, o)
 	}
+	for _, key := range slices.Sorted(maps.Keys(concerned)) {
+		d := concerned[key]
+		if !slices.ContainsFunc(planned, func(p *proposal) bool { return p.d.Unit == d.Unit && p.d.Profile == d.Profile }) {
+			out = append(out, l.proposeFor(ctx, k, d))
+		}
+	}
 	return out
+}
+
+// usersThen lists what is attached when the plans have been carried out, and the profile
+// files of those who run now.
+func (l *Loop) usersThen(planned []*proposal) (users []attach.Desired, files map[string]string) {
+	files = map[string]string{}
+	left := map[string]bool{}
+	for _, p := range planned {
+		left[p.d.Unit] = true
+		if p.d.Attachment != nil {
+			users = append(users, p.d)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for unit := range l.targets {
+		if d, err := l.desiredAt(unit, time.Now()); err == nil && !left[unit] {
+			users = append(users, d)
+		}
+	}
+	for unit, s := range l.statuses {
+		files[unit] = s.ProfileFile
+	}
+	return users, files
+}
+
+// usersOf are those who run under a profile. Where there is none, they are the templates
+// and prefixes whose units to come may.
+func usersOf(users []attach.Desired, profile string) (out []attach.Desired) {
+	for _, d := range users {
+		if slices.Contains(profilesOf(d), profile) {
+			out = append(out, d)
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	for _, d := range users {
+		if d.Profile == "" && (couldBe(d.Attachment.Profile, profile) || slices.Contains(d.Attachment.AllowProfiles, profile)) {
+			d.Profile = profile
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// proposeFor asks the texts of profiles for one that runs under them, or may.
+func (l *Loop) proposeFor(ctx context.Context, k checker, d attach.Desired) attach.Outcome {
+	o := attach.Outcome{Unit: d.Unit}
+	u := attach.Unit{ID: d.Unit}
+	if !attach.IsPattern(d.Unit) {
+		var err error
+		if u, err = l.systemd.Observe(ctx, d.Unit); err != nil {
+			o.Profile, o.Exit, o.Reasons = d.Profile, attach.ExitUnknown, unheard(d, err).Reasons
+			return o
+		}
+	}
+	k.declared(ctx, &o, d, u)
+	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
+	return o
+}
+
+// proposedTexts are profile files as they would be.
+type proposedTexts struct {
+	Texts
+	compile func(ctx context.Context, file, text string, complain bool) (attach.Compiled, *attach.Reason)
+	files   []attach.ProposedFile
+	made    map[string]attach.Compiled // by file
+
+	mu   sync.Mutex
+	soft map[string]attach.Compiled // in complain mode, once they were asked for
+}
+
+// proposedTexts compiles texts; what does not compile is in bad.
+func (l *Loop) proposedTexts(ctx context.Context, files []attach.ProposedFile) (t *proposedTexts, bad []attach.Outcome) {
+	t = &proposedTexts{Texts: l.apparmor, compile: l.apparmor.CompileText, files: files, made: map[string]attach.Compiled{}, soft: map[string]attach.Compiled{}}
+	for _, f := range files {
+		c, why := t.compile(ctx, f.File, f.Text, false)
+		if why != nil {
+			o := attach.Outcome{Unit: f.File, File: f.File}
+			found(&o, *why)
+			bad = append(bad, o)
+			continue
+		}
+		t.made[f.File] = c
+	}
+	return t, bad
+}
+
+// ByName takes the profiles of proposed files from their texts.
+func (t *proposedTexts) ByName(name string) []attach.Profile {
+	out := slices.DeleteFunc(slices.Clone(t.Texts.ByName(name)), func(p attach.Profile) bool { _, is := t.made[p.File]; return is })
+	for _, f := range t.files {
+		for _, p := range t.made[f.File].Profiles {
+			if p.Name == name {
+				out = append(out, p)
+			}
+		}
+	}
+	return out
+}
+
+// InFile lists those that are no children of others, as any InFile does.
+func (t *proposedTexts) InFile(file string) ([]attach.Profile, error) {
+	c, is := t.made[file]
+	if !is {
+		return t.Texts.InFile(file)
+	}
+	return slices.DeleteFunc(slices.Clone(c.Profiles), func(p attach.Profile) bool { return strings.Contains(p.Name, "//") }), nil
+}
+
+// Compile gives what the texts were compiled to.
+func (t *proposedTexts) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason) {
+	var rest []string
+	mine := map[string]attach.Reason{}
+	for _, file := range files {
+		c, is := t.made[file]
+		if !is {
+			rest = append(rest, file)
+			continue
+		}
+		if complain {
+			var why *attach.Reason
+			if c, why = t.inComplain(ctx, file); why != nil {
+				mine[file] = *why
+				continue
+			}
+		}
+		done = append(done, c)
+	}
+	more, problems := t.Texts.Compile(ctx, rest, complain)
+	if problems == nil {
+		problems = map[string]attach.Reason{}
+	}
+	maps.Copy(problems, mine)
+	return append(done, more...), problems
+}
+
+func (t *proposedTexts) inComplain(ctx context.Context, file string) (attach.Compiled, *attach.Reason) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c, made := t.soft[file]; made {
+		return c, nil
+	}
+	i := slices.IndexFunc(t.files, func(f attach.ProposedFile) bool { return f.File == file })
+	c, why := t.compile(ctx, file, t.files[i].Text, true)
+	if why == nil {
+		t.soft[file] = c
+	}
+	return c, why
 }

@@ -23,7 +23,7 @@ func apply(t *testing.T, l *Loop, files ...string) []attach.Outcome {
 
 func propose(t *testing.T, l *Loop, file, text string) []attach.Outcome {
 	t.Helper()
-	out, err := l.Propose(context.Background(), file, text)
+	out, err := l.Propose(context.Background(), []attach.ProposedFile{{File: file, Text: text}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +190,115 @@ func TestAProposedProfileIsAskedForItsUnits(t *testing.T) {
 			t.Errorf("something was loaded: %q", w.trace)
 		}
 	})
+}
+
+// Whether a text would do is said by the attachments of all that use its profile, as
+// they would be, and what nobody uses is asked by itself.
+func TestATextIsAskedByTheAttachmentsOfThoseWhoUseIt(t *testing.T) {
+	const file, another = "/etc/apparmor.d/a", "/etc/aaunit/attachments.d/another.conf"
+	together := func(t *testing.T, l *Loop, files ...string) []attach.Outcome {
+		t.Helper()
+		var all []attach.ProposedFile
+		for i := 0; i < len(files); i += 2 {
+			all = append(all, attach.ProposedFile{File: files[i], Text: files[i+1]})
+		}
+		out, err := l.Propose(t.Context(), all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	fresh := func() *world {
+		w := newWorld()
+		w.addUnit("a.service")
+		delete(w.files, "a")
+		w.notFor = map[string]string{file: "2", "a.service": "2", "g@.service": "2"}
+		return w
+	}
+	w := fresh()
+	w.run(t, func(l *Loop) {
+		if out := together(t, l, file, "2"); len(out) != 1 || out[0].Exit != attach.ExitNotConfined {
+			t.Errorf("used by nobody: %+v", out)
+		}
+		for _, order := range [][]string{{file, "2", aFile, "a.service a waive"}, {aFile, "a.service a waive", file, "2"}} {
+			out := together(t, l, order...)
+			if len(out) != 2 || out[0].Unit != file || out[0].Exit != attach.ExitOK || out[0].Profile != "a" ||
+				out[1].Exit != attach.ExitOK || out[1].File != file || !slices.Contains(kinds(out[1].Plan), attach.LoadPolicy) {
+				t.Errorf("with an attachment that waives it: %+v", out)
+			}
+		}
+		if out := together(t, l, file, "2", aFile, "a.service a"); len(out) != 2 || out[1].Exit != attach.ExitFailed || !slices.Contains(codes(out[1].Reasons), attach.AssertionFailed) {
+			t.Errorf("with one that does not: %+v", out)
+		}
+		if out := together(t, l, file, "1", aFile, "a.service a complain"); len(out) != 2 || out[1].Exit != attach.ExitOK || !slices.Contains(kinds(out[1].Plan), attach.LoadPolicy) {
+			t.Errorf("in complain mode: %+v", out)
+		}
+		for text, exit := range map[string]attach.Exit{"g@.service b%i waive": attach.ExitNotConfined, "g@.service a%i waive": attach.ExitOK, "g@.service a%i": attach.ExitNotConfined} {
+			out := together(t, l, file, "2", aFile, text)
+			worst := attach.ExitOK
+			for _, o := range out {
+				worst = attach.WorstExit(worst, o.Exit)
+			}
+			if worst != exit {
+				t.Errorf("for units to come of %s: %+v", text, out)
+			}
+		}
+		for _, bad := range [][]string{{file, "bad", aFile, "a.service a"}, {file, "1", aFile, "nonsense"}} {
+			if out := together(t, l, bad...); len(out) != 1 || out[0].Exit == attach.ExitOK {
+				t.Errorf("%q: %+v", bad, out)
+			}
+		}
+		if _, there := w.files["a"]; there || w.calls["load"] > 0 {
+			t.Errorf("something was done: %q", w.trace)
+		}
+	})
+	w = fresh()
+	w.files["a"] = "1"
+	w.declareUnit(aFile, "a.service", func(a *attach.Attachment) { a.Waivers = []attach.Waiver{{Code: attach.MayEverything}} })
+	w.run(t, func(l *Loop) {
+		rest()
+		if out := together(t, l, file, "2"); len(out) != 2 || out[0].Exit != attach.ExitOK || out[1].Unit != "a.service" || out[1].Exit != attach.ExitOK {
+			t.Errorf("for a unit whose attachment waives it: %+v", out)
+		}
+		if out := together(t, l, file, "2", aFile, "a.service a"); len(out) != 2 || out[1].Exit != attach.ExitFailed {
+			t.Errorf("for one that is to waive nothing: %+v", out)
+		}
+	})
+	w = fresh()
+	w.files["a"] = "1"
+	w.declareUnit(aFile, "a.service", nil)
+	w.run(t, func(l *Loop) {
+		rest()
+		if out := together(t, l, file, "2"); len(out) != 2 || out[1].Exit != attach.ExitNotConfined {
+			t.Errorf("for a unit whose attachment waives nothing: %+v", out)
+		}
+		if out := together(t, l, file, "2", aFile, "a.service a waive"); len(out) != 2 || out[1].Exit != attach.ExitOK || !out[1].Changed {
+			t.Errorf("for one that is to waive it: %+v", out)
+		}
+		if out := together(t, l, file, "3", aFile, ""); len(out) != 2 || out[0].Exit != attach.ExitOK || !slices.Contains(kinds(out[1].Plan), attach.RemoveDropIn) {
+			t.Errorf("for one that is detached: %+v", out)
+		}
+		// Another name for the same attachment.
+		if out := together(t, l, file, "2", aFile, "", another, "a.service a waive"); len(out) != 2 || out[1].Exit != attach.ExitOK {
+			t.Errorf("for one that is attached by another file: %+v", out)
+		}
+	})
+}
+
+func TestNamesThatASpecifierMayStandFor(t *testing.T) {
+	for _, c := range []struct {
+		profile, name string
+		could         bool
+	}{
+		{"agent-%i", "agent-1", true}, {"agent-%i", "agent-", true}, {"agent-%i", "agent", false}, {"agent-%i", "my-agent-1", false},
+		{"%p", "anything", true}, {"%p-%i", "a-b", true}, {"%p-%i", "ab", false}, {"%p.x", "a.x.x", true}, {"%p.x", "a.x.y", false},
+		{"a%%%i", "a%1", true}, {"a%%%i", "a1", false}, {"a%i.b%j.c", "a.b.c", true}, {"agent", "agent", true}, {"agent", "agents", false},
+		{"x%", "x", true},
+	} {
+		if couldBe(c.profile, c.name) != c.could {
+			t.Errorf("%s, %s: not %v", c.profile, c.name, c.could)
+		}
+	}
 }
 
 // A changed text under which a unit is denied something new is undone, whoever asked

@@ -592,7 +592,7 @@ func TestAProposalIsAskedForAllItsUnits(t *testing.T) {
 		w.edit("2")
 		rest()
 		for text, exit := range map[string]attach.Exit{"a.service,b.service a waive": attach.ExitOK, "a.service,b.service a": attach.ExitFailed} {
-			out, err := l.Propose(t.Context(), fileA, text)
+			out, err := l.Propose(t.Context(), []attach.ProposedFile{{File: fileA, Text: text}})
 			if err != nil || len(out) != 2 || out[0].Exit != exit || out[1].Exit != exit {
 				t.Errorf("%s: %v %+v", text, err, out)
 			}

@@ -315,7 +315,7 @@ func (l *Loop) prepare(ctx context.Context, r attach.Request) ([]*prepared, *mom
 			wishes = append(wishes, p.d)
 		}
 	}
-	m := l.momentOfPlans(ctx, wishes)
+	m := l.momentOfPlans(ctx, wishes, l.apparmor)
 	m.scans = map[string]sighting{}
 	for _, p := range all {
 		if p.seen != nil {

@@ -207,8 +207,10 @@ type moment struct {
 	// scans are looks at tasks by unit, for plans: to see that a task is not about to
 	// leave what it carries takes longer than all else that a plan needs.
 	scans map[string]sighting
-	// proposed are wishes that are not declared yet, by unit.
+	// proposed are wishes that are not declared yet, by unit, and texts the profile
+	// files as they would be; nil is as they are.
 	proposed map[string]attach.Desired
+	texts    Texts
 	reached
 	others objections
 }
@@ -249,12 +251,12 @@ func (l *Loop) momentOf(ctx context.Context, all []attach.Desired) *moment {
 
 // momentOfPlans reads and compiles what plans for these units have in common. A
 // single unit has nothing in common with others.
-func (l *Loop) momentOfPlans(ctx context.Context, all []attach.Desired) *moment {
-	m := &moment{at: time.Now(), host: l.host(ctx)}
+func (l *Loop) momentOfPlans(ctx context.Context, all []attach.Desired, texts Texts) *moment {
+	m := &moment{at: time.Now(), host: l.host(ctx), texts: texts}
 	if len(all) < 2 {
 		return m
 	}
-	m.built = l.compileTogether(ctx, all)
+	m.built = compileTogether(ctx, texts, all)
 	var names []string
 	for _, d := range all {
 		names = append(names, judgedBy(d)...)

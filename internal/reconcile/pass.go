@@ -185,7 +185,7 @@ func (l *Loop) plan(ctx context.Context, units []string, op *operation, m *momen
 		}
 	}
 	if m == nil {
-		m = l.momentOfPlans(ctx, all)
+		m = l.momentOfPlans(ctx, all, l.apparmor)
 	}
 	each(len(units), func(i int) { jobs[i] = l.planUnit(ctx, units[i], op, m) })
 	real := map[string]*job{}

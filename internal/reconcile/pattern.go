@@ -76,6 +76,28 @@ func byUnit(a *attach.Attachment) bool {
 	return strings.Contains(strings.ReplaceAll(a.Profile, "%%", ""), "%")
 }
 
+// couldBe reports whether a profile's name may come of what an attachment says, where
+// each specifier may stand for anything.
+func couldBe(profile, name string) bool {
+	const percent = "\x00" // which is in no name
+	pieces := strings.Split(strings.ReplaceAll(profile, "%%", percent), "%")
+	for i, piece := range pieces {
+		if i > 0 && piece != "" {
+			piece = piece[1:] // without the specifier's letter
+		}
+		piece = strings.ReplaceAll(piece, percent, "%")
+		at := strings.Index(name, piece)
+		switch {
+		case at < 0 || i == 0 && at > 0:
+			return false
+		case i > 0 && i == len(pieces)-1:
+			return strings.HasSuffix(name, piece)
+		}
+		name = name[at+len(piece):]
+	}
+	return name == ""
+}
+
 // failedUnder reports whether another unit of a template or prefix is held that did not
 // come up under the profile. l.mu is held.
 func (l *Loop) failedUnder(pattern, unit, profile string) bool {

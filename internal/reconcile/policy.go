@@ -34,13 +34,13 @@ func (b built) of(files []string) (done []attach.Compiled, problems []attach.Rea
 }
 
 // compile compiles files, and stages what compiled.
-func (l *Loop) compile(ctx context.Context, files []string, complain bool) built {
+func compile(ctx context.Context, texts Texts, files []string, complain bool) built {
 	b := built{done: map[string]attach.Compiled{}, problems: map[string][]attach.Reason{}}
-	done, problems := l.apparmor.Compile(ctx, files, complain)
+	done, problems := texts.Compile(ctx, files, complain)
 	for file, why := range problems {
 		b.problems[file] = append(b.problems[file], why)
 	}
-	l.apparmor.Stage(ctx, done)
+	texts.Stage(ctx, done)
 	for _, c := range done {
 		b.done[c.File] = c
 	}
@@ -506,11 +506,11 @@ func sortedNames(c attach.Compiled) []string {
 // compileTogether compiles what several units need, all of it in one go: starting
 // the parser, and reading what all profiles include, is what costs. The result is
 // by whether the profiles are in complain mode.
-func (l *Loop) compileTogether(ctx context.Context, wishes []attach.Desired) map[bool]built {
+func compileTogether(ctx context.Context, texts Texts, wishes []attach.Desired) map[bool]built {
 	files := map[bool][]string{}
 	for _, d := range wishes {
 		if d.Attachment != nil {
-			_, found, _ := l.candidates(d)
+			_, found, _ := candidates(texts, d)
 			complain := d.Attachment.Mode == attach.WishComplain
 			files[complain] = append(files[complain], found...)
 		}
@@ -518,7 +518,7 @@ func (l *Loop) compileTogether(ctx context.Context, wishes []attach.Desired) map
 	out := map[bool]built{}
 	for complain, all := range files {
 		if len(all) > 0 {
-			out[complain] = l.compile(ctx, all, complain)
+			out[complain] = compile(ctx, texts, all, complain)
 		}
 	}
 	return out
@@ -533,12 +533,12 @@ func profilesOf(d attach.Desired) []string {
 }
 
 // candidates finds the files that define a unit's profiles.
-func (l *Loop) candidates(d attach.Desired) (byName map[string][]attach.Profile, files []string, problems []attach.Reason) {
+func candidates(texts Texts, d attach.Desired) (byName map[string][]attach.Profile, files []string, problems []attach.Reason) {
 	byName = map[string][]attach.Profile{}
 	for i, name := range profilesOf(d) {
-		found := l.apparmor.ByName(name)
+		found := texts.ByName(name)
 		if file := d.Attachment.ProfileFile; i == 0 && file != "" {
-			inFile, err := l.apparmor.InFile(file)
+			inFile, err := texts.InFile(file)
 			if err != nil {
 				problems = append(problems, attach.Because(attach.ProfileNotFound, "cannot read profile file %s: %v", file, err).At(file))
 			}
@@ -559,11 +559,15 @@ func (l *Loop) candidates(d attach.Desired) (byName map[string][]attach.Profile,
 }
 
 func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how depth, m *moment) attach.Policy {
+	var texts Texts = l.apparmor
+	if m != nil && m.texts != nil {
+		texts = m.texts
+	}
 	names := profilesOf(d)
 	p := attach.Policy{Candidates: map[string][]attach.Profile{}}
 	var files []string
 	if how == full {
-		p.Candidates, files, p.Problems = l.candidates(d)
+		p.Candidates, files, p.Problems = candidates(texts, d)
 	}
 	if len(files) > 0 {
 		complain := d.Attachment.Mode == attach.WishComplain
@@ -573,7 +577,7 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 			p.Compiled, problems, known = m.built[complain].of(files)
 		}
 		if !known {
-			p.Compiled, problems, _ = l.compile(ctx, files, complain).of(files)
+			p.Compiled, problems, _ = compile(ctx, texts, files, complain).of(files)
 		}
 		p.Problems = append(p.Problems, problems...)
 		p.Texts = slices.Clone(p.Compiled)
@@ -594,7 +598,7 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 			if m != nil {
 				proposed = m.proposed
 			}
-			p.EnforcedBy = l.wantedBy(d.Unit, attach.WishEnforce, append(l.namesIn(files), names...), proposed)
+			p.EnforcedBy = l.wantedBy(d.Unit, attach.WishEnforce, append(namesIn(texts, files), names...), proposed)
 		}
 	}
 	// A file may define more profiles than the unit's: what is not read here
@@ -677,12 +681,12 @@ func (l *Loop) askGate(ctx context.Context, d attach.Desired, u attach.Unit, p *
 func (l *Loop) softened(ctx context.Context, d attach.Desired) attach.Policy {
 	var files []string
 	for _, file := range d.Record.Softened {
-		if l.wantedBy(d.Unit, attach.WishComplain, l.namesIn([]string{file}), nil) == "" {
+		if l.wantedBy(d.Unit, attach.WishComplain, namesIn(l.apparmor, []string{file}), nil) == "" {
 			files = append(files, file)
 		}
 	}
 	var p attach.Policy
-	p.Compiled, p.Problems, _ = l.compile(ctx, files, false).of(files)
+	p.Compiled, p.Problems, _ = compile(ctx, l.apparmor, files, false).of(files)
 	var names []string
 	for _, c := range p.Compiled {
 		names = append(names, sortedNames(c)...)
@@ -696,9 +700,9 @@ func (l *Loop) softened(ctx context.Context, d attach.Desired) attach.Policy {
 }
 
 // namesIn lists the profiles that files define.
-func (l *Loop) namesIn(files []string) (names []string) {
+func namesIn(texts Texts, files []string) (names []string) {
 	for _, file := range files {
-		found, _ := l.apparmor.InFile(file)
+		found, _ := texts.InFile(file)
 		for _, p := range found {
 			names = append(names, p.Name)
 		}

@@ -90,7 +90,7 @@ type AppArmor interface {
 	Environment() string
 	// CompileText compiles a file as if it had that text; what it includes is on
 	// disk.
-	CompileText(ctx context.Context, file, text string) (attach.Compiled, *attach.Reason)
+	CompileText(ctx context.Context, file, text string, complain bool) (attach.Compiled, *attach.Reason)
 	// CompileKept compiles policies anew from the texts that were kept with them.
 	// problems are by the policies' IDs.
 	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason)
@@ -155,9 +155,9 @@ type Attachments interface {
 	// attachment files are read from.
 	One(path string) (a attach.Attachment, problems []attach.Reason, is bool)
 	Holds(path string) bool
-	// Propose is what Read would give if a file had that text, or with none, if it
-	// were gone; false where it is no place of an attachment file.
-	Propose(file, text string) (attach.Declared, bool)
+	// Propose is what Read would give if files had these texts, or one without any
+	// were gone; others are those that are no place of an attachment file.
+	Propose(files []attach.ProposedFile) (d attach.Declared, others []attach.ProposedFile)
 	// Write stores a manual attachment and gives the file; an existing manual
 	// one of the same unit is replaced. restore puts back what was there. An
 	// error with a method WayOut() string says what to do about it, here and below

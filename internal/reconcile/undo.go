@@ -954,7 +954,7 @@ func (l *Loop) unloadPolicies(ctx context.Context, jobs []*job) {
 // still wants it in complain mode.
 func (l *Loop) bequeath(d attach.Desired) {
 	for _, file := range d.Record.Softened {
-		heir := l.wantedBy(d.Unit, attach.WishComplain, l.namesIn([]string{file}), nil)
+		heir := l.wantedBy(d.Unit, attach.WishComplain, namesIn(l.apparmor, []string{file}), nil)
 		l.mu.Lock()
 		r, ok := l.records[heir]
 		r = r.Clone()

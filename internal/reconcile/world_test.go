@@ -829,14 +829,14 @@ func (w *world) CompilePartly(_ context.Context, file string) (attach.Compiled, 
 func (w *world) Environment() string { return cmp.Or(w.parser, "parser 1") }
 
 // CompileText takes a version for a text; "bad" does not compile.
-func (w *world) CompileText(ctx context.Context, file, text string) (attach.Compiled, *attach.Reason) {
+func (w *world) CompileText(ctx context.Context, file, text string, complain bool) (attach.Compiled, *attach.Reason) {
 	name := path.Base(file)
 	w.mu.Lock()
 	was, had := w.files[name]
 	bad := w.bad[name]
 	w.files[name], w.bad[name] = text, text == "bad"
 	w.mu.Unlock()
-	done, problems := w.Compile(ctx, []string{file}, false)
+	done, problems := w.Compile(ctx, []string{file}, complain)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.files[name], w.bad[name] = was, bad
@@ -1146,16 +1146,28 @@ func (a attachments) Read() attach.Declared {
 }
 
 // Propose takes the text "UNIT PROFILE".
-func (a attachments) Propose(file, text string) (attach.Declared, bool) {
-	d := a.Read()
-	if path.Dir(file) != "/etc/aaunit/attachments.d" {
-		return d, false
+func (a attachments) Propose(files []attach.ProposedFile) (d attach.Declared, others []attach.ProposedFile) {
+	d = a.Read()
+	for _, f := range files {
+		if path.Dir(f.File) != "/etc/aaunit/attachments.d" {
+			others = append(others, f)
+			continue
+		}
+		declareProposed(&d, f.File, f.Text)
 	}
+	return d, others
+}
+
+func declareProposed(d *attach.Declared, file, text string) {
 	d.Attachments = slices.DeleteFunc(d.Attachments, func(a *attach.Attachment) bool { return a.Source == file })
 	if unit, profile, ok := strings.Cut(text, " "); ok {
 		n := attach.NewAttachment()
 		var waive bool
 		profile, waive = strings.CutSuffix(profile, " waive")
+		var complain bool
+		if profile, complain = strings.CutSuffix(profile, " complain"); complain {
+			n.Mode = attach.WishComplain
+		}
 		n.Source, n.Units, n.Profile = file, strings.Split(unit, ","), profile
 		if waive {
 			n.Waivers = []attach.Waiver{{Code: attach.MayEverything}}
@@ -1164,7 +1176,6 @@ func (a attachments) Propose(file, text string) (attach.Declared, bool) {
 	} else if text != "" {
 		d.Problems = append(d.Problems, attach.Because(attach.AttachmentBad, "line 1: nonsense").At(file+":1"))
 	}
-	return d, true
 }
 
 func (a attachments) Write(unit string, at attach.Attachment) (string, func() error, error) {

@@ -144,6 +144,29 @@ func TestApplyAndPropose(t *testing.T) {
 			t.Errorf("%s: exit %d, %+v", code, r.exit, out)
 		}
 	}
+	// A profile together with an attachment that asserts less, and with one that waives what
+	// the profile lets be done.
+	relaxed := filepath.Join(t.TempDir(), "relaxed")
+	if err := os.WriteFile(proposal, []byte(profileText(profile, "/etc/motd w,")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(relaxed, []byte(strings.Replace(wish, "Deny=write /etc/**\n", "", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, r := listed(t, "propose", file, proposal, "--with", name+"="+relaxed); r.exit != 0 || len(out) != 2 || out[1].Unit != unit || !out[1].Plan.Has(attach.LoadPolicy) {
+		t.Errorf("profile and attachment together: exit %d, %+v", r.exit, out)
+	}
+	for text, exit := range map[string]int{wish: 1, wish + "Waive=policy-may-leave-profile operators log in\n": 0} {
+		if err := os.WriteFile(proposal, []byte(profileText(profile, "/usr/bin/id Ux,")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(relaxed, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, r := listed(t, "propose", file, proposal, "--with", name+"="+relaxed); r.exit != exit {
+			t.Errorf("a profile that can be left, by\n%s: exit %d, %+v", text, r.exit, out)
+		}
+	}
 	changed := profileText(profile, "/var/tmp/g-apply r,")
 	if out, r := propose(file, changed); r.exit != 0 || len(out) != 2 || out[1].Unit != unit {
 		t.Errorf("a profile that will do: exit %d, %+v", r.exit, out)
