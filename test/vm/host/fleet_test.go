@@ -283,7 +283,20 @@ func TestFleet(t *testing.T) {
 	f.rolled(t, "--check")
 	everywhere("unconfined")
 
-	all, text := f.rolled(t, "--diff")
+	// What the attachment forbids is not written, though nothing is attached yet.
+	forbidden := good()
+	forbidden.attachment["assertions"] = map[string]any{"deny": []string{"write /tmp/**"}}
+	f.inventory(t, forbidden)
+	all, text := f.play(t, "rollout")
+	if r := all[f.hosts[0]]; r.failed != 1 || len(all) != 1 {
+		t.Errorf("a profile that its attachment forbids: %+v\n%s", all, text)
+	}
+	if left := output(t, f.machines[f.hosts[0]], "ls /etc/apparmor.d/fleetprofile /etc/aaunit/attachments.d/fleet.conf 2>/dev/null || true"); left != "" {
+		t.Errorf("a profile that its attachment forbids was written: %s", left)
+	}
+
+	f.inventory(t, good())
+	all, text = f.rolled(t, "--diff")
 	for host, r := range all {
 		if r.changed == 0 {
 			t.Errorf("%s: nothing was changed:\n%s", host, text)
@@ -349,6 +362,19 @@ func TestFleet(t *testing.T) {
 		t.Errorf("back: %+v\n%s", all, text)
 	}
 	everywhere("fleetprofile (enforce)")
+
+	// A profile and what is asserted and waived of it change in one go, either way.
+	asserting, relaxed := good(), good()
+	asserting.profile = stricter.profile
+	asserting.attachment["assertions"] = map[string]any{"deny": []string{"write /srv/fleet"}}
+	relaxed.profile = strings.Replace(stricter.profile, "owner /tmp/fleet* rw,", "owner /tmp/fleet* rw,\n  /srv/fleet w,\n  /usr/bin/id Ux,", 1)
+	relaxed.attachment["assertions"] = map[string]any{"waive": []map[string]string{{"code": "policy-may-leave-profile", "reason": "operators ask who it is"}}}
+	for _, w := range []wish{asserting, relaxed, asserting, stricter} {
+		f.inventory(t, w)
+		f.rolled(t, "--check")
+		f.rolled(t)
+		everywhere("fleetprofile (enforce)")
+	}
 
 	// Somebody takes all profiles off a host. The first time aaunitd puts them on
 	// again; who does it again finds the unit reported, here and in a check.

@@ -57,6 +57,17 @@ class Aaunitctl(object):
         rc, document = self.ask(*args, **kwargs)
         return rc, [Outcome(o) for o in document.get('outcomes') or []]
 
+    def propose(self, path, text, others=None):
+        """Asks what would come of a file, together with others that are not what
+        they are to be yet. None is the text of one that is gone."""
+        args = ['propose', path] + (['--gone'] if text is None else ['-'])
+        for other, its in sorted((others or {}).items()):
+            if other == path or its == read(other):
+                continue
+            source = '' if its is None else temporary(self.module, its)
+            args += ['--with', '%s=%s' % (other, source)]
+        return self.outcomes(*args, text=text)
+
 
 class Outcome(object):
     """What aaunitctl says of one unit or file."""
@@ -152,17 +163,23 @@ def read(path):
         return None
 
 
+def temporary(module, text):
+    """A file with that text, for as long as the task runs."""
+    handle, path = tempfile.mkstemp(dir=module.tmpdir)
+    module.add_cleanup_file(path)
+    with os.fdopen(handle, 'wb') as f:
+        f.write(to_bytes(text, errors='surrogate_or_strict'))
+    return path
+
+
 def write(module, path, text):
     """Puts a file in place, whole or not at all: root's, and read by all."""
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
         os.makedirs(directory, 0o755)
-    handle, temporary = tempfile.mkstemp(dir=module.tmpdir)
-    module.add_cleanup_file(temporary)
-    with os.fdopen(handle, 'wb') as f:
-        f.write(to_bytes(text, errors='surrogate_or_strict'))
-    os.chmod(temporary, 0o644)
-    module.atomic_move(temporary, path)
+    source = temporary(module, text)
+    os.chmod(source, 0o644)
+    module.atomic_move(source, path)
     module.set_mode_if_different(path, 0o644, False)
     module.set_owner_if_different(path, 'root', False)
     module.set_group_if_different(path, 'root', False)

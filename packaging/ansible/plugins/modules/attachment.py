@@ -154,6 +154,19 @@ options:
         type: list
         elements: dict
         suboptions: *listed
+  profiles:
+    description:
+      - Profiles that a task before this one installs, each a dictionary with C(name) and C(content) as of M(aaunit.core.profile).
+        In check mode they are not there yet, and what would be refused without them is asked as if they were.
+    type: list
+    elements: dict
+    default: []
+  attachments:
+    description:
+      - Attachments that other tasks make or remove, each with the arguments of this module, for the same.
+    type: list
+    elements: dict
+    default: []
   verify:
     description:
       - Whether the task fails when a unit is not seen confined. A unit that does not run is not seen.
@@ -168,7 +181,8 @@ attributes:
     support: full
     description: Shows the file, and what aaunitd would do.
 notes:
-  - In check mode a profile that does not exist yet is a warning, since a task before this one may be about to install it.
+  - In check mode a profile that does not exist yet and is not among I(profiles) is a warning, since a task before this one may be about to
+    install it.
 seealso:
   - module: aaunit.core.profile
   - module: aaunit.core.info
@@ -286,90 +300,15 @@ units:
 '''
 
 import os
-import re
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.text.converters import to_text
 from ansible_collections.aaunit.core.plugins.module_utils.aaunitctl import (
     NOT_CONFINED, UNKNOWN, Aaunitctl, confined, difference, failure, read, write,
 )
-
-DIRECTORY = '/etc/aaunit/attachments.d'
-HEADER = '# Managed by Ansible (aaunit.core.attachment): changes are overwritten.'
-
-
-def boolean(value):
-    return 'yes' if value else 'no'
-
-
-def quoted(value):
-    return '"%s"' % value
-
-
-def waiver(value):
-    return '%s %s' % (value['code'], value['reason'])
-
-
-def option(value):
-    return '%s %s' % (value['option'], value['reason'])
-
-
-# The sections of an attachment file: parameter, key, how a value is written. The
-# first section is made of the module's own parameters, others of a dictionary.
-SECTIONS = [
-    (None, 'Attachment', [
-        ('unit', 'Unit', str),
-        ('profile', 'Profile', str),
-        ('profile_file', 'ProfileFile', str),
-        ('private_tmp', 'PrivateTmp', str),
-        ('mode', 'Mode', str),
-        ('restart_unit', 'RestartUnit', boolean),
-        ('on_failed_attach', 'OnFailedAttach', str),
-        ('on_violation', 'OnViolation', str),
-        ('on_profile_change', 'OnProfileChange', str),
-        ('allow_profiles', 'AllowProfiles', quoted),
-        ('settle_sec', 'SettleSec', str),
-    ]),
-    ('assertions', 'Assertions', [
-        ('deny', 'Deny', str),
-        ('allow', 'Allow', str),
-        ('waive', 'Waive', waiver),
-    ]),
-    ('socket_options', 'SocketOptions', [
-        ('mode', 'Mode', str),
-        ('required', 'Required', boolean),
-        ('allow', 'Allow', option),
-        ('allow_get', 'AllowGet', option),
-    ]),
-]
-
-
-def line(key, value):
-    """One line of the file. What would be read as another line, or as part of the
-    next one, is refused; all else is for aaunitd to judge."""
-    if any(ord(c) < 0x20 or ord(c) == 0x7f for c in value):
-        raise ValueError('cannot write %s=%r: it holds a line break or another control character' % (key, value))
-    if value.endswith('\\'):
-        raise ValueError('cannot write %s=%r: a backslash at its end would continue the line' % (key, value))
-    if value.strip() != value or value == '':
-        raise ValueError('cannot write %s=%r: it is empty, or begins or ends with white space' % (key, value))
-    return '%s=%s' % (key, value)
-
-
-def render(params):
-    """The text of the attachment file."""
-    lines = [HEADER]
-    for parameter, section, keys in SECTIONS:
-        values = params if parameter is None else params.get(parameter)
-        if not values:
-            continue
-        lines += ['', '[%s]' % section] if len(lines) > 1 else ['[%s]' % section]
-        for name, key, form in keys:
-            value = values.get(name)
-            if value is None:
-                continue
-            for v in value if isinstance(value, list) else [value]:
-                lines.append(line(key, form(v)))
-    return '\n'.join(lines) + '\n'
+from ansible_collections.aaunit.core.plugins.module_utils.files import (
+    ARGUMENTS, ATTACHMENTS as DIRECTORY, PROFILES, REQUIRED_IF, attachment_path, attachment_texts, profile_texts, render,
+)
 
 
 def acceptable(outcomes, verify):
@@ -381,61 +320,30 @@ def acceptable(outcomes, verify):
 
 
 def main():
-    listed = dict(
-        option=dict(type='str', required=True),
-        reason=dict(type='str', required=True),
-    )
     module = AnsibleModule(
         argument_spec=dict(
-            name=dict(type='str', required=True),
-            state=dict(type='str', choices=['present', 'absent'], default='present'),
-            unit=dict(type='list', elements='str'),
-            profile=dict(type='str'),
-            profile_file=dict(type='path'),
-            private_tmp=dict(type='str', choices=['yes', 'no', 'disconnected']),
-            mode=dict(type='str', choices=['enforce', 'complain']),
-            restart_unit=dict(type='bool'),
-            on_failed_attach=dict(type='str', choices=['undo', 'stop', 'keep']),
-            on_violation=dict(type='str', choices=['report', 'stop']),
-            on_profile_change=dict(type='str', choices=['load', 'report']),
-            allow_profiles=dict(type='list', elements='str'),
-            settle_sec=dict(type='str'),
-            assertions=dict(type='dict', options=dict(
-                deny=dict(type='list', elements='str'),
-                allow=dict(type='list', elements='str'),
-                waive=dict(type='list', elements='dict', options=dict(
-                    code=dict(type='str', required=True),
-                    reason=dict(type='str', required=True),
-                )),
-            )),
-            socket_options=dict(type='dict', options=dict(
-                mode=dict(type='str', choices=['record', 'enforce', 'off']),
-                required=dict(type='bool'),
-                allow=dict(type='list', elements='dict', options=listed),
-                allow_get=dict(type='list', elements='dict', options=listed),
-            )),
-            verify=dict(type='bool', default=True),
+            ARGUMENTS,
+            profiles=dict(type='list', elements='dict', default=[]),
+            attachments=dict(type='list', elements='dict', default=[]),
         ),
-        required_if=[('state', 'present', ('unit', 'profile'))],
+        required_if=REQUIRED_IF,
         supports_check_mode=True,
     )
-    name = module.params['name']
-    if not re.match(r'^[A-Za-z0-9_][A-Za-z0-9_.@:-]{0,200}$', name) or name.endswith('.conf'):
-        module.fail_json(msg='cannot use the name %r: give that of the file without .conf, of letters, digits and _.@:-' % name)
-    path = os.path.join(DIRECTORY, name + '.conf')
-    after = None
-    if module.params['state'] == 'present':
-        try:
-            after = render(module.params)
-        except ValueError as e:
-            module.fail_json(msg=str(e))
+    try:
+        path = attachment_path(DIRECTORY, module.params['name'])
+        after = render(module.params) if module.params['state'] == 'present' else None
+        others = profile_texts(PROFILES, module.params['profiles'])
+        others.update(attachment_texts(DIRECTORY, module.params['attachments']))
+    except ValueError as e:
+        module.fail_json(msg=to_text(e))
 
     aaunitctl = Aaunitctl(module)
     before = read(path)
-    if after is None:
-        rc, planned = aaunitctl.outcomes('propose', path, '--gone')
-    else:
-        rc, planned = aaunitctl.outcomes('propose', path, '-', text=after)
+    rc, planned = aaunitctl.propose(path, after)
+    if module.check_mode and others and any(o.document.get('reasons') for o in planned):
+        own = [o.name for o in planned]
+        rc, together = aaunitctl.propose(path, after, others)
+        planned = [o for o in together if o.name in own] or together
     result = dict(
         path=path,
         changed=before != after or any(o.changed for o in planned),

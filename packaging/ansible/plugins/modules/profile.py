@@ -16,7 +16,7 @@ author:
 description:
   - Puts a profile file into C(/etc/apparmor.d), after aaunit has compiled it and asked the compiled policy what it allows.
     A text that does not pass is not written, and what was there stays.
-  - The units that already run under it are asked too, each with what its attachment asserts.
+  - What uses it is asked too, each unit with what its attachment asserts and waives. A profile that nobody uses is asked with nothing waived.
     Where the text is changed, the task waits until they run under it, and fails unless each is seen confined and healthy.
     aaunitd takes a text back under which a unit fails.
   - A profile under which no unit runs is installed and not loaded. An attachment loads it.
@@ -45,6 +45,22 @@ options:
     type: list
     elements: str
     default: []
+  profiles:
+    description:
+      - Other profiles that are installed along with this one, each a dictionary with C(name) and C(content).
+        All of them are asked about together.
+    type: list
+    elements: dict
+    default: []
+  attachments:
+    description:
+      - Attachments that tasks behind this one make or remove, each with the arguments of M(aaunit.core.attachment).
+        What they assert and waive is what the text is asked by, in place of what is attached now, and where one of them would be refused
+        the text is not written.
+      - Those that are to change wait for their units themselves.
+    type: list
+    elements: dict
+    default: []
   verify:
     description:
       - Whether the task fails when a unit that runs under the profile is not seen confined.
@@ -66,6 +82,19 @@ EXAMPLES = r'''
   aaunit.core.profile:
     name: usr.local.bin.agent
     content: "{{ lookup('ansible.builtin.template', 'agent.apparmor.j2') }}"
+
+- name: Install it before the attachment that waives something of it
+  aaunit.core.profile:
+    name: usr.local.bin.agent
+    content: "{{ lookup('ansible.builtin.template', 'agent.apparmor.j2') }}"
+    attachments:
+      - name: agent
+        unit: [agent.service]
+        profile: agent
+        assertions:
+          waive:
+            - code: policy-may-leave-profile
+              reason: operators log in through it
 
 - name: Remove a profile that nobody needs any more
   aaunit.core.profile:
@@ -102,15 +131,15 @@ units:
 '''
 
 import os
-import re
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.text.converters import to_text
 from ansible_collections.aaunit.core.plugins.module_utils.aaunitctl import (
     Aaunitctl, confined, difference, failure, read, write,
 )
-
-DIRECTORY = '/etc/apparmor.d'
-ATTACHMENTS = '/etc/aaunit/attachments.d'
+from ansible_collections.aaunit.core.plugins.module_utils.files import (
+    ATTACHMENTS, PROFILES as DIRECTORY, attachment_texts, profile_path, profile_text, profile_texts,
+)
 
 
 def main():
@@ -120,27 +149,32 @@ def main():
             content=dict(type='str'),
             state=dict(type='str', choices=['present', 'absent'], default='present'),
             detached=dict(type='list', elements='str', default=[]),
+            profiles=dict(type='list', elements='dict', default=[]),
+            attachments=dict(type='list', elements='dict', default=[]),
             verify=dict(type='bool', default=True),
         ),
         required_if=[('state', 'present', ('content',))],
         supports_check_mode=True,
     )
-    name = module.params['name']
-    if not re.match(r'^[A-Za-z0-9_][A-Za-z0-9_.@:+-]{0,200}$', name):
-        module.fail_json(msg='cannot use the name %r: give that of a file in %s, of letters, digits and _.@:+-' % (name, DIRECTORY))
-    path = os.path.join(DIRECTORY, name)
+    after, others = None, {}
+    try:
+        path = profile_path(DIRECTORY, module.params['name'])
+        if module.params['state'] == 'present':
+            after = profile_text(path, module.params['content'])
+            others = profile_texts(DIRECTORY, module.params['profiles'])
+            others.update(attachment_texts(ATTACHMENTS, module.params['attachments']))
+    except ValueError as e:
+        module.fail_json(msg=to_text(e))
     aaunitctl = Aaunitctl(module)
     before = read(path)
-    if module.params['state'] == 'absent':
+    if after is None:
         remove(module, aaunitctl, path, before)
 
-    after = module.params['content']
-    if after.strip() == '':
-        module.fail_json(msg='cannot install %s: its text is empty' % path)
-    if not after.endswith('\n'):
-        after += '\n'
-    rc, checked = aaunitctl.outcomes('propose', path, '-', text=after)
-    of_file, units = checked[:1], checked[1:]
+    rc, checked = aaunitctl.propose(path, after, others)
+    of_file = [o for o in checked if o.name == path]
+    units = [o for o in checked if o.name != path and o.name not in others]
+    # Units that an attachment to come changes are for its task to wait for.
+    later = [o.name for o in units if o.document.get('plan') is not None]
     result = dict(
         path=path,
         changed=before != after,
@@ -150,15 +184,17 @@ def main():
         units=[o.result() for o in units],
         diff=difference(path, before, after),
     )
-    if any(o.exit != 0 for o in checked):
+    # A verdict is on what runs now, and not on a text.
+    refused = [o for o in checked if o.exit != 0 and o.answer is None]
+    if refused:
         result['changed'] = False
-        module.fail_json(msg='the text does not pass, and nothing was changed: ' + failure(checked), **result)
+        module.fail_json(msg='the text does not pass, and nothing was changed: ' + failure(refused), **result)
     if module.check_mode:
         module.exit_json(**result)
     if before != after:
         write(module, path, after)
     rc, done = aaunitctl.outcomes('apply', path)
-    done = [o for o in done if o.name != path]
+    done = [o for o in done if o.name != path and o.name not in later]
     result['changed'] = before != after or any(o.changed for o in done)
     result['units'] = [o.result() for o in done]
     result['verified'] = confined(done)

@@ -24,7 +24,12 @@ here = {here!r}
 text = sys.stdin.read() if '-' in sys.argv[1:] else None
 with open(os.path.join(here, 'calls'), 'a') as f:
     f.write(json.dumps([sys.argv[1:], text]) + '\\n')
+others = [a.split('=') for before, a in zip(sys.argv, sys.argv[1:]) if before == '--with']
+with open(os.path.join(here, 'with'), 'w') as f:
+    json.dump(dict((name, open(text).read() if text else None) for name, text in others), f)
 command = [a for a in sys.argv[1:] if a != '--json'][0]
+if others and os.path.exists(os.path.join(here, command + ' with')):
+    command += ' with'
 answer = json.load(open(os.path.join(here, command)))
 sys.stdout.write(answer['out'])
 sys.stderr.write(answer['err'])
@@ -39,6 +44,7 @@ utils = importlib.import_module('ansible_collections.aaunit.core.plugins.module_
 utils.PLACES = [{bin!r}]
 if {directory!r}:
     module.DIRECTORY = {directory!r}
+    module.PROFILES = module.ATTACHMENTS = {others!r}
 module.main()
 '''
 
@@ -52,6 +58,8 @@ class Host(object):
         self.bin.mkdir()
         self.files = tmp / 'files'
         self.files.mkdir()
+        self.others = tmp / 'others'  # where the other kind of files is
+        self.others.mkdir()
         # Ansible finds a collection below a directory of this name.
         tree = tmp / 'tree' / 'ansible_collections' / 'aaunit'
         tree.mkdir(parents=True)
@@ -72,9 +80,14 @@ class Host(object):
         path = self.tmp / 'calls'
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def together(self):
+        """The texts that the last command was told with --with."""
+        return json.loads((self.tmp / 'with').read_text())
+
     def run(self, module, check=False, **args):
         args.update(_ansible_check_mode=check, _ansible_diff=True, _ansible_remote_tmp=str(self.tmp), _ansible_keep_remote_files=False)
-        code = RUN.format(path=[str(self.tmp / 'tree')], name=module, bin=str(self.bin), directory=str(self.files) if module != 'info' else '')
+        code = RUN.format(path=[str(self.tmp / 'tree')], name=module, bin=str(self.bin), directory=str(self.files) if module != 'info' else '',
+                          others=str(self.others))
         done = subprocess.run(
             [sys.executable, '-c', code], input=json.dumps({'ANSIBLE_MODULE_ARGS': args}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             check=False)

@@ -99,7 +99,7 @@ def test_the_module_knows_the_keys_of_the_manual():
     """A key that aaunit.conf(5) has and the module has not is one that nobody can set."""
     with open(os.path.join(COLLECTION, '..', 'man', 'aaunit.conf.5')) as f:
         manual = f.read()
-    with open(os.path.join(COLLECTION, 'plugins', 'modules', 'attachment.py')) as f:
+    with open(os.path.join(COLLECTION, 'plugins', 'module_utils', 'files.py')) as f:
         module = f.read()
     for section, title in (('Attachment', 'OPTIONS'), ('Assertions', 'ASSERTIONS'), ('SocketOptions', 'SOCKET OPTIONS')):
         documented = re.findall(r'^\.It Ic ([A-Za-z]+)=', manual.split('\n.Sh %s\n' % title)[1].split('\n.Sh ')[0], re.M)
@@ -144,6 +144,25 @@ def test_a_profile_to_come_is_a_warning_in_check_mode_only(host):
     assert not out.get('failed') and out['changed'] and 'profile-not-found' in out['warnings'][0]
     out = host.run('attachment', **ARGS)
     assert out['failed'] and not out['changed'] and not file(host).exists()
+
+
+def test_a_check_asks_with_what_is_to_come(host):
+    profile, gone = str(host.others / 'p'), str(host.files / 'old.conf')
+    (host.files / 'old.conf').write_text(TEXT)
+    more = dict(ARGS, profiles=[dict(name='p', content='profile p { }')], attachments=[ARGS, dict(name='old', state='absent')])
+    refused = planned('a.service', exit=1, reasons=[reason('assertion-failed', 'may write /etc/x')])
+    host.outcomes('propose', refused)
+    host.outcomes('propose with', {'unit': profile, 'exit': 3}, planned('a.service', WRITE), planned('b.service', exit=1, reasons=[reason('x', 'y')]))
+    out = host.run('attachment', check=True, **more)
+    assert out['changed'] and [u['unit'] for u in out['units']] == ['a.service'] and 'warnings' not in out, out
+    assert host.together() == {profile: 'profile p { }\n', gone: None}
+    host.outcomes('propose with', {'unit': profile, 'exit': 3, 'reasons': [reason('profile-broken', 'syntax error')]})
+    assert 'syntax error' in host.run('attachment', check=True, **more)['msg']
+    # When it is made, the profile is there.
+    assert 'may write /etc/x' in host.run('attachment', **more)['msg']
+    # What is not refused needs no second question.
+    host.outcomes('propose', planned('a.service', WRITE))
+    assert host.run('attachment', check=True, **more)['changed'] and host.together() == {}
 
 
 @pytest.mark.parametrize('check', [False, True])

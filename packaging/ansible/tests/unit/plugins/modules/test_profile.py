@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from conftest import reason, seen
+from conftest import planned, reason, seen
 
 TEXT = 'profile p { }\n'
 
@@ -57,6 +57,44 @@ def test_waits_for_the_units_that_run_under_it(host):
     assert not out.get('failed') and out['warnings'] and not out['verified']
 
 
+def test_a_text_is_asked_with_what_is_to_come(host):
+    waives = dict(name='a', unit='a.service', profile='p', restart_unit='no', assertions=dict(waive=[dict(code='policy-may-leave-profile', reason='why')]))
+    here = dict(name='here', unit=['h.service'], profile='p')
+    text = '# Managed by Ansible (aaunit.core.attachment): changes are overwritten.\n[Attachment]\nUnit=%s.service\nProfile=p\n'
+    (host.others / 'here.conf').write_text(text % 'h')
+    (host.others / 'old.conf').write_text(text % 'a')
+    (host.files / 'q').write_text('profile q { }\n')
+    profiles = [dict(name='p', content=TEXT), dict(name='s', state='absent')] + [dict(name=n, content='profile %s { }' % n) for n in 'qr']
+    attachments = [waives, here, dict(name='old', state='absent'), dict(name='never', state='absent')]
+    run = dict(name='p', content=TEXT, profiles=profiles, attachments=attachments)
+    other = {'unit': str(host.files / 'r'), 'exit': 0}
+    passes(host, other, planned('a.service', 'load-policy /x'), seen('h.service'))
+    # What it is to be later, a.service does not pass now.
+    host.outcomes('apply', {'unit': 'a.service', 'exit': 1, 'reasons': [reason('assertion-failed', 'no')]}, seen('h.service', changed=True))
+    out = host.run('profile', check=True, **run)
+    assert out['changed'] and host.together() == {
+        str(host.others / 'a.conf'): (text % 'a').replace('Profile=p\n', 'Profile=p\nRestartUnit=no\n\n[Assertions]\nWaive=policy-may-leave-profile why\n'),
+        str(host.others / 'old.conf'): None, str(host.files / 'r'): 'profile r { }\n'}
+    out = host.run('profile', **run)
+    assert out['changed'] and out['verified'] and [u['unit'] for u in out['units']] == ['h.service'], out
+    assert (host.files / 'p').exists() and not (host.others / 'a.conf').exists()
+
+    # An attachment to come that would be refused keeps the text from being written.
+    (host.files / 'p').unlink()
+    passes(host, planned('a.service', exit=1, reasons=[reason('assertion-failed', 'may write /etc/x')]))
+    out = host.run('profile', **run)
+    assert out['failed'] and 'nothing was changed: a.service: cannot be done: [assertion-failed]' in out['msg'] and not (host.files / 'p').exists()
+    # What runs now is not what the text is asked about.
+    passes(host, seen('a.service', 'unknown', plan={'actions': []}))
+    host.outcomes('apply', seen('h.service'))
+    assert host.run('profile', **run)['verified']
+
+    for bad in (dict(name='a'), dict(name='a/b', state='absent'), dict(waives, nonsense=1), dict(waives, profile='p\nMode=complain')):
+        out = host.run('profile', name='p', content=TEXT, attachments=[bad])
+        assert out['failed'] and 'cannot' in out['msg'], out
+    assert host.run('profile', name='p', content=TEXT, profiles=[dict(name='q')])['failed']
+
+
 def test_removes_what_nobody_needs(host):
     path = host.files / 'p'
     path.write_text(TEXT)
@@ -64,7 +102,7 @@ def test_removes_what_nobody_needs(host):
     out = host.run('profile', name='p', state='absent')
     assert out['failed'] and 'a.service runs under it' in out['msg'] and path.exists()
     # Its attachment goes first, which a check has not done.
-    host.answers('status', {'units': [{'unit': 'a.service', 'profileFile': str(path), 'attachment': '/etc/aaunit/attachments.d/a.conf'}]})
+    host.answers('status', {'units': [{'unit': 'a.service', 'profileFile': str(path), 'attachment': str(host.others / 'a.conf')}]})
     assert host.run('profile', check=True, name='p', state='absent', detached=['a'])['changed']
     assert host.run('profile', check=True, name='p', state='absent', detached=['b'])['failed']
     assert host.run('profile', name='p', state='absent', detached=['a'])['failed'] and path.exists()
