@@ -81,7 +81,9 @@ apparmor:
       type: str
       returned: always
 confined:
-  description: Whether AppArmor is on, something is attached, and every unit that was asked about is confined.
+  description:
+    - Whether AppArmor is on, something is attached, and every unit that was asked about is confined.
+      Of a template or prefix this says that it is in use. Where nothing else is attached, no unit was seen.
   returned: always
   type: bool
 exit:
@@ -146,7 +148,7 @@ def main():
         version=version.get('version', ''),
         daemon_version=report.get('version', ''),
         apparmor=report.get('host') or {},
-        confined=rc == 0 and bool(report.get('units')),
+        confined=rc == 0 and bool(report.get('units') or report.get('patterns')),
         exit=rc,
         findings=findings(report),
         units=report.get('units') or [],

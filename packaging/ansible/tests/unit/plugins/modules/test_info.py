@@ -51,6 +51,16 @@ def test_names_what_is_not_confined_and_does_not_fail(host):
     ]
 
 
+def test_a_template_without_units_is_in_order(host):
+    template = {'unit': 'd@.service', 'dropIn': '/etc/systemd/system/d@.service.d/90-aaunit.conf'}
+    host.answers('version', {'version': '1.2'})
+    host.answers('verify', {'host': HOST, 'units': [], 'patterns': [template]})
+    out = host.run('info')
+    assert out['confined'] and out['findings'] == [] and out['units'] == [] and out['patterns'] == [template]
+    host.answers('verify', {'host': HOST, 'units': [], 'patterns': [dict(template, refused=[reason('apparmor-off', 'off')])]}, rc=3)
+    assert not host.run('info')['confined']
+
+
 def test_nothing_attached_is_not_confined(host):
     host.answers('version', {'version': '1.2'})
     host.answers('verify', {'host': HOST, 'units': []})
