@@ -15,7 +15,7 @@ author:
   - The aaunit authors (@aaunit)
 description:
   - Manages one attachment file in C(/etc/aaunit/attachments.d), which says which units run under which AppArmor profile.
-  - Waits until aaunitd has acted on it, and fails unless every unit of it that runs is seen confined.
+  - Waits until aaunitd has acted on it, and fails unless every unit of it is seen confined. One that does not run is not, see I(verify).
     Units that run are restarted, unless I(restart_unit=false).
   - What would come of the file is asked before it is written. A file that aaunitd would refuse is not written.
   - What a key means and what its default is, is told by aaunit.conf(5). A key that is not given is left out of the file.
