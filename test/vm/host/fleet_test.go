@@ -139,7 +139,7 @@ timeout = 300
 forks = 3
 retry_files_enabled = False
 interpreter_python = /usr/bin/python3
-collections_paths = `+f.dir+`
+collections_path = `+f.dir+`
 local_tmp = `+f.dir+`/tmp
 [ssh_connection]
 pipelining = True
