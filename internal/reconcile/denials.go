@@ -12,7 +12,7 @@ import (
 )
 
 // Bounds on the denials that are kept. A unit that is denied ever new things
-// pushes out its own.
+// pushes out its own, and nobody else does.
 const (
 	maxUnitDenials = 200
 	maxDenials     = 2000
@@ -322,13 +322,15 @@ func (g *denialLog) add(d attach.Denial) {
 }
 
 // forget drops the denial of a unit that was last seen longest ago, and counts its
-// records as lost.
+// records as lost. What no process of the unit told goes first: anybody can bring about
+// any number of such under its profile.
 func (g *denialLog) forget(unit string) {
 	of := g.units[unit]
 	var oldest attach.DenialKey
 	first := true
 	for k, d := range of {
-		if first || d.Last.Before(of[oldest].Last) {
+		anybodys, also := d.told.IsZero(), of[oldest].told.IsZero()
+		if first || anybodys && !also || anybodys == also && d.Last.Before(of[oldest].Last) {
 			oldest, first = k, false
 		}
 	}

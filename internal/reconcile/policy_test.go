@@ -1026,6 +1026,29 @@ func TestATrialCountsWhatTheUnitsOwnProcessesTold(t *testing.T) {
 	}
 }
 
+// Nor does anybody make an old denial a new one by pushing it out of the log.
+func TestNobodyElsePushesOutWhatAUnitWasDenied(t *testing.T) {
+	w := attached(nil, "a")
+	w.run(t, func(l *Loop) {
+		w.denials <- denial("a.service", "/old")
+		rest()
+		for i := range 2 * maxUnitDenials {
+			w.denials <- denial("", fmt.Sprint("/", i)) // gone, and so attributed by the profile
+		}
+		rest()
+		w.edit("2")
+		time.Sleep(2 * time.Second)
+		w.denials <- denial("a.service", "/old")
+		rest()
+		if s := status(t, l, "a"); w.kernel["a"] != "2" || s.Held != nil {
+			t.Errorf("%q %+v", w.kernel, s)
+		}
+		if n := len(l.denials.since("a.service", time.Time{})); n != maxUnitDenials {
+			t.Errorf("%d are kept", n)
+		}
+	})
+}
+
 // Where denials are not heard, a trial does not claim that there were none.
 func TestATrialThatHearsNothingSaysSo(t *testing.T) {
 	w := attached(nil, "a")
