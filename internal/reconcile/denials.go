@@ -201,6 +201,8 @@ type denialLog struct {
 	lost  int // records that came to nobody, or were pushed out
 	deaf  string
 	began time.Time
+	// unheard is the last time of which something that counts may be missing.
+	unheard time.Time
 
 	// refused are the last changes of profile that were refused, each record by
 	// itself: which process it was decides there. What happened before refusedFrom
@@ -262,6 +264,9 @@ func (g *denialLog) add(d attach.Denial) {
 	g.seq++
 	if d.Lost > 0 || d.Deaf != g.deaf {
 		g.missedAt = g.seq
+	}
+	if d.Lost > 0 || d.Deaf != "" || g.deaf != "" {
+		g.unheard = time.Now()
 	}
 	g.deaf = d.Deaf
 	g.lost += d.Lost
@@ -336,6 +341,9 @@ func (g *denialLog) forget(unit string) {
 	}
 	g.lost += of[oldest].Count
 	g.missedAt = g.seq
+	if !of[oldest].told.IsZero() {
+		g.unheard = time.Now()
+	}
 	delete(of, oldest)
 	g.total--
 	if len(of) == 0 {
@@ -422,4 +430,19 @@ func (g *denialLog) missed() (lost int, deaf string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.lost, g.deaf
+}
+
+// gap says why the log may not have all from t on, "" where it has.
+func (g *denialLog) gap(t time.Time) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.deaf != "":
+		return g.deaf
+	case g.began.IsZero() || g.began.After(t):
+		return "aaunitd began to listen later"
+	case !g.unheard.Before(t):
+		return "records were lost"
+	}
+	return ""
 }

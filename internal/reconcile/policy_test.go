@@ -1049,17 +1049,69 @@ func TestNobodyElsePushesOutWhatAUnitWasDenied(t *testing.T) {
 	})
 }
 
-// Where denials are not heard, a trial does not claim that there were none.
-func TestATrialThatHearsNothingSaysSo(t *testing.T) {
-	w := attached(nil, "a")
-	w.run(t, func(l *Loop) {
-		w.denials <- attach.Denial{Deaf: "no room"}
-		w.edit("2")
-		rest()
-		if s := status(t, l, "a"); w.kernel["a"] != "2" || !slices.Contains(codes(s.Notes), attach.Denied) {
-			t.Errorf("%q %+v", w.kernel, s)
-		}
-	})
+// Where denials are not heard all the time, a trial does not claim that there were none.
+func TestATrialThatDoesNotHearAllSaysSo(t *testing.T) {
+	for _, c := range []struct {
+		what          string
+		before, after []attach.Denial // the trial begins
+		restart       bool            // of aaunitd, in the trial
+		back          bool            // and the clock is put back
+		want          string
+	}{
+		{what: "all is heard"},
+		{what: "deaf", before: []attach.Denial{{Deaf: "no room"}}, want: "no room"},
+		{what: "deaf, and again not, before", before: []attach.Denial{{Deaf: "no room"}, denied("b.service", "/x", time.Time{})}},
+		{what: "deaf, and again not, meanwhile", after: []attach.Denial{{Deaf: "no room"}, denied("b.service", "/x", time.Time{})}, want: "records were lost"},
+		{what: "deaf before, and again not meanwhile", before: []attach.Denial{{Deaf: "no room"}}, after: []attach.Denial{denied("b.service", "/x", time.Time{})},
+			want: "records were lost"},
+		{what: "records lost before", before: []attach.Denial{{Lost: 1000}}},
+		{what: "records lost", after: []attach.Denial{{Lost: 1000}}, want: "records were lost"},
+		{what: "another aaunitd goes on", restart: true, want: "aaunitd began to listen later"},
+		{what: "another aaunitd goes on, and the clock was put back", restart: true, back: true, want: "aaunitd began to listen later"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := attached(func(a *attach.Attachment) { a.Settle = 10 * time.Second }, "a")
+			check := func(l *Loop) {
+				rest()
+				rest()
+				told := ""
+				for _, r := range status(t, l, "a").Notes {
+					if r.Code == attach.Denied {
+						told = r.Detail
+					}
+				}
+				if want := "what the changed policy denied may not all have been heard: " + c.want; told != want && (c.want != "" || told != "") {
+					t.Errorf("it says %q, want %q", told, want)
+				}
+				if w.kernel["a"] != "2" || answer(l, "a") != "confined" {
+					t.Errorf("%q %s", w.kernel, answer(l, "a"))
+				}
+			}
+			first := func(l *Loop) {
+				for _, d := range c.before {
+					w.denials <- d
+				}
+				rest()
+				w.edit("2")
+				time.Sleep(3 * time.Second)
+				for _, d := range c.after {
+					w.denials <- d
+				}
+				if !c.restart {
+					check(l)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				w.boot(first)
+				if c.restart && !c.back {
+					w.boot(check)
+				}
+			})
+			if c.back { // each bubble begins at the same time
+				w.run(t, check)
+			}
+		})
+	}
 }
 
 // An attach that is undone tells what was denied to the unit, and no more.

@@ -26,9 +26,10 @@ import (
 // under the same policy, are not waited for then.
 func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 	t := j.d.Record.Trial
+	heard := t.Since                           // from when on all has to be heard
 	if now := time.Now(); t.Since.After(now) { // it was cut off, and the clock was ahead
 		trial := *t
-		trial.Since = now
+		trial.Since, heard = now, time.Time{}
 		t, j.d.Record.Trial = &trial, &trial
 	}
 	j.event(attach.StepPolicy, attach.Running, "watching %s under the changed policy", j.d.Unit)
@@ -65,8 +66,8 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		j.tried = true
 		j.fail(attach.StepPolicy, attach.Because(attach.PolicyUndone, "under the changed policy %s", why).At(j.out.File).WithNext("journalctl -u "+j.d.Unit))
 	default:
-		if _, deaf := l.denials.missed(); deaf != "" {
-			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "whether the changed policy denied something could not be heard: %s", deaf))
+		if why := l.denials.gap(heard); why != "" {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "what the changed policy denied may not all have been heard: %s", why))
 		}
 		if !j.d.Asked || j.unattended {
 			l.noteUntold(j, t.Since)
