@@ -1049,6 +1049,42 @@ func TestNobodyElsePushesOutWhatAUnitWasDenied(t *testing.T) {
 	})
 }
 
+// What a profile denies that is what it was is not the change's doing.
+func TestATrialCountsWhatTheChangedProfilesDeny(t *testing.T) {
+	for _, c := range []struct {
+		what, profile, namespace string
+		edited                   string // profile whose text changes
+		undone                   bool
+	}{
+		{what: "the profile", profile: "a", edited: "a", undone: true},
+		{what: "a child", profile: "a//sub", edited: "a", undone: true},
+		{what: "a stack", profile: "a//&unconfined", edited: "a", undone: true},
+		{what: "another that the unit may carry", profile: "b", edited: "a"},
+		{what: "another that the unit may carry, and that changed", profile: "b", edited: "b", undone: true},
+		{what: "another, whose name begins like it", profile: "a-b", edited: "a"},
+		{what: "one of that name in a container", profile: "a", namespace: "root//lxd", edited: "a"},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := attached(func(a *attach.Attachment) { a.AllowProfiles = []string{"b"} }, "a")
+			w.files["b"] = "1"
+			w.run(t, func(l *Loop) {
+				unlock := w.lock()
+				w.files[c.edited] = "2"
+				unlock()
+				w.trigger()
+				time.Sleep(2 * time.Second)
+				d := denial("a.service", "/new")
+				d.Profile, d.Namespace = c.profile, c.namespace
+				w.denials <- d
+				rest()
+				if undone := w.kernel[c.edited] == "1" && status(t, l, "a").Held != nil; undone != c.undone || !undone && w.kernel[c.edited] != "2" {
+					t.Errorf("undone: %v, want %v; %q %+v", undone, c.undone, w.kernel, status(t, l, "a"))
+				}
+			})
+		})
+	}
+}
+
 // Where denials are not heard all the time, a trial does not claim that there were none.
 func TestATrialThatDoesNotHearAllSaysSo(t *testing.T) {
 	for _, c := range []struct {

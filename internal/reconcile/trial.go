@@ -11,15 +11,15 @@ import (
 	"github.com/aaunit/aaunit/internal/journal"
 )
 
-// A changed policy goes live under a running unit without a restart. It is on
-// trial then: the unit must stay the same start, healthy and without new denials,
-// for as long as SettleSec= says. One that had ended before and waits to be started again
-// is watched from that start on. A denial counts where the process's control group
-// told that it is the unit's: whoever may run a program can have one denied something
-// under the unit's profile, and must not undo its policy by that. Else the policy that was accepted before is
-// made live again, for all units that share the file, and the changed text is
-// held. The trial is on record, so one that is cut off is gone through again, unless the
-// attach of the unit fails before (endTrial).
+// A changed policy goes live under a running unit without a restart. It is on trial then:
+// the unit must stay the same start, healthy and without new denials, for as long as
+// SettleSec= says. One that had ended before and waits to be started again is watched
+// from that start on. A denial counts where a profile that changed denied it (novelty),
+// and the process's control group told that it is the unit's: whoever may run a program
+// can have one denied something under the unit's profile, and must not undo its policy by
+// that. Else the policy that was accepted before is made live again, for all units that
+// share the file, and the changed text is held. The trial is on record, so one that is
+// cut off is gone through again, unless the attach of the unit fails before (endTrial).
 
 // tryPolicy watches a unit under a changed policy.
 // spoiled is set when one of the units of the pass fails: the others, who may be
@@ -33,6 +33,7 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		t, j.d.Record.Trial = &trial, &trial
 	}
 	j.event(attach.StepPolicy, attach.Running, "watching %s under the changed policy", j.d.Unit)
+	novel := l.noveltyOf(j)
 	ended := false
 	denied := func() string {
 		if ended = spoiled.Load(); ended {
@@ -41,7 +42,7 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		if j.d.Asked && !j.unattended {
 			return "" // for whoever asks to decide
 		}
-		new := l.deniedSince(j.d.Unit, t.Since, l.denials.newSince)
+		new := novel.since(t.Since)
 		if i := slices.IndexFunc(new, attach.Denial.Told); i >= 0 {
 			return "was denied what it had not been denied before: " + new[i].String()
 		}
@@ -70,7 +71,7 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "what the changed policy denied may not all have been heard: %s", why))
 		}
 		if !j.d.Asked || j.unattended {
-			l.noteUntold(j, t.Since)
+			j.noteUntold(novel.since(t.Since))
 		}
 		l.denials.tried(j.d.Unit, t.Since.Add(-behind), true)
 		if j.d.Record.Trial.Unit.Restarting {
@@ -84,8 +85,7 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 // noteUntold tells of what was denied under the changed policy and did not count,
 // since which process it was is not known: anybody may have started it under the
 // unit's profile.
-func (l *Loop) noteUntold(j *job, since time.Time) {
-	new := l.deniedSince(j.d.Unit, since, l.denials.newSince)
+func (j *job) noteUntold(new []attach.Denial) {
 	for i, d := range new {
 		if i == maxTold {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "%d more denials that may not be of %s", len(new)-i, j.d.Unit))
