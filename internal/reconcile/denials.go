@@ -159,7 +159,7 @@ func (l *Loop) addDenials(ctx context.Context, jobs []*job) {
 			case <-time.After(hearing):
 			}
 		}
-		all := l.deniedSince(j.d.Unit, j.since, l.denials.since)
+		all := l.deniedSince(j.d.Unit, j.since)
 		for i, d := range all {
 			if i == maxTold {
 				j.failed = append(j.failed, attach.Because(attach.Denied, "%d more denials", len(all)-i))
@@ -177,8 +177,8 @@ func (l *Loop) addDenials(ctx context.Context, jobs []*job) {
 const behind = 20 * time.Millisecond
 
 // deniedSince lists a unit's denials, without what complain mode let pass.
-func (l *Loop) deniedSince(unit string, t time.Time, find func(string, time.Time) []attach.Denial) []attach.Denial {
-	return slices.DeleteFunc(find(unit, t.Add(-behind)), func(d attach.Denial) bool { return d.Allowed })
+func (l *Loop) deniedSince(unit string, t time.Time) []attach.Denial {
+	return slices.DeleteFunc(l.denials.since(unit, t.Add(-behind)), func(d attach.Denial) bool { return d.Allowed })
 }
 
 // whyFailed is the first reason, with the first denial beside it.
@@ -239,6 +239,12 @@ func (d logged) began() time.Time {
 		return d.First
 	}
 	return d.told
+}
+
+// newSince reports whether none of it happened before t, but under a policy that was
+// undone, as far as the log has it.
+func (d logged) newSince(t time.Time) bool {
+	return !d.began().Before(t) || d.onTrial && !d.Last.Before(t)
 }
 
 func (g *denialLog) begin(now time.Time) {
@@ -365,13 +371,6 @@ func (g *denialLog) since(unit string, t time.Time) []attach.Denial {
 	return g.find(unit, func(d logged) bool { return !d.Last.Before(t) })
 }
 
-// newSince lists those of since of which none happened before t, but under a policy
-// that was undone. One that was pushed out of the log counts as new when it comes
-// again.
-func (g *denialLog) newSince(unit string, t time.Time) []attach.Denial {
-	return g.find(unit, func(d logged) bool { return !d.began().Before(t) || d.onTrial && !d.Last.Before(t) })
-}
-
 // tried is told how a policy did under which a unit was from t on: what the unit was
 // first denied under one that was undone is new when it comes again, until a policy
 // is good in spite of it.
@@ -399,23 +398,29 @@ func (g *denialLog) after(unit string, n uint64) []attach.Denial {
 	return g.find(unit, func(d logged) bool { return d.seq > n })
 }
 
-func (g *denialLog) find(unit string, wanted func(logged) bool) []attach.Denial {
+func (g *denialLog) find(unit string, wanted func(logged) bool) (out []attach.Denial) {
+	for _, d := range g.pick(unit, wanted) {
+		out = append(out, d.Denial)
+	}
+	return out
+}
+
+func (g *denialLog) pick(unit string, wanted func(logged) bool) (out []logged) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var out []attach.Denial
 	for d := range maps.Values(g.units[unit]) {
 		if wanted(d) {
-			out = append(out, d.Denial)
+			out = append(out, d)
 		}
 	}
 	if unit != "" {
 		for d := range maps.Values(g.units[""]) {
 			if wanted(d) && slices.Contains(d.Candidates, unit) {
-				out = append(out, d.Denial)
+				out = append(out, d)
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(a, b attach.Denial) int {
+	slices.SortStableFunc(out, func(a, b logged) int {
 		if n := a.First.Compare(b.First); n != 0 {
 			return n
 		}

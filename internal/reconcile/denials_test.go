@@ -39,8 +39,8 @@ func TestDenialsAreKeptByUnit(t *testing.T) {
 	}{
 		{"all of a", g.since("a.service", at(0)), "[/old:2 /shared:1 /new:1]"},
 		{"a from 5 on", g.since("a.service", at(5)), "[/old:2 /new:1]"},
-		{"new of a from 2 on", g.newSince("a.service", at(2)), "[/shared:1 /new:1]"},
-		{"new of a from 7 on", g.newSince("a.service", at(7)), "[]"},
+		{"new of a from 2 on", g.find("a.service", func(d logged) bool { return d.newSince(at(2)) }), "[/shared:1 /new:1]"},
+		{"new of a from 7 on", g.find("a.service", func(d logged) bool { return d.newSince(at(7)) }), "[]"},
 		{"b", g.since("b.service", at(0)), "[/new:1]"},
 		{"c", g.since("c.service", at(0)), "[/shared:1]"},
 		{"none", g.since("", at(0)), ""},

@@ -2,7 +2,6 @@ package reconcile
 
 import (
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -15,10 +14,20 @@ type novelty struct {
 	// changed are the profiles that are not what was accepted before: what any other
 	// denies is not the change's doing.
 	changed []string
+	// heard: the log has all since this start of the unit began. Else what is not in it
+	// from before may have been denied all the same.
+	heard bool
+}
+
+// uncounted is a denial that may speak against a policy, and why that is not known.
+type uncounted struct {
+	attach.Denial
+	why string
 }
 
 func (l *Loop) noveltyOf(j *job) *novelty {
-	n := &novelty{l: l, unit: j.d.Unit}
+	left := j.o.Unit.Left
+	n := &novelty{l: l, unit: j.d.Unit, heard: !left.IsZero() && l.denials.gap(left) == ""}
 	was, is := j.d.Record.Trial.Accepted, j.d.Record.Accepted
 	names := maps.Clone(was)
 	if names == nil {
@@ -33,9 +42,21 @@ func (l *Loop) noveltyOf(j *job) *novelty {
 	return n
 }
 
-// since lists the new denials from t on, whoever they are of.
-func (n *novelty) since(t time.Time) []attach.Denial {
-	return slices.DeleteFunc(n.l.deniedSince(n.unit, t, n.l.denials.newSince), func(d attach.Denial) bool { return !n.concerns(d) })
+// since lists what speaks against the policy from t on, and what may.
+func (n *novelty) since(t time.Time) (against []attach.Denial, may []uncounted) {
+	t = t.Add(-behind)
+	for _, d := range n.l.denials.pick(n.unit, func(d logged) bool { return d.newSince(t) }) {
+		switch {
+		case d.Allowed || !n.concerns(d.Denial):
+		case !d.Told():
+			may = append(may, uncounted{d.Denial, "it may not have been " + n.unit})
+		case !n.heard:
+			may = append(may, uncounted{d.Denial, "it may have been denied before"})
+		default:
+			against = append(against, d.Denial)
+		}
+	}
+	return against, may
 }
 
 // concerns reports whether a changed profile, or a child or hat of one, denied it.

@@ -1049,6 +1049,65 @@ func TestNobodyElsePushesOutWhatAUnitWasDenied(t *testing.T) {
 	})
 }
 
+// Where the log lacks something since the unit's start, it does not tell that a denial is
+// a new one.
+func TestATrialDoesNotCountWhatMayBeOld(t *testing.T) {
+	for _, c := range []struct {
+		what      string
+		lost      int
+		restart   bool // of aaunitd
+		startUnit bool // after that
+		undone    bool
+	}{
+		{what: "all was heard", undone: true},
+		{what: "aaunitd is another one", restart: true},
+		{what: "aaunitd is another one, and the unit started since", restart: true, startUnit: true, undone: true},
+		{what: "records were lost", lost: 1},
+		{what: "records were lost before the unit started", lost: 1, startUnit: true, undone: true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := attached(nil, "a")
+			last := func(l *Loop) {
+				if c.startUnit {
+					time.Sleep(time.Second)
+					unlock := w.lock()
+					if err := w.begin(w.units["a.service"]); err != nil {
+						t.Error(err)
+					}
+					unlock()
+					rest()
+				}
+				w.edit("2")
+				time.Sleep(2 * time.Second)
+				w.denials <- denial("a.service", "/regular")
+				rest()
+				s := status(t, l, "a")
+				if undone := w.kernel["a"] == "1" && s.Held != nil; undone != c.undone || !undone && w.kernel["a"] != "2" {
+					t.Errorf("undone: %v, want %v; %q %+v", undone, c.undone, w.kernel, s)
+				}
+				if told := strings.Contains(fmt.Sprint(s.Notes), "it may have been denied before: profile a: open /regular (r) denied"); told == c.undone {
+					t.Errorf("told: %v: %v", told, s.Notes)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				w.boot(func(l *Loop) {
+					time.Sleep(time.Minute)
+					if c.lost > 0 {
+						w.denials <- attach.Denial{Lost: c.lost}
+						rest()
+					}
+					if !c.restart {
+						last(l)
+					}
+				})
+				if c.restart {
+					w.boot(last)
+				}
+			})
+		})
+	}
+}
+
 // What a profile denies that is what it was is not the change's doing.
 func TestATrialCountsWhatTheChangedProfilesDeny(t *testing.T) {
 	for _, c := range []struct {

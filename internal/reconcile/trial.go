@@ -42,9 +42,8 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		if j.d.Asked && !j.unattended {
 			return "" // for whoever asks to decide
 		}
-		new := novel.since(t.Since)
-		if i := slices.IndexFunc(new, attach.Denial.Told); i >= 0 {
-			return "was denied what it had not been denied before: " + new[i].String()
+		if against, _ := novel.since(t.Since); len(against) > 0 {
+			return "was denied what it had not been denied before: " + against[0].String()
 		}
 		return ""
 	}
@@ -71,7 +70,8 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "what the changed policy denied may not all have been heard: %s", why))
 		}
 		if !j.d.Asked || j.unattended {
-			j.noteUntold(novel.since(t.Since))
+			_, may := novel.since(t.Since)
+			j.noteUncounted(may)
 		}
 		l.denials.tried(j.d.Unit, t.Since.Add(-behind), true)
 		if j.d.Record.Trial.Unit.Restarting {
@@ -82,16 +82,16 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 	}
 }
 
-// noteUntold tells of what was denied under the changed policy and did not count,
-// since which process it was is not known: anybody may have started it under the
-// unit's profile.
-func (j *job) noteUntold(new []attach.Denial) {
-	for i, d := range new {
+// noteUncounted tells of what was denied under the changed policy and did not count.
+// Which process it was may not be known: anybody may have started it under the unit's
+// profile.
+func (j *job) noteUncounted(may []uncounted) {
+	for i, d := range may {
 		if i == maxTold {
-			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "%d more denials that may not be of %s", len(new)-i, j.d.Unit))
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "%d more denials that were not counted", len(may)-i))
 			return
 		}
-		j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "under the changed policy, but not counted, as it may not have been %s: profile %s: %s", j.d.Unit, d.Profile, d).
+		j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "under the changed policy, but not counted, as %s: profile %s: %s", d.why, d.Profile, d).
 			WithNext("aaunitctl denials "+j.d.Unit))
 	}
 }
