@@ -138,6 +138,9 @@ func join(a, b string) string {
 	return a + "; " + b
 }
 
+// ByRules reports whether rules alone decided, as far as the record tells.
+func (d Denial) ByRules() bool { return !d.Cut && (d.Info == "" || rulesHelp(d)) }
+
 // rulesHelp reports whether the kernel's remark is about rules. What it remarks
 // of mounts are the parts of a rule that did not match (security/apparmor/mount.c),
 // and of a link that the old file allows more (profile_path_link in file.c), which

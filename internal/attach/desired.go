@@ -139,7 +139,7 @@ type Lent struct {
 }
 
 // Trial is what a changed policy goes back to when the unit fails under it, is
-// started again or is denied something new within SettleSec=.
+// started again or is denied something new by it within SettleSec=.
 type Trial struct {
 	Accepted map[string]string `json:"accepted"`
 	Policies map[string]string `json:"policies"`

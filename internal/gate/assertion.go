@@ -384,6 +384,13 @@ func fields(as attach.Assertion, peer string) map[string]string {
 	return f
 }
 
+var (
+	signalAccess = map[string]policydb.Perm{"send": policydb.SignalSend, "receive": policydb.SignalReceive}
+	ptraceAccess = map[string]policydb.Perm{
+		"read": policydb.PtraceRead, "trace": policydb.PtraceTrace, "readby": policydb.PtraceReadBy, "tracedby": policydb.PtraceTracedBy,
+	}
+)
+
 func askPeer(p *policydb.Profile, as attach.Assertion) Verdict {
 	peer := as.Object
 	if peer == "" {
@@ -393,9 +400,9 @@ func askPeer(p *policydb.Profile, as attach.Assertion) Verdict {
 	if err != nil {
 		return unanswered("%v", err)
 	}
-	words := map[string]policydb.Perm{"send": policydb.SignalSend, "receive": policydb.SignalReceive}
+	words := signalAccess
 	if as.Class == attach.AssertPtrace {
-		words = map[string]policydb.Perm{"read": policydb.PtraceRead, "trace": policydb.PtraceTrace, "readby": policydb.PtraceReadBy, "tracedby": policydb.PtraceTracedBy}
+		words = ptraceAccess
 	}
 	var want policydb.Perm
 	for word, perm := range words {

@@ -225,9 +225,10 @@ type denialLog struct {
 type logged struct {
 	attach.Denial
 	seq uint64
-	// told is when a process of the unit first told that it is its own; zero: none has.
-	// What anybody can bring about under the profile makes nothing old.
-	told time.Time
+	// told is when a process of the unit first told that it is its own, and toldLast when
+	// one last did; zero: none has. What anybody can bring about under the profile makes
+	// nothing old, nor speaks against a policy.
+	told, toldLast time.Time
 	// onTrial: it began under a policy that was undone, and so is none that the unit
 	// had before.
 	onTrial bool
@@ -245,6 +246,11 @@ func (d logged) began() time.Time {
 // undone, as far as the log has it.
 func (d logged) newSince(t time.Time) bool {
 	return !d.began().Before(t) || d.onTrial && !d.Last.Before(t)
+}
+
+// toldSince reports whether a process of the unit told it at t or later.
+func (d logged) toldSince(t time.Time) bool {
+	return !d.toldLast.IsZero() && !d.toldLast.Before(t)
 }
 
 func (g *denialLog) begin(now time.Time) {
@@ -295,8 +301,13 @@ func (g *denialLog) add(d attach.Denial) {
 	of := g.units[d.Unit]
 	k := d.Key()
 	if old, ok := of[k]; ok {
-		if d.Told() && (old.told.IsZero() || d.First.Before(old.told)) {
-			old.told = d.First
+		if d.Told() {
+			if old.told.IsZero() || d.First.Before(old.told) {
+				old.told = d.First
+			}
+			if d.Last.After(old.toldLast) {
+				old.toldLast = d.Last
+			}
 		}
 		old.Merge(d)
 		old.seq = g.seq
@@ -312,7 +323,7 @@ func (g *denialLog) add(d attach.Denial) {
 	}
 	now := logged{Denial: d, seq: g.seq}
 	if d.Told() {
-		now.told = d.First
+		now.told, now.toldLast = d.First, d.Last
 	}
 	of[k] = now
 	g.total++

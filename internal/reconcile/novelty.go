@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"context"
 	"maps"
 	"time"
 
@@ -14,10 +15,17 @@ type novelty struct {
 	// changed are the profiles that are not what was accepted before: what any other
 	// denies is not the change's doing.
 	changed []string
+	// accepted are the policies that were accepted before and are no more. Would they have
+	// denied that, too? Where they cannot tell, the log does.
+	accepted []attach.Compiled
+	answers  map[attach.DenialKey]attach.Tri
 	// heard: the log has all since this start of the unit began. Else what is not in it
 	// from before may have been denied all the same.
 	heard bool
 }
+
+// maxQuestions bounds the different denials of a trial that the accepted policy is asked about.
+const maxQuestions = 50
 
 // uncounted is a denial that may speak against a policy, and why that is not known.
 type uncounted struct {
@@ -27,7 +35,12 @@ type uncounted struct {
 
 func (l *Loop) noveltyOf(j *job) *novelty {
 	left := j.o.Unit.Left
-	n := &novelty{l: l, unit: j.d.Unit, heard: !left.IsZero() && l.denials.gap(left) == ""}
+	n := &novelty{l: l, unit: j.d.Unit, answers: map[attach.DenialKey]attach.Tri{}, heard: !left.IsZero() && l.denials.gap(left) == ""}
+	for file, id := range j.d.Record.Trial.Policies {
+		if c, kept := l.policies.Lookup(id); kept && j.d.Record.Policies[file] != id {
+			n.accepted = append(n.accepted, c)
+		}
+	}
 	was, is := j.d.Record.Trial.Accepted, j.d.Record.Accepted
 	names := maps.Clone(was)
 	if names == nil {
@@ -43,20 +56,43 @@ func (l *Loop) noveltyOf(j *job) *novelty {
 }
 
 // since lists what speaks against the policy from t on, and what may.
-func (n *novelty) since(t time.Time) (against []attach.Denial, may []uncounted) {
+func (n *novelty) since(ctx context.Context, t time.Time) (against []attach.Denial, may []uncounted) {
 	t = t.Add(-behind)
-	for _, d := range n.l.denials.pick(n.unit, func(d logged) bool { return d.newSince(t) }) {
-		switch {
-		case d.Allowed || !n.concerns(d.Denial):
-		case !d.Told():
+	for _, d := range n.l.denials.pick(n.unit, func(d logged) bool { return !d.Last.Before(t) }) {
+		if d.Allowed || !n.concerns(d.Denial) {
+			continue
+		}
+		switch before := n.deniedBefore(ctx, d.Denial); {
+		case before == attach.Yes:
+		case before == attach.CouldNotTell && !d.newSince(t):
+		case !d.toldSince(t):
 			may = append(may, uncounted{d.Denial, "it may not have been " + n.unit})
-		case !n.heard:
+		case before == attach.CouldNotTell && !n.heard:
 			may = append(may, uncounted{d.Denial, "it may have been denied before"})
 		default:
 			against = append(against, d.Denial)
 		}
 	}
 	return against, may
+}
+
+// deniedBefore asks the accepted policies, about each denial once.
+func (n *novelty) deniedBefore(ctx context.Context, d attach.Denial) attach.Tri {
+	k := d.Key()
+	if a, asked := n.answers[k]; asked {
+		return a
+	}
+	if n.l.gate == nil || len(n.answers) >= maxQuestions {
+		return attach.CouldNotTell
+	}
+	n.answers[k] = attach.CouldNotTell
+	for _, c := range n.accepted {
+		if a := n.l.gate.Denies(ctx, c, d); a != attach.CouldNotTell {
+			n.answers[k] = a
+			break
+		}
+	}
+	return n.answers[k]
 }
 
 // concerns reports whether a changed profile, or a child or hat of one, denied it.

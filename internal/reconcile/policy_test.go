@@ -1108,6 +1108,109 @@ func TestATrialDoesNotCountWhatMayBeOld(t *testing.T) {
 	}
 }
 
+// What speaks against a changed policy is that it denies what the accepted one allows.
+func TestATrialAsksTheAcceptedPolicy(t *testing.T) {
+	own := func(name string) attach.Denial { return denial("a.service", name) }
+	gone := func(name string) attach.Denial { return denial("", name) }
+	type denials = []func(string) attach.Denial
+	for _, c := range []struct {
+		what          string
+		denies        attach.Tri // the accepted policy
+		before, after denials    // the trial begins
+		restart       bool       // of aaunitd, before the trial
+		undone, told  bool
+	}{
+		{what: "allowed before", denies: attach.No, after: denials{own}, undone: true},
+		{what: "allowed before, and denied under an earlier one", denies: attach.No, before: denials{own}, after: denials{own}, undone: true},
+		{what: "allowed before, and the log is new", denies: attach.No, after: denials{own}, restart: true, undone: true},
+		{what: "allowed before, and not known whose it is", denies: attach.No, after: denials{gone}, told: true},
+		// The unit itself was denied it long ago, and anybody can bring it about now.
+		{what: "allowed before, denied under an earlier one, and not known whose it is", denies: attach.No, before: denials{own}, after: denials{gone}, told: true},
+		{what: "denied before", denies: attach.Yes, after: denials{own, gone}},
+		{what: "denied before, and the log is new", denies: attach.Yes, after: denials{own}, restart: true},
+		{what: "it cannot tell, and the log has none", after: denials{own}, undone: true},
+		{what: "it cannot tell, and the log has one", before: denials{own}, after: denials{own, gone}},
+		{what: "it cannot tell, and the log is new", before: denials{own}, after: denials{own}, restart: true, told: true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := attached(nil, "a")
+			w.denies = func(k attach.Compiled, d attach.Denial) attach.Tri {
+				if k.ID != textA+" 2" || d.Name != "/x" {
+					t.Errorf("%s was asked about %s", k.ID, d.Name)
+				}
+				return c.denies
+			}
+			first := func(l *Loop) {
+				for _, d := range c.before {
+					w.denials <- d("/x")
+				}
+				rest()
+				w.edit("2")
+				rest()
+				time.Sleep(time.Hour)
+			}
+			last := func(l *Loop) {
+				w.edit("3")
+				time.Sleep(2 * time.Second)
+				for _, d := range c.after {
+					w.denials <- d("/x")
+				}
+				rest()
+				s := status(t, l, "a")
+				if undone := w.kernel["a"] == "2" && s.Held != nil; undone != c.undone || !undone && w.kernel["a"] != "3" {
+					t.Errorf("undone: %v, want %v; %q %+v", undone, c.undone, w.kernel, s)
+				}
+				if told := slices.Contains(codes(s.Notes), attach.Denied); told != c.told {
+					t.Errorf("told: %v, want %v: %v", told, c.told, s.Notes)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				w.boot(func(l *Loop) {
+					if first(l); !c.restart {
+						last(l)
+					}
+				})
+				if c.restart {
+					w.boot(last)
+				}
+			})
+		})
+	}
+}
+
+// A unit that is denied much has the policy asked about some of it, and about each once.
+func TestATrialAsksNoMoreThanItMust(t *testing.T) {
+	w := attached(nil, "a")
+	asked := map[string]int{}
+	w.denies = func(_ attach.Compiled, d attach.Denial) attach.Tri {
+		asked[d.Name]++
+		return attach.Yes
+	}
+	w.run(t, func(l *Loop) {
+		for i := range 2 * maxQuestions {
+			w.denials <- denial("a.service", fmt.Sprint("/", i))
+		}
+		rest()
+		w.edit("2")
+		time.Sleep(2 * time.Second)
+		for i := range 2 * maxQuestions {
+			w.denials <- denial("a.service", fmt.Sprint("/", i))
+		}
+		rest()
+		if s := status(t, l, "a"); w.kernel["a"] != "2" || s.Held != nil {
+			t.Errorf("%q %+v", w.kernel, s)
+		}
+		for name, n := range asked {
+			if n != 1 {
+				t.Errorf("about %s it was asked %d times", name, n)
+			}
+		}
+		if len(asked) != maxQuestions {
+			t.Errorf("it was asked about %d", len(asked))
+		}
+	})
+}
+
 // What a profile denies that is what it was is not the change's doing.
 func TestATrialCountsWhatTheChangedProfilesDeny(t *testing.T) {
 	for _, c := range []struct {

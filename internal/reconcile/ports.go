@@ -178,6 +178,10 @@ type Gate interface {
 	Check(ctx context.Context, d attach.Desired, u attach.Unit, compiled []attach.Compiled) []attach.Finding
 	// Query asks one profile of a policy whether something is allowed.
 	Query(ctx context.Context, profile string, c attach.Compiled, question attach.Assertion) attach.QueryResult
+	// Denies reports whether a policy, too, denies what a record says that the profile
+	// of that name denied. It is "could not tell" where the record does not say enough
+	// for that, or the policy has no such profile.
+	Denies(ctx context.Context, c attach.Compiled, d attach.Denial) attach.Tri
 }
 
 // Evidence keeps what verdicts rest on. It holds up nobody but Check: what takes

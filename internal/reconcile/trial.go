@@ -14,12 +14,13 @@ import (
 // A changed policy goes live under a running unit without a restart. It is on trial then:
 // the unit must stay the same start, healthy and without new denials, for as long as
 // SettleSec= says. One that had ended before and waits to be started again is watched
-// from that start on. A denial counts where a profile that changed denied it (novelty),
-// and the process's control group told that it is the unit's: whoever may run a program
-// can have one denied something under the unit's profile, and must not undo its policy by
-// that. Else the policy that was accepted before is made live again, for all units that
-// share the file, and the changed text is held. The trial is on record, so one that is
-// cut off is gone through again, unless the attach of the unit fails before (endTrial).
+// from that start on. A denial counts where a profile that changed denied it and the
+// policy that was accepted before would not have (novelty), and where the process's
+// control group told that it is the unit's: whoever may run a program can have one denied
+// something under the unit's profile, and must not undo its policy by that. Else the
+// policy that was accepted before is made live again, for all units that share the file,
+// and the changed text is held. The trial is on record, so one that is cut off is gone
+// through again, unless the attach of the unit fails before (endTrial).
 
 // tryPolicy watches a unit under a changed policy.
 // spoiled is set when one of the units of the pass fails: the others, who may be
@@ -42,8 +43,8 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		if j.d.Asked && !j.unattended {
 			return "" // for whoever asks to decide
 		}
-		if against, _ := novel.since(t.Since); len(against) > 0 {
-			return "was denied what it had not been denied before: " + against[0].String()
+		if against, _ := novel.since(ctx, t.Since); len(against) > 0 {
+			return "was denied what it was not denied under the accepted one: " + against[0].String()
 		}
 		return ""
 	}
@@ -70,7 +71,7 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 			j.out.Notes = append(j.out.Notes, attach.Because(attach.Denied, "what the changed policy denied may not all have been heard: %s", why))
 		}
 		if !j.d.Asked || j.unattended {
-			_, may := novel.since(t.Since)
+			_, may := novel.since(ctx, t.Since)
 			j.noteUncounted(may)
 		}
 		l.denials.tried(j.d.Unit, t.Since.Add(-behind), true)

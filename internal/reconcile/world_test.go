@@ -84,7 +84,8 @@ type world struct {
 	notFor   map[string]string   // unit -> version of profile a that its own assertions keep out
 	softened map[string]string   // profile -> link in force-complain
 	gate     func(attach.Compiled) []attach.Reason
-	warns    bool // what the gate cannot tell is a warning
+	denies   func(attach.Compiled, attach.Denial) attach.Tri // nil: no policy can tell
+	warns    bool                                            // what the gate cannot tell is a warning
 	parser   string
 	untold   map[string]attach.Reason // profile -> why the parser could not be asked about its text
 	hangs    bool                     // the parser does not end
@@ -1318,6 +1319,14 @@ func (w *world) Query(_ context.Context, profile string, c attach.Compiled, q at
 		return attach.QueryResult{Profile: profile, File: c.File, May: attach.MayNo}
 	}
 	return attach.QueryResult{Profile: profile, File: c.File, May: attach.MayYes, Text: "may " + q.Text}
+}
+
+// Denies is the gate's.
+func (w *world) Denies(_ context.Context, c attach.Compiled, d attach.Denial) attach.Tri {
+	if w.denies == nil {
+		return attach.CouldNotTell
+	}
+	return w.denies(c, d)
 }
 
 // Check is the gate's.
