@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"slices"
 	"strings"
 	"testing"
 )
@@ -483,6 +484,69 @@ func TestAPatternThatIsOverridden(t *testing.T) {
 		s := Status{Unit: d.Unit, DropIn: d.DropInPath(), Refused: []Reason{because(code, "of the policy")}}
 		if answer, _ := s.ToCome(); answer != want {
 			t.Errorf("%s: %s", code, answer)
+		}
+	}
+}
+
+// What a template in place is refused for does not make its units to come read well, but
+// where it only speaks of what is not to take the place of what was accepted.
+func TestWhatARefusalMeansForUnitsToCome(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		break_ func(d *Desired, o *Observed)
+		code   Code
+		want   Answer
+	}{
+		{"AppArmor is off", func(_ *Desired, o *Observed) { o.Host.Enabled = No }, AppArmorOff, NotConfined},
+		{"AppArmor is not known", func(_ *Desired, o *Observed) { o.Host.Enabled = CouldNotTell }, AppArmorUnknown, Unknown},
+		{"global mode", func(_ *Desired, o *Observed) { o.Host.GlobalMode = ModeComplain }, GlobalComplain, NotConfined},
+		{"the loaded policy, not read", func(_ *Desired, o *Observed) { o.Policy.LiveError = "EACCES" }, PolicyUnreadable, Unknown},
+		{"the place of the drop-in, not read", func(_ *Desired, o *Observed) { o.DropIn.Problem = "EIO" }, DropInUnreadable, Unknown},
+		{"other drop-ins, not read", func(_ *Desired, o *Observed) { o.DropInsProblem = "EIO" }, DropInUnreadable, Unknown},
+		{"a foreign drop-in", func(_ *Desired, o *Observed) { o.DropIn.Ours, o.DropIn.Content = false, "[Service]\n" }, DropInForeign, Unknown},
+		{"its units, not looked at", func(_ *Desired, o *Observed) { o.EarlyProblem = "no answer" }, SystemdUnheard, Unknown},
+		{"its units, not looked at in an image", func(_ *Desired, o *Observed) { o.Offline, o.EarlyProblem = true, "no answer" }, UnitBad, Unknown},
+		{"an early unit", func(_ *Desired, o *Observed) { o.Early = []EarlyUnit{{Unit: "agent@a.service"}} }, UnitEarly, Unknown},
+		{"a unit without room for the helper", func(_ *Desired, o *Observed) { o.Unheld = ptr(because(SocketsHidden, "x")) }, SocketsHidden, Unknown},
+		{"overridden", func(_ *Desired, o *Observed) {
+			o.Unit.Settings.Assignments = []Assignment{{Key: "AppArmorProfile", Path: "/etc/systemd/system/agent@.service.d/zz.conf", Line: 2}}
+		}, DirectiveOverridden, NotConfined},
+
+		{"no such profile", func(_ *Desired, o *Observed) { o.Policy.Candidates = nil }, ProfileNotFound, Confined},
+		{"two of that name", func(_ *Desired, o *Observed) {
+			o.Policy.Candidates["myagent"] = append(o.Policy.Candidates["myagent"], Profile{File: "/etc/apparmor.d/x", Line: 1})
+		}, ProfileDuplicate, Confined},
+		{"disabled", func(_ *Desired, o *Observed) { o.Policy.Candidates["myagent"][0].DisabledBy = "/x" }, ProfileDisabled, Confined},
+		{"complain", func(_ *Desired, o *Observed) { o.Policy.Candidates["myagent"][0].ComplainBy = "/x" }, ProfileComplain, Confined},
+		{"unconfined", func(_ *Desired, o *Observed) { o.Policy.Candidates["myagent"][0].Flags = []string{"unconfined"} }, ProfileUnconfined, Confined},
+		{"default_allow", func(_ *Desired, o *Observed) { o.Policy.Candidates["myagent"][0].Flags = []string{"default_allow"} }, ProfileDefaultOpen, Confined},
+		{"not staged", func(_ *Desired, o *Observed) { o.Policy.Compiled[0].Checksums = nil }, ProfileNotStaged, Confined},
+		{"read otherwise", func(_ *Desired, o *Observed) { o.Policy.Compiled[0].Disagrees = "x" }, PolicyDisputed, Confined},
+		{"another wants it enforced", func(d *Desired, o *Observed) { d.Attachment.Mode, o.Policy.EnforcedBy = WishComplain, "b.service" }, ProfileDisputed, Confined},
+	} {
+		d, o := healthy()
+		d.Unit, d.Asked, o.Scan, o.Unit = "agent@.service", true, nil, Unit{ID: "agent@.service"}
+		d.Attachment.Units = []string{d.Unit}
+		d.Record.DropIns = Sums{{Path: d.DropInPath(), Sum: "…"}}
+		d.Kept = []Compiled{{File: o.Policy.Compiled[0].File, Profiles: o.Policy.Compiled[0].Profiles, Checksums: o.Policy.Compiled[0].Checksums}}
+		o.DropIn.Content = d.DropInText(o.Unit)
+		if p := Diff(d, o); len(p.Refusals) > 0 {
+			t.Fatalf("%s: before: %+v", tt.name, p.Refusals)
+		}
+		tt.break_(&d, &o)
+		p := Diff(d, o)
+		wantCodes(t, tt.name, p.Refusals, tt.code)
+		s := Status{Unit: d.Unit, DropIn: d.DropInPath(), Refused: p.Refusals}
+		if answer, words := s.ToCome(); answer != tt.want || s.Exit() == ExitOK {
+			t.Errorf("%s: %s, %s, exit %d", tt.name, answer, words, s.Exit())
+		}
+	}
+	ofWhatIsNew := []Code{ProfileNotFound, ProfileDuplicate, ProfileDisabled, ProfileComplain, ProfileUnconfined, ProfileDefaultOpen, ProfileBroken, ProfileNotCompiled,
+		ProfileUnreadable, ProfileUntrusted, ProfileDisputed, ProfileNotStaged, PolicyDisputed, PolicyNotKept, AssertionUnknown}
+	for _, e := range append(Catalogue(), Entry{Code: "from-the-future", Bearing: Unknown}) {
+		s := Status{Unit: "agent@.service", DropIn: "/etc/systemd/system/agent@.service.d/90-aaunit.conf", Refused: []Reason{{Code: e.Code}}}
+		if answer, _ := s.ToCome(); (answer >= e.Bearing) == slices.Contains(ofWhatIsNew, e.Code) {
+			t.Errorf("%s: %s", e.Code, answer)
 		}
 	}
 }

@@ -183,13 +183,15 @@ func (s Status) ToCome() (Answer, string) {
 }
 
 // refusedToCome is what the refusals of a template or prefix whose drop-in is in place
-// make of its units to come. Most say no more than why something else is not done.
+// make of its units to come. Some say no more than why something new does not take the
+// place of what was accepted; each other one counts as it does in a verdict.
 func (s Status) refusedToCome() Answer {
 	answer := Confined
 	for _, r := range s.Refused {
 		switch r.Code {
-		case AppArmorOff, AppArmorUnknown, GlobalComplain, DirectiveOverridden, IgnorePrefix, AssertionOverridden, PrivateTmpOverridden,
-			SocketsOverridden, DropInUnreadable, ProfileNotLoaded, PolicyUnreadable:
+		case ProfileNotFound, ProfileDuplicate, ProfileDisabled, ProfileComplain, ProfileUnconfined, ProfileDefaultOpen, ProfileBroken, ProfileNotCompiled,
+			ProfileUnreadable, ProfileUntrusted, ProfileDisputed, ProfileNotStaged, PolicyDisputed, PolicyNotKept, AssertionUnknown:
+		default:
 			answer = max(answer, r.Code.Bearing())
 		}
 	}
