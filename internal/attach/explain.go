@@ -210,7 +210,7 @@ func (e *Explanation) headline(s Status, v Verdict) string {
 	case s.trampled() && s.Paused != nil:
 		return fmt.Sprintf("%s is a pattern, and the kernel does not run the policy that was accepted for it: its units do not start under that.%s", e.Unit, after)
 	case s.trampled():
-		return fmt.Sprintf("%s is a pattern, and the policy that was accepted for it cannot be put back: its units do not start under that.%s", e.Unit, after)
+		return fmt.Sprintf("%s is a pattern, and the policy that was accepted for it is not put back: its units do not start under that.%s", e.Unit, after)
 	case s.dropInAmiss():
 		return fmt.Sprintf("%s is a pattern whose units shall run under %s, and its drop-in is not as it should be: units to come are not confined by it.%s", e.Unit, profile, after)
 	case len(s.Refused) > 0:

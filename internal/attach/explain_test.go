@@ -163,7 +163,7 @@ func TestExplain(t *testing.T) {
 		"a pattern whose policy is not put back": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
 			c.Status.Verdict, c.Start = nil, nil
 			c.Status.Refused = []Reason{Because(PolicyTrampled, "somebody removed profile a"), Because(ProfileNotLoaded, "cannot load /etc/apparmor.d/a: no memory")}
-		}), ExitNotConfined, "the policy that was accepted for it cannot be put back", "aaunitctl verify a@.service", nil},
+		}), ExitNotConfined, "the policy that was accepted for it is not put back", "aaunitctl verify a@.service", nil},
 		"a pattern that is refused, with its drop-in": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
 			c.Status.Verdict, c.Start, c.Status.Refused = nil, nil, []Reason{Because(RivalAttachments, "x")}
 		}), ExitNotConfined, "aaunitd refused to attach it", "grep -r ^Unit= /etc/aaunit/attachments.d /run/aaunit/attachments.d /usr/lib/aaunit/attachments.d", nil},

@@ -73,16 +73,26 @@ func diffPaused(d Desired, why Reason) Plan {
 
 // AmissInPause says of a paused template or prefix why units to come do not start under
 // its profile, as far as its status does not say so anyway: what a plan without the pause
-// is refused for, and what differs from what was put in place. It has no verdict that
-// would say it, and the plan of a pause is empty.
+// is refused for, and what is amiss. It has no verdict that would say it, and the plan of
+// a pause is empty.
 func AmissInPause(d Desired, o Observed) []Reason {
 	d.Asked, d.Record.Pause, d.PatternPause = false, nil, nil
-	out := Diff(d, o).Refusals
-	if h := d.Record.Hold; len(d.Record.DropIns) == 0 || h != nil && !h.OnlyText() {
+	return WithAmiss(d, o, Diff(d, o).Refusals)
+}
+
+// WithAmiss adds to what a template or prefix is refused for what differs from what was put
+// in place: it has no verdict that would say it, and is left as it is.
+func WithAmiss(d Desired, o Observed, out []Reason) []Reason {
+	if h := d.Record.Hold; len(d.Record.DropIns) == 0 || h != nil && !h.OnlyText() || len(judgeHost(o.Host)) > 0 {
 		return out
 	}
-	if why := dropInAmiss(d, o); why != nil && len(dropInObstacles(d, o)) == 0 {
-		out = append(out, *why)
+	says := func(c Code) bool {
+		return slices.ContainsFunc(out, func(r Reason) bool { return r.Code == c })
+	}
+	if why := dropInAmiss(d, o); why != nil && o.DropIn.Problem == "" && !says(DropInForeign) {
+		if out = append(out, *why); d.Record.Profile != d.Profile {
+			return out // of what is not in place yet there is nothing to compare
+		}
 	}
 	differs := judgePolicy(d, o.Policy)
 	for _, k := range d.Kept {
@@ -91,7 +101,7 @@ func AmissInPause(d Desired, o Observed) []Reason {
 		}
 	}
 	for _, r := range differs {
-		if !slices.ContainsFunc(out, func(said Reason) bool { return said.Code == r.Code }) {
+		if !says(r.Code) {
 			out = append(out, r)
 		}
 	}

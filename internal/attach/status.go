@@ -151,7 +151,7 @@ type Status struct {
 	Paused *Pause `json:"paused,omitempty"`
 	// Refused says why the attachment could not be made; of a template or prefix also
 	// why its accepted policy could not be put back, how another unit's that counts differs
-	// from it and, while it is paused, what is not as declared.
+	// from it and, while it is refused or paused, what is not as declared.
 	Refused []Reason `json:"refused,omitempty"`
 	Notes   []Reason `json:"notes,omitempty"`
 	// Questioned is what the kernel was asked about each accepted policy.
@@ -199,12 +199,12 @@ func (s Status) refusedToCome() Answer {
 }
 
 // trampled reports whether somebody changed the policy that was accepted for a template
-// or prefix, and it is not put back: it could not be, another unit's counts, or there is a
-// pause. Of a unit its verdict says so.
+// or prefix, and it is not put back: it could not be, another unit's counts, something else
+// is refused, or there is a pause. Of a unit its verdict says so.
 func (s Status) trampled() bool { return s.amiss(PolicyTrampled, PolicyDiffers) }
 
-// dropInAmiss reports whether somebody changed or removed the drop-in of a paused template
-// or prefix.
+// dropInAmiss reports whether the drop-in of a template or prefix that is refused or paused
+// is not there, or not what is asked for.
 func (s Status) dropInAmiss() bool { return s.amiss(DropInMissing, DropInDiffers) }
 
 func (s Status) amiss(codes ...Code) bool {

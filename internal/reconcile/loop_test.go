@@ -885,6 +885,52 @@ func TestAPatternThatIsOverriddenDoesNotReadWell(t *testing.T) {
 	}
 }
 
+// A template that is refused is left as it is, so what differs from what was put in place
+// is told, and its units to come do not read well.
+func TestARefusedPatternIsToldTheTruthOf(t *testing.T) {
+	file, at := "/etc/aaunit/attachments.d/agent.conf", attach.DropInPath("agent@.service", false)
+	for name, c := range map[string]struct {
+		change func(a *attach.Attachment)
+		do     func(w *world)
+		codes  []attach.Code
+		answer attach.Answer
+	}{
+		"socket options":    {options(attach.SocketsEnforce, nodelay...), func(*world) {}, []attach.Code{attach.SocketsHidden, attach.DropInDiffers}, attach.NotConfined},
+		"another profile":   {func(a *attach.Attachment) { a.Profile = "none" }, func(*world) {}, []attach.Code{attach.ProfileNotFound, attach.DropInDiffers}, attach.NotConfined},
+		"disputed":          {func(a *attach.Attachment) { a.Mode = attach.WishComplain }, func(*world) {}, []attach.Code{attach.ProfileDisputed}, attach.Confined},
+		"disputed, changed": {func(a *attach.Attachment) { a.Mode = attach.WishComplain }, func(w *world) { w.disk[at] = "[Service]\n" }, []attach.Code{attach.ProfileDisputed, attach.DropInDiffers}, attach.NotConfined},
+		"disputed, gone":    {func(a *attach.Attachment) { a.Mode = attach.WishComplain }, func(w *world) { delete(w.disk, at) }, []attach.Code{attach.ProfileDisputed, attach.DropInMissing}, attach.NotConfined},
+		"disputed, live":    {func(a *attach.Attachment) { a.Mode = attach.WishComplain }, func(w *world) { w.replace("a", "evil") }, []attach.Code{attach.ProfileDisputed, attach.PolicyTrampled}, attach.NotConfined},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			w.files["a"] = "1"
+			w.addUnit("agent@y.service").root = "/srv/y"
+			w.declareUnit(file, "agent@.service", func(a *attach.Attachment) { a.Profile = "a" })
+			if strings.HasPrefix(name, "disputed") {
+				w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b@.service", func(a *attach.Attachment) { a.Profile = "a" })
+			}
+			w.run(t, func(l *Loop) {
+				rest()
+				if s := l.Status([]string{"agent@"}).Patterns[0]; s.Exit() != attach.ExitOK {
+					t.Fatalf("before: %+v", s)
+				}
+				w.declareUnit(file, "agent@.service", func(a *attach.Attachment) { a.Profile = "a"; c.change(a) })
+				rest()
+				unlock := w.lock()
+				c.do(w)
+				unlock()
+				l.everythingAnew()
+				rest()
+				s := l.Status([]string{"agent@"}).Patterns[0]
+				if answer, words := s.ToCome(); answer != c.answer || !slices.Equal(codes(s.Refused), c.codes) || s.DropIn == "" {
+					t.Errorf("%s, %s: %+v", answer, words, s)
+				}
+			})
+		})
+	}
+}
+
 // TestAPatternWhoseUnitsAllFailIsHeld: they go back to how they were, and what
 // would take the next start of each down is taken away.
 func TestAPatternWhoseUnitsAllFailIsHeld(t *testing.T) {

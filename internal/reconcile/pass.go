@@ -371,7 +371,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		l.describe(j)
 	}
 	if len(j.plan.Refusals) > 0 && attach.IsPattern(unit) {
-		l.refuse(j, j.plan.Refusals...)
+		l.refuse(j, attach.WithAmiss(j.d, j.o, j.plan.Refusals)...)
 		return j
 	}
 	if len(j.plan.Refusals) > 0 {
