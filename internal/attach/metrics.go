@@ -13,10 +13,12 @@ type Metrics struct {
 	// Units are all attached ones; templates and prefixes are counted in Patterns.
 	Units    []UnitMetrics `json:"units"`
 	Patterns int           `json:"patterns"`
-	// PatternsHeld are those whose attach failed and is held. Units to come of those in
-	// PatternsOpen do not start under the profile, or it is not known that they do;
-	// PatternsOpenPaused are the same of which somebody has said so by a pause.
+	// PatternsHeld are those whose attach failed and is held, and of PatternsRefused
+	// something that is declared was refused or could not be put back. Units to come of
+	// those in PatternsOpen do not start under the profile, or it is not known that they
+	// do; PatternsOpenPaused are the same of which somebody has said so by a pause.
 	PatternsHeld       int `json:"patternsHeld"`
+	PatternsRefused    int `json:"patternsRefused"`
 	PatternsOpen       int `json:"patternsOpen"`
 	PatternsOpenPaused int `json:"patternsOpenPaused"`
 	// Problems counts attachment files that are not in use.

@@ -551,6 +551,19 @@ func TestWhatARefusalMeansForUnitsToCome(t *testing.T) {
 	}
 }
 
+// A template whose attach is held goes on under what it had before; one of which only a
+// changed text is held is as it was accepted.
+func TestUnitsToComeOfAHeldTemplate(t *testing.T) {
+	s := Status{Unit: "agent@.service", Profile: "b", DropIn: DropInPath("agent@.service", false), Held: &Hold{Former: "a"}}
+	if answer, words := s.ToCome(); answer != NotConfined {
+		t.Errorf("%s, %s", answer, words)
+	}
+	s.Held = &Hold{Texts: map[string]string{"/etc/apparmor.d/b": "x"}}
+	if answer, words := s.ToCome(); answer != Confined {
+		t.Errorf("only the text: %s, %s", answer, words)
+	}
+}
+
 // The order was seen with systemd-analyze verify of systemd 252: each line is
 // read instead of those after it.
 func TestOutranks(t *testing.T) {

@@ -168,6 +168,8 @@ func (s Status) ToCome() (Answer, string) {
 		return NotConfined, "units to come do not start under what was accepted for it"
 	case s.dropInAmiss():
 		return NotConfined, "units to come are not confined by it"
+	case s.Held != nil && !s.Held.OnlyText():
+		return NotConfined, "units to come are not confined by it"
 	case s.DropIn != "":
 		switch s.refusedToCome() {
 		case NotConfined:

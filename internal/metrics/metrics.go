@@ -45,6 +45,7 @@ var (
 	units       = Family{"aaunit_units", "gauge", "Attached units by verdict; also those without series of their own."}
 	patterns    = Family{"aaunit_patterns", "gauge", "Templates and prefixes that are attached."}
 	open        = Family{"aaunit_patterns_open", "gauge", "Templates and prefixes of which units to come are not known to start under the profile, by whether they are paused."}
+	refused     = Family{"aaunit_patterns_refused", "gauge", "Templates and prefixes, not paused, of which something that is declared is refused or could not be put back."}
 	held        = Family{"aaunit_held_attachments", "gauge", "Attachments that failed and are held: most are not tried again by themselves."}
 	pausedUnits = Family{"aaunit_paused_units", "gauge", "Units that are left alone for a time."}
 	problems    = Family{"aaunit_attachment_files_not_in_use", "gauge", "Attachment files, and records, that have an error."}
@@ -69,7 +70,7 @@ var (
 
 // Families lists all of them.
 func Families() []Family {
-	return []Family{up, timestamp, build, start, recheck, apparmor, units, patterns, open, held, pausedUnits, problems, dropped, expected, state, verdict, reason,
+	return []Family{up, timestamp, build, start, recheck, apparmor, units, patterns, open, refused, held, pausedUnits, problems, dropped, expected, state, verdict, reason,
 		looked, unitHeld, unitPending, unitPaused, denials, staleList, optRefused, others, lost, heard, looks, passes}
 }
 
@@ -111,6 +112,7 @@ func Write(w io.Writer, m attach.Metrics) error {
 	o.head(open)
 	o.sample(open.Name, float64(m.PatternsOpen), "paused", "no")
 	o.sample(open.Name, float64(m.PatternsOpenPaused), "paused", "yes")
+	o.one(refused, float64(m.PatternsRefused))
 	o.one(held, float64(nHeld))
 	o.one(pausedUnits, float64(nPaused))
 	o.one(problems, float64(m.Problems))

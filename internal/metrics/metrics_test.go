@@ -23,7 +23,7 @@ var now = time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
 
 func sample() attach.Metrics {
 	m := attach.Metrics{Version: "1.0", Host: attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}, Began: now.Add(-time.Hour), At: now, Recheck: 10 * time.Minute,
-		Patterns: 6, PatternsHeld: 3, PatternsOpen: 2, PatternsOpenPaused: 1, Problems: 2, OtherDenials: attach.DenialCount{Denied: 4, Killed: 1}, DenialsLost: 5, Looks: 17,
+		Patterns: 6, PatternsHeld: 3, PatternsRefused: 4, PatternsOpen: 2, PatternsOpenPaused: 1, Problems: 2, OtherDenials: attach.DenialCount{Denied: 4, Killed: 1}, DenialsLost: 5, Looks: 17,
 		Units: []attach.UnitMetrics{
 			{Unit: "good.service", Profile: "good", Mode: attach.WishEnforce, State: "active", Answer: attach.Confined, At: now.Add(-time.Minute), Tasks: 3, Sockets: &attach.SocketMetrics{Stale: attach.No}},
 			{Unit: `a\x2db@"\n.service`, Profile: "b\nc", Mode: attach.WishComplain, State: "active", Answer: attach.NotConfined, Codes: []attach.Code{"task-complain", "task-unconfined"}, At: now, Held: true, Denials: attach.DenialCount{Denied: 3, Allowed: 2}, Sockets: &attach.SocketMetrics{Stale: attach.Yes, Refused: 7}},

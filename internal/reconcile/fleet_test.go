@@ -205,7 +205,7 @@ func TestMetrics(t *testing.T) {
 // Metrics and the report tell of a template what status does.
 func TestMetricsAndReportOfPatterns(t *testing.T) {
 	at := attach.DropInPath("w@.service", false)
-	type numbers struct{ held, open, paused int }
+	type numbers struct{ held, refused, open, paused int }
 	for name, c := range map[string]struct {
 		do     func(t *testing.T, w *world, l *Loop)
 		want   numbers
@@ -223,7 +223,14 @@ func TestMetricsAndReportOfPatterns(t *testing.T) {
 			w.replace("w", "evil")
 			unlock()
 			w.policy <- struct{}{}
-		}, numbers{open: 1}, attach.NotConfined},
+		}, numbers{refused: 1, open: 1}, attach.NotConfined},
+		"refused, and in place": {func(_ *testing.T, w *world, l *Loop) {
+			w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b@.service", func(a *attach.Attachment) { a.Profile = "w" })
+			w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile, a.Mode = "w", attach.WishComplain })
+		}, numbers{refused: 1}, attach.Confined},
+		"refused, and not in place": {func(_ *testing.T, w *world, l *Loop) {
+			w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "none" })
+		}, numbers{refused: 1, open: 1}, attach.NotConfined},
 		"paused": {func(t *testing.T, w *world, l *Loop) {
 			pause(t, l, time.Hour, "w@.service")
 		}, numbers{}, attach.Confined},
@@ -252,11 +259,12 @@ func TestMetricsAndReportOfPatterns(t *testing.T) {
 					rest()
 				}
 				m := l.Metrics()
-				if got := (numbers{m.PatternsHeld, m.PatternsOpen, m.PatternsOpenPaused}); m.Patterns != 1 || got != c.want {
+				if got := (numbers{m.PatternsHeld, m.PatternsRefused, m.PatternsOpen, m.PatternsOpenPaused}); m.Patterns != len(l.Status(nil).Patterns) || got != c.want {
 					t.Errorf("%d patterns, %+v, want %+v", m.Patterns, got, c.want)
 				}
 				r, err := l.HostReport(t.Context())
-				if err != nil || !r.Units[0].Pattern || r.Units[0].ToCome != c.toCome {
+				i := slices.IndexFunc(r.Units, func(u attach.UnitReport) bool { return u.Unit == "w@.service" })
+				if err != nil || i < 0 || !r.Units[i].Pattern || r.Units[i].ToCome != c.toCome {
 					t.Errorf("%+v, %v", r.Units, err)
 				}
 			})

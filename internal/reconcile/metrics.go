@@ -26,8 +26,12 @@ func (l *Loop) Metrics() attach.Metrics {
 		if s.Held != nil && !s.Held.OnlyText() {
 			m.PatternsHeld++
 		}
+		if s.Paused == nil && len(s.Refused) > 0 {
+			m.PatternsRefused++
+		}
+		answer, _ := s.ToCome()
 		switch {
-		case s.Exit() == attach.ExitOK:
+		case answer == attach.Confined:
 		case s.Paused != nil:
 			m.PatternsOpenPaused++
 		default:

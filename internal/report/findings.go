@@ -58,6 +58,7 @@ const (
 	RestartPending   Code = "restart-pending"
 	NoEvidence       Code = "no-evidence"
 	NoReason         Code = "allowance-without-reason"
+	Refused          Code = "refused"
 	PausedNow        Code = "paused"
 	FileNotInUse     Code = "attachment-file-not-in-use"
 	Unattached       Code = "service-without-profile"
@@ -156,14 +157,8 @@ func standingOf(u attach.UnitReport) standing {
 	return standsConfined
 }
 
-// toCome says of a template or prefix whether units to come start under its profile. One
-// that was refused or whose attach is held is not what was asked for.
-func toCome(u attach.UnitReport) attach.Answer {
-	if len(u.Refused) > 0 || len(u.Held) > 0 && !u.OnlyText {
-		return attach.NotConfined
-	}
-	return cmp.Or(u.ToCome, attach.Unknown)
-}
+// toCome says of a template or prefix whether units to come start under its profile.
+func toCome(u attach.UnitReport) attach.Answer { return cmp.Or(u.ToCome, attach.Unknown) }
 
 // Standing says in words what a unit is counted as.
 func Standing(u attach.UnitReport) string { return standingWords[standingOf(u)] }
@@ -328,10 +323,13 @@ func (f *finder) ofUnit(h attach.HostReport, u attach.UnitReport) {
 	case standsPattern:
 		switch toCome(u) {
 		case attach.Confined:
+			if len(u.Refused) > 0 {
+				f.say(Warn, Refused, u.Unit, explain, "units of this pattern to come start under profile %s, and something that is declared is refused: %s", u.Profile, u.Refused[0])
+			}
 		case attach.NotConfined:
 			f.say(Bad, NotConfined, u.Unit, explain, "units of this pattern to come are not confined by it: %s", why("its drop-in is not in place"))
 		default:
-			f.say(Unknown, VerdictUnknown, u.Unit, explain, "whether units of this pattern to come are confined by it could not be told")
+			f.say(Unknown, VerdictUnknown, u.Unit, explain, "whether units of this pattern to come are confined by it could not be told: %s", why("no reason was told"))
 		}
 	}
 	if len(u.Held) > 0 && u.OnlyText {

@@ -331,12 +331,17 @@ func TestFindings(t *testing.T) {
 		"text held": {func(h *attach.HostReport) {
 			h.Units[0].Held, h.Units[0].OnlyText = []attach.Reason{{Code: attach.PolicyUndone}}, true
 		}, "warning held myagent.service"},
-		"restart":              {func(h *attach.HostReport) { h.Units[0].Notes = []attach.Reason{{Code: attach.RestartPending}} }, "warning restart-pending myagent.service"},
-		"file":                 {func(h *attach.HostReport) { h.Problems = []attach.Reason{{Code: attach.AttachmentBad}} }, "warning attachment-file-not-in-use "},
-		"deaf":                 {func(h *attach.HostReport) { h.DenialsDeaf = "no netlink" }, "unknown denials-not-heard "},
-		"unknown exposure":     {func(h *attach.HostReport) { h.Unattached.Services[0].Class = "x" }, "unknown service-without-profile ssh.service"},
-		"an empty reason":      {func(h *attach.HostReport) { h.Units[0].Allowed[0].Reason = " \t" }, "warning allowance-without-reason myagent.service"},
-		"a pattern not in use": {func(h *attach.HostReport) { h.Units[0].Pattern, h.Units[0].Refused = true, []attach.Reason{{}} }, "bad not-confined myagent.service"},
+		"restart":          {func(h *attach.HostReport) { h.Units[0].Notes = []attach.Reason{{Code: attach.RestartPending}} }, "warning restart-pending myagent.service"},
+		"file":             {func(h *attach.HostReport) { h.Problems = []attach.Reason{{Code: attach.AttachmentBad}} }, "warning attachment-file-not-in-use "},
+		"deaf":             {func(h *attach.HostReport) { h.DenialsDeaf = "no netlink" }, "unknown denials-not-heard "},
+		"unknown exposure": {func(h *attach.HostReport) { h.Unattached.Services[0].Class = "x" }, "unknown service-without-profile ssh.service"},
+		"an empty reason":  {func(h *attach.HostReport) { h.Units[0].Allowed[0].Reason = " \t" }, "warning allowance-without-reason myagent.service"},
+		"a pattern, refused": {func(h *attach.HostReport) {
+			h.Units[0] = attach.UnitReport{Unit: "a@.service", Pattern: true, Refused: []attach.Reason{{Code: attach.ProfileDisputed}}, ToCome: attach.NotConfined}
+		}, "bad not-confined a@.service"},
+		"a pattern in place, refused": {func(h *attach.HostReport) {
+			h.Units[0] = attach.UnitReport{Unit: "a@.service", Pattern: true, Refused: []attach.Reason{{Code: attach.ProfileDisputed}}, ToCome: attach.Confined}
+		}, "warning refused a@.service"},
 		"a pattern not in place": {func(h *attach.HostReport) {
 			h.Units[0] = attach.UnitReport{Unit: "a@.service", Pattern: true, ToCome: attach.NotConfined}
 		}, "bad not-confined a@.service"},
@@ -373,6 +378,8 @@ func TestExit(t *testing.T) {
 		h.Units = append(slices.Clone(good.Units), attach.UnitReport{Unit: "a@.service", Pattern: true, ToCome: toCome})
 		return New(h, at)
 	}
+	refused := pattern(attach.Confined)
+	refused.Hosts[0].Units[len(refused.Hosts[0].Units)-1].Refused = []attach.Reason{{Code: attach.ProfileDisputed}}
 	merged := New(good, at)
 	merged.Left = []Left{{From: "x.json", Why: "it is no report"}}
 	for name, tc := range map[string]struct {
@@ -387,6 +394,7 @@ func TestExit(t *testing.T) {
 		"a pattern in place":     {pattern(attach.Confined), attach.ExitOK},
 		"a pattern not in place": {pattern(attach.NotConfined), attach.ExitNotConfined},
 		"a pattern, not known":   {pattern(attach.Unknown), attach.ExitUnknown},
+		"a pattern, refused":     {refused, attach.ExitOK},
 	} {
 		if got := Exit(tc.d); got != tc.want {
 			t.Errorf("%s: %d, want %d", name, got, tc.want)
