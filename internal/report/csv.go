@@ -27,7 +27,7 @@ func CSV(w io.Writer, d Document) error {
 	for _, h := range d.Hosts {
 		for _, u := range h.Units {
 			clear(row)
-			copy(row, []string{h.Machine.Name, h.Machine.ID, stamp(h.At), u.Unit, "yes", u.Profile, string(u.Mode), standingWords[standingOf(u)], stamp(u.Since)})
+			copy(row, []string{h.Machine.Name, h.Machine.ID, stamp(h.At), u.Unit, "yes", u.Profile, string(u.Mode), Standing(u), stamp(u.Since)})
 			if v := u.Verdict; v != nil {
 				row[9] = stamp(v.At)
 				if len(v.Reasons) > 0 {

@@ -104,7 +104,10 @@ func (d *differ) hosts(was, is attach.HostReport) {
 var standingWords = map[standing]string{standsUnknown: "unknown", standsConfined: "confined", standsNotConfined: "not confined", standsStopped: "not running", standsPattern: "pattern"}
 
 func (d *differ) units(was, is attach.UnitReport) {
-	a, b := standingOf(was), standingOf(is)
+	what, a, b := "verdict", standingOf(was), standingOf(is)
+	if a == standsPattern && b == standsPattern {
+		what, a, b = "units to come", toComeOf(was), toComeOf(is)
+	}
 	worse := attach.CouldNotTell
 	switch {
 	case b == standsConfined:
@@ -112,7 +115,7 @@ func (d *differ) units(was, is attach.UnitReport) {
 	case a == standsConfined && b != standsStopped || b == standsNotConfined:
 		worse = attach.Yes
 	}
-	d.say(is.Unit, "verdict", standingWords[a], standingWords[b], worse)
+	d.say(is.Unit, what, standingWords[a], standingWords[b], worse)
 	d.say(is.Unit, "profile", was.Profile, is.Profile, attach.CouldNotTell)
 	d.say(is.Unit, "mode", string(was.Mode), string(is.Mode), attach.TriOf(is.Mode == attach.WishComplain))
 	if was.Evidence != nil && is.Evidence != nil {

@@ -160,8 +160,26 @@ func standingOf(u attach.UnitReport) standing {
 // toCome says of a template or prefix whether units to come start under its profile.
 func toCome(u attach.UnitReport) attach.Answer { return cmp.Or(u.ToCome, attach.Unknown) }
 
-// Standing says in words what a unit is counted as.
-func Standing(u attach.UnitReport) string { return standingWords[standingOf(u)] }
+// toComeOf is how units to come of a template or prefix stand.
+func toComeOf(u attach.UnitReport) standing {
+	switch toCome(u) {
+	case attach.Confined:
+		return standsConfined
+	case attach.NotConfined:
+		return standsNotConfined
+	}
+	return standsUnknown
+}
+
+// Standing says in words what a unit is counted as, and of a template or prefix also how
+// units to come stand where they are not confined.
+func Standing(u attach.UnitReport) string {
+	s := standingOf(u)
+	if t := toComeOf(u); s == standsPattern && t != standsConfined {
+		return standingWords[s] + ", " + standingWords[t]
+	}
+	return standingWords[s]
+}
 
 // Count counts a host's.
 func Count(h attach.HostReport) Counts {

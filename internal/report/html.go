@@ -242,7 +242,7 @@ func (v *view) units(d Document) {
 		}
 		for _, u := range h.Units {
 			s := standingOf(u)
-			r := unitRow{Host: name, U: u, Tone: tones[s], Says: standingWords[s]}
+			r := unitRow{Host: name, U: u, Tone: tones[s], Says: Standing(u)}
 			open := u.Pattern && toCome(u) != attach.Confined
 			if open {
 				r.Tone = openTones[toCome(u)]

@@ -431,6 +431,46 @@ func TestAPatternThatIsNotInPlaceIsShown(t *testing.T) {
 	}
 }
 
+// That units to come of a template are not confined any more, or are again, is a change,
+// and in the table.
+func TestDriftOfPatterns(t *testing.T) {
+	of := func(answer attach.Answer) Document {
+		h := sampleHost()
+		h.Units = append(h.Units[:1:1], attach.UnitReport{Unit: "a@.service", Pattern: true, Profile: "a", ToCome: answer})
+		return New(h, at)
+	}
+	for _, tc := range []struct {
+		was, is       attach.Answer
+		change, table string
+	}{
+		{attach.Confined, attach.NotConfined, "yes: confined > not confined", "pattern, not confined"},
+		{attach.Confined, attach.Unknown, "yes: confined > unknown", "pattern, unknown"},
+		{attach.Unknown, attach.NotConfined, "yes: unknown > not confined", "pattern, not confined"},
+		{attach.NotConfined, 0, "unknown: not confined > unknown", "pattern, unknown"},
+		{attach.NotConfined, attach.Confined, "no: not confined > confined", "pattern"},
+		{attach.Confined, attach.Confined, "", "pattern"},
+	} {
+		got := ""
+		for _, c := range Drift(of(tc.was), of(tc.is)) {
+			got += fmt.Sprintf("%s: %s > %s", c.Worse, c.Old, c.New)
+			if c.Unit != "a@.service" || c.What != "units to come" {
+				t.Errorf("%+v", c)
+			}
+		}
+		if got != tc.change {
+			t.Errorf("%s, %s: %q", tc.was, tc.is, got)
+		}
+		var b bytes.Buffer
+		if err := CSV(&b, of(tc.is)); err != nil {
+			t.Fatal(err)
+		}
+		rows, err := csv.NewReader(&b).ReadAll()
+		if err != nil || !slices.ContainsFunc(rows, func(r []string) bool { return r[3] == "a@.service" && r[7] == tc.table }) {
+			t.Errorf("%s: %q, %v", tc.is, rows, err)
+		}
+	}
+}
+
 // One host's file does not hold up the page of all: a chain or ring of processes costs no
 // more than as many that have one parent.
 func TestThePictureOfAUnitIsMadeInTime(t *testing.T) {
