@@ -89,6 +89,7 @@ func WithAmiss(d Desired, o Observed, out []Reason) []Reason {
 	says := func(c Code) bool {
 		return slices.ContainsFunc(out, func(r Reason) bool { return r.Code == c })
 	}
+	o.DropIn.Content = withPresentLine(o.DropIn.Content) // units start as well with the former
 	if why := dropInAmiss(d, o); why != nil && o.DropIn.Problem == "" && !says(DropInForeign) {
 		if out = append(out, *why); d.Record.Profile != d.Profile {
 			return out // of what is not in place yet there is nothing to compare

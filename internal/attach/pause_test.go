@@ -120,6 +120,30 @@ func TestParsePause(t *testing.T) {
 	}
 }
 
+// The drop-in of a template that was paused before an upgrade has the line of the start
+// helper that was written then, until the pause ends.
+func TestAPauseOverAnUpgrade(t *testing.T) {
+	d, o := healthy()
+	d.Unit, o.Scan, o.Unit = "agent@.service", nil, Unit{ID: "agent@.service"}
+	d.Attachment.Units, d.Attachment.SocketOptions = []string{d.Unit}, &SocketOptions{Mode: SocketsRecord}
+	d.Record.DropIns = Sums{{Path: d.DropInPath(), Sum: "…"}}
+	d.Record.Pause = &Pause{Since: noon, Until: noon.Add(time.Hour)}
+	o.At = noon
+	text := d.DropInText(o.Unit)
+	former := strings.Replace(text, SocketStartLine(false), formerStartLine, 1)
+	if former == text {
+		t.Fatal(text)
+	}
+	for content, want := range map[string][]Code{text: nil, former: nil, former + "User=x\n": {DropInDiffers}} {
+		o.DropIn.Content = content
+		wantCodes(t, content, AmissInPause(d, o), want...)
+	}
+	d.Record.Pause, o.DropIn.Content = nil, former
+	if p := Diff(d, o); !p.Has(WriteDropIn) {
+		t.Errorf("afterwards: %+v", p)
+	}
+}
+
 func TestPlaceOf(t *testing.T) {
 	for _, unit := range []string{"a.service", "agent@.service", "agent-.service", "x.d.service"} {
 		if got := PlaceOf(DropInPath(unit, false)); got != unit {
