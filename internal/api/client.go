@@ -24,6 +24,8 @@ var (
 	ErrNoBus = errors.New("cannot reach the system bus")
 	// ErrNoDaemon: aaunitd is not installed, or does not start.
 	ErrNoDaemon = errors.New("cannot reach aaunitd")
+	// ErrNotProved is an ErrNoDaemon: somebody answers who is not known to be aaunitd.
+	ErrNotProved = fmt.Errorf("%w: who answers is not known to be it", ErrNoDaemon)
 	// ErrDenied: the caller may not.
 	ErrDenied = errors.New("access denied")
 	// ErrGone: the daemon ended while it was at work.

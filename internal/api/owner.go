@@ -170,14 +170,14 @@ func (c *Client) prove(ctx context.Context) error {
 func (c *Client) proveOwner(ctx context.Context) error {
 	pid, err := processOf(ctx, c.conn, c.owner)
 	if err != nil {
-		return fmt.Errorf("%w: the bus does not tell whose the name %s is: %w", ErrNoDaemon, BusName, err)
+		return fmt.Errorf("%w: the bus does not tell whose the name %s is: %w", ErrNotProved, BusName, err)
 	}
 	if c.lookAt(pid).daemon() {
 		return nil
 	}
 	// /proc may hide it, or be another one; systemd knows.
 	doubt := func(err error) error {
-		return fmt.Errorf("%w: whether the bus name %s is that of %s could not be told: %w; systemctl status %d says whose it is", ErrNoDaemon, BusName, daemonUnit, err, pid)
+		return fmt.Errorf("%w: whether the bus name %s is that of %s could not be told: %w; systemctl status %d says whose it is", ErrNotProved, BusName, daemonUnit, err, pid)
 	}
 	var main dbus.Variant
 	unit := c.conn.Object(systemdName, dbus.ObjectPath(systemdPath+"/unit/"+escapeLabel(daemonUnit)))
@@ -210,7 +210,7 @@ func (c *Client) proveOwner(ctx context.Context) error {
 		}
 	}
 	return fmt.Errorf("%w: the bus name %s belongs to PID %d%s, which is not %s: what it answers is not to be believed; systemctl status %d says what it is",
-		ErrNoDaemon, BusName, pid, in, daemonUnit, pid)
+		ErrNotProved, BusName, pid, in, daemonUnit, pid)
 }
 
 // ofLogin reports whether a unit is what somebody runs who has logged in: the scope of a

@@ -1452,7 +1452,7 @@ func TestClientErrors(t *testing.T) {
 	}
 	b := startBus(t)
 	for _, o := range []DialOptions{{Address: b.address}, {Address: b.address, NoStart: true}} {
-		if _, err := Dial(t.Context(), o); !errors.Is(err, ErrNoDaemon) {
+		if _, err := Dial(t.Context(), o); !errors.Is(err, ErrNoDaemon) || errors.Is(err, ErrNotProved) {
 			t.Errorf("without a daemon: %v", err)
 		}
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 
@@ -93,6 +94,8 @@ func (a *app) answer(ctx context.Context, f localFlags, names []string, ask func
 		switch {
 		case errors.Is(err, api.ErrNoBus):
 			o.Why = "there is no aaunitd here"
+		case errors.Is(err, api.ErrNotProved):
+			return fmt.Errorf("%w; --offline asks nobody", err) // whoever it is, somebody should know
 		case errors.Is(err, api.ErrNoDaemon):
 			o.Why = "aaunitd does not answer"
 		case errors.Is(err, api.ErrDenied):

@@ -37,12 +37,15 @@ func TestWhoAnswers(t *testing.T) {
 		dial   error // there is no daemon
 		answer error // it does not answer
 		why    string
+		says   string // the error
 		exit   attach.Exit
 	}{
 		"the daemon":                {args: []string{"check", "/srv/p"}},
 		"it fails":                  {args: []string{"check", "p"}, answer: errors.New("cannot"), exit: 1},
 		"no bus":                    {args: []string{"check", "p"}, dial: fmt.Errorf("%w: x", api.ErrNoBus), why: "there is no aaunitd here"},
 		"no daemon":                 {args: []string{"check", "p"}, dial: api.ErrNoDaemon, why: "aaunitd does not answer"},
+		"somebody else":             {args: []string{"check", "p"}, dial: fmt.Errorf("%w: it is b.service", api.ErrNotProved), says: "it is b.service; --offline asks nobody", exit: 1},
+		"a question, somebody else": {args: []string{"query", "p", "write /etc/**"}, dial: api.ErrNotProved, says: "--offline", exit: 1},
 		"it may not be asked":       {args: []string{"check", "p"}, user: true, answer: api.ErrDenied, why: "polkit"},
 		"a file of a user's":        {args: []string{"check", "/home/a/p"}, user: true, why: "for root only"},
 		"an installed one":          {args: []string{"check", "/etc/apparmor.d/p"}, user: true},
@@ -75,6 +78,9 @@ func TestWhoAnswers(t *testing.T) {
 			}
 			if exit := s.run(c.args...); exit != c.exit {
 				t.Errorf("exit status %d, want %d; %s", exit, c.exit, s.err.String())
+			}
+			if got := strings.Join(strings.Fields(s.err.String()), " "); !strings.Contains(got, c.says) {
+				t.Errorf("it says %q", got)
 			}
 			if (s.local != nil) != (c.why != "") || s.local != nil && (!strings.Contains(s.local.Why, c.why) || !s.localDone) {
 				t.Errorf("answered here: %+v, ended %v", s.local, s.localDone)
