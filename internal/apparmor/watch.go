@@ -16,6 +16,8 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/inotify"
 )
 
 const (
@@ -149,7 +151,7 @@ func merge(ctx context.Context, events, loads <-chan struct{}, out chan<- struct
 // of its own: an event must not wait for the parser.
 type watching struct {
 	sync.Mutex
-	by *fsnotify.Watcher // nil: nobody watches
+	by *inotify.Watcher // nil: nobody watches
 	// clean: nothing changed since the index began its last look, as far as the
 	// watch says. Never where the watch is not whole.
 	clean bool
@@ -166,7 +168,7 @@ type watching struct {
 	life context.Context
 
 	// For tests: what watches a directory, and how long rewatch is.
-	add   func(w *fsnotify.Watcher, dir string) error
+	add   func(w *inotify.Watcher, dir string) error
 	again time.Duration
 }
 
@@ -187,7 +189,7 @@ func (w *watching) pause() time.Duration {
 }
 
 // begin makes by the watcher, which watches nothing yet.
-func (w *watching) begin(by *fsnotify.Watcher, root string) (lost <-chan struct{}) {
+func (w *watching) begin(by *inotify.Watcher, root string) (lost <-chan struct{}) {
 	w.Lock()
 	defer w.Unlock()
 	w.by, w.whole, w.clean = by, false, false
@@ -197,7 +199,7 @@ func (w *watching) begin(by *fsnotify.Watcher, root string) (lost <-chan struct{
 }
 
 // end says that the watcher watches nothing any more.
-func (w *watching) end(by *fsnotify.Watcher) {
+func (w *watching) end(by *inotify.Watcher) {
 	w.Lock()
 	defer w.Unlock()
 	if w.by == by {
@@ -246,8 +248,8 @@ func (w *watching) look() {
 
 // dir watches a directory. One that does not exist is no failure: the one above
 // is watched before, and tells when it comes.
-func (w *watching) dir(by *fsnotify.Watcher, dir string) error {
-	add := (*fsnotify.Watcher).Add
+func (w *watching) dir(by *inotify.Watcher, dir string) error {
+	add := (*inotify.Watcher).Add
 	if w.add != nil {
 		add = w.add
 	}
@@ -324,7 +326,7 @@ func (w *watching) lose() {
 
 // followAll watches what matters outside /etc/apparmor.d anew; lost says why not
 // all else is watched, nil where it is.
-func (w *watching) followAll(by *fsnotify.Watcher, lost error) {
+func (w *watching) followAll(by *inotify.Watcher, lost error) {
 	w.Lock()
 	defer w.Unlock()
 	if w.by != by {
@@ -355,7 +357,7 @@ func (w *watching) concerns(root, p string) (matters, more bool) {
 // depend.
 type fileWatch struct {
 	s    *System
-	w    *fsnotify.Watcher
+	w    *inotify.Watcher
 	root string
 	mode string // the file of the global mode
 	lost <-chan struct{}
@@ -368,7 +370,7 @@ type fileWatch struct {
 // which profiles depend. Where there can be no watch at all it returns nil, and the
 // caller looks for changes itself.
 func (s *System) watchFiles() *fileWatch {
-	w, err := fsnotify.NewWatcher()
+	w, err := inotify.New()
 	if err != nil {
 		s.unwatched(fmt.Errorf("cannot make a watch: %w", err))
 		return nil
@@ -433,10 +435,8 @@ func (f *fileWatch) run(ctx context.Context, tell func()) (anew bool) {
 				f.seen = now
 				tell()
 			}
-		case <-w.Errors:
-			// Events were lost (the queue overran): all may have changed.
-			f.all()
-			tell()
+		case <-w.Lost:
+			return true // all may have changed, names of directories too
 		case ev, ok := <-w.Events:
 			if !ok {
 				return true
@@ -496,7 +496,7 @@ func isSkipped(path string) bool {
 
 // watchTree watches a directory and those below it. The error says that there
 // is one that is not watched.
-func (s *System) watchTree(w *fsnotify.Watcher, root string) (lost error) {
+func (s *System) watchTree(w *inotify.Watcher, root string) (lost error) {
 	n := 0
 	_ = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 		switch {

@@ -7,14 +7,16 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
+
+	"github.com/aaunit/aaunit/internal/inotify"
 )
 
 // lines is what was logged.
@@ -60,7 +62,7 @@ func (h *host) drain(told <-chan struct{}) {
 // watches does.
 func (h *host) limit(hit func(dir string) bool) {
 	h.index.watch.again = 100 * time.Millisecond
-	h.index.watch.add = func(w *fsnotify.Watcher, dir string) error {
+	h.index.watch.add = func(w *inotify.Watcher, dir string) error {
 		if hit(dir) {
 			return unix.ENOSPC
 		}
@@ -85,7 +87,7 @@ func TestWhatChangesOnceChangesHasReturnedIsTold(t *testing.T) {
 		h := newHost(t, "/nowhere")
 		h.profile("a", "profile a { }\n")
 		wait, changed := waits()
-		h.index.watch.add = func(w *fsnotify.Watcher, dir string) error {
+		h.index.watch.add = func(w *inotify.Watcher, dir string) error {
 			wait()
 			return w.Add(dir)
 		}
@@ -390,6 +392,52 @@ func TestAWatchOnLoadedPolicyThatBeginsAgainTells(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.tells(told, "a new revision")
+}
+
+// A name can have changed among the events that were lost.
+func TestADirectoryThatIsRenamedInAnOverflowStaysWatched(t *testing.T) {
+	h := newHost(t)
+	h.mkdir(profileDir + "/local.new")
+	h.profile("a", "include if exists \"/etc/apparmor.d/local/x\"\nprofile a { }\n")
+	told := h.Changes(ctx(t))
+	names(h, "a")
+	h.drain(told)
+	h.index.watch.Lock() // nobody takes events
+	overflow(t, filepath.Join(h.root, profileDir))
+	p := filepath.Join(h.root, profileDir, "local")
+	for _, err := range []error{os.Rename(p+".new", p), os.Mkdir(p+".new", 0o755)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.index.watch.Unlock()
+	h.tells(told, "that events were lost")
+	names(h, "a")
+	h.write(profileDir+"/local/x", "profile x { }\n")
+	h.tells(told, "a change in the directory")
+	if names(h, "x") == "" {
+		t.Error("the index does not have what came")
+	}
+}
+
+// overflow has more happen in a directory, to files that do not matter, than the kernel
+// keeps for one who does not look.
+func overflow(t *testing.T, dir string) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range most + 1000 {
+		// Two events that are alike and follow each other are one.
+		if err := os.WriteFile(filepath.Join(dir, []string{"x~", "y~"}[i%2]), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // No change of a file says when a parser that could not be run can be.

@@ -7,15 +7,17 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/inotify"
 )
 
 // testOptions knows two socket options.
@@ -388,6 +390,76 @@ func TestADirectoryThatTookTheNameOfAnotherStaysWatched(t *testing.T) {
 	}
 }
 
+// A name can have changed among the events that were lost.
+func TestADirectoryThatIsRenamedInAnOverflowStaysWatched(t *testing.T) {
+	_, root := testFiles(t)
+	etc, usr := root+"/etc/aaunit", root+"/usr/aaunit"
+	dirs := Dirs{etc + "/attachments.d", usr + "/attachments.d"}
+	write(t, dirs[1]+"/a.conf", good("a.service"))
+	if err := os.MkdirAll(filepath.Dir(etc), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var armed atomic.Bool
+	w := &watch{log: slog.New(slog.DiscardHandler), dirs: dirs.andAbove(), blind: map[string]bool{}, again: time.Hour}
+	w.add = func(by *inotify.Watcher, dir string) error {
+		err := by.Add(dir)
+		if dir != w.dirs[len(w.dirs)-1] || !armed.CompareAndSwap(true, false) {
+			return err
+		}
+		// It takes long, and nobody takes events meanwhile.
+		for i := range most + 1000 {
+			if err := os.WriteFile(filepath.Join(root, "usr", []string{"x", "y"}[i%2]), nil, 0o600); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.Rename(usr, etc); err != nil {
+			t.Error(err)
+		}
+		if err := os.MkdirAll(dirs[1], 0o755); err != nil {
+			t.Error(err)
+		}
+		return err
+	}
+	w.all()
+	ctx, cancel := context.WithCancel(context.Background())
+	out, ended := make(chan struct{}, 1), make(chan struct{})
+	go func() { w.run(ctx, dirs, out); close(ended) }()
+	defer func() { cancel(); <-ended }()
+	tells := func(what string) {
+		t.Helper()
+		select {
+		case <-out:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s was not told", what)
+		}
+		for {
+			select {
+			case <-out:
+				continue
+			case <-time.After(2 * quiet):
+			}
+			return
+		}
+	}
+	armed.Store(true)
+	if err := os.Chmod(usr, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	tells("that events were lost")
+	write(t, dirs[0]+"/b.conf", good("b.service"))
+	tells("a file in what was renamed")
+	write(t, dirs[1]+"/b.conf", good("b.service"))
+	tells("a file in what came in its place")
+}
+
 func TestAStreamOfChangesHoldsNoReportBack(t *testing.T) {
 	f, root := testFiles(t)
 	write(t, root+"/etc/a.conf", good("a.service"))
@@ -562,7 +634,7 @@ func TestChangesWithoutAWatch(t *testing.T) {
 			}
 			var log bytes.Buffer
 			w := &watch{log: slog.New(slog.NewTextHandler(&log, nil)), dirs: f.Dirs.andAbove(), blind: map[string]bool{}, again: 50 * time.Millisecond, seen: f.Dirs.fingerprint(),
-				add: func(w *fsnotify.Watcher, dir string) error {
+				add: func(w *inotify.Watcher, dir string) error {
 					if full(dir) {
 						return unix.ENOSPC
 					}

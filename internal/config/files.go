@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/inotify"
 	"github.com/aaunit/aaunit/internal/safefile"
 )
 
@@ -369,12 +370,12 @@ func (d Dirs) fingerprint() string {
 type watch struct {
 	log   *slog.Logger
 	dirs  []string // those above first: nothing can come unseen between two steps
-	w     *fsnotify.Watcher
+	w     *inotify.Watcher
 	blind map[string]bool // those that could not be watched; "" is all
 	again time.Duration   // rewatch
 	seen  string          // what the files were like when they were last looked at
 	// For tests: what watches a directory.
-	add func(w *fsnotify.Watcher, dir string) error
+	add func(w *inotify.Watcher, dir string) error
 }
 
 // all watches all directories, and says whether one is watched now that could
@@ -382,7 +383,7 @@ type watch struct {
 // when it comes.
 func (w *watch) all() (found bool) {
 	if w.w == nil {
-		fresh, err := fsnotify.NewWatcher()
+		fresh, err := inotify.New()
 		found = w.judge("", err)
 		if err != nil {
 			return false
@@ -390,7 +391,7 @@ func (w *watch) all() (found bool) {
 		w.w = fresh
 	}
 	for _, d := range w.dirs {
-		add := (*fsnotify.Watcher).Add
+		add := (*inotify.Watcher).Add
 		if w.add != nil {
 			add = w.add
 		}
@@ -401,6 +402,13 @@ func (w *watch) all() (found bool) {
 		found = w.judge(d, err) || found
 	}
 	return found
+}
+
+// anew watches all directories with a new watcher, which knows no names.
+func (w *watch) anew() {
+	w.w.Close()
+	w.w = nil
+	w.all()
 }
 
 // judge remembers whether a directory is watched, complains once where it is
@@ -445,7 +453,7 @@ func (w *watch) run(ctx context.Context, dirs Dirs, out chan<- struct{}) {
 		var events <-chan fsnotify.Event
 		var lost <-chan error
 		if w.w != nil {
-			events, lost = w.w.Events, w.w.Errors
+			events, lost = w.w.Events, w.w.Lost
 		}
 		select {
 		case <-ctx.Done():
@@ -455,18 +463,16 @@ func (w *watch) run(ctx context.Context, dirs Dirs, out chan<- struct{}) {
 			switch {
 			case slices.Contains(w.dirs, name):
 				// fsnotify knows those in a renamed directory by their old names, and ends their
-				// watch when something else has these. A new watcher knows no names.
-				w.w.Close()
-				w.w = nil
-				w.all()
+				// watch when something else has these.
+				w.anew()
 			case !slices.Contains(dirs, filepath.Dir(name)) || !strings.HasSuffix(name, ".conf"):
 				continue
 			}
 			changed()
 		case err := <-lost:
-			// The queue overflowed: something changed, we do not know what.
+			// Something changed, we do not know what.
 			w.log.Warn("the watch on attachment files lost events; reading all again", "err", err)
-			w.all()
+			w.anew()
 			changed()
 		case <-again:
 			again = nil

@@ -82,6 +82,7 @@ var rules = map[string]rule{
 	"internal/journal":  {house: none, others: none, notStd: doing},
 	"internal/audit":    {house: none, others: []string{"github.com/elastic/go-libaudit/v2"}},
 	"internal/safefile": {house: none, others: []string{"golang.org/x/sys"}},
+	"internal/inotify":  {house: none, others: []string{"github.com/fsnotify/fsnotify"}},
 	"internal/bus":      {house: none, others: []string{"github.com/godbus/dbus/v5"}},
 
 	// The command line asks the daemon.
@@ -98,7 +99,7 @@ var rules = map[string]rule{
 		"internal/apparmor/unpack", "internal/gate", "internal/sockopt", "internal/evidence", "internal/procs", "internal/api", "internal/journal", "internal/audit"}},
 }
 
-var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile", "internal/bus"}}
+var adapter = rule{house: []string{"internal/attach", "internal/journal", "internal/safefile", "internal/inotify", "internal/bus"}}
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}

@@ -15,6 +15,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/inotify"
 	"github.com/aaunit/aaunit/internal/safefile"
 )
 
@@ -29,15 +30,15 @@ const lookAgain = 10 * time.Second
 type dropInWatch struct {
 	mu        sync.Mutex
 	following bool
-	by        *fsnotify.Watcher // nil: there is none to be had
-	texts     map[string]sum    // of what they hold, by path as it really is
-	blind     bool              // something is not watched
-	said      bool              // … and that was said
+	by        *inotify.Watcher // nil: there is none to be had
+	texts     map[string]sum   // of what they hold, by path as it really is
+	blind     bool             // something is not watched
+	said      bool             // … and that was said
 	// again wakes the loop when something cannot be watched.
 	again chan struct{}
 
 	// For tests: what watches a directory, and how often the others are read.
-	add   func(w *fsnotify.Watcher, dir string) error
+	add   func(w *inotify.Watcher, dir string) error
 	pause time.Duration
 }
 
@@ -64,7 +65,7 @@ func (s *Systemd) watchDir(dir string) {
 	w := &s.dropIns
 	err := errors.New("there are too many watches")
 	if w.by != nil {
-		add := (*fsnotify.Watcher).Add
+		add := (*inotify.Watcher).Add
 		if w.add != nil {
 			add = w.add
 		}
@@ -90,7 +91,7 @@ func (s *Systemd) watchDropIns() (run func(ctx context.Context, tell func(attach
 	w := &s.dropIns
 	w.mu.Lock()
 	w.following, w.texts, w.again = true, map[string]sum{}, make(chan struct{}, 1)
-	w.by, _ = fsnotify.NewWatcher() // without one, the first directory says so
+	w.by, _ = inotify.New() // without one, the first directory says so
 	w.mu.Unlock()
 	return func(ctx context.Context, tell func(attach.UnitEvent)) {
 		s.followDropIns(ctx, tell)
@@ -120,7 +121,7 @@ func (s *Systemd) followDropIns(ctx context.Context, tell func(attach.UnitEvent)
 		var lost <-chan error
 		w.mu.Lock()
 		if w.by != nil {
-			events, lost = w.by.Events, w.by.Errors
+			events, lost = w.by.Events, w.by.Lost
 		}
 		if w.blind && later == nil {
 			later = time.After(pause)
@@ -154,7 +155,7 @@ func (s *Systemd) watchAgain() (dirs []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.by == nil {
-		w.by, _ = fsnotify.NewWatcher()
+		w.by, _ = inotify.New()
 	}
 	w.blind = false
 	for _, file := range slices.Sorted(maps.Keys(w.texts)) {

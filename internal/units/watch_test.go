@@ -8,10 +8,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"github.com/aaunit/aaunit/internal/inotify"
 )
 
 // Whatever others do to a drop-in of ours is told; what we do is not, and neither
@@ -26,7 +26,7 @@ func testDropInsAreWatched(t *testing.T, full bool) {
 	real := filepath.Join(root, ourDropIn)
 	if full {
 		s.dropIns.pause = 30 * time.Millisecond
-		s.dropIns.add = func(*fsnotify.Watcher, string) error { return unix.ENOSPC }
+		s.dropIns.add = func(*inotify.Watcher, string) error { return unix.ENOSPC }
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	events := make(chan attach.UnitEvent, 100)
