@@ -826,7 +826,7 @@ func parseIDs(data []byte) ([]int, error) {
 //
 // Where systemd has to be asked for one, others come under a profile meanwhile: all labels
 // are read again after that. Whoever makes new ones all the time does not hold up an unload
-// so: in the end labels will do that are older by one quick answer.
+// so, unless systemd is slow: in the end labels will do that are older by one quick answer.
 func (s *System) carriers(profiles []string) (who map[string]string, starting string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), forkedTime)
 	defer cancel()
@@ -856,9 +856,10 @@ func (s *System) carriers(profiles []string) (who map[string]string, starting st
 	}
 }
 
-// Bounds on what systemd is asked of its processes: how long, and how often in a row.
+// Bounds on what systemd is asked of its processes: how long, and how often in a row. The
+// time leaves some of startTime: where there is no answer all is looked at once more.
 const (
-	forkedTime = 5 * time.Second
+	forkedTime = 2 * time.Second
 	maxForked  = 3
 )
 

@@ -879,6 +879,14 @@ func TestUnloadAsksSystemd(t *testing.T) {
 		"no answer":            {func(*host, int) ([]int, error) { return nil, failed }, "(agent) (PID 10) may be one that systemd is starting: it is away", true},
 		"nobody asks":          {nil, "systemd is not asked", true},
 		"no answer, and it is": {func(h *host, _ int) ([]int, error) { h.proc(under(10)); return nil, failed }, "agent (PID 10) carries x", false},
+		// Else the labels would be as old as the question.
+		"no answer in time, and it has begun by then": {func(h *host, _ int) ([]int, error) {
+			p := under(10)
+			p.labels = one("unconfined", 10)
+			h.proc(p)
+			time.Sleep(forkedTime)
+			return nil, context.DeadlineExceeded
+		}, "", false},
 		"another came under the profile meanwhile": {func(h *host, _ int) ([]int, error) { h.proc(under(20)); return nil, nil }, "agent (PID 20) carries x", false},
 		"another is being started meanwhile": {func(h *host, _ int) ([]int, error) {
 			p := starting

@@ -55,7 +55,7 @@ func TestSetSpans(t *testing.T) {
 	for in, want := range map[string]time.Duration{
 		"0": 0, "5": 5 * time.Second, "5s": 5 * time.Second, "500ms": 500 * time.Millisecond, "2min": 2 * time.Minute, "1 min 5 sec": 65 * time.Second,
 		" ": DefaultSettle, "10min": MaxSettle, "5m": 5 * time.Minute, "1.5s": 1500 * time.Millisecond, "20\u00b5s": 20 * time.Microsecond, "-0": 0,
-		"1m1.000000001s": 61*time.Second + 1, "1 0s": time.Second,
+		"1m1.000000001s": 61*time.Second + 1, "1 0s": time.Second, "+5s": 5 * time.Second,
 	} {
 		a := NewAttachment()
 		if err := a.Set("SettleSec", in); err != nil || a.Settle != want {

@@ -150,7 +150,7 @@ const longest = MaxPause + 1
 // parseSpan reads a time span: numbers with systemd's units, which are added up (90s,
 // 30min, "1h 30min", 1.5s); a bare number is seconds.
 func parseSpan(span string) (sum time.Duration, ok bool) {
-	rest := strings.TrimSpace(span)
+	rest := strings.TrimPrefix(strings.TrimSpace(span), "+")
 	for ok = rest != ""; ok && rest != ""; {
 		digits := len(rest) - len(strings.TrimLeft(rest, "0123456789."))
 		word := strings.TrimLeft(rest[digits:], " ")
