@@ -90,8 +90,8 @@ type Record struct {
 	// is found down then is not down because somebody wants it so. That is over where the
 	// unit is found up, and with the next boot.
 	Stopped bool `json:"stopped,omitempty"`
-	// Dragged are the units that go down with it where it is stopped or restarted: as long
-	// as that is not done or undone, they may be down for it.
+	// Dragged are the units that go down with it, from when it begins to be stopped or
+	// restarted until that is done or undone: they may be down for it.
 	Dragged []string `json:"dragged,omitempty"`
 	// Sockets are the socket options that were last put in force, nil none, and
 	// SocketUnits the names for which there may be rules or programs of them.

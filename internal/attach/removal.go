@@ -189,8 +189,10 @@ func (l LeftDropIn) Recovered() (with LeftDropIn, ok bool) {
 }
 
 // Interrupted reports whether aaunit was on its way with the unit: an attach, a change
-// or its undo, or a start after a stop.
-func (r Record) Interrupted() bool { return r.Attaching || r.Former != nil || r.Stopped }
+// or its undo, a restart, or a start after a stop.
+func (r Record) Interrupted() bool {
+	return r.Attaching || r.Former != nil || r.Stopped || len(r.Dragged) > 0
+}
 
 // ToStart reports whether a unit that aaunit was on its way with ran before, and is
 // down now though nobody wants it so. boot is the present one: of another boot only

@@ -1,9 +1,11 @@
 package reconcile
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
@@ -246,6 +248,76 @@ func TestWhatWentDownIsStartedAfterAKill(t *testing.T) {
 				rest()
 				if r := w.record("a.service"); !u.running || !with.running || r.Stopped || len(r.Dragged) > 0 {
 					t.Errorf("%+v %+v %+v %q", u, with, r, w.trace)
+				}
+			})
+		})
+	}
+}
+
+// What somebody has stopped stays down where a change has not come to its restart: nothing
+// went down with the unit.
+func TestAChangeWithoutARestartStartsNothing(t *testing.T) {
+	t.Run("its policy cannot be put back", func(t *testing.T) {
+		w := attached(func(a *attach.Attachment) { a.PrivateTmp = attach.PrivateTmpNo }, "a", "c")
+		w.tells = true
+		u, with := w.units["a.service"], w.addUnit("with.service")
+		u.drags = []string{"with.service"}
+		w.run(t, func(l *Loop) {
+			diverge(t, w, l, "refused", "a")
+			w.spoil(true)
+			rest()
+			leaving["refused"].back(t, w, l, "a")
+			unlock := w.lock()
+			w.full = true
+			w.replace("a", "evil")
+			unlock()
+			w.trigger()
+			rest()
+			restarts := w.called("restart")
+			w.declareUnit(fileA, "a.service", nil)
+			rest()
+			if r := w.record("a.service"); r.Former == nil || w.called("restart") != restarts {
+				t.Fatalf("%+v %q", r, w.trace)
+			}
+			for range 2 {
+				unlock = w.lock()
+				with.running = false
+				unlock()
+				time.Sleep(time.Minute)
+				w.trigger()
+				rest()
+				if r := w.record("a.service"); with.running || len(r.Dragged) > 0 {
+					t.Errorf("%+v %+v %q", with, r, w.trace)
+				}
+			}
+		})
+	})
+	for _, change := range []bool{false, true} {
+		t.Run(fmt.Sprintf("the daemon is killed before, change %v", change), func(t *testing.T) {
+			w, profile := newWorld(), "a"
+			if change {
+				w, profile = attached(nil, "a"), "b"
+			} else {
+				w.addUnit("a.service")
+			}
+			u, with := w.units["a.service"], w.addUnit("with.service")
+			u.drags = []string{"with.service"}
+			w.files["b"] = "1"
+			w.run(t, func(*Loop) {
+				w.mu.Lock()
+				w.onStep = func(step string) bool { return step == "reload" }
+				w.mu.Unlock()
+				w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile, a.RestartUnit = profile, false })
+				rest()
+			})
+			if !w.dead || len(w.record("a.service").DropIns) == 0 {
+				t.Fatalf("%+v %q", w.record("a.service"), w.trace)
+			}
+			w.dead, w.onStep, with.running = false, nil, false
+			w.run(t, func(*Loop) {
+				rest()
+				if with.running || !u.running {
+					t.Errorf("%+v %+v %q", u, with, w.trace)
 				}
 			})
 		})

@@ -423,7 +423,7 @@ func (l *Loop) planUnit(ctx context.Context, unit string, op *operation, m *mome
 		r := &j.d.Record
 		r.Unit, r.Attachment, r.Profile = unit, j.d.Attachment.Source, j.d.Profile
 		r.Before = attach.Before{Running: j.o.Unit.Active() || j.waited(), Confined: carries(j.d, j.o)}
-		r.Attaching, r.Dragged = true, j.dragged()
+		r.Attaching = true
 	}
 	return j
 }
@@ -767,7 +767,6 @@ func (l *Loop) recordDropIn(j *job) error {
 		r.Proved = ""
 	}
 	if !j.fresh && r.Former == nil {
-		r.Dragged = j.dragged()
 		r.Former = &attach.Former{Profile: j.before.Profile, Running: j.o.Unit.Active(), DropIns: maps.Clone(j.files)}
 	}
 	r.Unit, r.Attachment, r.Profile = j.d.Unit, j.d.Attachment.Source, j.d.Profile
@@ -905,18 +904,14 @@ func (l *Loop) restart(ctx context.Context, jobs []*job) {
 
 // restartUnit is step 6 for one unit.
 func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spoiled *atomic.Bool) {
-	if (j.before.Stopped || j.cutOff() && len(j.before.Dragged) > 0) && j.o.Unit.Active() && !j.held() {
+	if (j.before.Stopped || len(j.before.Dragged) > 0) && j.o.Unit.Active() && !j.held() {
 		if l.startDragged(ctx, j, nil) != nil {
 			j.over = true // it was started again, and not all that went down with it; the next start goes on
 			return
 		}
-		// Whoever stops it from here on wants it so. A change that was cut off goes on, and
-		// may yet have to start what goes down with it.
-		r := &j.d.Record
-		if r.Stopped = false; j.d.Attachment == nil || !r.Attaching && r.Former == nil {
-			r.Dragged = nil
-		}
-		l.remember(*r)
+		// Whoever stops it, or what went down with it, from here on wants it so.
+		j.d.Record.Stopped, j.d.Record.Dragged = false, nil
+		l.remember(j.d.Record)
 	}
 	if j.diedMeanwhile() {
 		j.restarted = true
@@ -968,7 +963,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 			err = l.startDragged(ctx, j, nil)
 		}
 	default:
-		err = l.systemd.TryRestart(ctx, j.d.Unit)
+		err = l.tryRestart(ctx, j)
 	}
 	<-slots
 	j.took = time.Since(begun)
@@ -1070,9 +1065,6 @@ func (l *Loop) runs(ctx context.Context, unit string) bool {
 	u, err := l.systemd.Observe(ctx, unit)
 	return err == nil && u.Active()
 }
-
-// cutOff reports whether an attach of the unit, or a change, was not finished.
-func (j *job) cutOff() bool { return j.before.Attaching || j.d.Record.Former != nil }
 
 // diedMeanwhile reports whether an attach was cut off between the restart that
 // failed and its undo.

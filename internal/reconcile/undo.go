@@ -262,6 +262,16 @@ func (l *Loop) stopToStart(ctx context.Context, j *job) error {
 	return l.systemd.Stop(ctx, j.d.Unit)
 }
 
+// tryRestart restarts a unit that runs. What goes down with it is on record before: where
+// the restart fails it is started by the undo, or by the next daemon.
+func (l *Loop) tryRestart(ctx context.Context, j *job) error {
+	if along := j.dragged(); !slices.Equal(along, j.d.Record.Dragged) {
+		j.d.Record.Dragged = along
+		l.remember(j.d.Record)
+	}
+	return l.systemd.TryRestart(ctx, j.d.Unit)
+}
+
 // startWithout starts a unit anew, and unloads what it must not find again
 // while it is down. A unit that failed under a profile which stays loaded, and would be
 // put on again, is not started: it waits. One that is detached, and that somebody has
@@ -381,7 +391,7 @@ func (l *Loop) startAgain(ctx context.Context, j *job) error {
 		return err
 	}
 	if u.ActiveState == "active" || u.ActiveState == "reloading" {
-		err := l.systemd.TryRestart(ctx, unit)
+		err := l.tryRestart(ctx, j)
 		j.up = err == nil
 		return err
 	}
