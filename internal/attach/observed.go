@@ -110,6 +110,8 @@ type Unit struct {
 	Runs []Run `json:"runs,omitempty"`
 	// Left is when the unit was last inactive: what runs in it began after that.
 	Left time.Time `json:"left,omitzero"`
+	// Ceased is when the unit was last active no more.
+	Ceased time.Time `json:"ceased,omitzero"`
 	// HandoffTold: this systemd tells when it handed over to the main program (256
 	// and later), and Handoff is that time; zero where it never came to that.
 	HandoffTold bool      `json:"handoffTold,omitempty"`

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -29,6 +30,22 @@ const (
 )
 
 func (r Run) failed() bool { return r.Code != 0 && (r.Code != codeExited || r.Status != 0) }
+
+// TakenDown reports whether a unit that is down, or on its way, was active no more before
+// its main program ended: a job has stopped it. One that says that it is about to end
+// (STOPPING=1 of sd_notify(3)) looks the same. Where a program ends by itself, systemd
+// takes that in first (service_sigchld_event in its service.c, unit_notify in its unit.c;
+// seen on 252). Of one that did not come up it cannot be told, and it does not count.
+func (u Unit) TakenDown() bool {
+	if u.Result == "watchdog" || u.Result == "start-limit-hit" {
+		return false // systemd itself has given up on it
+	}
+	main := Run{Began: u.Left}
+	if i := slices.IndexFunc(u.Runs, func(r Run) bool { return r.Property == "ExecStart" }); i >= 0 {
+		main = u.Runs[i]
+	}
+	return u.Ceased.After(main.Began) && (main.Ended.IsZero() || main.Ended.After(u.Ceased))
+}
 
 // exitAppArmor is EXIT_APPARMOR_PROFILE of systemd.exec(5), "Process Exit Codes":
 // the status of a process of systemd's own that could not switch to the profile

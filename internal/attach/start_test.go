@@ -179,3 +179,32 @@ func TestDenialWords(t *testing.T) {
 		t.Errorf("%d bytes: %q", len(got), got)
 	}
 }
+
+// What a job takes down is active no more before its program ends; one that ends by itself
+// is active until then.
+func TestTakenDown(t *testing.T) {
+	began := time.Unix(1_700_000_000, 0)
+	at := func(ms int) time.Time { return began.Add(time.Duration(ms) * time.Millisecond) }
+	main := func(ended time.Time) []Run { return []Run{{Property: "ExecStart", Began: began, Ended: ended}} }
+	for _, tt := range []struct {
+		name string
+		unit Unit
+		want bool
+	}{
+		{"by itself", Unit{Result: "exit-code", Runs: main(at(500)), Ceased: at(517)}, false},
+		{"by itself, told at once", Unit{Result: "exit-code", Runs: main(at(500)), Ceased: at(500)}, false},
+		{"stopped", Unit{Result: "exit-code", Runs: main(at(501)), Ceased: at(500)}, true},
+		{"being stopped", Unit{Result: "success", Runs: main(time.Time{}), Ceased: at(500)}, true},
+		{"it never came up", Unit{Result: "exit-code", Runs: main(at(500))}, false},
+		{"it did not come up this time", Unit{Result: "exit-code", Runs: main(at(500)), Ceased: at(-500)}, false},
+		{"it runs", Unit{Result: "success", Runs: main(time.Time{}), Ceased: at(-500)}, false},
+		{"it did not tell the watchdog", Unit{Result: "watchdog", Runs: main(at(501)), Ceased: at(500)}, false},
+		{"systemd gave up", Unit{Result: "start-limit-hit", Runs: main(at(501)), Ceased: at(500)}, false},
+		{"its main program is not known", Unit{Result: "exit-code", Left: began, Ceased: at(500)}, true},
+		{"nor has it run since", Unit{Result: "exit-code", Left: began, Ceased: at(-500)}, false},
+	} {
+		if got := tt.unit.TakenDown(); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}

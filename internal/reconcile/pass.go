@@ -1113,7 +1113,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 		return
 	}
 	span := j.d.Attachment.Settle
-	why, err := l.watch(ctx, j.d.Unit, first.Start(), span, func() string { return "" }, func(attach.Start) {})
+	why, err := l.watch(ctx, j.d.Unit, first.Start(), span, unhealthy, func() string { return "" }, func(attach.Start) {})
 	switch {
 	case ctx.Err() != nil:
 		j.over = true // the next start goes on from here
@@ -1135,11 +1135,11 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	j.event(attach.StepRestart, attach.Done, "active after %s, stayed healthy for %s", seconds(j.took), seconds(span))
 }
 
-// watch looks at a unit, and asks also, for as long as span, and says what is
+// watch looks at a unit, and asks ill and also, for as long as span, and says what is
 // wrong with it, or "". It ends early when the answer is clear, or ctx ends. Where a
 // job starts the unit anew, that is no fault of it: the span begins again, and anew is
 // told. So it is with the first start of one that had ended before.
-func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration, also func() string, anew func(attach.Start)) (why string, err error) {
+func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span time.Duration, ill func(attach.Start, attach.Unit) string, also func() string, anew func(attach.Start)) (why string, err error) {
 	interval := max(span/10, 100*time.Millisecond)
 	times := 0
 	for deadline := time.Now().Add(span); ; {
@@ -1153,7 +1153,7 @@ func (l *Loop) watch(ctx context.Context, unit string, first attach.Start, span 
 			first, deadline = u.Start(), time.Now().Add(span)
 			anew(first)
 		}
-		if why := unhealthy(first, u); why != "" {
+		if why := ill(first, u); why != "" {
 			return why, nil
 		}
 		if why := also(); why != "" {

@@ -134,7 +134,7 @@ func (l *Loop) loadPolicies(ctx context.Context, jobs []*job) map[string]Saved {
 	begun := time.Now()
 	eachAlive(jobs, func(j *job) {
 		if j.accepts() {
-			l.beginTrial(j, l.liveSince(j, begun)) // before it is loaded: the unit may not live much longer
+			l.beginTrial(j, begun) // before it is loaded: the unit may not live much longer
 		}
 		if j.plan.Has(attach.LoadPolicy) || j.plan.Has(attach.RestorePolicy) {
 			j.willLoad()
@@ -282,12 +282,16 @@ func (j *job) accepting() (accepted, policies map[string]string) {
 }
 
 // toldWithin is how long it takes at most until a change of policy is told: many that
-// come one after the other are told as one.
-const toldWithin = 2 * time.Second
+// come one after the other are told as one. One alone is told within toldSoon.
+const (
+	toldWithin = 2 * time.Second
+	toldSoon   = 300 * time.Millisecond
+)
 
 // liveSince is from when on a unit may have been under what it is to run under: from now
-// on, where the pass loads that, and else since somebody else has loaded it.
-func (l *Loop) liveSince(j *job, now time.Time) time.Time {
+// on, where the pass loads that, and else since somebody else has loaded it. Most likely
+// it was so from surely on.
+func (l *Loop) liveSince(j *job, now time.Time) (maybe, surely time.Time) {
 	_, policies := j.accepting()
 	live := false
 	for file, id := range policies {
@@ -295,7 +299,7 @@ func (l *Loop) liveSince(j *job, now time.Time) time.Time {
 			!slices.ContainsFunc(j.plan.Actions, func(a attach.Action) bool { return a.Kind == attach.LoadPolicy && a.Target == file })
 	}
 	if !live {
-		return now
+		return now, now
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -305,28 +309,30 @@ func (l *Loop) liveSince(j *job, now time.Time) time.Time {
 			since = told
 		}
 	}
-	return since.Add(-toldWithin)
+	return since.Add(-toldWithin), since.Add(-toldSoon)
 }
 
 // beginTrial notes how a unit that runs is before its policy changes. A trial
 // that was cut off goes on.
-func (l *Loop) beginTrial(j *job, at time.Time) {
+func (l *Loop) beginTrial(j *job, now time.Time) {
 	r := &j.d.Record
 	_, policies := j.accepting()
-	start := startUnder(j.o.Unit, at)
+	maybe, surely := l.liveSince(j, now)
+	start := startUnder(j.o.Unit, maybe, surely)
 	if r.Trial != nil || len(l.replaced(policies, r.Policies)) == 0 || !j.d.Keeps() || !start.Active || j.plan.Has(attach.Restart) || j.d.Attachment.Settle == 0 {
 		return
 	}
-	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: at, Unit: start}
+	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: maybe, Unit: start}
 }
 
-// startUnder is the start of a unit that a policy has come upon which is live since then.
-// Where somebody else has loaded it, the unit may have ended by itself since: it ran until
-// then, and has failed under the policy. So it counts where systemd has started it again,
-// or is about to, if that is for the first time since a job did. One that systemd had to
-// start before may be in a crash loop, which the policy may be there to mend: it is watched
-// from now on.
-func startUnder(u attach.Unit, since time.Time) attach.Start {
+// startUnder is the start of a unit that a policy has come upon which is live since then,
+// see liveSince. Where somebody else has loaded it, the unit may have ended by itself
+// since: it ran until then, and has failed under the policy. So it counts where systemd
+// has started it again, or is about to, if that is for the first time since a job did. One
+// that systemd had to start before may be in a crash loop, which the policy may be there to
+// mend: it is watched from now on. One that is down stays so where somebody has stopped it,
+// or it may have failed before.
+func startUnder(u attach.Unit, maybe, surely time.Time) attach.Start {
 	turned := u.Left
 	for _, r := range u.Runs {
 		for _, t := range []time.Time{r.Began, r.Ended} {
@@ -335,10 +341,10 @@ func startUnder(u attach.Unit, since time.Time) attach.Start {
 			}
 		}
 	}
-	s, meanwhile := u.Start(), turned.After(since)
+	s, meanwhile := u.Start(), turned.After(maybe)
 	switch {
 	case !u.Active():
-		s.Active = meanwhile && u.Result != "success"
+		s.Active = turned.After(surely) && u.Result != "success" && !u.TakenDown()
 	case waitsForRestart(u):
 		s.Restarting = !meanwhile || u.NRestarts > 0
 	case meanwhile && u.NRestarts == 1:

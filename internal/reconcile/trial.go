@@ -54,7 +54,7 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		j.d.Record.Trial = &trial
 		l.remember(j.d.Record)
 	}
-	why, err := l.watch(ctx, j.d.Unit, t.Unit, j.d.Attachment.Settle, denied, anew)
+	why, err := l.watch(ctx, j.d.Unit, t.Unit, j.d.Attachment.Settle, unhealthyOnTrial, denied, anew)
 	switch {
 	case ctx.Err() != nil, err != nil:
 		j.over = true // neither good nor bad: the next trigger goes on
@@ -81,6 +81,15 @@ func (l *Loop) tryPolicy(ctx context.Context, j *job, spoiled *atomic.Bool) {
 		}
 		j.event(attach.StepPolicy, attach.Done, "%s stayed healthy for %s under the changed policy", j.d.Unit, seconds(j.d.Attachment.Settle))
 	}
+}
+
+// unhealthyOnTrial is unhealthy, but that a unit which somebody has stopped may fail at it,
+// as programs do that end with a status of their own on SIGTERM.
+func unhealthyOnTrial(first attach.Start, now attach.Unit) string {
+	if !now.Active() && now.TakenDown() {
+		now.ActiveState, now.Result = "inactive", "success"
+	}
+	return unhealthy(first, now)
 }
 
 // noteUncounted tells of what was denied under the changed policy and did not count.
@@ -147,11 +156,12 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 }
 
 // startAfterTrial starts a unit that failed under the changed policy again, or that ended
-// under it and waits for systemd. One that somebody has stopped stays so, and what is starting or stopping
-// goes on: that would cut off a oneshot at work.
+// under it and waits for systemd. One that somebody has stopped stays so, whether it failed
+// at that or not, and what is starting or stopping goes on: that would cut off a oneshot at
+// work.
 func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
 	u, err := l.systemd.Observe(ctx, j.d.Unit)
-	ended := waitsForRestart(u) || !u.Active() && u.Result != "success"
+	ended := waitsForRestart(u) || !u.Active() && u.Result != "success" && !u.TakenDown()
 	if was := j.d.Record.Trial.Unit; err != nil || !was.Active || was.Restarting || !ended || u.InvocationID == "" { // nobody has started it in this boot
 		return
 	}

@@ -26,7 +26,9 @@ func TestAnUndoneTrialRespectsAStop(t *testing.T) {
 		{"being stopped", "b", false, func(u *unit) { u.stopping = true }, true, nil},
 		{"a oneshot at work", "a", false, func(u *unit) { u.oneshot = true }, true, nil},
 		{"another one at work", "b", false, func(u *unit) { u.oneshot = true }, true, nil},
-		{"failed", "b", false, func(u *unit) { u.running, u.failed = false, true }, true, []string{"start b.service"}},
+		{"failed", "b", false, func(u *unit) { u.fail(false) }, true, []string{"start b.service"}},
+		{"stopped by hand, and failed at that", "b", false, func(u *unit) { u.fail(true) }, false, nil},
+		{"itself stopped by hand, and failed at that", "a", false, func(u *unit) { u.fail(true) }, false, nil},
 		{"about to be started again, as before", "b", true, func(u *unit) {}, true, nil},
 		{"about to be started again", "b", false, func(u *unit) { u.start, u.restarts, u.between = u.start+1, 1, true }, true, []string{"stop b.service", "start b.service"}},
 	} {
@@ -193,13 +195,19 @@ func TestWhatAUnitDidUnderATextThatOthersHaveLoaded(t *testing.T) {
 		{"systemd is about to start it again", nil, "ends", nil, false, true},
 		{"it is started by hand, and dies", down, "", func(w *world, u *unit) {
 			_ = w.begin(u)
-			u.running, u.failed, u.ended = false, true, time.Now()
+			u.fail(false)
 		}, false, true},
+		{"it is started by hand, and stopped, and fails at that", down, "", func(w *world, u *unit) {
+			_ = w.begin(u)
+			u.since = u.since.Add(-10 * time.Millisecond)
+			u.fail(true)
+		}, true, false},
 		{"nothing happens", nil, "", nil, true, true},
 		{"it is stopped by hand", nil, "", func(_ *world, u *unit) { down(u) }, true, false},
+		{"it is stopped by hand, and fails at that", nil, "", func(_ *world, u *unit) { u.fail(true) }, true, false},
 		{"it is restarted by hand", nil, "", func(w *world, u *unit) { _ = w.begin(u) }, true, true},
 		{"it was down", down, "", nil, true, false},
-		{"it had failed", func(u *unit) { u.running, u.failed, u.ended = false, true, time.Now() }, "", nil, true, false},
+		{"it had failed", func(u *unit) { u.fail(false) }, "", nil, true, false},
 		{"it had been started again", func(u *unit) { u.restarts++ }, "", nil, true, true},
 		{"it is in a crash loop", func(u *unit) { u.restarts = 7 }, "restarts", nil, true, true},
 		{"it is between two starts of a crash loop", func(u *unit) { u.restarts = 7 }, "ends", func(_ *world, u *unit) {
@@ -232,6 +240,48 @@ func TestWhatAUnitDidUnderATextThatOthersHaveLoaded(t *testing.T) {
 			if (w.kernel["a"] == "2") != tt.stays || (s.Held == nil) != tt.stays || u.running != tt.runs || tt.runs && s.Verdict.Answer != attach.Confined || w.records["a.service"].Trial != nil {
 				t.Errorf("%s: running %v, %s, held %+v, kernel %q, %q", tt.name, u.running, s.Verdict.Answer, s.Held, w.kernel, w.trace)
 			}
+		})
+	}
+}
+
+// Who deploys a service stops it and loads its profile, in any order, before the new program
+// is there: a program that fails at a stop is not started for that, and nothing speaks
+// against the text. Nor does a failure from before the load.
+func TestADeploymentUndoesNoText(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		stops time.Duration // after the load
+		fails bool          // it fails by itself then, and is not stopped
+	}{
+		{"stopped well before", -3 * time.Second, false},
+		{"stopped before", -1500 * time.Millisecond, false},
+		{"stopped right before", -100 * time.Millisecond, false},
+		{"stopped right after, and before it is told", 10 * time.Millisecond, false},
+		{"stopped on trial", 3 * time.Second, false},
+		{"failed before", -500 * time.Millisecond, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := attached(nil, "a")
+			w.run(t, func(l *Loop) {
+				u := w.units["a.service"]
+				time.Sleep(time.Minute)
+				time.AfterFunc(4*time.Second, func() {
+					defer w.lock()()
+					w.files["a"] = "2"
+					w.replace("a", "2")
+				})
+				time.AfterFunc(4*time.Second+50*time.Millisecond, w.tellPolicy)
+				time.AfterFunc(4*time.Second+tt.stops, func() {
+					defer w.lock()()
+					u.fail(!tt.fails)
+					w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: u.name}
+				})
+				time.Sleep(5 * time.Second)
+				rest()
+				if s := status(t, l, "a"); u.running || s.Held != nil || w.kernel["a"] != "2" || w.record("a.service").Accepted["a"] != "sha256:a2" {
+					t.Errorf("%+v, held %+v, kernel %q, %q", u, s.Held, w.kernel, w.trace)
+				}
+			})
 		})
 	}
 }

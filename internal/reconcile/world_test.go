@@ -167,6 +167,7 @@ type unit struct {
 	start    int  // counts starts
 	since    time.Time
 	ended    time.Time // of its program, where it failed
+	ceased   time.Time // when it was active no more, where that was not by itself
 	label    string    // of its task
 	tmp      bool      // private
 	own      string    // its own AppArmorProfile=
@@ -431,6 +432,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 	case f.failed && f.loaded():
 		u.ActiveState, u.SubState, u.Result = "failed", "failed", "exit-code"
 		u.Runs = []attach.Run{{Property: "ExecStart", Began: f.since, Ended: f.ended}}
+		u.Ceased = cmp.Or(f.ceased, f.ended)
 	}
 	if f.fileless {
 		u.LoadState, u.FragmentPath, u.UnitFileState = "not-found", "", ""
@@ -565,7 +567,7 @@ func (w *world) begin(u *unit) error {
 	u.start++
 	u.since = time.Now()
 	u.restarts = 0
-	u.failed, u.running, u.between = false, false, false
+	u.failed, u.running, u.between, u.ceased = false, false, false, time.Time{}
 	seen, _ := w.observe(u.name)
 	p := seen.Settings.Profile
 	_, loaded := w.kernel[p]
@@ -925,6 +927,14 @@ func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error 
 	return nil
 }
 
+// fail has the unit's program end with a failure: by itself, or since a job stops the unit.
+func (u *unit) fail(stopped bool) {
+	u.running, u.failed, u.ended = false, true, time.Now()
+	if stopped {
+		u.ceased = u.ended.Add(-time.Millisecond)
+	}
+}
+
 // replace is apparmor_parser --replace, by whomever. Tasks that carry the profile
 // are under the new policy at once.
 func (w *world) replace(name, version string) {
@@ -935,7 +945,7 @@ func (w *world) replace(name, version string) {
 		}
 		switch w.deadly[version] {
 		case "dies":
-			u.running, u.failed, u.ended = false, true, time.Now()
+			u.fail(false)
 			w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: u.name}
 		case "ends":
 			u.since, u.between = time.Now(), true

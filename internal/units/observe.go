@@ -302,7 +302,7 @@ var propertyNames = func() map[string]bool {
 		RefuseManualStop RefuseManualStart Type MainPID ControlPID ControlGroup NRestarts ExecMainCode ExecMainStatus InvocationID
 		ExecMainPID ExecMainStartTimestamp ExecMainExitTimestamp ExecMainHandoffTimestamp
 		ConditionResult ConditionTimestamp AssertResult AssertTimestamp
-		InactiveExitTimestamp InactiveExitTimestampMonotonic Job
+		InactiveExitTimestamp InactiveExitTimestampMonotonic ActiveExitTimestamp Job
 		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
 		RootDirectory RootImage RootDirectoryStartOnly TemporaryFileSystem BindPaths BindReadOnlyPaths MountImages After
 		DynamicUser JoinsNamespaceOf RestrictAddressFamilies
@@ -457,7 +457,7 @@ func decodeUnit(p *props) (u attach.Unit, deps []string, err error) {
 	}
 	u.Settings = decodeSettings(p)
 	u.Runs = decodeRuns(p)
-	u.Left = at(read[uint64](p, "InactiveExitTimestamp"))
+	u.Left, u.Ceased = at(read[uint64](p, "InactiveExitTimestamp")), at(read[uint64](p, "ActiveExitTimestamp"))
 	if _, u.HandoffTold = p.get("ExecMainHandoffTimestamp"); u.HandoffTold {
 		u.Handoff = at(read[uint64](p, "ExecMainHandoffTimestamp"))
 	}

@@ -67,7 +67,8 @@ func agentProps() map[string]any {
 		"InvocationID": []byte{0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff}, "Type": "notify", "MainPID": uint32(17), "ControlPID": uint32(18),
 		"ControlGroup": "/system.slice/agent.service", "NRestarts": uint32(3), "ExecMainCode": int32(1), "ExecMainStatus": int32(231),
 		"ExecMainPID": uint32(17), "ExecMainStartTimestamp": uint64(1_700_000_000_000_001), "ExecMainExitTimestamp": uint64(1_700_000_000_000_002),
-		"ExecMainHandoffTimestamp": uint64(0), "ConditionResult": true, "ConditionTimestamp": uint64(7), "AssertResult": false, "AssertTimestamp": uint64(8),
+		"ExecMainHandoffTimestamp": uint64(0), "InactiveExitTimestamp": uint64(5_000_000), "ActiveExitTimestamp": uint64(4_000_000),
+		"ConditionResult": true, "ConditionTimestamp": uint64(7), "AssertResult": false, "AssertTimestamp": uint64(8),
 		"AppArmorProfile": profile{true, "my agent"}, "PrivateTmp": true, "PrivateTmpEx": "disconnected",
 		"Asserts": []assert{{"AssertPathExists", false, false, "/x", 1}, {"AssertSecurity", false, false, "apparmor", 1}},
 		"ExecStartPreEx": []execEx{
@@ -118,7 +119,7 @@ func agentUnit() attach.Unit {
 			{Property: "ExecStart", Path: "/bin/agent", PID: 17, Code: 1, Status: 231, Began: time.UnixMicro(1_700_000_000_000_001), Ended: time.UnixMicro(1_700_000_000_000_002)},
 			{Property: "ExecStartPre", Path: "/bin/pre", PID: 12, Code: 1, Status: 3, Began: time.Unix(5, 0), Ended: time.Unix(6, 0), IgnoreFailure: true},
 		},
-		HandoffTold: true, Condition: attach.Yes, Assert: attach.No,
+		Left: time.Unix(5, 0), Ceased: time.Unix(4, 0), HandoffTold: true, Condition: attach.Yes, Assert: attach.No,
 		Settings: attach.Settings{
 			Profile: "my agent", IgnoreMissing: true, PrivateTmp: attach.PrivateTmpDisconnected, KnowsDisconnected: true, AssertAppArmor: true,
 			Exec: []attach.ExecCommand{
