@@ -155,13 +155,14 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	}
 }
 
-// startAfterTrial starts a unit that failed under the changed policy again, or that ended
-// under it and waits for systemd. One that somebody has stopped stays so, whether it failed
+// startAfterTrial starts a unit that failed under the changed policy again, is about to
+// when its last commands have ended, or that ended under it and waits for systemd. One that somebody has stopped stays so, whether it failed
 // at that or not, and what is starting or stopping goes on: that would cut off a oneshot at
 // work.
 func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
 	u, err := l.systemd.Observe(ctx, j.d.Unit)
-	ended := waitsForRestart(u) || !u.Active() && u.Result != "success" && !u.TakenDown()
+	down := !u.Active() || u.ActiveState == "deactivating"
+	ended := waitsForRestart(u) || down && u.Result != "success" && !u.TakenDown()
 	if was := j.d.Record.Trial.Unit; err != nil || !was.Active || was.Restarting || !ended || u.InvocationID == "" { // nobody has started it in this boot
 		return
 	}

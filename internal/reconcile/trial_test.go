@@ -17,20 +17,23 @@ func TestAnUndoneTrialRespectsAStop(t *testing.T) {
 		name    string
 		unit    string // to which it happens; a is the one that is denied something
 		waits   bool   // it has ended before, and systemd is about to start it again
-		happens func(u *unit)
+		happens func(w *world, u *unit)
 		runs    bool
 		trace   []string // of what is done to it
 	}{
-		{"stopped by hand", "b", false, func(u *unit) { u.running = false }, false, nil},
-		{"itself stopped by hand", "a", false, func(u *unit) { u.running = false }, false, nil},
-		{"being stopped", "b", false, func(u *unit) { u.stopping = true }, true, nil},
-		{"a oneshot at work", "a", false, func(u *unit) { u.oneshot = true }, true, nil},
-		{"another one at work", "b", false, func(u *unit) { u.oneshot = true }, true, nil},
-		{"failed", "b", false, func(u *unit) { u.fail(false) }, true, []string{"start b.service"}},
-		{"stopped by hand, and failed at that", "b", false, func(u *unit) { u.fail(true) }, false, nil},
-		{"itself stopped by hand, and failed at that", "a", false, func(u *unit) { u.fail(true) }, false, nil},
-		{"about to be started again, as before", "b", true, func(u *unit) {}, true, nil},
-		{"about to be started again", "b", false, func(u *unit) { u.start, u.restarts, u.between = u.start+1, 1, true }, true, []string{"stop b.service", "start b.service"}},
+		{"stopped by hand", "b", false, func(_ *world, u *unit) { u.running = false }, false, nil},
+		{"itself stopped by hand", "a", false, func(_ *world, u *unit) { u.running = false }, false, nil},
+		{"being stopped", "b", false, func(_ *world, u *unit) { u.stopping = true }, true, nil},
+		{"a oneshot at work", "a", false, func(_ *world, u *unit) { u.oneshot = true }, true, nil},
+		{"another one at work", "b", false, func(_ *world, u *unit) { u.oneshot = true }, true, nil},
+		{"failed", "b", false, func(_ *world, u *unit) { u.fail(false) }, true, []string{"start b.service"}},
+		{"on its way down for a failure", "b", false, func(w *world, u *unit) { w.die(u, false) }, true, []string{"start b.service"}},
+		{"itself on its way down for a failure", "a", false, func(w *world, u *unit) { w.die(u, false) }, true, []string{"start a.service"}},
+		{"being stopped, and failed at that", "b", false, func(w *world, u *unit) { w.die(u, true) }, false, nil},
+		{"stopped by hand, and failed at that", "b", false, func(_ *world, u *unit) { u.fail(true) }, false, nil},
+		{"itself stopped by hand, and failed at that", "a", false, func(_ *world, u *unit) { u.fail(true) }, false, nil},
+		{"about to be started again, as before", "b", true, func(_ *world, u *unit) {}, true, nil},
+		{"about to be started again", "b", false, func(_ *world, u *unit) { u.start, u.restarts, u.between = u.start+1, 1, true }, true, []string{"stop b.service", "start b.service"}},
 	} {
 		w := attached(func(a *attach.Attachment) { a.Settle = 10 * time.Second }, "a", "b")
 		w.run(t, func(l *Loop) {
@@ -41,7 +44,7 @@ func TestAnUndoneTrialRespectsAStop(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			unlock = w.lock()
 			u, done := w.units[tt.unit+".service"], len(w.trace)
-			tt.happens(u)
+			tt.happens(w, u)
 			unlock()
 			w.denials <- denial("a.service", "/new")
 			rest()

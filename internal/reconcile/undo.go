@@ -395,8 +395,10 @@ func (l *Loop) startAgain(ctx context.Context, j *job) error {
 		j.up = err == nil
 		return err
 	}
-	// Whatever systemd is still trying belongs to the failed start.
-	if u.Active() {
+	// Whatever systemd is still trying belongs to the failed start. For the end of what is
+	// on its way down the start waits by itself (service_start in systemd's service.c; seen
+	// on 252), and a stop would take others along.
+	if u.Active() && u.ActiveState != "deactivating" {
 		if err := l.stopToStart(ctx, j); err != nil {
 			return err
 		}

@@ -164,6 +164,7 @@ type unit struct {
 	failed   bool
 	oneshot  bool // at work while it runs
 	stopping bool // it takes its time to stop
+	dying    bool // and does so since its program has failed
 	start    int  // counts starts
 	since    time.Time
 	ended    time.Time // of its program, where it failed
@@ -420,6 +421,11 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		switch {
 		case f.stopping:
 			u.ActiveState, u.SubState = "deactivating", "stop-sigterm"
+			if f.dying {
+				u.SubState, u.Result, u.MainPID = "stop-post", "exit-code", 0
+				u.Runs = []attach.Run{{Property: "ExecStart", Began: f.since, Ended: f.ended}}
+				u.Ceased = cmp.Or(f.ceased, f.ended)
+			}
 		case f.before:
 			u.ActiveState, u.SubState, u.MainPID, u.ControlPID = "activating", "start-pre", 0, u.MainPID
 		case f.oneshot:
@@ -681,6 +687,11 @@ func (w *world) Start(ctx context.Context, name string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	for u.stopping { // it waits for the end
+		w.mu.Unlock()
+		time.Sleep(100 * time.Millisecond)
+		w.mu.Lock()
+	}
 	if !u.running {
 		return w.begin(u)
 	}
@@ -694,7 +705,7 @@ func (w *world) Stop(_ context.Context, name string) error {
 	}
 	u := w.units[name]
 	w.takeAlong(u)
-	u.running, u.before, u.between = false, false, false
+	u.running, u.before, u.between, u.stopping, u.dying = false, false, false, false, false
 	return nil
 }
 
@@ -933,6 +944,20 @@ func (u *unit) fail(stopped bool) {
 	if stopped {
 		u.ceased = u.ended.Add(-time.Millisecond)
 	}
+}
+
+// die has it do so, but for what the unit does at its end (ExecStopPost=), which takes two
+// seconds.
+func (w *world) die(u *unit, stopped bool) {
+	u.fail(stopped)
+	u.running, u.failed, u.stopping, u.dying = true, false, true, true
+	time.AfterFunc(2*time.Second, func() {
+		defer w.lock()()
+		if u.dying {
+			u.running, u.failed, u.stopping, u.dying = false, true, false, false
+			w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: u.name}
+		}
+	})
 }
 
 // replace is apparmor_parser --replace, by whomever. Tasks that carry the profile
