@@ -163,7 +163,8 @@ options:
     default: []
   attachments:
     description:
-      - Attachments that other tasks make or remove, each with the arguments of this module, for the same.
+      - Attachments that tasks make or remove, in their order, each with the arguments of this module, for the same.
+        One that comes behind the task's own counts as it is now.
     type: list
     elements: dict
     default: []
@@ -319,6 +320,12 @@ def acceptable(outcomes, verify):
     return all(o.exit in (UNKNOWN, NOT_CONFINED) and not o.document.get('reasons') and not o.document.get('undone') for o in bad)
 
 
+def ahead(name, attachments):
+    """Those whose tasks come before the one of that name."""
+    names = [a.get('name') for a in attachments]
+    return attachments[:names.index(name)] if name in names else attachments
+
+
 def main():
     module = AnsibleModule(
         argument_spec=dict(
@@ -333,7 +340,7 @@ def main():
         path = attachment_path(DIRECTORY, module.params['name'])
         after = render(module.params) if module.params['state'] == 'present' else None
         others = profile_texts(PROFILES, module.params['profiles'])
-        others.update(attachment_texts(DIRECTORY, module.params['attachments']))
+        others.update(attachment_texts(DIRECTORY, ahead(module.params['name'], module.params['attachments'])))
     except ValueError as e:
         module.fail_json(msg=to_text(e))
 

@@ -149,7 +149,7 @@ def test_a_profile_to_come_is_a_warning_in_check_mode_only(host):
 def test_a_check_asks_with_what_is_to_come(host):
     profile, gone = str(host.others / 'p'), str(host.files / 'old.conf')
     (host.files / 'old.conf').write_text(TEXT)
-    more = dict(ARGS, profiles=[dict(name='p', content='profile p { }')], attachments=[ARGS, dict(name='old', state='absent')])
+    more = dict(ARGS, profiles=[dict(name='p', content='profile p { }')], attachments=[dict(name='old', state='absent'), ARGS])
     refused = planned('a.service', exit=1, reasons=[reason('assertion-failed', 'may write /etc/x')])
     host.outcomes('propose', refused)
     host.outcomes('propose with', {'unit': profile, 'exit': 3}, planned('a.service', WRITE), planned('b.service', exit=1, reasons=[reason('x', 'y')]))
@@ -163,6 +163,18 @@ def test_a_check_asks_with_what_is_to_come(host):
     # What is not refused needs no second question.
     host.outcomes('propose', planned('a.service', WRITE))
     assert host.run('attachment', check=True, **more)['changed'] and host.together() == {}
+
+
+def test_a_check_asks_with_nothing_that_comes_after_it(host):
+    (host.files / 'old.conf').write_text(TEXT)
+    host.outcomes('propose', planned('a.service', exit=1, reasons=[reason('rival-attachments', 'a.service is named by agents.conf and old.conf')]))
+    host.outcomes('propose with', planned('a.service', WRITE))
+    old = dict(name='old', state='absent')
+    for check in (True, False):
+        out = host.run('attachment', check=check, attachments=[ARGS, old], **ARGS)
+        assert out['failed'] and 'rival-attachments' in out['msg'], out
+    assert not host.run('attachment', check=True, attachments=[old, ARGS], **ARGS).get('failed')
+    assert not host.run('attachment', check=True, attachments=[old], **ARGS).get('failed')
 
 
 @pytest.mark.parametrize('check', [False, True])
