@@ -23,6 +23,8 @@ type Reason struct {
 	// Excerpt is the line of the file that Where names, where it is worth
 	// showing.
 	Excerpt Excerpt `json:"excerpt,omitzero"`
+	// Unit is another unit whose reason it is: it would run under the policy too.
+	Unit string `json:"unit,omitempty"`
 }
 
 // Excerpt is one line of a file, and the place in it that is meant. A Reason

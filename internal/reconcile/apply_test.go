@@ -357,3 +357,58 @@ func TestApplyOfATextThatWasUndoneBefore(t *testing.T) {
 		}
 	})
 }
+
+// Where an attachment that is not written yet is what lets a text in, it goes live for
+// none of those who share it until then, it is told whose attachment that is, and then it
+// goes live for all.
+func TestATextWaitsForTheAttachmentsThatLetItIn(t *testing.T) {
+	const file = "/etc/apparmor.d/a"
+	conf := func(name string) string { return "/etc/aaunit/attachments.d/" + name + ".conf" }
+	waives := func(a *attach.Attachment) {
+		a.Profile, a.Waivers = "a", []attach.Waiver{{Code: attach.MayEverything}}
+	}
+	for _, c := range []struct {
+		name string
+		then func(w *world)
+	}{
+		{"it waives", func(w *world) { w.declareUnit(conf("b"), "b.service", waives) }},
+		{"it is for another profile", func(w *world) { w.declareUnit(conf("b"), "b.service", nil) }},
+		{"it is gone", func(w *world) { w.undeclare(conf("b")) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld()
+			w.notFor = map[string]string{"b.service": "2"}
+			for _, unit := range []string{"a.service", "b.service"} {
+				w.addUnit(unit)
+				w.declareUnit(conf(strings.TrimSuffix(unit, ".service")), unit, func(a *attach.Attachment) { a.Profile = "a" })
+			}
+			w.run(t, func(l *Loop) {
+				rest()
+				w.mu.Lock()
+				w.files["a"] = "2"
+				w.mu.Unlock()
+				out := apply(t, l, file)
+				if len(out) != 2 || out[0].Exit != attach.ExitFailed || len(out[0].Reasons) != 1 || out[0].Reasons[0].Unit != "b.service" ||
+					out[1].Exit != attach.ExitFailed || len(out[1].Reasons) != 1 || out[1].Reasons[0].Unit != "" {
+					t.Errorf("before: %+v", out)
+				}
+				if w.kernel["a"] != "1" || answer(l, "a") != "confined" || answer(l, "b") != "confined" {
+					t.Errorf("before: %q, a is %s, b is %s", w.kernel, answer(l, "a"), answer(l, "b"))
+				}
+				c.then(w)
+				if out := apply(t, l, conf("b")); len(out) != 1 || out[0].Exit != attach.ExitOK {
+					t.Errorf("then: %+v", out)
+				}
+				for _, o := range apply(t, l, file) {
+					if o.Exit != attach.ExitOK || o.Verdict == nil || o.Verdict.Answer != attach.Confined {
+						t.Errorf("and asked for again: %+v", o)
+					}
+				}
+				rest()
+				if w.kernel["a"] != "2" || answer(l, "a") != "confined" || len(l.Status([]string{"a"}).Units[0].Refused) > 0 {
+					t.Errorf("%q, a is %s, %+v", w.kernel, answer(l, "a"), l.Status([]string{"a"}).Units[0].Refused)
+				}
+			})
+		})
+	}
+}

@@ -232,6 +232,7 @@ func (l *Loop) objects(ctx context.Context, d attach.Desired, texts []attach.Com
 	for _, f := range l.gate.Check(ctx, d, u, texts) {
 		if f.Severity == attach.Error {
 			why := f.Reason
+			why.Unit = d.Unit
 			why.Detail = fmt.Sprintf("%s would run under it too: %s", d.Unit, why.Detail)
 			problems = append(problems, why)
 		}

@@ -83,6 +83,15 @@ class Outcome(object):
     def codes(self):
         return [r.get('code') for r in self.document.get('reasons') or []]
 
+    def objectors(self):
+        """The units whose reasons keep it from its policy, as they would run under it
+        too; None is among them where something else is in the way."""
+        return [r.get('unit') for r in self.document.get('reasons') or []]
+
+    def waits_for(self, units):
+        """Whether nothing is in the way but some of these units."""
+        return bool(self.objectors()) and all(u in units for u in self.objectors())
+
     def reasons(self):
         """What speaks against it, the worst first."""
         found = list(self.document.get('reasons') or [])

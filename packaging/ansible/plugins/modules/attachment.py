@@ -165,6 +165,7 @@ options:
     description:
       - Attachments that tasks make or remove, in their order, each with the arguments of this module, for the same.
         One that comes behind the task's own counts as it is now.
+      - What only units refuse that share the profile, and whose attachments behind this one change that, waits for these, see I(waiting).
     type: list
     elements: dict
     default: []
@@ -253,6 +254,13 @@ verified:
   returned: always
   type: bool
   sample: true
+waiting:
+  description:
+    - Units for which nothing was done yet, since others that share the profile refuse its text until their attachments, which come behind
+      this one in I(attachments), are there. The same task once more, behind those, waits for them.
+  returned: always
+  type: list
+  elements: str
 units:
   description: What was seen of each unit, or in check mode, what would be done.
   returned: always
@@ -340,6 +348,7 @@ def main():
         path = attachment_path(DIRECTORY, module.params['name'])
         after = render(module.params) if module.params['state'] == 'present' else None
         others = profile_texts(PROFILES, module.params['profiles'])
+        everything = dict(others, **attachment_texts(DIRECTORY, module.params['attachments']))
         others.update(attachment_texts(DIRECTORY, ahead(module.params['name'], module.params['attachments'])))
     except ValueError as e:
         module.fail_json(msg=to_text(e))
@@ -347,25 +356,32 @@ def main():
     aaunitctl = Aaunitctl(module)
     before = read(path)
     rc, planned = aaunitctl.propose(path, after)
+    own = [o.name for o in planned]
     if module.check_mode and others and any(o.document.get('reasons') for o in planned):
-        own = [o.name for o in planned]
         rc, together = aaunitctl.propose(path, after, others)
         planned = [o for o in together if o.name in own] or together
+    refused = [o for o in planned if o.document.get('reasons')]
+    later = []
+    if any(any(o.objectors()) for o in refused):
+        rc, together = aaunitctl.propose(path, after, everything)
+        later = [o.name for o in together if o.name not in own and o.document.get('plan') is not None and not o.document.get('reasons')]
+    waiting = [o for o in refused if o.waits_for(later)]
+    refused = [o for o in refused if o not in waiting]
     result = dict(
         path=path,
-        changed=before != after or any(o.changed for o in planned),
+        changed=before != after or any(o.changed for o in planned) or bool(waiting),
         verified=False,
+        waiting=[o.name for o in waiting],
         units=[o.result() for o in planned],
         diff=difference(path, before, after, planned),
     )
 
-    refused = [o for o in planned if o.document.get('reasons')]
     if module.check_mode:
         to_come = [o for o in refused if o.codes() == ['profile-not-found']]
         for o in to_come:
             module.warn(failure([o]))
         result['changed'] = result['changed'] or bool(to_come)
-        judged = [o for o in planned if o not in to_come]
+        judged = [o for o in planned if o not in to_come + waiting]
         result['verified'] = not result['changed'] and confined(planned)
         if not acceptable(judged, module.params['verify']):
             module.fail_json(msg=failure(judged), **result)
@@ -380,9 +396,11 @@ def main():
         else:
             write(module, path, after)
     rc, done = aaunitctl.outcomes('apply', path)
+    result['waiting'] = [o.name for o in done if o.waits_for(later)]
+    done = [o for o in done if o.name not in result['waiting']]
     result['changed'] = before != after or any(o.changed for o in done)
     result['units'] = [o.result() for o in done]
-    result['verified'] = after is not None and confined(done)
+    result['verified'] = after is not None and confined(done) and not result['waiting']
     if not acceptable(done, module.params['verify']):
         module.fail_json(msg=failure(done), **result)
     for o in done:

@@ -57,7 +57,8 @@ options:
       - Attachments that tasks behind this one make or remove, each with the arguments of M(aaunit.core.attachment).
         What they assert and waive is what the text is asked by, in place of what is attached now, and where one of them would be refused
         the text is not written.
-      - Those that are to change wait for their units themselves.
+      - Those that are to change wait for their units themselves. Where one of them is what lets the text in, it goes live for no unit before,
+        and I(waiting) says which others share it.
     type: list
     elements: dict
     default: []
@@ -118,6 +119,13 @@ verified:
   returned: always
   type: bool
   sample: true
+waiting:
+  description:
+    - Units for which the text is not live yet, since one of I(attachments) is what lets it in. They are as they were.
+      The same task once more, behind those of the attachments, waits for them.
+  returned: for state C(present)
+  type: list
+  elements: str
 notes:
   description: What the check found that does not keep the text from going live.
   returned: for state C(present)
@@ -179,6 +187,7 @@ def main():
         path=path,
         changed=before != after,
         verified=False,
+        waiting=[],
         profiles=', '.join(o.document.get('profile', '') for o in of_file),
         notes=[n for o in checked for n in o.notes()],
         units=[o.result() for o in units],
@@ -195,9 +204,11 @@ def main():
         write(module, path, after)
     rc, done = aaunitctl.outcomes('apply', path)
     done = [o for o in done if o.name != path and o.name not in later]
+    result['waiting'] = [o.name for o in done if o.waits_for(later)]
+    done = [o for o in done if o.name not in result['waiting']]
     result['changed'] = before != after or any(o.changed for o in done)
     result['units'] = [o.result() for o in done]
-    result['verified'] = confined(done)
+    result['verified'] = confined(done) and not result['waiting']
     if any(o.exit != 0 for o in done):
         if module.params['verify'] or any(o.document.get('reasons') or o.document.get('undone') for o in done):
             module.fail_json(msg=failure(done), **result)

@@ -177,6 +177,37 @@ def test_a_check_asks_with_nothing_that_comes_after_it(host):
     assert not host.run('attachment', check=True, attachments=[old], **ARGS).get('failed')
 
 
+def test_what_only_attachments_to_come_refuse_waits_for_them(host):
+    c = dict(name='c', unit=['c.service'], profile='p', assertions=dict(waive=[dict(code='policy-may-everything', reason='why')]))
+    why = reason('policy-may-everything', 'c.service would run under it too: all is allowed', unit='c.service')
+    refused = planned('a.service', exit=1, reasons=[why])
+    host.outcomes('propose', refused)
+    host.outcomes('propose with', planned('a.service', WRITE), planned('c.service', 'load-policy /x'))
+    host.outcomes('apply', seen('a.service', exit=1, reasons=[why]))
+    run = dict(ARGS, attachments=[ARGS, c])
+    for check, changed, written in ((True, True, False), (False, True, True), (False, False, True), (True, True, True)):
+        out = host.run('attachment', check=check, **run)
+        assert not out.get('failed') and out['waiting'] == ['a.service'] and not out['verified'], out
+        assert out['changed'] == changed and file(host).exists() == written, out
+    # It waits for nobody else, for none that is refused itself, and for none where something else is in the way, too.
+    file(host).unlink()
+    for theirs in (
+        [planned('c.service', exit=1, reasons=[reason('x', 'y')])], [seen('c.service')], [planned('b.service', WRITE)], [],
+    ):
+        host.outcomes('propose with', refused, *theirs)
+        for check in (False, True):
+            out = host.run('attachment', check=check, verify=False, **run)
+            assert out['failed'] and out['waiting'] == [] and 'c.service would run under it too' in out['msg'] and not file(host).exists(), out
+    host.outcomes('propose with', planned('a.service', WRITE), planned('c.service', 'load-policy /x'))
+    host.outcomes('propose', planned('a.service', exit=1, reasons=[why, reason('assertion-failed', 'no')]))
+    assert host.run('attachment', **run)['failed'] and not file(host).exists()
+    # When it is there, the task once more attaches it.
+    host.outcomes('propose', planned('a.service', WRITE))
+    host.outcomes('apply', seen('a.service', changed=True))
+    out = host.run('attachment', **run)
+    assert out['verified'] and out['changed'] and out['waiting'] == [], out
+
+
 @pytest.mark.parametrize('check', [False, True])
 def test_what_aaunitd_refuses_is_not_written(host, check):
     file(host).write_text('before\n')

@@ -95,6 +95,28 @@ def test_a_text_is_asked_with_what_is_to_come(host):
     assert host.run('profile', name='p', content=TEXT, profiles=[dict(name='q')])['failed']
 
 
+def test_a_text_that_another_attachment_lets_in_waits_for_it(host):
+    b = dict(name='b', unit=['b.service'], profile='p', assertions=dict(waive=[dict(code='policy-may-everything', reason='why')]))
+    passes(host, {'unit': 'a.service', 'exit': 0}, planned('b.service', 'load-policy /x'))
+    why = reason('policy-may-everything', 'all is allowed')
+    its = {'unit': 'b.service', 'exit': 1, 'reasons': [why]}
+    host.outcomes('apply', seen('a.service', exit=1, reasons=[dict(why, unit='b.service')]), its, seen('c.service'))
+    for changed in (True, False):
+        out = host.run('profile', name='p', content=TEXT, attachments=[b])
+        assert not out.get('failed') and out['changed'] == changed and out['waiting'] == ['a.service']
+        assert not out['verified'] and [u['unit'] for u in out['units']] == ['c.service'], out
+    # It waits for nobody else, and for none where something else is in the way, too.
+    for reasons in ([dict(why, unit='c.service')], [dict(why, unit='b.service'), why], [why]):
+        host.outcomes('apply', seen('a.service', exit=1, reasons=reasons), its)
+        out = host.run('profile', name='p', content=TEXT, attachments=[b], verify=False)
+        assert out['failed'] and out['waiting'] == [] and 'a.service: ' in out['msg'], out
+    # The attachment is there: the task once more waits for all.
+    passes(host, {'unit': 'a.service', 'exit': 0}, {'unit': 'b.service', 'exit': 0})
+    host.outcomes('apply', seen('a.service', changed=True), seen('b.service'))
+    out = host.run('profile', name='p', content=TEXT, attachments=[b])
+    assert out['verified'] and out['changed'] and out['waiting'] == [] and [u['unit'] for u in out['units']] == ['a.service', 'b.service'], out
+
+
 def test_removes_what_nobody_needs(host):
     path = host.files / 'p'
     path.write_text(TEXT)
