@@ -326,19 +326,18 @@ func (l *Loop) usersThen(planned []*proposal) (users []attach.Desired, files map
 	return users, files
 }
 
-// usersOf are those who run under a profile. Where there is none, they are the templates
-// and prefixes whose units to come may.
+// usersOf are those who run under a profile, and the templates and prefixes whose units to
+// come may, but for those whose attachment is asked already: that of a unit of theirs.
 func usersOf(users []attach.Desired, profile string) (out []attach.Desired) {
 	for _, d := range users {
 		if slices.Contains(profilesOf(d), profile) {
 			out = append(out, d)
 		}
 	}
-	if len(out) > 0 {
-		return out
-	}
+	run := out
 	for _, d := range users {
-		if d.Profile == "" && (couldBe(d.Attachment.Profile, profile) || slices.Contains(d.Attachment.AllowProfiles, profile)) {
+		asked := slices.ContainsFunc(run, func(u attach.Desired) bool { return u.Attachment.Source == d.Attachment.Source })
+		if d.Profile == "" && !asked && (couldBe(toCome(d.Attachment.Profile, d.Unit), profile) || slices.Contains(d.Attachment.AllowProfiles, profile)) {
 			d.Profile = profile
 			out = append(out, d)
 		}

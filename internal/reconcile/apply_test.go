@@ -285,6 +285,50 @@ func TestATextIsAskedByTheAttachmentsOfThoseWhoUseIt(t *testing.T) {
 	})
 }
 
+// A unit's own attachment says nothing for the units to come of its template, which have
+// that of the template.
+func TestATextIsAskedByATemplateWhoseUnitHasAnAttachmentOfItsOwn(t *testing.T) {
+	own := func(a *attach.Attachment) { a.Profile, a.Waivers = "a", []attach.Waiver{{Code: attach.MayEverything}} }
+	for _, c := range []struct {
+		unit, profile string
+		own, asked    bool
+	}{
+		{"a@.service", "%p", true, true}, {"a@.service", "%p", false, false}, {"b@.service", "%p", true, false}, {"a-.service", "%p", true, false},
+	} {
+		w := newWorld()
+		w.files["a"] = "1"
+		w.addUnit("a@1.service")
+		w.notFor = map[string]string{c.unit: "2"}
+		w.declareUnit("/etc/aaunit/attachments.d/template.conf", c.unit, func(a *attach.Attachment) { a.Profile = c.profile })
+		if c.own {
+			w.declareUnit(aFile, "a@1.service", own)
+		}
+		w.run(t, func(l *Loop) {
+			rest()
+			exits := map[string]attach.Exit{}
+			for _, o := range propose(t, l, "/etc/apparmor.d/a", "2") {
+				exits[o.Unit] = o.Exit
+			}
+			exit, asked := exits[c.unit]
+			if asked != c.asked || asked && exit != attach.ExitNotConfined || exits["a@1.service"] != attach.ExitOK {
+				t.Errorf("%+v: %v", c, exits)
+			}
+		})
+	}
+}
+
+func TestWhatAllUnitsToComeHaveInTheNameOfTheirProfile(t *testing.T) {
+	for _, c := range []struct{ profile, pattern, want string }{
+		{"%p", "a@.service", "a"}, {"%p-%i", "a-b@.service", "a-b-%i"}, {"%j.%i", "a-b@.service", "b.%i"}, {"%n", "a@.service", "a@%i.service"},
+		{"%N", "a@.service", "a@%i"}, {"%%p%p", "a@.service", "%%pa"}, {"%p%j", "a-.service", "a-%p%j"}, {"%n %N %i", "a-.service", "a-%n a-%N %i"},
+		{"%p", "a%b@.service", "a%%b"},
+	} {
+		if got := toCome(c.profile, c.pattern); got != c.want {
+			t.Errorf("%s of %s: %s", c.profile, c.pattern, got)
+		}
+	}
+}
+
 func TestNamesThatASpecifierMayStandFor(t *testing.T) {
 	for _, c := range []struct {
 		profile, name string

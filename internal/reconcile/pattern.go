@@ -76,6 +76,19 @@ func byUnit(a *attach.Attachment) bool {
 	return strings.Contains(strings.ReplaceAll(a.Profile, "%%", ""), "%")
 }
 
+// toCome is what an attachment says of profiles, for the units to come of a template or
+// prefix: what each of them has of its name is filled in.
+func toCome(profile, pattern string) string {
+	fill := []string{"%%", "%%"}
+	if before, after, is := strings.Cut(attach.EscapeSpecifiers(pattern), "@"); is {
+		fill = append(fill, "%p", before, "%j", before[strings.LastIndexByte(before, '-')+1:], "%N", before+"@%i", "%n", before+"@%i"+after)
+	} else {
+		stem := strings.TrimSuffix(before, ".service")
+		fill = append(fill, "%p", stem+"%p", "%N", stem+"%N", "%n", stem+"%n")
+	}
+	return strings.NewReplacer(fill...).Replace(profile)
+}
+
 // couldBe reports whether a profile's name may come of what an attachment says, where
 // each specifier may stand for anything.
 func couldBe(profile, name string) bool {
