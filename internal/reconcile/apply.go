@@ -122,6 +122,7 @@ func (l *Loop) Propose(ctx context.Context, files []attach.ProposedFile) ([]atta
 	if len(out) > 0 {
 		return out, nil
 	}
+	texts.stage(ctx)
 	proposals := l.proposeAttachments(ctx, attachments, d, texts)
 	out = l.proposeProfiles(ctx, texts, proposals)
 	for _, p := range proposals {
@@ -388,6 +389,15 @@ func (l *Loop) proposedTexts(ctx context.Context, files []attach.ProposedFile) (
 	return t, bad
 }
 
+// stage has what the texts were compiled to staged: once for all who are asked.
+func (t *proposedTexts) stage(ctx context.Context) {
+	all := slices.Collect(maps.Values(t.made))
+	t.Texts.Stage(ctx, all)
+	for _, c := range all {
+		t.made[c.File] = c
+	}
+}
+
 // ByName takes the profiles of proposed files from their texts.
 func (t *proposedTexts) ByName(name string) []attach.Profile {
 	out := slices.DeleteFunc(slices.Clone(t.Texts.ByName(name)), func(p attach.Profile) bool { _, is := t.made[p.File]; return is })
@@ -410,7 +420,7 @@ func (t *proposedTexts) InFile(file string) ([]attach.Profile, error) {
 	return slices.DeleteFunc(slices.Clone(c.Profiles), func(p attach.Profile) bool { return strings.Contains(p.Name, "//") }), nil
 }
 
-// Compile gives what the texts were compiled to.
+// Compile gives what the texts were compiled to, staged.
 func (t *proposedTexts) Compile(ctx context.Context, files []string, complain bool) (done []attach.Compiled, problems map[string]attach.Reason) {
 	var rest []string
 	mine := map[string]attach.Reason{}
@@ -445,8 +455,27 @@ func (t *proposedTexts) inComplain(ctx context.Context, file string) (attach.Com
 	}
 	i := slices.IndexFunc(t.files, func(f attach.ProposedFile) bool { return f.File == file })
 	c, why := t.compile(ctx, file, t.files[i].Text, true)
-	if why == nil {
-		t.soft[file] = c
+	if why != nil {
+		return c, why
 	}
-	return c, why
+	staged := []attach.Compiled{c}
+	t.Texts.Stage(ctx, staged)
+	t.soft[file] = staged[0]
+	return staged[0], nil
+}
+
+// Stage stages others; one that the kernel did not take, or reads otherwise, has no
+// checksums, and is not staged again for that.
+func (t *proposedTexts) Stage(ctx context.Context, policies []attach.Compiled) {
+	var at []int
+	var others []attach.Compiled
+	for i, c := range policies {
+		if _, is := t.made[c.File]; !is {
+			at, others = append(at, i), append(others, c)
+		}
+	}
+	t.Texts.Stage(ctx, others)
+	for i, c := range others {
+		policies[at[i]] = c
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -342,6 +343,74 @@ func TestNamesThatASpecifierMayStandFor(t *testing.T) {
 		if couldBe(c.profile, c.name) != c.could {
 			t.Errorf("%s, %s: not %v", c.profile, c.name, c.could)
 		}
+	}
+}
+
+// stagings counts how often each text is staged that has no checksums, which CompileText
+// gives none either.
+type stagings struct {
+	AppArmor
+	sync.Mutex
+	of map[string]int
+}
+
+func (s *stagings) Stage(ctx context.Context, all []attach.Compiled) {
+	s.Lock()
+	for _, c := range all {
+		if c.Checksums == nil {
+			s.of[c.ID]++
+		}
+	}
+	s.Unlock()
+	s.AppArmor.Stage(ctx, all)
+}
+
+func (s *stagings) CompileText(ctx context.Context, file, text string, complain bool) (attach.Compiled, *attach.Reason) {
+	c, why := s.AppArmor.CompileText(ctx, file, text, complain)
+	c.Checksums = nil
+	return c, why
+}
+
+// The kernel is asked about a proposed text once, however many units share it, also where
+// it answers otherwise than the text says.
+func TestAProposedTextIsStagedOnce(t *testing.T) {
+	for _, c := range []struct {
+		mode     attach.Wish
+		disputed string
+		exit     attach.Exit
+	}{{attach.WishEnforce, "", attach.ExitOK}, {attach.WishComplain, "", attach.ExitOK}, {attach.WishEnforce, "it may write everywhere", attach.ExitNotConfined}} {
+		w := newWorld()
+		conf := func(unit string) string { return "/etc/aaunit/attachments.d/" + unit + ".conf" }
+		units := []string{"u1.service", "u2.service", "u3.service", "u4.service"}
+		files := []attach.ProposedFile{{File: "/etc/apparmor.d/a", Text: "2"}}
+		for i, unit := range units {
+			w.addUnit(unit)
+			w.declareUnit(conf(unit), unit, func(a *attach.Attachment) { a.Profile, a.Mode = "a", c.mode })
+			if c.mode == attach.WishComplain && i > 1 {
+				files = append(files, attach.ProposedFile{File: conf(unit), Text: unit + " a complain"})
+			}
+		}
+		w.files["a"] = "1"
+		w.run(t, func(l *Loop) {
+			rest()
+			w.disputed = c.disputed
+			s := &stagings{AppArmor: l.apparmor, of: map[string]int{}}
+			l.apparmor = s
+			out, err := l.Propose(t.Context(), files)
+			if err != nil || len(out) != 1+len(units) {
+				t.Fatalf("%+v, %v", out, err)
+			}
+			for _, o := range out[1:] {
+				if o.Exit != c.exit || len(o.Questioned)+len(o.Reasons) == 0 {
+					t.Errorf("%+v", o)
+				}
+			}
+			for id, n := range s.of {
+				if n != 1 {
+					t.Errorf("%s %q: %s was staged %d times", c.mode, c.disputed, id, n)
+				}
+			}
+		})
 	}
 }
 
