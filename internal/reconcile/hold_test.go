@@ -875,11 +875,9 @@ func TestAHeldUnitIsOnTrialNoMore(t *testing.T) {
 		u := w.units["a.service"]
 		w.run(t, func(l *Loop) {
 			time.Sleep(time.Minute)
-			unlock := w.lock()
 			if tt.moves {
-				w.moved = map[string]string{"a": "usr.bin.a"}
+				w.move()
 			}
-			unlock()
 			w.edit("2")
 			time.Sleep(3 * time.Second)
 		})

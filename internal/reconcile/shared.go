@@ -16,27 +16,109 @@ import (
 // all to say that share the file: what was accepted for one, is held for one, is only
 // to be reported to one or is asserted not to be.
 
-// replaced gives, for each file of which there is another policy now than before, those
-// that it has come in the place of: the one of that file, and those of other files which
-// defined a profile of it, as where a package has given the file another name.
-func (l *Loop) replaced(now, before map[string]string) map[string]map[string]string {
-	out := map[string]map[string]string{}
-	for file, id := range now {
-		if before[file] == id {
-			continue
+// exchange is policies that take the place of others.
+type exchange struct{ now, before []attach.Compiled }
+
+// replaced finds what takes the place of what: a policy that of its file, and those of
+// other files that define a profile of it, as where a package has given a file another
+// name, or has made one of two, or two of one.
+func replaced(now, before []attach.Compiled) (out []exchange) {
+	_, is := parted(now, before, samePolicy)
+	_, was := parted(before, now, samePolicy)
+	for len(is) > 0 {
+		e := exchange{now: is[:1:1]}
+		is = is[1:]
+		for more := true; more; {
+			var b, n []attach.Compiled
+			b, was = parted(was, e.now, overlap)
+			e.before = append(e.before, b...)
+			n, is = parted(is, e.before, overlap)
+			e.now, more = append(e.now, n...), len(n) > 0
 		}
-		k, _ := l.policies.Lookup(id)
-		for old, was := range before {
-			if old != file && (now[old] == was || !l.defines(was, k)) {
-				continue
-			}
-			if out[file] == nil {
-				out[file] = map[string]string{}
-			}
-			out[file][old] = was
+		if len(e.before) > 0 {
+			out = append(out, e)
 		}
 	}
 	return out
+}
+
+// parted divides policies into those that have to do with one of the others, and the rest.
+func parted(all, others []attach.Compiled, has func(a, b attach.Compiled) bool) (with, without []attach.Compiled) {
+	for _, c := range all {
+		if slices.ContainsFunc(others, func(o attach.Compiled) bool { return has(c, o) }) {
+			with = append(with, c)
+		} else {
+			without = append(without, c)
+		}
+	}
+	return with, without
+}
+
+// samePolicy reports whether two policies are of one text and, where that is known, say
+// the same: another parser, or the same one for another kernel, may make another policy of
+// it.
+func samePolicy(a, b attach.Compiled) bool {
+	return a.ID == b.ID && (len(a.Checksums) == 0 || len(b.Checksums) == 0 || maps.Equal(a.Checksums, b.Checksums))
+}
+
+// overlap reports whether two policies are of one file, or define the same profile.
+func overlap(a, b attach.Compiled) bool {
+	if a.File == b.File {
+		return true
+	}
+	for name := range a.Checksums {
+		if _, has := b.Checksums[name]; has {
+			return true
+		}
+	}
+	return false
+}
+
+// policiesOf are policies by file and ID, also those that are not kept.
+func policiesOf(kept Policies, ids map[string]string) (all []attach.Compiled) {
+	for _, file := range slices.Sorted(maps.Keys(ids)) {
+		k, ok := kept.Lookup(ids[file])
+		if !ok {
+			k = attach.Compiled{File: file, ID: ids[file]}
+		}
+		all = append(all, k)
+	}
+	return all
+}
+
+// replaced is that of policies by file and ID.
+func (l *Loop) replaced(now, before map[string]string) []exchange {
+	return replaced(policiesOf(l.policies, now), policiesOf(l.policies, before))
+}
+
+// exchanged gives policies after some of them were replaced.
+func exchanged(ids map[string]string, all []exchange) map[string]string {
+	ids = maps.Clone(ids)
+	for _, e := range all {
+		for _, c := range e.before {
+			delete(ids, c.File)
+		}
+	}
+	for _, e := range all {
+		maps.Copy(ids, idsOf(e.now))
+	}
+	return ids
+}
+
+// concerns reports whether policies may take the place of what was accepted for a unit:
+// most units have nothing to do with them.
+func concerns(r attach.Record, all []attach.Compiled) bool {
+	return slices.ContainsFunc(all, func(c attach.Compiled) bool {
+		if r.Policies[c.File] != "" {
+			return true
+		}
+		for name := range c.Checksums {
+			if r.Accepted[name] != "" {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 // defines reports whether a policy that is kept has one of the profiles of another one.
@@ -49,21 +131,19 @@ func (l *Loop) defines(id string, c attach.Compiled) bool {
 // on behalf of one unit is accepted for all that share the file.
 func (l *Loop) acceptForOthers(j *job) {
 	var changed []attach.Record
+	asked := policiesOf(l.policies, j.d.Record.Policies)
 	l.mu.Lock()
 	for other, r := range l.records {
 		if other == j.d.Unit {
 			continue
 		}
-		differs := false
-		lent := &attach.Lent{By: j.d.Unit, Accepted: r.Accepted, Policies: r.Policies, Hold: r.Hold}
-		r = r.Clone()
-		for file, those := range l.replaced(j.d.Record.Policies, lent.Policies) {
-			for old := range those {
-				delete(r.Policies, old)
-			}
-			r.Policies[file], differs = j.d.Record.Policies[file], true
+		if !concerns(r, asked) {
+			continue
 		}
-		if differs {
+		if changes := replaced(asked, policiesOf(l.policies, r.Policies)); len(changes) > 0 {
+			lent := &attach.Lent{By: j.d.Unit, Accepted: r.Accepted, Policies: r.Policies, Hold: r.Hold}
+			r = r.Clone()
+			r.Policies = exchanged(r.Policies, changes)
 			r.Accepted = acceptedOf(l.policies, r)
 			if r.Hold.OnlyText() {
 				r.Hold = nil
@@ -88,7 +168,7 @@ func (l *Loop) giveBackToOthers(j *job) {
 	l.mu.Lock()
 	for _, r := range l.records {
 		if r.Lent != nil && r.Lent.By == j.d.Unit {
-			back = append(back, returned(r, j.d.Record.Policies))
+			back = append(back, l.returned(r, j.d.Record.Policies))
 		}
 	}
 	l.mu.Unlock()
@@ -100,11 +180,11 @@ func (l *Loop) giveBackToOthers(j *job) {
 
 // returned is a record with what was accepted for its unit before it was lent policies;
 // where something else has come since, that stays.
-func returned(r attach.Record, lent map[string]string) attach.Record {
+func (l *Loop) returned(r attach.Record, lent map[string]string) attach.Record {
 	was := *r.Lent
 	r.Lent = nil
-	for file, id := range lent {
-		if was.Policies[file] != "" && r.Policies[file] != id {
+	for _, e := range l.replaced(lent, was.Policies) {
+		if slices.ContainsFunc(e.now, func(c attach.Compiled) bool { return r.Policies[c.File] != c.ID }) {
 			return r
 		}
 	}
@@ -126,14 +206,10 @@ func (l *Loop) settleLent(unit string) {
 	if remembered && midway(by) {
 		return
 	}
-	kept := remembered && settled(by)
-	for file := range r.Lent.Policies {
-		kept = kept && (by.Policies[file] == "" || by.Policies[file] == r.Policies[file])
-	}
-	if kept {
+	if remembered && settled(by) && len(l.replaced(by.Policies, r.Policies)) == 0 {
 		r.Lent = nil
 	} else {
-		r = returned(r, r.Policies)
+		r = l.returned(r, r.Policies)
 	}
 	l.remember(r)
 }
@@ -199,25 +275,23 @@ func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attac
 }
 
 // withTexts gives the policies that were accepted for a unit, with texts in place of those
-// of the same files and profiles, and reports whether that makes any difference. l.mu is
-// held.
+// that they replace, and reports whether they replace any. l.mu is held.
 func (l *Loop) withTexts(r attach.Record, texts []attach.Compiled) (all []attach.Compiled, differs bool) {
-	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
-		id, comes := r.Policies[file], false
-		for _, c := range texts {
-			if c.File != file && !l.defines(id, c) {
-				continue
-			}
-			comes, differs = true, differs || c.ID != id || !l.isKept(c)
-			if !slices.ContainsFunc(all, func(o attach.Compiled) bool { return o.File == c.File }) {
-				all = append(all, c)
-			}
-		}
-		if k, ok := l.policies.Lookup(id); ok && !comes {
+	if !concerns(r, texts) {
+		return nil, false
+	}
+	own := policiesOf(l.policies, r.Policies)
+	changes := replaced(texts, own)
+	for _, e := range changes {
+		_, own = parted(own, e.before, samePolicy)
+		all = append(all, e.now...)
+	}
+	for _, k := range own {
+		if len(k.Checksums) > 0 {
 			all = append(all, k)
 		}
 	}
-	return all, differs
+	return all, len(changes) > 0
 }
 
 // objects asks what speaks against a unit's running under policies.

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"slices"
@@ -108,16 +109,22 @@ func (j *job) noteUncounted(may []uncounted) {
 
 // undoTrials goes back to the policies that were accepted before.
 func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
-	back := map[string]map[string]string{} // file -> what it goes back to
-	undone := map[string]string{}          // file -> ID that it comes from
-	why := map[string]*job{}               // file -> because of whom
-	was := map[string]string{}             // all that is gone back to
+	undone := map[string]string{} // file -> ID that it comes from
+	was := map[string]string{}    // file -> ID that is gone back to
+	why := map[string]*job{}      // file -> because of whom
+	undo := func(e exchange, j *job) {
+		for _, c := range e.now {
+			undone[c.File] = cmp.Or(undone[c.File], c.ID)
+			why[c.File] = cmp.Or(why[c.File], j)
+		}
+		for _, k := range e.before {
+			was[k.File] = cmp.Or(was[k.File], k.ID)
+			why[k.File] = cmp.Or(why[k.File], j)
+		}
+	}
 	for _, j := range failed {
-		for file, to := range l.replaced(j.d.Record.Policies, j.d.Record.Trial.Policies) {
-			back[file], undone[file], why[file] = to, j.d.Record.Policies[file], j
-			for f, id := range to {
-				was[f], why[f] = id, j
-			}
+		for _, e := range l.replaced(j.d.Record.Policies, j.d.Record.Trial.Policies) {
+			undo(e, j)
 		}
 	}
 	var load []attach.Compiled
@@ -151,7 +158,7 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 		jobOf[j.d.Unit] = j
 	}
 	for _, unit := range l.sharing(undone) {
-		l.goBack(ctx, unit, jobOf[unit], back, undone, why)
+		l.goBack(ctx, unit, jobOf[unit], undone, was, why)
 	}
 }
 
@@ -203,10 +210,20 @@ func idsOf(all []attach.Compiled) map[string]string {
 	return ids
 }
 
+// policiesBefore gives the policies that a unit goes back to.
+func (l *Loop) policiesBefore(r attach.Record, undone, was map[string]string) map[string]string {
+	undoes := func(all []exchange) []exchange {
+		return slices.DeleteFunc(all, func(e exchange) bool {
+			return !slices.ContainsFunc(e.before, func(c attach.Compiled) bool { return undone[c.File] == c.ID })
+		})
+	}
+	return exchanged(r.Policies, undoes(l.replaced(was, r.Policies)))
+}
+
 // goBack puts on a unit's record that it runs under the earlier policy again,
 // and holds the changed text. j is the unit's job in this pass, nil where it has
 // none.
-func (l *Loop) goBack(ctx context.Context, unit string, j *job, back map[string]map[string]string, undone map[string]string, why map[string]*job) {
+func (l *Loop) goBack(ctx context.Context, unit string, j *job, undone, was map[string]string, why map[string]*job) {
 	d, err := l.desired(unit)
 	if err != nil || d.Attachment == nil {
 		return
@@ -215,11 +232,10 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back map[string]
 	r := &d.Record
 	for file, id := range undone {
 		if r.Policies[file] == id {
-			delete(r.Policies, file)
-			maps.Copy(r.Policies, back[file])
 			first = why[file]
 		}
 	}
+	r.Policies = l.policiesBefore(*r, undone, was)
 	if r.Trial != nil {
 		l.denials.tried(unit, r.Trial.Since.Add(-behind), false)
 	}
@@ -229,11 +245,11 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, back map[string]
 		var seen attach.Observed
 		if seen, err = l.observe(ctx, d, full); err == nil {
 			r.Hold.Inputs = inputs(&job{d: d, o: seen})
-			was := maps.Clone(undone)
+			tried := maps.Clone(undone)
 			if j != nil {
-				maps.Copy(was, idsOf(j.o.Policy.Texts))
+				maps.Copy(tried, idsOf(j.o.Policy.Texts))
 			}
-			if savedSince(seen.Policy.Texts, was) {
+			if savedSince(seen.Policy.Texts, tried) {
 				r.Hold.Inputs = "" // for the next plan
 				l.queue.add(inputChanged, unit)
 			}

@@ -71,9 +71,7 @@ func TestATextThatMovedToAnotherFileIsUndone(t *testing.T) {
 			w.deadly["2"] = "dies"
 		}
 		w.run(t, func(l *Loop) {
-			unlock := w.lock()
-			w.moved = map[string]string{"a": "usr.bin.a"}
-			unlock()
+			w.move()
 			w.edit("2")
 			time.Sleep(2 * time.Second)
 			if !dies {
@@ -96,7 +94,7 @@ func TestATextThatMovedToAnotherFileIsUndone(t *testing.T) {
 				}
 			}
 			check("undone", "1", old, true)
-			unlock = w.lock()
+			unlock := w.lock()
 			delete(w.deadly, "2")
 			unlock()
 			attachUnits(t, l, attach.Request{Units: []string{"a"}})

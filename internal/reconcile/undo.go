@@ -119,19 +119,20 @@ func (l *Loop) endTrial(j *job, back []*job) {
 	if t == nil || j.fresh {
 		return
 	}
-	was := maps.Clone(j.before.Policies)
+	was := j.before.Policies
 	l.mu.Lock()
-	for file, those := range l.replaced(was, t.Policies) {
+	var ends []exchange
+	for _, e := range l.replaced(t.Policies, was) {
 		goesOn := false
 		for other, r := range l.records {
-			goesOn = goesOn || r.Policies[file] == was[file] && settled(r) && !heldAtAttach(r) &&
+			goesOn = goesOn || slices.ContainsFunc(e.before, func(c attach.Compiled) bool { return r.Policies[c.File] == c.ID }) && settled(r) && !heldAtAttach(r) &&
 				!slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other })
 		}
 		if !goesOn {
-			delete(j.before.Policies, file)
-			maps.Copy(j.before.Policies, those)
+			ends = append(ends, e)
 		}
 	}
+	j.before.Policies = exchanged(was, ends)
 	l.mu.Unlock()
 	j.before.Trial = nil
 	if !maps.Equal(was, j.before.Policies) {
@@ -664,7 +665,7 @@ func (l *Loop) usedByOthers(unit string, back []*job, c attach.Compiled) (used, 
 		if _, ours := c.Checksums[r.Profile]; ours && other != unit && len(r.DropIns) > 0 && (r.Hold == nil || r.Hold.OnlyText()) &&
 			!slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other && !b.stuck }) {
 			used = true
-			alike = alike || r.Policies[c.File] == c.ID || r.Policies[c.File] == ""
+			alike = alike || len(replaced([]attach.Compiled{c}, policiesOf(l.policies, r.Policies))) == 0
 		}
 	}
 	return used, alike

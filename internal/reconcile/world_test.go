@@ -119,6 +119,8 @@ type world struct {
 	lodgers map[string]string
 	// moved: profile -> the name of the file that defines it, where that is not its own.
 	moved map[string]string
+	// in: profile -> the file of another one that defines it, as also says.
+	in map[string]string
 }
 
 // journalText is what the daemon logged.
@@ -726,6 +728,12 @@ func (w *world) Follow(_ context.Context, wants func(string) bool) <-chan attach
 	return w.events
 }
 
+// move has another file define profile a.
+func (w *world) move() {
+	defer w.lock()()
+	w.moved = map[string]string{"a": "usr.bin.a"}
+}
+
 func (w *world) profile(name string) attach.Profile {
 	p := attach.Profile{Name: name, File: "/etc/apparmor.d/" + cmp.Or(w.moved[name], name), Line: 1, Flags: w.flags[name], ComplainBy: w.softened[name]}
 	if w.byPath[name] {
@@ -735,6 +743,9 @@ func (w *world) profile(name string) attach.Profile {
 }
 
 func (w *world) ByName(name string) []attach.Profile {
+	if f := w.in[name]; f != "" {
+		return []attach.Profile{{Name: name, File: "/etc/apparmor.d/" + f, Line: 1}}
+	}
 	defer w.lock()()
 	if _, ok := w.files[name]; ok {
 		return []attach.Profile{w.profile(name)}

@@ -1,0 +1,90 @@
+package reconcile
+
+import (
+	"context"
+	"maps"
+	"testing"
+	"time"
+
+	"github.com/aaunit/aaunit/internal/attach"
+)
+
+// Who asks for texts that a package has made of one has all of them accepted for the others,
+// and all are taken back where the attach fails.
+func TestAFileThatBecameTwoIsAskedFor(t *testing.T) {
+	const textB = "/etc/apparmor.d/b"
+	for _, leftAlone := range []bool{false, true} {
+		for _, fails := range []bool{false, true} {
+			for range 5 { // in whatever order
+				w := attached(func(a *attach.Attachment) {
+					a.AllowProfiles, a.OnProfileChange, a.OnViolation = []string{"b"}, attach.ChangeReport, attach.ViolationStop
+				}, "a", "c")
+				w.tells, w.also, w.in = true, map[string]string{"a": "b"}, map[string]string{"b": "a"}
+				w.run(t, func(l *Loop) {
+					unlock := w.lock()
+					w.also, w.in, w.files["b"] = nil, nil, "2"
+					if fails {
+						w.deadly["2"], w.units["c.service"].survives = "dies", true
+					}
+					unlock()
+					w.edit("2")
+					rest()
+					if leftAlone {
+						pause(t, l, time.Hour, "c")
+					}
+					out, err := l.Attach(context.Background(), attach.Request{Units: []string{"a"}}, nil)
+					if err != nil || (out[0].Exit != attach.ExitOK) != fails {
+						t.Fatalf("%v %+v", err, out)
+					}
+					w.still(t, "asked for")
+					time.Sleep(time.Hour)
+					w.still(t, "after an hour")
+					want, kernel := map[string]string{textA: textA + " 2", textB: textB + " 2"}, "2"
+					if fails {
+						want, kernel = map[string]string{textA: textA + " 1 and b"}, "1"
+					}
+					for _, unit := range []string{"a", "c"} {
+						if r := w.record(unit + ".service"); !maps.Equal(r.Policies, want) || r.Lent != nil || answer(l, unit) != "confined" || !w.units[unit+".service"].running {
+							t.Errorf("left alone %v, fails %v: %s is %s, has %q, lent %+v", leftAlone, fails, unit, answer(l, unit), r.Policies, r.Lent)
+						}
+					}
+					if w.kernel["a"] != kernel || w.kernel["b"] != kernel || w.called("stop") > 0 {
+						t.Errorf("left alone %v, fails %v: kernel %q, %q", leftAlone, fails, w.kernel, w.trace)
+					}
+				})
+			}
+		}
+	}
+}
+
+// What failed is not left live for one that shares the profile: that has its former policy
+// back with the undo, and nobody has done anything to it.
+func TestATextThatMovedIsTakenBackFromTheOthers(t *testing.T) {
+	for _, moves := range []bool{false, true} {
+		w := attached(func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport }, "c")
+		u := w.addUnit("a.service")
+		w.tells = true
+		w.run(t, func(l *Loop) {
+			if moves {
+				w.move()
+			}
+			w.edit("2")
+			rest()
+			unlock := w.lock()
+			w.onCall = func(call string) {
+				if call == "restart a.service" {
+					time.AfterFunc(time.Second, func() { defer w.lock()(); u.running, u.failed = false, true })
+				}
+			}
+			unlock()
+			out, err := l.Attach(context.Background(), attach.Request{Units: []string{"a"}, Profile: "a"}, nil)
+			if err != nil || out[0].Exit == attach.ExitOK {
+				t.Fatalf("%v %+v", err, out)
+			}
+			w.still(t, "undone")
+			if r := w.record("c.service"); answer(l, "c") != "confined" || r.Policies[textA] != textA+" 1" || w.kernel["a"] != "1" || w.log.count("put back the policy") > 0 {
+				t.Errorf("moves %v: c is %s, has %q, kernel %q\n%s", moves, answer(l, "c"), r.Policies, w.kernel, w.log.String())
+			}
+		})
+	}
+}
