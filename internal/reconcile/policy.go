@@ -588,15 +588,15 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 		p.Problems = append(p.Problems, problems...)
 		p.Texts = slices.Clone(p.Compiled)
 		l.askGate(ctx, d, u, &p, m)
-		for i, c := range p.Compiled {
-			if k, who := l.standing(d, c); who != "" {
-				p.Compiled[i] = k
+		for _, s := range l.standing(d, p.Compiled) {
+			p.Compiled = s.among(p.Compiled)
+			for _, c := range s.now {
 				what := "says something else"
-				if k.ID == c.ID {
+				if slices.ContainsFunc(s.before, func(k attach.Compiled) bool { return k.ID == c.ID }) {
 					what = "is compiled to something else"
 				}
-				p.Standing = append(p.Standing, attach.Because(attach.PolicyChanged, "%s %s by now, which is not to go live for %s; so the policy that was accepted before is that of %s too", c.File, what, who, d.Unit).
-					At(c.File).WithNext("aaunitctl attach "+who))
+				p.Standing = append(p.Standing, attach.Because(attach.PolicyChanged, "%s %s by now, which is not to go live for %s; so the policy that was accepted before is that of %s too", c.File, what, s.who, d.Unit).
+					At(c.File).WithNext("aaunitctl attach "+s.who))
 			}
 		}
 		if d.Attachment.Mode == attach.WishComplain {

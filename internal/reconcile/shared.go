@@ -6,6 +6,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,12 +17,13 @@ import (
 // all to say that share the file: what was accepted for one, is held for one, is only
 // to be reported to one or is asserted not to be.
 
-// exchange is policies that take the place of others.
+// exchange is policies that take the place of others, which are not the same.
 type exchange struct{ now, before []attach.Compiled }
 
 // replaced finds what takes the place of what: a policy that of its file, and those of
 // other files that define a profile of it, as where a package has given a file another
-// name, or has made one of two, or two of one.
+// name, or has made one of two, or two of one. Where the profiles that are in both are the
+// same, nothing is replaced.
 func replaced(now, before []attach.Compiled) (out []exchange) {
 	_, is := parted(now, before, samePolicy)
 	_, was := parted(before, now, samePolicy)
@@ -35,7 +37,7 @@ func replaced(now, before []attach.Compiled) (out []exchange) {
 			n, is = parted(is, e.before, overlap)
 			e.now, more = append(e.now, n...), len(n) > 0
 		}
-		if len(e.before) > 0 {
+		if e.differs() {
 			out = append(out, e)
 		}
 	}
@@ -68,6 +70,32 @@ func overlap(a, b attach.Compiled) bool {
 	}
 	for name := range a.Checksums {
 		if _, has := b.Checksums[name]; has {
+			return true
+		}
+	}
+	return false
+}
+
+// differs reports whether a profile that is in both, or a child or hat of one, is another
+// one now. Of a policy that is not kept it is not known.
+func (e exchange) differs() bool {
+	if len(e.before) == 0 {
+		return false
+	}
+	if slices.ContainsFunc(slices.Concat(e.now, e.before), func(c attach.Compiled) bool { return len(c.Checksums) == 0 }) {
+		return true
+	}
+	in := func(all []attach.Compiled) map[string]string {
+		sums := map[string]string{}
+		for _, c := range all {
+			maps.Copy(sums, c.Checksums)
+		}
+		return sums
+	}
+	is, was := in(e.now), in(e.before)
+	for name := range maps.Keys(in(slices.Concat(e.now, e.before))) {
+		top, _, _ := strings.Cut(name, "//")
+		if is[top] != "" && was[top] != "" && is[name] != was[name] {
 			return true
 		}
 	}
@@ -119,12 +147,6 @@ func concerns(r attach.Record, all []attach.Compiled) bool {
 		}
 		return false
 	})
-}
-
-// defines reports whether a policy that is kept has one of the profiles of another one.
-func (l *Loop) defines(id string, c attach.Compiled) bool {
-	k, _ := l.policies.Lookup(id)
-	return slices.ContainsFunc(sortedNames(k), func(name string) bool { return c.Checksums[name] != "" })
 }
 
 // acceptForOthers: the kernel has one policy of a name. What a person asks for
@@ -339,50 +361,50 @@ func (l *Loop) bar(j *job) {
 
 // barredFor reports whether a policy that a plan takes for that of its unit is kept from
 // going live by another unit.
-func (l *Loop) barredFor(j *job) bool {
-	return slices.ContainsFunc(j.o.Policy.Compiled, func(c attach.Compiled) bool { _, who := l.standing(j.d, c); return who != "" })
+func (l *Loop) barredFor(j *job) bool { return len(l.standing(j.d, j.o.Policy.Compiled)) > 0 }
+
+// stands is what stays as it is for a unit, and the texts that are not to take its place.
+type stands struct {
+	exchange
+	who string
 }
 
-// standing finds another unit that runs under an earlier version of a file, and
-// is not to leave it: the kernel has one policy of a name, so that one counts for
-// all units, until a person says otherwise.
-func (l *Loop) standing(d attach.Desired, c attach.Compiled) (k attach.Compiled, who string) {
+// among gives texts with what stays in the place of those that are not to replace it.
+func (s stands) among(texts []attach.Compiled) []attach.Compiled {
+	_, others := parted(texts, s.now, samePolicy)
+	return append(others, s.before...)
+}
+
+// standing finds what other units run under and are not to leave for these texts: the
+// kernel has one policy of a name, so that one counts for all units, until a person says
+// otherwise.
+func (l *Loop) standing(d attach.Desired, texts []attach.Compiled) (out []stands) {
 	if d.Asked {
-		return k, ""
+		return nil
 	}
-	same := l.isKept(c)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, other := range slices.Sorted(maps.Keys(l.records)) {
 		r := l.records[other]
-		id, has := r.Policies[c.File]
-		if !has {
-			id = l.elsewhere(r, c)
-		}
-		if id == "" || id == c.ID && same || other == d.Unit || !settled(r) {
+		a, ok := l.targets[other]
+		if !ok || other == d.Unit || !settled(r) || !concerns(r, texts) {
 			continue
 		}
-		if a, ok := l.targets[other]; ok && (a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || l.barred[other][c.File] == c.ID) {
-			if k, ok := l.policies.Lookup(id); ok && k.Complain == c.Complain {
-				return k, other
+		keepsOut := func(c attach.Compiled) bool {
+			return a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || l.barred[other][c.File] == c.ID
+		}
+		if !slices.ContainsFunc(texts, keepsOut) {
+			continue
+		}
+		for _, e := range replaced(texts, policiesOf(l.policies, r.Policies)) {
+			inTheWay := func(k attach.Compiled) bool { return len(k.Checksums) == 0 || k.Complain != e.now[0].Complain }
+			if slices.ContainsFunc(e.now, keepsOut) && !slices.ContainsFunc(e.before, inTheWay) {
+				out = append(out, stands{e, other})
+				_, texts = parted(texts, e.now, samePolicy)
 			}
 		}
 	}
-	return k, ""
-}
-
-// elsewhere is what was accepted of another file that defines a profile of a policy; ""
-// nothing.
-func (l *Loop) elsewhere(r attach.Record, c attach.Compiled) string {
-	if !slices.ContainsFunc(sortedNames(c), func(name string) bool { return r.Accepted[name] != "" }) {
-		return "" // as of most
-	}
-	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
-		if l.defines(r.Policies[file], c) {
-			return r.Policies[file]
-		}
-	}
-	return ""
+	return out
 }
 
 // isKept reports whether what is kept under the ID of a policy is that policy, or nothing.

@@ -3,11 +3,65 @@ package reconcile
 import (
 	"context"
 	"maps"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
 )
+
+func TestWhatTakesThePlaceOfWhat(t *testing.T) {
+	// "f: a1 b1" is file f with profiles a and b; "f" is not kept.
+	policies := func(texts ...string) (all []attach.Compiled) {
+		for _, text := range texts {
+			file, profiles, _ := strings.Cut(text, ": ")
+			c := attach.Compiled{File: file, ID: text, Checksums: map[string]string{}}
+			for _, p := range strings.Fields(profiles) {
+				c.Checksums[p[:len(p)-1]] = p
+			}
+			all = append(all, c)
+		}
+		return all
+	}
+	ids := func(all []attach.Compiled) string {
+		return strings.Join(slices.Sorted(maps.Values(idsOf(all))), ", ")
+	}
+	for name, tt := range map[string]struct {
+		now, before []string
+		want        []string // now < before
+	}{
+		"the same":                 {[]string{"f: a1"}, []string{"f: a1"}, nil},
+		"changed":                  {[]string{"f: a2"}, []string{"f: a1"}, []string{"f: a2 < f: a1"}},
+		"moved":                    {[]string{"g: a2"}, []string{"f: a1"}, []string{"g: a2 < f: a1"}},
+		"moved alone":              {[]string{"g: a1"}, []string{"f: a1"}, nil},
+		"one beside":               {[]string{"f: a2", "g: b1"}, []string{"f: a1", "g: b1"}, []string{"f: a2 < f: a1"}},
+		"two":                      {[]string{"f: a2", "g: b2"}, []string{"f: a1", "g: b1"}, []string{"f: a2 < f: a1", "g: b2 < g: b1"}},
+		"one became two":           {[]string{"f: a2", "g: b1"}, []string{"f: a1 b1"}, []string{"f: a2, g: b1 < f: a1 b1"}},
+		"two became one":           {[]string{"f: a1 b2"}, []string{"f: a1", "g: b1"}, []string{"f: a1 b2 < f: a1, g: b1"}},
+		"one became two alone":     {[]string{"f: a1", "g: b1"}, []string{"f: a1 b1"}, nil},
+		"all moved on":             {[]string{"f: b1", "g: a2"}, []string{"f: a1", "h: b1"}, []string{"f: b1, g: a2 < f: a1, h: b1"}},
+		"a hat goes":               {[]string{"f: a1"}, []string{"f: a1 a//h1"}, []string{"f: a1 < f: a1 a//h1"}},
+		"a profile comes":          {[]string{"f: a1 b1"}, []string{"f: a1"}, nil},
+		"a profile goes":           {[]string{"f: a1"}, []string{"f: a1 b1"}, nil},
+		"another in the same file": {[]string{"f: b1"}, []string{"f: a1"}, nil},
+		"none before":              {[]string{"f: a1"}, nil, nil},
+		"not kept":                 {[]string{"f: a1"}, []string{"f"}, []string{"f: a1 < f"}},
+	} {
+		var got []string
+		for _, e := range replaced(policies(tt.now...), policies(tt.before...)) {
+			got = append(got, ids(e.now)+" < "+ids(e.before))
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	anew := policies("f: a1")
+	anew[0].Checksums["a"] = "a1 by another parser"
+	if got := replaced(anew, policies("f: a1")); len(got) != 1 {
+		t.Errorf("made by another parser: %v", got)
+	}
+}
 
 // Who asks for texts that a package has made of one has all of them accepted for the others,
 // and all are taken back where the attach fails.

@@ -286,3 +286,33 @@ func TestADeploymentUndoesNoText(t *testing.T) {
 		})
 	}
 }
+
+// A text that says the same as before is none that could be at fault: what becomes of a unit
+// is not its doing, and nobody is told of a change.
+func TestATextThatSaysTheSameIsNotTried(t *testing.T) {
+	for _, change := range []attach.OnProfileChange{attach.ChangeLoad, attach.ChangeReport} {
+		w := attached(nil, "a", "b")
+		w.addUnit("c.service")
+		w.run(t, func(l *Loop) {
+			w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile, a.OnProfileChange = "a", change })
+			rest()
+			loads := w.called("load")
+			w.move() // as after a comment: it has another ID
+			w.trigger()
+			time.Sleep(2 * time.Second)
+			unlock := w.lock()
+			u := w.units["b.service"]
+			u.running, u.failed, u.ended = false, true, time.Now()
+			unlock()
+			w.still(t, "it failed")
+			for _, unit := range []string{"a", "b", "c"} {
+				if s, r := status(t, l, unit), w.record(unit+".service"); r.Trial != nil || s.Held != nil || len(s.Notes) > 0 || r.Accepted["a"] != "sha256:a1" {
+					t.Errorf("%s: %s: held %+v, notes %v, %+v", change, unit, s.Held, s.Notes, r)
+				}
+			}
+			if r := w.record("b.service"); u.running || w.called("load") != loads || len(r.Policies[textA]) > 0 {
+				t.Errorf("%s: running %v, %q, %q", change, u.running, r.Policies, w.trace)
+			}
+		})
+	}
+}
