@@ -56,10 +56,16 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 		if len(r.DropIns) == 0 || alone[r.Unit] || endedWithBoot(r, o.Boot) {
 			continue
 		}
-		for file, id := range r.Policies {
-			// As in a pass, where units have different ones.
-			own := claim{unit: r.Unit, held: heldAtAttach(r)}
-			if who, _ := supersededIn(slices.Values(attached), o.Policies, own, file, id, aside); who == "" {
+		// As in a pass, where units have different ones.
+		own := claim{unit: r.Unit, held: heldAtAttach(r)}
+		givesWay := map[string]bool{} // by ID
+		for _, c := range supersededIn(slices.Values(attached), o.Policies, own, r, aside) {
+			for _, k := range c.before {
+				givesWay[k.ID] = true
+			}
+		}
+		for _, id := range r.Policies {
+			if !givesWay[id] {
 				ids[id] = true
 			}
 		}

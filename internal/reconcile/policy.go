@@ -627,12 +627,12 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 	}
 	if how == full && settled(d.Record) && !sameLive(d.Record.Accepted, p.Live) {
 		own := claim{unit: d.Unit, held: heldAtAttach(d.Record)}
-		for file, id := range d.Record.Policies {
-			if who, _ := l.superseded(own, file, id); who != "" {
-				if p.Superseded == nil {
-					p.Superseded = map[string]string{}
-				}
-				p.Superseded[file] = who
+		for _, c := range l.superseded(own, d.Record) {
+			if p.Superseded == nil {
+				p.Superseded = map[string]string{}
+			}
+			for _, k := range c.before {
+				p.Superseded[k.File] = c.unit
 			}
 		}
 	}

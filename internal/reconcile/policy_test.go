@@ -722,11 +722,11 @@ func TestMakePolicyLiveWaitsForNoParser(t *testing.T) {
 	}
 }
 
-// Of two policies that name one profile the one counts that is compiled anew, whether or
+// Of two policies of a unit that name one profile the one counts that is compiled anew, whether or
 // not the other one is ready before.
 func TestMakePolicyLiveKeepsTheOrder(t *testing.T) {
 	for _, live := range []string{"", "1", "2", "1 by parser 2"} {
-		w := attached(nil, "a", "b")
+		w := attached(nil, "a")
 		w.run(t, func(*Loop) {})
 		w.reboot(map[string]string{})
 		if live != "" {
@@ -737,9 +737,7 @@ func TestMakePolicyLiveKeepsTheOrder(t *testing.T) {
 		k.File = "/etc/apparmor.d/other"
 		k.ID, k.Blob, k.Environment, k.Checksums = k.File+" 2", []byte("2"), "parser 2", map[string]string{"a": "sha256:a2"}
 		w.kept[k.ID] = k
-		r := w.records["b.service"]
-		r.Policies, r.Accepted = map[string]string{k.File: k.ID}, k.Checksums
-		w.records["b.service"] = r
+		w.records["a.service"].Policies[k.File] = k.ID
 		w.trace = nil
 		want, loads := "1 by parser 2", "load 2"
 		switch live {

@@ -341,13 +341,11 @@ func (l *Loop) objects(ctx context.Context, d attach.Desired, texts []attach.Com
 func (l *Loop) bar(j *job) {
 	barred := maps.Clone(j.o.Policy.Barred)
 	if r := j.d.Record; j.plan.KeepsPolicy && r.Hold == nil {
-		for _, c := range j.o.Policy.Texts {
-			if id := r.Policies[c.File]; id != "" && (id != c.ID || !l.isKept(c)) {
-				if barred == nil {
-					barred = map[string]string{}
-				}
-				barred[c.File] = c.ID
+		for _, e := range replaced(j.o.Policy.Texts, policiesOf(l.policies, r.Policies)) {
+			if barred == nil {
+				barred = map[string]string{}
 			}
+			maps.Copy(barred, idsOf(e.now))
 		}
 	}
 	l.mu.Lock()
@@ -451,7 +449,7 @@ func madeAnew(kept Policies, r attach.Record, ids map[string]bool) (now attach.R
 	return now, differs
 }
 
-// claim tells whose policy of a file counts, of units for which different ones were
+// claim tells whose policy of a profile counts, of units for which different ones were
 // accepted. It is the same for all of them, so that they never take turns.
 type claim struct {
 	unit string
@@ -481,35 +479,54 @@ func (c claim) over(other claim) bool {
 // claim is that of the job's unit, which sees to its policy in this pass.
 func (j *job) claim() claim { return claim{unit: j.d.Unit, held: heldAtAttach(j.d.Record)} }
 
-// superseded finds another attached unit whose policy of a file counts, where it is not the
-// one of this unit, and which that is.
-func (l *Loop) superseded(own claim, file, id string) (who, now string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return supersededIn(maps.Values(l.records), l.policies, own, file, id, l.aside)
+// counts is what counts in place of what was accepted for a unit, and whose it is.
+type counts struct {
+	claim
+	exchange
 }
 
-func supersededIn(records iter.Seq[attach.Record], kept Policies, own claim, file, id string, aside func(attach.Record) (left, idle bool)) (who, now string) {
-	compiled := func(id string) time.Time {
-		k, _ := kept.Lookup(id)
-		return k.At
-	}
-	var best claim
-	for r := range records {
-		has := r.Policies[file]
-		if r.Unit == own.unit || has == "" || has == id || !settled(r) {
+// superseded finds the attached units whose policies count, where they are not those of this
+// unit. What counts most comes last.
+func (l *Loop) superseded(own claim, r attach.Record) []counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return supersededIn(maps.Values(l.records), l.policies, own, r, l.aside)
+}
+
+func supersededIn(records iter.Seq[attach.Record], kept Policies, own claim, r attach.Record, aside func(attach.Record) (left, idle bool)) (out []counts) {
+	accepted := policiesOf(kept, r.Policies)
+	for other := range records {
+		if other.Unit == own.unit || !settled(other) || !concerns(other, accepted) {
 			continue
 		}
-		if best.unit == "" {
-			own.at = compiled(id)
-			best = own
-		}
-		left, idle := aside(r)
-		if c := (claim{r.Unit, left, heldAtAttach(r), idle, compiled(has)}); c.over(best) {
-			best, who, now = c, r.Unit, has
+		for _, e := range replaced(policiesOf(kept, other.Policies), accepted) {
+			left, idle := aside(other)
+			own.at = newest(e.before)
+			if c := (claim{other.Unit, left, heldAtAttach(other), idle, newest(e.now)}); c.over(own) {
+				out = append(out, counts{c, e})
+			}
 		}
 	}
-	return who, now
+	slices.SortFunc(out, func(a, b counts) int {
+		switch {
+		case a.over(b.claim):
+			return 1
+		case b.over(a.claim):
+			return -1
+		}
+		return 0
+	})
+	return out
+}
+
+// newest is when the last of policies was compiled first; zero where none is kept.
+func newest(all []attach.Compiled) (at time.Time) {
+	for _, c := range all {
+		if c.At.After(at) {
+			at = c.At
+		}
+	}
+	return at
 }
 
 // aside reports whether nobody puts back the policy of an attached unit at present: it is
@@ -522,16 +539,15 @@ func (l *Loop) aside(r attach.Record) (left, idle bool) {
 
 // counting is a record with the policies that count for its unit.
 func (l *Loop) counting(r attach.Record, own claim) attach.Record {
+	over := l.superseded(own, r)
+	if len(over) == 0 {
+		return r
+	}
 	r = r.Clone()
-	differs := false
-	for file, id := range r.Policies {
-		if _, now := l.superseded(own, file, id); now != "" {
-			r.Policies[file], differs = now, true
-		}
+	for _, c := range over {
+		r.Policies = exchanged(r.Policies, replaced(c.now, policiesOf(l.policies, r.Policies)))
 	}
-	if differs {
-		r.Accepted = acceptedOf(l.policies, r)
-	}
+	r.Accepted = acceptedOf(l.policies, r)
 	return r
 }
 

@@ -111,6 +111,31 @@ func TestAFileThatBecameTwoIsAskedFor(t *testing.T) {
 	}
 }
 
+// A text that something else speaks against for one unit goes live for none, in whatever
+// file it is.
+func TestATextThatMovedIsBarred(t *testing.T) {
+	w := attached(nil, "a", "c")
+	w.tells, w.files["q"] = true, "1"
+	w.run(t, func(l *Loop) {
+		w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile, a.AllowProfiles = "a", []string{"q"} })
+		rest()
+		unlock := w.lock()
+		w.bad["q"] = true
+		unlock()
+		w.move()
+		w.edit("2")
+		w.still(t, "barred")
+		for _, unit := range []string{"a", "c"} {
+			if r := w.record(unit + ".service"); answer(l, unit) != "confined" || r.Policies[textA] != textA+" 1" {
+				t.Errorf("%s is %s, has %q", unit, answer(l, unit), r.Policies)
+			}
+		}
+		if s := status(t, l, "c"); w.kernel["a"] != "1" || !slices.Contains(codes(s.Notes), attach.PolicyChanged) {
+			t.Errorf("%q %+v", w.kernel, s)
+		}
+	})
+}
+
 // What failed is not left live for one that shares the profile: that has its former policy
 // back with the undo, and nobody has done anything to it.
 func TestATextThatMovedIsTakenBackFromTheOthers(t *testing.T) {
