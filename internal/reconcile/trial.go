@@ -127,6 +127,24 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 			undo(e, j)
 		}
 	}
+	// Where a package has made one file of two, or two of one, others come from more texts
+	// than who failed, or go back to more.
+	for n := -1; n < len(undone); {
+		n = len(undone)
+		for _, unit := range l.sharing(undone) {
+			l.mu.Lock()
+			r := l.records[unit]
+			l.mu.Unlock()
+			if r.Trial == nil {
+				continue
+			}
+			for _, e := range l.replaced(r.Policies, r.Trial.Policies) {
+				if i := slices.IndexFunc(e.now, func(c attach.Compiled) bool { return undone[c.File] == c.ID }); i >= 0 {
+					undo(e, why[e.now[i].File])
+				}
+			}
+		}
+	}
 	var load []attach.Compiled
 	bad := map[string]error{}
 	for _, file := range slices.Sorted(maps.Keys(was)) {
@@ -210,14 +228,19 @@ func idsOf(all []attach.Compiled) map[string]string {
 	return ids
 }
 
-// policiesBefore gives the policies that a unit goes back to.
+// policiesBefore gives the policies that a unit goes back to: those before its own trial,
+// and of what it had not on trial those of the others.
 func (l *Loop) policiesBefore(r attach.Record, undone, was map[string]string) map[string]string {
 	undoes := func(all []exchange) []exchange {
 		return slices.DeleteFunc(all, func(e exchange) bool {
 			return !slices.ContainsFunc(e.before, func(c attach.Compiled) bool { return undone[c.File] == c.ID })
 		})
 	}
-	return exchanged(r.Policies, undoes(l.replaced(was, r.Policies)))
+	ids := r.Policies
+	if r.Trial != nil {
+		ids = exchanged(ids, undoes(l.replaced(r.Trial.Policies, ids)))
+	}
+	return exchanged(ids, undoes(l.replaced(was, ids)))
 }
 
 // goBack puts on a unit's record that it runs under the earlier policy again,

@@ -287,6 +287,73 @@ func TestADeploymentUndoesNoText(t *testing.T) {
 	}
 }
 
+// Where what was accepted is in two files, one of which a unit has nothing to do with, each
+// unit goes back to what it had.
+func TestTwoFilesThatBecameOneAreUndone(t *testing.T) {
+	const textB = "/etc/apparmor.d/b"
+	for _, who := range []string{"a", "c"} {
+		w := attached(nil, "a", "c")
+		w.addUnit("d.service")
+		w.tells, w.files["b"] = true, "1"
+		w.run(t, func(l *Loop) {
+			w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.Profile, a.AllowProfiles = "a", []string{"b"} })
+			rest()
+			unlock := w.lock()
+			w.also, w.in = map[string]string{"a": "b"}, map[string]string{"b": "a"}
+			unlock()
+			w.edit("2")
+			time.Sleep(2 * time.Second)
+			w.declareUnit("/etc/aaunit/attachments.d/d.conf", "d.service", func(a *attach.Attachment) { a.Profile = "a" })
+			w.denials <- denial(who+".service", "/new")
+			w.still(t, who+" was denied something")
+			for unit, had := range map[string]map[string]string{
+				"a": {textA: textA + " 1", textB: textB + " 1"},
+				"c": {textA: textA + " 1"},
+			} {
+				if s, r := status(t, l, unit), w.record(unit+".service"); answer(l, unit) != "confined" || s.Held == nil || !maps.Equal(r.Policies, had) {
+					t.Errorf("%s was denied something: %s is %s, held %+v, has %q", who, unit, answer(l, unit), s.Held, r.Policies)
+				}
+			}
+			if r := w.record("d.service"); answer(l, "d") != "confined" || r.Accepted["a"] != "sha256:a1" || w.kernel["a"] != "1" || w.kernel["b"] != "1" {
+				t.Errorf("%s was denied something: d is %s, %q, kernel %q", who, answer(l, "d"), r.Policies, w.kernel)
+			}
+		})
+	}
+}
+
+// So do those that have only the other one of two files that were one before.
+func TestAFileThatBecameTwoIsUndone(t *testing.T) {
+	for _, who := range []string{"a", "c"} {
+		w := attached(func(a *attach.Attachment) { a.AllowProfiles = []string{"b"} }, "a")
+		w.addUnit("c.service")
+		w.addUnit("d.service")
+		w.tells, w.also, w.in = true, map[string]string{"a": "b"}, map[string]string{"b": "a"}
+		w.run(t, func(l *Loop) {
+			w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile = "a" })
+			w.declareUnit("/etc/aaunit/attachments.d/d.conf", "d.service", func(a *attach.Attachment) { a.Profile = "b" })
+			rest()
+			unlock := w.lock()
+			w.also, w.in, w.files["b"] = nil, nil, "2"
+			unlock()
+			w.edit("2")
+			time.Sleep(2 * time.Second)
+			if r := w.record("a.service"); len(r.Policies) != 2 || r.Trial == nil {
+				t.Fatalf("%+v", r)
+			}
+			w.denials <- denial(who+".service", "/new")
+			w.still(t, who+" was denied something")
+			for _, unit := range []string{"a", "c", "d"} {
+				if s, r := status(t, l, unit), w.record(unit+".service"); answer(l, unit) != "confined" || s.Held == nil || !maps.Equal(r.Policies, map[string]string{textA: textA + " 1 and b"}) {
+					t.Errorf("%s was denied something: %s is %s, held %+v, has %q", who, unit, answer(l, unit), s.Held, r.Policies)
+				}
+			}
+			if w.kernel["a"] != "1" || w.kernel["b"] != "1" {
+				t.Errorf("%s was denied something: kernel %q", who, w.kernel)
+			}
+		})
+	}
+}
+
 // A text that says the same as before is none that could be at fault: what becomes of a unit
 // is not its doing, and nobody is told of a change.
 func TestATextThatSaysTheSameIsNotTried(t *testing.T) {
