@@ -35,6 +35,35 @@ func (g *Gate) Denies(_ context.Context, c attach.Compiled, d attach.Denial) att
 	return attach.CouldNotTell
 }
 
+// SameWays implements reconcile.Gate.
+func (g *Gate) SameWays(_ context.Context, was, is []attach.Compiled) attach.Tri {
+	profiles := func(all []attach.Compiled) (out []policydb.Profile, keys string, err error) {
+		for _, c := range all {
+			read, err := g.policy(c)
+			if err != nil {
+				return nil, "", err
+			}
+			out, keys = append(out, read.profiles...), keys+read.key+"\n"
+		}
+		return out, keys, nil
+	}
+	before, from, err := profiles(was)
+	if err != nil {
+		return attach.CouldNotTell
+	}
+	now, to, err := profiles(is)
+	if err != nil {
+		return attach.CouldNotTell
+	}
+	switch g.ways.get(search{policy: from, question: to}, func() policydb.Answer { return policydb.SameWays(before, now) }) {
+	case policydb.Yes:
+		return attach.Yes
+	case policydb.No:
+		return attach.No
+	}
+	return attach.CouldNotTell
+}
+
 // allows says whether a profile allows what a record is about. It is Unknown where the
 // record does not say all that the kernel asks: of a mount it lacks options, and of a
 // change of profile what the names stand for.

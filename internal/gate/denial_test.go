@@ -177,3 +177,48 @@ profile free flags=(unconfined) {
 		t.Error(got)
 	}
 }
+
+// Only where programs run under the same profiles by both policies are the answers of one
+// about what the other denied.
+func TestSameWays(t *testing.T) {
+	const sub = "profile sub {\n/etc/secret r,\n}"
+	const yes, no, untold = attach.Yes, attach.No, attach.CouldNotTell
+	other := "profile helper /usr/lib/agent/helper {\n/etc/secret r,\n}\n"
+	type policies = []attach.Compiled
+	of := func(texts ...string) (out policies) {
+		for _, text := range texts {
+			out = append(out, compile(t, text))
+		}
+		return out
+	}
+	child := of(profile("/usr/lib/agent/helper Cx -> sub,\n" + sub))
+	for i, c := range []struct {
+		was, is policies
+		want    attach.Tri
+	}{
+		{child, of(profile("/usr/lib/agent/helper Cx -> sub, /srv/** rw,\n" + sub)), yes},
+		{child, of(profile("/usr/lib/agent/helper ix,\n" + sub)), no},
+		{of(profile("/usr/lib/agent/helper ux,\n" + sub)), child, no},
+		{of(profile("/usr/lib/agent/helper ix,")), of(profile("/usr/lib/agent/helper Px,")), no},
+		{of(profile("/usr/lib/agent/helper px,"), other), of(other, profile("/usr/lib/agent/helper px, /a r,")), yes},
+		{of(profile("/usr/lib/agent/helper px,"), other), of(profile("/usr/lib/agent/helper px,")), no},
+		{nil, child, no},
+		{nil, nil, yes},
+	} {
+		g := New(nil)
+		for range 2 {
+			if got := g.SameWays(t.Context(), c.was, c.is); got != c.want {
+				t.Errorf("%d: %s, want %s", i, got, c.want)
+			}
+		}
+	}
+	kept := policies{child[0]}
+	kept[0].Blob = nil
+	another := of(profile("/a r,"))
+	for _, c := range [][2]policies{{kept, another}, {another, kept}} {
+		gone := New(func(string) (attach.Compiled, error) { return child[0], errors.New("gone") })
+		if got := gone.SameWays(t.Context(), c[0], c[1]); got != untold {
+			t.Error(got)
+		}
+	}
+}

@@ -35,6 +35,7 @@ type Gate struct {
 
 	searches memo[policydb.Result]
 	verdicts memo[Verdict]
+	ways     memo[policydb.Answer]
 }
 
 // Bounds on what is kept; when one is reached it begins anew.

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
@@ -15,9 +16,15 @@ type novelty struct {
 	// changed are the profiles that are not what was accepted before: what any other
 	// denies is not the change's doing.
 	changed []string
-	// accepted are the policies that were accepted before and are no more. Would they have
-	// denied that, too? Where they cannot tell, the log does.
-	accepted []attach.Compiled
+	// accepted are the policies that were accepted before and are no more, and now those
+	// that are instead. Would the accepted ones have denied that, too? Where they cannot
+	// tell, the log does.
+	accepted, now []attach.Compiled
+	// same: programs run under the same profiles by accepted and by now. Else what a
+	// profile of that name denied before is not what the program was denied, and what an
+	// unchanged one denies may be the change's doing. It is asked once, at the first denial.
+	same     bool
+	compared bool
 	answers  map[attach.DenialKey]attach.Tri
 	// heard: the log has all since this start of the unit began. Else what is not in it
 	// from before may have been denied all the same.
@@ -36,11 +43,8 @@ type uncounted struct {
 func (l *Loop) noveltyOf(j *job) *novelty {
 	left := j.o.Unit.Left
 	n := &novelty{l: l, unit: j.d.Unit, answers: map[attach.DenialKey]attach.Tri{}, heard: !left.IsZero() && l.denials.gap(left) == ""}
-	for file, id := range j.d.Record.Trial.Policies {
-		if c, kept := l.policies.Lookup(id); kept && j.d.Record.Policies[file] != id {
-			n.accepted = append(n.accepted, c)
-		}
-	}
+	n.accepted = n.changedFrom(j.d.Record.Trial.Policies, j.d.Record.Policies)
+	n.now = n.changedFrom(j.d.Record.Policies, j.d.Record.Trial.Policies)
 	was, is := j.d.Record.Trial.Accepted, j.d.Record.Accepted
 	names := maps.Clone(was)
 	if names == nil {
@@ -55,11 +59,37 @@ func (l *Loop) noveltyOf(j *job) *novelty {
 	return n
 }
 
+// changedFrom gives the policies that the others do not have. What is not kept can be
+// compared with nothing.
+func (n *novelty) changedFrom(ids, others map[string]string) (out []attach.Compiled) {
+	for _, file := range slices.Sorted(maps.Keys(ids)) {
+		if ids[file] == others[file] {
+			continue
+		}
+		c, kept := n.l.policies.Lookup(ids[file])
+		if !kept {
+			n.compared = true
+			continue
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// sameWays reports whether programs run under the same profiles as before.
+func (n *novelty) sameWays(ctx context.Context) bool {
+	if !n.compared {
+		n.compared = true
+		n.same = n.l.gate != nil && n.l.gate.SameWays(ctx, n.accepted, n.now) == attach.Yes
+	}
+	return n.same
+}
+
 // since lists what speaks against the policy from t on, and what may.
 func (n *novelty) since(ctx context.Context, t time.Time) (against []attach.Denial, may []uncounted) {
 	t = t.Add(-behind)
 	for _, d := range n.l.denials.pick(n.unit, func(d logged) bool { return !d.Last.Before(t) }) {
-		if d.Allowed || !n.concerns(d.Denial) {
+		if d.Allowed || !n.concerns(ctx, d.Denial) {
 			continue
 		}
 		switch before := n.deniedBefore(ctx, d.Denial); {
@@ -87,7 +117,11 @@ func (n *novelty) deniedBefore(ctx context.Context, d attach.Denial) attach.Tri 
 	}
 	n.answers[k] = attach.CouldNotTell
 	for _, c := range n.accepted {
-		if a := n.l.gate.Denies(ctx, c, d); a != attach.CouldNotTell {
+		a := n.l.gate.Denies(ctx, c, d)
+		if a == attach.Yes && !n.sameWays(ctx) {
+			a = attach.CouldNotTell
+		}
+		if a != attach.CouldNotTell {
 			n.answers[k] = a
 			break
 		}
@@ -95,8 +129,9 @@ func (n *novelty) deniedBefore(ctx context.Context, d attach.Denial) attach.Tri 
 	return n.answers[k]
 }
 
-// concerns reports whether a changed profile, or a child or hat of one, denied it.
-func (n *novelty) concerns(d attach.Denial) bool {
+// concerns reports whether a changed profile, or a child or hat of one, denied it, or any
+// of the host's where the change may have led to that.
+func (n *novelty) concerns(ctx context.Context, d attach.Denial) bool {
 	of, _ := attach.Attribute(d, map[string][]string{n.unit: n.changed})
-	return of != ""
+	return of != "" || d.Namespace == "" && !n.sameWays(ctx)
 }

@@ -1116,6 +1116,7 @@ func TestATrialAsksTheAcceptedPolicy(t *testing.T) {
 		denies        attach.Tri // the accepted policy
 		before, after denials    // the trial begins
 		restart       bool       // of aaunitd, before the trial
+		leads         bool       // programs to other profiles than the accepted one
 		undone, told  bool
 	}{
 		{what: "allowed before", denies: attach.No, after: denials{own}, undone: true},
@@ -1126,6 +1127,10 @@ func TestATrialAsksTheAcceptedPolicy(t *testing.T) {
 		{what: "allowed before, denied under an earlier one, and not known whose it is", denies: attach.No, before: denials{own}, after: denials{gone}, told: true},
 		{what: "denied before", denies: attach.Yes, after: denials{own, gone}},
 		{what: "denied before, and the log is new", denies: attach.Yes, after: denials{own}, restart: true},
+		{what: "denied before, but of other programs", denies: attach.Yes, leads: true, after: denials{own}, undone: true},
+		{what: "denied before, of other programs, and the log has one", denies: attach.Yes, leads: true, before: denials{own}, after: denials{own, gone}},
+		{what: "denied before, of other programs, and the log is new", denies: attach.Yes, leads: true, after: denials{own}, restart: true, told: true},
+		{what: "allowed before, to other programs", denies: attach.No, leads: true, before: denials{own}, after: denials{own}, undone: true},
 		{what: "it cannot tell, and the log has none", after: denials{own}, undone: true},
 		{what: "it cannot tell, and the log has one", before: denials{own}, after: denials{own, gone}},
 		{what: "it cannot tell, and the log is new", before: denials{own}, after: denials{own}, restart: true, told: true},
@@ -1137,6 +1142,17 @@ func TestATrialAsksTheAcceptedPolicy(t *testing.T) {
 					t.Errorf("%s was asked about %s", k.ID, d.Name)
 				}
 				return c.denies
+			}
+			compared := 0
+			w.sameWays = func(was, is []attach.Compiled) attach.Tri {
+				compared++
+				if len(was) != 1 || len(is) != 1 || was[0].ID != textA+" 2" || is[0].ID != textA+" 3" {
+					t.Errorf("compared: %+v and %+v", was, is)
+				}
+				if c.leads {
+					return attach.No
+				}
+				return attach.Yes
 			}
 			first := func(l *Loop) {
 				for _, d := range c.before {
@@ -1160,6 +1176,9 @@ func TestATrialAsksTheAcceptedPolicy(t *testing.T) {
 				}
 				if told := slices.Contains(codes(s.Notes), attach.Denied); told != c.told {
 					t.Errorf("told: %v, want %v: %v", told, c.told, s.Notes)
+				}
+				if compared > 1 {
+					t.Errorf("compared %d times", compared)
 				}
 			}
 			synctest.Test(t, func(t *testing.T) {
@@ -1213,20 +1232,26 @@ func TestATrialAsksNoMoreThanItMust(t *testing.T) {
 func TestATrialCountsWhatTheChangedProfilesDeny(t *testing.T) {
 	for _, c := range []struct {
 		what, profile, namespace string
-		edited                   string // profile whose text changes
+		edited                   string     // profile whose text changes
+		leads                    attach.Tri // to the same profiles as before
 		undone                   bool
 	}{
-		{what: "the profile", profile: "a", edited: "a", undone: true},
-		{what: "a child", profile: "a//sub", edited: "a", undone: true},
-		{what: "a stack", profile: "a//&unconfined", edited: "a", undone: true},
-		{what: "another that the unit may carry", profile: "b", edited: "a"},
-		{what: "another that the unit may carry, and that changed", profile: "b", edited: "b", undone: true},
-		{what: "another, whose name begins like it", profile: "a-b", edited: "a"},
-		{what: "one of that name in a container", profile: "a", namespace: "root//lxd", edited: "a"},
+		{what: "the profile", profile: "a", edited: "a", leads: attach.Yes, undone: true},
+		{what: "a child", profile: "a//sub", edited: "a", leads: attach.Yes, undone: true},
+		{what: "a stack", profile: "a//&unconfined", edited: "a", leads: attach.Yes, undone: true},
+		{what: "another that the unit may carry", profile: "b", edited: "a", leads: attach.Yes},
+		{what: "another that the unit may carry, and that changed", profile: "b", edited: "b", leads: attach.Yes, undone: true},
+		{what: "another, whose name begins like it", profile: "a-b", edited: "a", leads: attach.Yes},
+		{what: "one of that name in a container", profile: "a", namespace: "root//lxd", edited: "a", leads: attach.Yes},
+		// The text sends programs to it.
+		{what: "another that it leads to", profile: "b", edited: "a", leads: attach.No, undone: true},
+		{what: "another that it may lead to", profile: "b", edited: "a", leads: attach.CouldNotTell, undone: true},
+		{what: "one in a container, and it leads elsewhere", profile: "a", namespace: "root//lxd", edited: "a", leads: attach.No},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			w := attached(func(a *attach.Attachment) { a.AllowProfiles = []string{"b"} }, "a")
 			w.files["b"] = "1"
+			w.sameWays = func(_, _ []attach.Compiled) attach.Tri { return c.leads }
 			w.run(t, func(l *Loop) {
 				unlock := w.lock()
 				w.files[c.edited] = "2"

@@ -182,6 +182,10 @@ type Gate interface {
 	// of that name denied. It is "could not tell" where the record does not say enough
 	// for that, or the policy has no such profile.
 	Denies(ctx context.Context, c attach.Compiled, d attach.Denial) attach.Tri
+	// SameWays reports whether the same programs come to run under the same profiles by
+	// two versions of policies, and the same changes of profile are allowed. Only then
+	// does what a profile of a name denied before tell what a program was denied.
+	SameWays(ctx context.Context, was, is []attach.Compiled) attach.Tri
 }
 
 // Evidence keeps what verdicts rest on. It holds up nobody but Check: what takes

@@ -15,13 +15,14 @@ import (
 // A changed policy goes live under a running unit without a restart. It is on trial then:
 // the unit must stay the same start, healthy and without new denials, for as long as
 // SettleSec= says. One that had ended before and waits to be started again is watched
-// from that start on. A denial counts where a profile that changed denied it and the
-// policy that was accepted before would not have (novelty), and where the process's
-// control group told that it is the unit's: whoever may run a program can have one denied
-// something under the unit's profile, and must not undo its policy by that. Else the
-// policy that was accepted before is made live again, for all units that share the file,
-// and the changed text is held. The trial is on record, so one that is cut off is gone
-// through again, unless the attach of the unit fails before (endTrial).
+// from that start on. A denial counts where a profile that changed denied it, or one that
+// the change may have led to, and the policy that was accepted before would not have
+// (novelty), and where the process's control group told that it is the unit's: whoever
+// may run a program can have one denied something under the unit's profile, and must not
+// undo its policy by that. Else the policy that was accepted before is made live again,
+// for all units that share the file, and the changed text is held. The trial is on
+// record, so one that is cut off is gone through again, unless the attach of the unit
+// fails before (endTrial).
 
 // tryPolicy watches a unit under a changed policy.
 // spoiled is set when one of the units of the pass fails: the others, who may be

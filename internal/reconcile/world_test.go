@@ -85,6 +85,7 @@ type world struct {
 	softened map[string]string   // profile -> link in force-complain
 	gate     func(attach.Compiled) []attach.Reason
 	denies   func(attach.Compiled, attach.Denial) attach.Tri // nil: no policy can tell
+	sameWays func(was, is []attach.Compiled) attach.Tri      // nil: they are
 	warns    bool                                            // what the gate cannot tell is a warning
 	parser   string
 	untold   map[string]attach.Reason // profile -> why the parser could not be asked about its text
@@ -1373,6 +1374,14 @@ func (w *world) Denies(_ context.Context, c attach.Compiled, d attach.Denial) at
 		return attach.CouldNotTell
 	}
 	return w.denies(c, d)
+}
+
+// SameWays is the gate's.
+func (w *world) SameWays(_ context.Context, was, is []attach.Compiled) attach.Tri {
+	if w.sameWays == nil {
+		return attach.Yes
+	}
+	return w.sameWays(was, is)
 }
 
 // Check is the gate's.

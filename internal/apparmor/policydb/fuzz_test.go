@@ -29,6 +29,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		SameWays(all, all)
 		for i := range all {
 			p := &all[i]
 			p.Transitions()
