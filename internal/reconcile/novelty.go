@@ -26,13 +26,41 @@ type novelty struct {
 	same     bool
 	compared bool
 	answers  map[attach.DenialKey]attach.Tri
+	asked    [worths]int // how many
 	// heard: the log has all since this start of the unit began. Else what is not in it
 	// from before may have been denied all the same.
 	heard bool
 }
 
-// maxQuestions bounds the different denials of a trial that the accepted policy is asked about.
-const maxQuestions = 50
+// worth is how much is said by a denial, that of most first. The accepted policy is asked
+// about so many of each: what comes in any number takes nothing from what says more.
+type worth int
+
+const (
+	newHere  worth = iota // the unit tells it, and the log has it for the first time
+	oldHere               // the unit tells it, as it did before
+	anybodys              // whoever may run a program can bring it about
+	worths
+)
+
+const (
+	// maxQuestions bounds the different denials of a trial that the accepted policy is
+	// asked about, of the unit's own the new ones and the old ones each.
+	maxQuestions = 50
+	// maxOthers bounds the others: they are only told of.
+	maxOthers = maxTold
+)
+
+// worthSince is what a denial says of a trial that began at t.
+func (d logged) worthSince(t time.Time) worth {
+	switch {
+	case !d.toldSince(t):
+		return anybodys
+	case !d.newSince(t):
+		return oldHere
+	}
+	return newHere
+}
 
 // uncounted is a denial that may speak against a policy, and why that is not known.
 type uncounted struct {
@@ -88,14 +116,17 @@ func (n *novelty) sameWays(ctx context.Context) bool {
 // since lists what speaks against the policy from t on, and what may.
 func (n *novelty) since(ctx context.Context, t time.Time) (against []attach.Denial, may []uncounted) {
 	t = t.Add(-behind)
-	for _, d := range n.l.denials.pick(n.unit, func(d logged) bool { return !d.Last.Before(t) }) {
+	all := n.l.denials.pick(n.unit, func(d logged) bool { return !d.Last.Before(t) })
+	slices.SortStableFunc(all, func(a, b logged) int { return int(a.worthSince(t) - b.worthSince(t)) })
+	for _, d := range all {
 		if d.Allowed || !n.concerns(ctx, d.Denial) {
 			continue
 		}
-		switch before := n.deniedBefore(ctx, d.Denial); {
+		says := d.worthSince(t)
+		switch before := n.deniedBefore(ctx, d.Denial, says); {
 		case before == attach.Yes:
 		case before == attach.CouldNotTell && !d.newSince(t):
-		case !d.toldSince(t):
+		case says == anybodys:
 			may = append(may, uncounted{d.Denial, "it may not have been " + n.unit})
 		case before == attach.CouldNotTell && !n.heard:
 			may = append(may, uncounted{d.Denial, "it may have been denied before"})
@@ -107,14 +138,19 @@ func (n *novelty) since(ctx context.Context, t time.Time) (against []attach.Deni
 }
 
 // deniedBefore asks the accepted policies, about each denial once.
-func (n *novelty) deniedBefore(ctx context.Context, d attach.Denial) attach.Tri {
+func (n *novelty) deniedBefore(ctx context.Context, d attach.Denial, says worth) attach.Tri {
 	k := d.Key()
 	if a, asked := n.answers[k]; asked {
 		return a
 	}
-	if n.l.gate == nil || len(n.answers) >= maxQuestions {
+	most := maxQuestions
+	if says == anybodys {
+		most = maxOthers
+	}
+	if n.l.gate == nil || n.asked[says] == most {
 		return attach.CouldNotTell
 	}
+	n.asked[says]++
 	n.answers[k] = attach.CouldNotTell
 	for _, c := range n.accepted {
 		a := n.l.gate.Denies(ctx, c, d)

@@ -1196,36 +1196,76 @@ func TestATrialAsksTheAcceptedPolicy(t *testing.T) {
 }
 
 // A unit that is denied much has the policy asked about some of it, and about each once.
+// What came before, or what anybody brings about, takes nothing from what the unit is
+// denied for the first time.
 func TestATrialAsksNoMoreThanItMust(t *testing.T) {
-	w := attached(nil, "a")
-	asked := map[string]int{}
-	w.denies = func(_ attach.Compiled, d attach.Denial) attach.Tri {
-		asked[d.Name]++
-		return attach.Yes
-	}
-	w.run(t, func(l *Loop) {
-		for i := range 2 * maxQuestions {
-			w.denials <- denial("a.service", fmt.Sprint("/", i))
-		}
-		rest()
-		w.edit("2")
-		time.Sleep(2 * time.Second)
-		for i := range 2 * maxQuestions {
-			w.denials <- denial("a.service", fmt.Sprint("/", i))
-		}
-		rest()
-		if s := status(t, l, "a"); w.kernel["a"] != "2" || s.Held != nil {
-			t.Errorf("%q %+v", w.kernel, s)
-		}
-		for name, n := range asked {
-			if n != 1 {
-				t.Errorf("about %s it was asked %d times", name, n)
+	own := func(i int) attach.Denial { return denial("a.service", fmt.Sprint("/", i)) }
+	gone := func(i int) attach.Denial { return denial("", fmt.Sprint("/", i)) }
+	for _, c := range []struct {
+		what          string
+		before, after func(int) attach.Denial // the trial begins; many
+		needed        attach.Tri              // the accepted policy denies what comes last
+		restart       bool                    // of aaunitd, before the trial
+		asked         int                     // about the many
+		undone        bool
+	}{
+		{what: "its own, as before", before: own, after: own, needed: attach.Yes, asked: maxQuestions},
+		{what: "its own, as before, and what was allowed", before: own, after: own, needed: attach.No, asked: maxQuestions, undone: true},
+		{what: "anybody's", after: gone, needed: attach.Yes, asked: maxOthers},
+		{what: "anybody's, and what was allowed", after: gone, needed: attach.No, asked: maxOthers, undone: true},
+		{what: "anybody's, and what was allowed, and the log is new", after: gone, needed: attach.No, restart: true, asked: maxOthers, undone: true},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			w := attached(nil, "a")
+			asked := map[string]int{}
+			w.denies = func(_ attach.Compiled, d attach.Denial) attach.Tri {
+				asked[d.Name]++
+				if d.Name == "/needed" {
+					return c.needed
+				}
+				return attach.Yes
 			}
-		}
-		if len(asked) != maxQuestions {
-			t.Errorf("it was asked about %d", len(asked))
-		}
-	})
+			many := func(d func(int) attach.Denial) {
+				for i := range 2 * maxQuestions {
+					w.denials <- d(i)
+				}
+			}
+			last := func(l *Loop) {
+				if c.before != nil {
+					many(c.before)
+				}
+				rest()
+				w.edit("2")
+				time.Sleep(2 * time.Second)
+				many(c.after)
+				time.Sleep(time.Second)
+				w.denials <- denial("a.service", "/needed")
+				rest()
+				s := status(t, l, "a")
+				if undone := w.kernel["a"] == "1" && s.Held != nil; undone != c.undone || !undone && w.kernel["a"] != "2" {
+					t.Errorf("undone: %v, want %v; %q %+v", undone, c.undone, w.kernel, s)
+				}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				w.boot(func(l *Loop) {
+					if time.Sleep(time.Minute); !c.restart {
+						last(l)
+					}
+				})
+				if c.restart {
+					w.boot(last)
+				}
+			})
+			for name, n := range asked {
+				if n != 1 {
+					t.Errorf("about %s it was asked %d times", name, n)
+				}
+			}
+			if asked["/needed"] != 1 || len(asked)-1 != c.asked {
+				t.Errorf("it was asked about %d, want %d, and about what came last %d times", len(asked)-1, c.asked, asked["/needed"])
+			}
+		})
+	}
 }
 
 // What a profile denies that is what it was is not the change's doing.
