@@ -126,8 +126,8 @@ type DenialKey struct {
 }
 
 // Key leaves out who and when: process, unit and time; a process's number in a path
-// under /proc, too, which is another one at each start. Of the two users only whether
-// they are one counts, which is what "owner" rules ask.
+// under /proc, too, which is another one at each start unless it is 1. Of the two users
+// only whether they are one counts, which is what "owner" rules ask.
 func (d Denial) Key() DenialKey {
 	return DenialKey{
 		allowed: d.Allowed, killed: d.Killed, owner: d.HasOwner && d.FSUID == d.OUID, cut: d.Cut,

@@ -370,7 +370,7 @@ func (d Denial) rlimitRule(p *Proposal) {
 }
 
 // rulePath writes a path as a rule has it. The number of a process becomes a
-// pattern: another process has the path at the next start.
+// pattern: another process has the path at the next start. Process 1 is the same one.
 func rulePath(path string) (text, note string, ok bool) {
 	// The kernel gives the whole path. One that does not begin with a slash is
 	// seen from no root, and no rule fits it; nor one with two slashes in a row,
@@ -403,13 +403,16 @@ func rulePath(path string) (text, note string, ok bool) {
 const anyProcess = "[0-9]*"
 
 // processNumbers says which parts of a path are numbers of processes or of their
-// threads.
+// threads, and another number at the next start: 1 stays what it is.
 func processNumbers(parts []string) (at []int) {
-	if len(parts) > 2 && parts[0] == "" && parts[1] == "proc" && isNumber(parts[2]) {
+	if len(parts) < 3 || parts[0] != "" || parts[1] != "proc" || !isNumber(parts[2]) {
+		return nil
+	}
+	if parts[2] != "1" {
 		at = append(at, 2)
-		if len(parts) > 4 && parts[3] == "task" && isNumber(parts[4]) {
-			at = append(at, 4)
-		}
+	}
+	if len(parts) > 4 && parts[3] == "task" && isNumber(parts[4]) && parts[4] != "1" {
+		at = append(at, 4)
 	}
 	return at
 }

@@ -67,6 +67,8 @@ func ruleCases() []struct {
 		{fileDenial("open", "r", "/a\n\x1b[2J\xff\u00e9"), `"/a\012\033\[2J\377\303\251" r,`},
 		{fileDenial("open", "r", "/proc/4711/task/4712/comm"), "/proc/[0-9]*/task/[0-9]*/comm r,"},
 		{owned(fileDenial("open", "r", "/proc/4711/a b")), `owner "/proc/[0-9]*/a b" r,`},
+		{fileDenial("open", "r", "/proc/1/environ"), "/proc/1/environ r,"},
+		{fileDenial("open", "r", "/proc/1/task/4712/comm"), "/proc/1/task/[0-9]*/comm r,"},
 		{fileDenial("open", "r", "/proc/sys/4711"), "/proc/sys/4711 r,"},
 		{fileDenial("open", "r", "run/foo"), ""},
 		{fileDenial("open", "r", "/a//b"), ""},

@@ -69,7 +69,8 @@ func TestDenialKey(t *testing.T) {
 	}{
 		{"/proc/12/cgroup", "/proc/4711/cgroup", true}, {"/proc/12/task/13/comm", "/proc/14/task/15/comm", true}, {"/proc/12", "/proc/13", true},
 		{"/proc/12/cgroup", "/proc/12/status", false}, {"/proc/12/cgroup", "/proc/self/cgroup", false}, {"/proc/12/fd/1", "/proc/12/fd/2", false},
-		{"/srv/proc/12", "/srv/proc/13", false}, {"/tmp/12", "/tmp/13", false}, {"proc/12", "proc/13", false},
+		{"/proc/12/stat", "/proc/1/stat", false}, {"/proc/1/task/12/stat", "/proc/1/task/13/stat", true}, {"/proc/1/task/12/stat", "/proc/1/task/1/stat", false},
+		{"/proc/11/stat", "/proc/12/stat", true}, {"/srv/proc/12", "/srv/proc/13", false}, {"/tmp/12", "/tmp/13", false}, {"proc/12", "proc/13", false},
 	} {
 		a, b := d, d
 		a.Name, b.Name = c.a, c.b

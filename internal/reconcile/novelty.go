@@ -25,7 +25,7 @@ type novelty struct {
 	// unchanged one denies may be the change's doing. It is asked once, at the first denial.
 	same     bool
 	compared bool
-	answers  map[attach.DenialKey]attach.Tri
+	answers  map[attach.DenialKey]answered
 	asked    [worths]int // how many
 	// heard: the log has all since this start of the unit began. Else what is not in it
 	// from before may have been denied all the same.
@@ -62,6 +62,12 @@ func (d logged) worthSince(t time.Time) worth {
 	return newHere
 }
 
+// answered is what was said of a denial of that name: others may have the same key.
+type answered struct {
+	name   string
+	denied attach.Tri
+}
+
 // uncounted is a denial that may speak against a policy, and why that is not known.
 type uncounted struct {
 	attach.Denial
@@ -70,7 +76,7 @@ type uncounted struct {
 
 func (l *Loop) noveltyOf(j *job) *novelty {
 	left := j.o.Unit.Left
-	n := &novelty{l: l, unit: j.d.Unit, answers: map[attach.DenialKey]attach.Tri{}, heard: !left.IsZero() && l.denials.gap(left) == ""}
+	n := &novelty{l: l, unit: j.d.Unit, answers: map[attach.DenialKey]answered{}, heard: !left.IsZero() && l.denials.gap(left) == ""}
 	n.accepted = n.changedFrom(j.d.Record.Trial.Policies, j.d.Record.Policies)
 	n.now = n.changedFrom(j.d.Record.Policies, j.d.Record.Trial.Policies)
 	was, is := j.d.Record.Trial.Accepted, j.d.Record.Accepted
@@ -137,32 +143,35 @@ func (n *novelty) since(ctx context.Context, t time.Time) (against []attach.Deni
 	return against, may
 }
 
-// deniedBefore asks the accepted policies, about each denial once.
+// deniedBefore asks the accepted policies, about each denial once. One that is of another
+// process by now is asked about again: the rule may have been for the number.
 func (n *novelty) deniedBefore(ctx context.Context, d attach.Denial, says worth) attach.Tri {
 	k := d.Key()
-	if a, asked := n.answers[k]; asked {
-		return a
+	a, asked := n.answers[k]
+	if asked && a.name == d.Name {
+		return a.denied
 	}
-	most := maxQuestions
-	if says == anybodys {
-		most = maxOthers
-	}
-	if n.l.gate == nil || n.asked[says] == most {
-		return attach.CouldNotTell
-	}
-	n.asked[says]++
-	n.answers[k] = attach.CouldNotTell
-	for _, c := range n.accepted {
-		a := n.l.gate.Denies(ctx, c, d)
-		if a == attach.Yes && !n.sameWays(ctx) {
-			a = attach.CouldNotTell
+	if !asked {
+		most := maxQuestions
+		if says == anybodys {
+			most = maxOthers
 		}
-		if a != attach.CouldNotTell {
-			n.answers[k] = a
+		if n.l.gate == nil || n.asked[says] == most {
+			return attach.CouldNotTell
+		}
+		n.asked[says]++
+	}
+	a = answered{name: d.Name}
+	for _, c := range n.accepted {
+		if a.denied = n.l.gate.Denies(ctx, c, d); a.denied == attach.Yes && !n.sameWays(ctx) {
+			a.denied = attach.CouldNotTell
+		}
+		if a.denied != attach.CouldNotTell {
 			break
 		}
 	}
-	return n.answers[k]
+	n.answers[k] = a
+	return a.denied
 }
 
 // concerns reports whether a changed profile, or a child or hat of one, denied it, or any

@@ -1268,6 +1268,43 @@ func TestATrialAsksNoMoreThanItMust(t *testing.T) {
 	}
 }
 
+// A rule may be for one process alone.
+func TestATrialAsksAboutEachProcess(t *testing.T) {
+	for _, c := range []struct {
+		allowed, first string // by the accepted policy
+		asked          []string
+	}{
+		{"/proc/1/stat", "/proc/4242/stat", []string{"/proc/4242/stat", "/proc/1/stat"}},
+		{"/proc/2/stat", "/proc/4242/stat", []string{"/proc/4242/stat", "/proc/2/stat"}},
+	} {
+		t.Run(c.allowed, func(t *testing.T) {
+			w := attached(nil, "a")
+			var asked []string
+			w.denies = func(_ attach.Compiled, d attach.Denial) attach.Tri {
+				if asked = append(asked, d.Name); d.Name == c.allowed {
+					return attach.No
+				}
+				return attach.Yes
+			}
+			w.run(t, func(l *Loop) {
+				w.edit("2")
+				time.Sleep(2 * time.Second)
+				for _, name := range []string{c.first, c.first, c.allowed} {
+					w.denials <- denial("a.service", name)
+					time.Sleep(time.Second)
+				}
+				rest()
+				if s := status(t, l, "a"); w.kernel["a"] != "1" || s.Held == nil {
+					t.Errorf("%q %+v", w.kernel, s)
+				}
+				if !slices.Equal(asked, c.asked) {
+					t.Errorf("it was asked about %q, want %q", asked, c.asked)
+				}
+			})
+		})
+	}
+}
+
 // What a profile denies that is what it was is not the change's doing.
 func TestATrialCountsWhatTheChangedProfilesDeny(t *testing.T) {
 	for _, c := range []struct {
