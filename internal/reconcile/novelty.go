@@ -75,8 +75,9 @@ type uncounted struct {
 }
 
 func (l *Loop) noveltyOf(j *job) *novelty {
-	left := j.o.Unit.Left
-	n := &novelty{l: l, unit: j.d.Unit, answers: map[attach.DenialKey]answered{}, heard: !left.IsZero() && l.denials.gap(left) == ""}
+	n := &novelty{l: l, unit: j.d.Unit, answers: map[attach.DenialKey]answered{}}
+	left := j.o.Unit.Left // after now: the clock was put back since, maybe before the log began
+	n.heard = !left.IsZero() && !left.After(time.Now()) && l.denials.gap(left) == ""
 	n.accepted = n.changedFrom(j.d.Record.Trial.Policies, j.d.Record.Policies)
 	n.now = n.changedFrom(j.d.Record.Policies, j.d.Record.Trial.Policies)
 	was, is := j.d.Record.Trial.Accepted, j.d.Record.Accepted

@@ -1054,12 +1054,14 @@ func TestATrialDoesNotCountWhatMayBeOld(t *testing.T) {
 		what      string
 		lost      int
 		restart   bool // of aaunitd
+		ahead     bool // the clock, when the unit started
 		startUnit bool // after that
 		undone    bool
 	}{
 		{what: "all was heard", undone: true},
 		{what: "aaunitd is another one", restart: true},
 		{what: "aaunitd is another one, and the unit started since", restart: true, startUnit: true, undone: true},
+		{what: "aaunitd is another one, and the clock was put back", restart: true, ahead: true},
 		{what: "records were lost", lost: 1},
 		{what: "records were lost before the unit started", lost: 1, startUnit: true, undone: true},
 	} {
@@ -1098,6 +1100,9 @@ func TestATrialDoesNotCountWhatMayBeOld(t *testing.T) {
 						last(l)
 					}
 				})
+				if c.ahead {
+					w.units["a.service"].since = time.Now().Add(2 * time.Hour)
+				}
 				if c.restart {
 					w.boot(last)
 				}
