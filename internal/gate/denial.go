@@ -152,7 +152,11 @@ func allowsFile(p *policydb.Profile, d attach.Denial, mask string) policydb.Answ
 	return byOwner(d, func(as policydb.Who) policydb.Answer {
 		a := p.Allows(d.Name, want, as)
 		if a == policydb.Yes && want&policydb.Exec != 0 {
-			_, a = p.Exec(d.Name, as)
+			var t policydb.Transition
+			t, a = p.Exec(d.Name, as)
+			if a == policydb.Yes && t.Kind != policydb.ExecInherit && !t.OrInherit && !t.MayUnconfine() {
+				a = policydb.Unknown // it is refused, too, where the other profile is not there
+			}
 		}
 		return a
 	})
