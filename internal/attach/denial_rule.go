@@ -143,14 +143,14 @@ func (d Denial) ByRules() bool { return !d.Cut && (d.Info == "" || rulesHelp(d))
 
 // rulesHelp reports whether the kernel's remark is about rules. What it remarks
 // of mounts are the parts of a rule that did not match (security/apparmor/mount.c),
-// and of a link that the old file allows more (profile_path_link in file.c), which
-// a rule that names both files does not ask.
+// and of a link that it may not be to this file, or that it would allow more than that
+// (profile_path_link in file.c), which a rule that names both files does not ask.
 func rulesHelp(d Denial) bool {
 	switch d.Operation {
 	case "mount", "umount", "pivotroot":
 		return strings.HasPrefix(d.Info, "failed ") && strings.HasSuffix(d.Info, " match") || d.Info == "failed perms check"
 	case "link":
-		return d.Info == "link not subset of target"
+		return d.Info == "target restricted" || d.Info == "link not subset of target"
 	}
 	return false
 }

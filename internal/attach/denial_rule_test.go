@@ -33,6 +33,8 @@ func ruleCases() []struct {
 	link := fileDenial("link", "l", "/new")
 	link.Target = "/old name"
 	link.Info = "link not subset of target"
+	pair := link
+	pair.Info = "target restricted"
 	signal := func(mask, sig, peer string) Denial {
 		return Denial{Count: 1, Profile: "x", Operation: "signal", Requested: mask, Denied: mask, Signal: sig, Peer: peer}
 	}
@@ -81,6 +83,7 @@ func ruleCases() []struct {
 		{with(fileDenial("exec", "x", "/a"), func(d *Denial) { d.Info = "no new privs" }), ""},
 		{with(fileDenial("open", "r", "/a"), func(d *Denial) { d.Class = "io_uring" }), ""},
 		{link, `link /new -> "/old name",`},
+		{pair, `link /new -> "/old name",`},
 		{with(link, func(d *Denial) { d.Target = "" }), ""},
 		{Denial{Operation: "capable", Capability: "net_admin"}, "capability net_admin,"},
 		{Denial{Operation: "capable", Capability: "fly"}, ""},

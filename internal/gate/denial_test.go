@@ -117,6 +117,8 @@ profile free flags=(unconfined) {
 		{with(file("r", "/etc/read"), func(d *denial) { d.Class = "" }), no}, // Debian 12
 		{link("/srv/b", "/srv/a"), no},
 		{link("/srv/c", "/srv/a"), yes},
+		{with(link("/srv/b", "/srv/a"), func(d *denial) { d.Info = "target restricted" }), no},
+		{with(link("/srv/b", "/srv/c"), func(d *denial) { d.Info = "target restricted" }), yes},
 		{link("/srv/b", ""), untold},
 		{denial{Operation: "capable", Capability: "net_admin"}, no},
 		{denial{Operation: "capable", Capability: "sys_admin"}, yes},
