@@ -213,6 +213,8 @@ func (e *Explanation) headline(s Status, v Verdict) string {
 		return fmt.Sprintf("%s is a pattern, and the policy that was accepted for it is not put back: its units do not start under that.%s", e.Unit, after)
 	case s.dropInAmiss():
 		return fmt.Sprintf("%s is a pattern whose units shall run under %s, and its drop-in is not as it should be: units to come are not confined by it.%s", e.Unit, profile, after)
+	case s.complains():
+		return fmt.Sprintf("%s is a pattern whose units run under %s in complain mode: units to come are not confined by it.%s", e.Unit, profile, after)
 	case len(s.Refused) > 0:
 		return fmt.Sprintf("%s shall run under %s, and aaunitd refused to attach it: %s.%s", e.Unit, profile, lowered(s.Refused[0].Code.Title()), after)
 	case s.Held != nil && !s.Held.OnlyText():

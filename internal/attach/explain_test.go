@@ -156,6 +156,10 @@ func TestExplain(t *testing.T) {
 		}},
 		"a pattern": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status.Verdict = nil; c.Start = nil }), ExitOK, "is a pattern", "aaunitctl status",
 			func(e Explanation) bool { return e.Pattern && len(e.Unseen) == 0 }},
+		"a pattern in complain mode": {hostFine, with(verdictOn("a@.service"), func(c *Case) {
+			c.Status.Verdict, c.Start, c.Status.Refused = nil, nil, []Reason{because(TaskComplain, "profile a is in complain mode")}
+			c.Status.DropIn = DropInPath(c.Unit, false)
+		}), ExitNotConfined, "in complain mode: units to come are not confined", "aaunitctl attach a@.service", nil},
 		"a pattern that no pass has come to": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status = &Status{Unit: c.Unit, Profile: "a", Busy: true}; c.Start = nil }), ExitUnknown,
 			"is not known yet", "aaunitctl status", func(e Explanation) bool { return len(e.Unseen) == 1 }},
 		"a pattern without its drop-in": {hostFine, with(verdictOn("a@.service"), func(c *Case) { c.Status.Verdict, c.Status.DropIn, c.Start = nil, "", nil }), ExitNotConfined,

@@ -15,8 +15,8 @@ type Metrics struct {
 	Patterns int           `json:"patterns"`
 	// PatternsHeld are those whose attach failed and is held, and of PatternsRefused
 	// something that is declared was refused or could not be put back. Units to come of
-	// those in PatternsOpen do not start under the profile, or it is not known that they
-	// do; PatternsOpenPaused are the same of which somebody has said so by a pause.
+	// those in PatternsOpen are not confined by the profile, or it is not known that they
+	// are; PatternsOpenPaused are the same of which somebody has said so by a pause.
 	PatternsHeld       int `json:"patternsHeld"`
 	PatternsRefused    int `json:"patternsRefused"`
 	PatternsOpen       int `json:"patternsOpen"`

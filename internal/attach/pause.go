@@ -119,6 +119,23 @@ func AmissBeside(d Desired, o Observed) []Reason {
 	return judgePolicy(d, o.Policy)
 }
 
+// Complains says of a template or prefix in place that units to come start in complain mode:
+// by the policy that was accepted for it, or by what is asked for where the profile hangs on
+// the unit. It has no verdict that would say it.
+func Complains(d Desired) []Reason {
+	if h := d.Record.Hold; d.Attachment == nil || len(d.Record.DropIns) == 0 || h != nil && !h.OnlyText() {
+		return nil
+	}
+	complains := slices.ContainsFunc(d.Kept, func(k Compiled) bool { return k.Complain })
+	if len(d.Kept) == 0 {
+		complains = d.Attachment.Mode == WishComplain
+	}
+	if !complains {
+		return nil
+	}
+	return []Reason{because(TaskComplain, "profile %s is in complain mode for units of %s to come", cmp.Or(d.Record.Profile, d.Attachment.Profile), d.Unit)}
+}
+
 // PlaceOf is the unit, template or prefix in whose directory a drop-in lies.
 func PlaceOf(dropIn string) string {
 	return strings.TrimSuffix(path.Base(path.Dir(dropIn)), ".d")

@@ -151,7 +151,8 @@ type Status struct {
 	Paused *Pause `json:"paused,omitempty"`
 	// Refused says why the attachment could not be made; of a template or prefix also
 	// why its accepted policy could not be put back, how another unit's that counts differs
-	// from it and, while it is refused or paused, what is not as declared.
+	// from it, that it is in complain mode and, while the pattern is refused or paused, what
+	// is not as declared.
 	Refused []Reason `json:"refused,omitempty"`
 	Notes   []Reason `json:"notes,omitempty"`
 	// Questioned is what the kernel was asked about each accepted policy.
@@ -161,7 +162,7 @@ type Status struct {
 }
 
 // ToCome says of a template or prefix whether units to come of it start under its
-// profile, and puts that into words.
+// profile, which enforces, and puts that into words.
 func (s Status) ToCome() (Answer, string) {
 	switch {
 	case s.trampled():
@@ -208,6 +209,10 @@ func (s Status) trampled() bool { return s.amiss(PolicyTrampled, PolicyDiffers) 
 // dropInAmiss reports whether the drop-in of a template or prefix that is refused or paused
 // is not there, or not what is asked for.
 func (s Status) dropInAmiss() bool { return s.amiss(DropInMissing, DropInDiffers) }
+
+// complains reports whether no more is said against a template or prefix than that it is in
+// complain mode.
+func (s Status) complains() bool { return len(s.Refused) == 1 && s.amiss(TaskComplain) }
 
 func (s Status) amiss(codes ...Code) bool {
 	return IsPattern(s.Unit) && slices.ContainsFunc(s.Refused, func(r Reason) bool { return slices.Contains(codes, r.Code) })

@@ -152,7 +152,7 @@ func (p *printer) outcome(o attach.Outcome) {
 	var rows []row
 	for _, e := range lastOfEachStep(o.Events) {
 		r := row{mark: markOf(e), label: p.text(string(e.Step)), text: p.firstLine(e.Text), more: p.restLines(e.Text)}
-		if e.Step == attach.StepVerdict {
+		if e.Step == attach.StepVerdict && o.Verdict != nil {
 			r.label = verdictWord(o.Verdict)
 		}
 		if e.Reason != nil {

@@ -44,7 +44,7 @@ var (
 	apparmor    = Family{"aaunit_apparmor_state", "gauge", "State of AppArmor in the kernel: 1 for the one that holds."}
 	units       = Family{"aaunit_units", "gauge", "Attached units by verdict; also those without series of their own."}
 	patterns    = Family{"aaunit_patterns", "gauge", "Templates and prefixes that are attached."}
-	open        = Family{"aaunit_patterns_open", "gauge", "Templates and prefixes of which units to come are not known to start under the profile, by whether they are paused."}
+	open        = Family{"aaunit_patterns_open", "gauge", "Templates and prefixes of which units to come are not known to be confined, by whether they are paused."}
 	refused     = Family{"aaunit_patterns_refused", "gauge", "Templates and prefixes, not paused, of which something that is declared is refused or could not be put back."}
 	held        = Family{"aaunit_held_attachments", "gauge", "Attachments that failed and are held: most are not tried again by themselves."}
 	pausedUnits = Family{"aaunit_paused_units", "gauge", "Units that are left alone for a time."}

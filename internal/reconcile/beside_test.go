@@ -185,6 +185,13 @@ func exitOf(l *Loop) attach.Exit {
 	return attach.Explain(attach.CaseReport{Host: r.Host}, attach.Case{Unit: s.Unit, Status: &s}).Exit
 }
 
+// exitAmid is exitOf where it is asked amid a call of the world, which is locked then.
+func (w *world) exitAmid(l *Loop) attach.Exit {
+	w.mu.Unlock()
+	defer w.mu.Lock()
+	return exitOf(l)
+}
+
 // A template's policy that cannot be put back is told until it is, also while that is
 // tried once more.
 func TestAPatternWhosePolicyCannotBePutBack(t *testing.T) {
@@ -211,7 +218,7 @@ func TestAPatternWhosePolicyCannotBePutBack(t *testing.T) {
 				unlock = w.lock()
 				w.onCall = func(call string) {
 					if call == "load 1" {
-						again = append(again, exitOf(l))
+						again = append(again, w.exitAmid(l))
 					}
 				}
 				unlock()
@@ -251,7 +258,7 @@ func TestAPatternThatNoPassHasComeTo(t *testing.T) {
 	var seen []attach.Exit
 	w.onCall = func(call string) {
 		if strings.HasPrefix(call, "load") || strings.HasPrefix(call, "write") {
-			seen = append(seen, exitOf(w.daemon))
+			seen = append(seen, w.exitAmid(w.daemon))
 		}
 	}
 	l := w.loop()

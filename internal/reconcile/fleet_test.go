@@ -206,6 +206,9 @@ func TestMetrics(t *testing.T) {
 func TestMetricsAndReportOfPatterns(t *testing.T) {
 	at := attach.DropInPath("w@.service", false)
 	type numbers struct{ held, refused, open, paused int }
+	declare := func(w *world, profile string, mode attach.Wish) {
+		w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile, a.Mode = profile, mode })
+	}
 	for name, c := range map[string]struct {
 		do     func(t *testing.T, w *world, l *Loop)
 		want   numbers
@@ -242,7 +245,36 @@ func TestMetricsAndReportOfPatterns(t *testing.T) {
 			unlock()
 			l.everythingAnew()
 		}, numbers{paused: 1}, attach.NotConfined},
-		"held": {func(*testing.T, *world, *Loop) {}, numbers{held: 1, open: 1}, attach.NotConfined},
+		"held":      {func(*testing.T, *world, *Loop) {}, numbers{held: 1, open: 1}, attach.NotConfined},
+		"complains": {func(*testing.T, *world, *Loop) {}, numbers{open: 1}, attach.NotConfined},
+		"complains, by unit": {func(_ *testing.T, w *world, l *Loop) {
+			declare(w, "%p", attach.WishComplain)
+		}, numbers{open: 1}, attach.NotConfined},
+		"complains, paused": {func(t *testing.T, w *world, l *Loop) {
+			pause(t, l, time.Hour, "w@.service")
+			rest()
+			declare(w, "w", attach.WishEnforce)
+		}, numbers{paused: 1}, attach.NotConfined},
+		"complains, and is refused": {func(_ *testing.T, w *world, l *Loop) {
+			declare(w, "none", attach.WishEnforce)
+		}, numbers{refused: 1, open: 1}, attach.NotConfined},
+		"complained, and shall enforce": {func(_ *testing.T, w *world, l *Loop) {
+			declare(w, "w", attach.WishEnforce)
+		}, numbers{}, attach.Confined},
+		"complains, and shall enforce a broken text": {func(_ *testing.T, w *world, l *Loop) {
+			unlock := w.lock()
+			w.bad["w"] = true
+			unlock()
+			declare(w, "w", attach.WishEnforce)
+		}, numbers{open: 1}, attach.NotConfined},
+		"complains, and shall enforce what an assertion forbids": {func(_ *testing.T, w *world, l *Loop) {
+			unlock := w.lock()
+			w.gate = func(attach.Compiled) []attach.Reason {
+				return []attach.Reason{attach.Because(attach.AssertionFailed, "it may write everywhere")}
+			}
+			unlock()
+			declare(w, "w", attach.WishEnforce)
+		}, numbers{open: 1}, attach.NotConfined},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld()
@@ -250,9 +282,13 @@ func TestMetricsAndReportOfPatterns(t *testing.T) {
 			if name == "held" {
 				w.addUnit("w@1.service").breaks["w"] = true
 			}
-			w.declareUnit("/etc/aaunit/attachments.d/w.conf", "w@.service", func(a *attach.Attachment) { a.Profile = "w" })
+			complains := strings.HasPrefix(name, "complain")
+			declare(w, "w", map[bool]attach.Wish{true: attach.WishComplain, false: attach.WishEnforce}[complains])
 			w.run(t, func(l *Loop) {
 				l.processes = eyes{}
+				if complains {
+					rest()
+				}
 				c.do(t, w, l)
 				synctest.Wait()
 				if name != "not come to" {
@@ -262,6 +298,11 @@ func TestMetricsAndReportOfPatterns(t *testing.T) {
 				if got := (numbers{m.PatternsHeld, m.PatternsRefused, m.PatternsOpen, m.PatternsOpenPaused}); m.Patterns != len(l.Status(nil).Patterns) || got != c.want {
 					t.Errorf("%d patterns, %+v, want %+v", m.Patterns, got, c.want)
 				}
+				s := l.Status([]string{"w@.service"}).Patterns[0]
+				says := slices.Contains(codes(s.Refused), attach.TaskComplain)
+				if answer, _ := s.ToCome(); answer != c.toCome || s.Exit() == attach.ExitOK != (answer == attach.Confined && c.want.refused == 0) || says != (complains && answer != attach.Confined) {
+					t.Errorf("%s, exit %d: %+v", answer, s.Exit(), s.Refused)
+				}
 				r, err := l.HostReport(t.Context())
 				i := slices.IndexFunc(r.Units, func(u attach.UnitReport) bool { return u.Unit == "w@.service" })
 				if err != nil || i < 0 || !r.Units[i].Pattern || r.Units[i].ToCome != c.toCome {
@@ -270,6 +311,29 @@ func TestMetricsAndReportOfPatterns(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who attaches a template in complain mode learns by the exit status that it confines nothing,
+// as with a unit; it is no failure.
+func TestAPatternInComplainModeIsNoSuccess(t *testing.T) {
+	const file = "/etc/aaunit/attachments.d/w.conf"
+	w := newWorld()
+	w.files["w"] = "1"
+	w.declareUnit(file, "w@.service", func(a *attach.Attachment) { a.Profile, a.Mode = "w", attach.WishComplain })
+	w.run(t, func(l *Loop) {
+		rest()
+		for _, paused := range []bool{false, true} {
+			if paused {
+				pause(t, l, time.Hour, "w@.service")
+			}
+			for _, o := range apply(t, l, file) {
+				told := slices.ContainsFunc(o.Events, func(e attach.Event) bool { return e.Step == attach.StepVerdict && e.State == attach.Warned })
+				if o.Exit != attach.ExitNotConfined || len(o.Reasons) > 0 || !told {
+					t.Errorf("paused %v: exit %d, %+v", paused, o.Exit, o)
+				}
+			}
+		}
+	})
 }
 
 // Units that nobody attached cannot fill the memory with counters.

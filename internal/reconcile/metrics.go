@@ -26,7 +26,7 @@ func (l *Loop) Metrics() attach.Metrics {
 		if s.Held != nil && !s.Held.OnlyText() {
 			m.PatternsHeld++
 		}
-		if s.Paused == nil && len(s.Refused) > 0 {
+		if s.Paused == nil && slices.ContainsFunc(s.Refused, func(r attach.Reason) bool { return r.Code != attach.TaskComplain }) {
 			m.PatternsRefused++
 		}
 		answer, _ := s.ToCome()

@@ -1264,6 +1264,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 				r.Attaching, r.Stays, r.Stopped, r.Former = false, nil, false, nil
 				l.remember(*r)
 				l.publish(j.d.Unit, func(*attach.Status) {})
+				l.tellComplains(j)
 			}
 			return
 		}

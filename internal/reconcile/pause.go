@@ -268,6 +268,7 @@ func (l *Loop) leavePaused(ctx context.Context, j *job) {
 			}
 			j.out.Reasons, j.out.Exit = s.Refused, s.Exit()
 		})
+		l.tellComplains(j)
 		return
 	}
 	v, o := l.judge(ctx, j.d, false)

@@ -764,7 +764,7 @@ func TestAPauseTakesBackNothingThatIsToldOfAPattern(t *testing.T) {
 		w.full = false
 		w.onCall = func(call string) {
 			if strings.HasPrefix(call, "load") || strings.HasPrefix(call, "write") {
-				seen = append(seen, exitOf(l))
+				seen = append(seen, w.exitAmid(l))
 			}
 		}
 		unlock()

@@ -277,6 +277,7 @@ func (l *Loop) report(asked *selection) (r attach.Report) {
 				s.Verdict = &v
 			}
 			if attach.IsPattern(unit) {
+				s.Refused = slices.Concat(s.Refused, l.complains(unit))
 				r.Patterns = append(r.Patterns, s)
 			} else {
 				r.Units = append(r.Units, s)
@@ -299,6 +300,28 @@ func (l *Loop) report(asked *selection) (r attach.Report) {
 		slices.SortFunc(list, func(a, b attach.Status) int { return strings.Compare(a.Unit, b.Unit) })
 	}
 	return r
+}
+
+// complains says of a template or prefix that it is in complain mode. That refuses nothing, so
+// it is not among what is kept of its status. l.mu is held.
+func (l *Loop) complains(unit string) []attach.Reason {
+	d, err := l.desiredAt(unit, time.Now())
+	if err != nil {
+		return nil // which it is refused for
+	}
+	return attach.Complains(d)
+}
+
+// tellComplains has the outcome of a template or prefix in complain mode say so, as that of
+// a unit does.
+func (l *Loop) tellComplains(j *job) {
+	l.mu.Lock()
+	why := l.complains(j.d.Unit)
+	l.mu.Unlock()
+	if len(why) > 0 {
+		j.out.Exit = attach.WorstExit(j.out.Exit, attach.ExitNotConfined)
+		j.event(attach.StepVerdict, attach.Warned, "not confined: %s", why[0])
+	}
 }
 
 // questioned says what the kernel was asked about the policies that were accepted
