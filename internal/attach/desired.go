@@ -256,6 +256,15 @@ func (d Desired) DropInPath() string {
 	return DropInPath(d.Attachment.Placement(d.Unit), d.Attachment.Runtime)
 }
 
+// FormerDropInPath is where the drop-in is by the record when the attachment has moved between
+// /etc and /run since, or "".
+func (d Desired) FormerDropInPath() string {
+	if file := DropInPath(d.Attachment.Placement(d.Unit), !d.Attachment.Runtime); d.Record.DropIns.Has(file) {
+		return file
+	}
+	return ""
+}
+
 // shared reports whether the drop-in lies in a template's or prefix's
 // directory, where it serves every unit of the pattern.
 func (d Desired) shared() bool { return d.Attachment.Placement(d.Unit) != d.Unit }

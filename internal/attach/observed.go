@@ -489,7 +489,10 @@ type Observed struct {
 	// options are held to a list.
 	Main   MainProcess
 	DropIn DropInState
-	At     time.Time // when the look began
+	// FormerDropIn is that of a template or prefix where it was put before its attachment
+	// moved between /etc and /run.
+	FormerDropIn DropInState
+	At           time.Time // when the look began
 	// Offline: it is of an image, where there is neither a kernel nor a systemd to
 	// ask. What is known is what files say.
 	Offline bool

@@ -89,8 +89,7 @@ func WithAmiss(d Desired, o Observed, out []Reason) []Reason {
 	says := func(c Code) bool {
 		return slices.ContainsFunc(out, func(r Reason) bool { return r.Code == c })
 	}
-	o.DropIn.Content = withPresentLine(o.DropIn.Content) // units start as well with the former
-	if why := dropInAmiss(d, o); why != nil && o.DropIn.Problem == "" && !says(DropInForeign) {
+	if why := dropInInForceAmiss(d, o); why != nil && o.DropIn.Problem == "" && !says(DropInForeign) {
 		if out = append(out, *why); d.Record.Profile != d.Profile {
 			return out // of what is not in place yet there is nothing to compare
 		}
@@ -107,6 +106,38 @@ func WithAmiss(d Desired, o Observed, out []Reason) []Reason {
 		}
 	}
 	return out
+}
+
+// dropInInForceAmiss is dropInAmiss for a drop-in that is left as it is: units start as well
+// with the former line of the start helper, with other comments, such as the former name of
+// the attachment's file, and with a drop-in that is still at its former place.
+func dropInInForceAmiss(d Desired, o Observed) *Reason {
+	have, file := o.DropIn, d.DropInPath()
+	if former := d.FormerDropInPath(); !have.Exists && former != "" && o.FormerDropIn.Exists {
+		have, file = o.FormerDropIn, former
+		if have.Problem != "" {
+			return ptr(because(DropInUnreadable, "%s", have.Problem).at(file))
+		}
+	}
+	if have.Exists && withoutComments(withPresentLine(have.Content)) != withoutComments(d.DropInText(o.Unit)) {
+		return ptr(because(DropInDiffers, "%s is not what the attachment asks for", file))
+	}
+	if !have.Exists {
+		return ptr(because(DropInMissing, "%s does not exist", file))
+	}
+	return nil
+}
+
+// withoutComments is a unit file's text without the lines that systemd skips
+// (systemd.syntax(7)).
+func withoutComments(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if s := strings.TrimLeft(line, " \t"); !strings.HasPrefix(s, "#") && !strings.HasPrefix(s, ";") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // AmissBeside says of a template or prefix how the kernel's policy differs from what was

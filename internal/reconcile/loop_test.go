@@ -931,6 +931,64 @@ func TestARefusedPatternIsToldTheTruthOf(t *testing.T) {
 	}
 }
 
+// The drop-in of a template is in force whatever its attachment's file is called, and where
+// that has moved to since, while it is refused or paused.
+func TestAPatternWhoseFileMovesReadsAsItIs(t *testing.T) {
+	const file, renamed, inRun = "/etc/aaunit/attachments.d/w.conf", "/etc/aaunit/attachments.d/x.conf", "/run/aaunit/attachments.d/w.conf"
+	for name, c := range map[string]struct {
+		from, to string
+		do       func(w *world, at string)
+		code     attach.Code
+	}{
+		"renamed":                {file, renamed, func(*world, string) {}, ""},
+		"renamed, and changed":   {file, renamed, func(w *world, at string) { w.disk[at] += "AppArmorProfile=x\n" }, attach.DropInDiffers},
+		"to /etc":                {inRun, file, func(*world, string) {}, ""},
+		"to /run":                {file, inRun, func(*world, string) {}, ""},
+		"to /etc, and changed":   {inRun, file, func(w *world, at string) { w.disk[at] = "[Service]\n" }, attach.DropInDiffers},
+		"to /etc, and gone":      {inRun, file, func(w *world, at string) { delete(w.disk, at) }, attach.DropInMissing},
+		"to /etc, and commented": {inRun, file, func(w *world, at string) { w.disk[at] += "# AppArmorProfile=x\n ; y\n" }, ""},
+	} {
+		for _, paused := range []bool{false, true} {
+			w := newWorld()
+			w.files["w"] = "1"
+			declare := func(file string, mode attach.Wish) {
+				w.declareUnit(file, "w@.service", func(a *attach.Attachment) {
+					a.Profile, a.Mode, a.Runtime = "w", mode, file == inRun
+				})
+			}
+			declare(c.from, attach.WishEnforce)
+			w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b@.service", func(a *attach.Attachment) { a.Profile = "w" })
+			w.run(t, func(l *Loop) {
+				rest()
+				want := []attach.Code{}
+				if paused {
+					pause(t, l, time.Hour, "w@.service")
+					rest()
+				} else {
+					want = append(want, attach.ProfileDisputed)
+					declare(c.from, attach.WishComplain)
+					rest()
+				}
+				unlock := w.lock()
+				c.do(w, attach.DropInPath("w@.service", c.from == inRun))
+				delete(w.att, c.from)
+				unlock()
+				declare(c.to, map[bool]attach.Wish{true: attach.WishEnforce, false: attach.WishComplain}[paused])
+				l.everythingAnew()
+				rest()
+				answer := attach.Confined
+				if c.code != "" {
+					want, answer = append(want, c.code), attach.NotConfined
+				}
+				s := l.Status([]string{"w@"}).Patterns[0]
+				if got, words := s.ToCome(); got != answer || !slices.Equal(codes(s.Refused), want) || s.Attachment != c.to {
+					t.Errorf("%s, paused %v: %s, %s: %+v", name, paused, got, words, s)
+				}
+			})
+		}
+	}
+}
+
 // TestAPatternWhoseUnitsAllFailIsHeld: they go back to how they were, and what
 // would take the next start of each down is taken away.
 func TestAPatternWhoseUnitsAllFailIsHeld(t *testing.T) {

@@ -152,6 +152,9 @@ func (l *Loop) observePolicy(ctx context.Context, d attach.Desired, how depth, m
 	case d.Attachment != nil:
 		if m == nil || how == full { // a verdict goes by what is in effect
 			o.DropIn = l.readDropIn(d)
+			if former := d.FormerDropInPath(); former != "" && attach.IsPattern(d.Unit) {
+				o.FormerDropIn = l.readDropInAt(d, former)
+			}
 		}
 		if how == full {
 			l.observeReach(ctx, d, m, o)
