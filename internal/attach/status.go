@@ -159,6 +159,10 @@ type Status struct {
 	Questioned []Questioned `json:"questioned,omitempty"`
 	// Busy: a pass is at work on the unit.
 	Busy bool `json:"busy,omitempty"`
+	// Coming and ComingText are what ToCome says of a template or prefix, for those who
+	// read JSON.
+	Coming     Answer `json:"toCome,omitempty"`
+	ComingText string `json:"toComeText,omitempty"`
 }
 
 // ToCome says of a template or prefix whether units to come of it start under its

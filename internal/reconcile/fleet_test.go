@@ -300,7 +300,11 @@ func TestMetricsAndReportOfPatterns(t *testing.T) {
 				}
 				s := l.Status([]string{"w@.service"}).Patterns[0]
 				says := slices.Contains(codes(s.Refused), attach.TaskComplain)
-				if answer, _ := s.ToCome(); answer != c.toCome || s.Exit() == attach.ExitOK != (answer == attach.Confined && c.want.refused == 0) || says != (complains && answer != attach.Confined) {
+				answer, words := s.ToCome()
+				if s.Coming != answer || s.ComingText != words {
+					t.Errorf("%s, %s: %+v", answer, words, s)
+				}
+				if answer != c.toCome || s.Exit() == attach.ExitOK != (answer == attach.Confined && c.want.refused == 0) || says != (complains && answer != attach.Confined) {
 					t.Errorf("%s, exit %d: %+v", answer, s.Exit(), s.Refused)
 				}
 				r, err := l.HostReport(t.Context())

@@ -296,6 +296,9 @@ func (l *Loop) report(asked *selection) (r attach.Report) {
 			r.Units = append(r.Units, s)
 		}
 	}
+	for i, s := range r.Patterns {
+		r.Patterns[i].Coming, r.Patterns[i].ComingText = s.ToCome()
+	}
 	for _, list := range [][]attach.Status{r.Units, r.Patterns} {
 		slices.SortFunc(list, func(a, b attach.Status) int { return strings.Compare(a.Unit, b.Unit) })
 	}

@@ -83,7 +83,7 @@ apparmor:
 confined:
   description:
     - Whether AppArmor is on, something is attached, and every unit that was asked about is confined.
-      Of a template or prefix this says that it is in use. Where nothing else is attached, no unit was seen.
+      Of a template or prefix this says that units to come are confined by it. Where nothing else is attached, no unit was seen.
   returned: always
   type: bool
 exit:
@@ -101,7 +101,7 @@ units:
   type: list
   elements: dict
 patterns:
-  description: The templates and prefixes that attachments name.
+  description: The templates and prefixes that attachments name, each with C(toCome), whether units to come are confined by it.
   returned: always
   type: list
   elements: dict
@@ -119,9 +119,10 @@ def findings(report):
         answer = (s.get('verdict') or {}).get('answer', 'unknown')
         unsaid = 'it was not looked at yet'
         if s in (report.get('patterns') or []):
-            if s.get('dropIn') and not reasons:
+            answer, unsaid = s.get('toCome', 'unknown'), s.get('toComeText') or 'it was not told whether units to come are confined by it'
+            if answer == 'confined' and not reasons:
                 continue
-            answer, unsaid = 'not in use', 'its drop-in is not in place'
+            answer = '%s (units to come)' % answer
         elif answer == 'confined' and not reasons:
             continue
         reasons += (s.get('verdict') or {}).get('reasons') or []
