@@ -35,7 +35,9 @@ func (r Run) failed() bool { return r.Code != 0 && (r.Code != codeExited || r.St
 // its main program ended: a job has stopped it. One that says that it is about to end
 // (STOPPING=1 of sd_notify(3)) looks the same. Where a program ends by itself, systemd
 // takes that in first (service_sigchld_event in its service.c, unit_notify in its unit.c;
-// seen on 252). Of one that did not come up it cannot be told, and it does not count.
+// seen on 252). One whose program has ended well did not come down for that: with
+// RemainAfterExit= it stays active, and what fails is a command of the stop. Of one that
+// did not come up it cannot be told, and it does not count.
 func (u Unit) TakenDown() bool {
 	if u.Result == "watchdog" || u.Result == "start-limit-hit" {
 		return false // systemd itself has given up on it
@@ -44,7 +46,7 @@ func (u Unit) TakenDown() bool {
 	if i := slices.IndexFunc(u.Runs, func(r Run) bool { return r.Property == "ExecStart" }); i >= 0 {
 		main = u.Runs[i]
 	}
-	return u.Ceased.After(main.Began) && (main.Ended.IsZero() || main.Ended.After(u.Ceased))
+	return u.Ceased.After(main.Began) && (main.Ended.IsZero() || main.Ended.After(u.Ceased) || main.Code == codeExited && main.Status == 0)
 }
 
 // exitAppArmor is EXIT_APPARMOR_PROFILE of systemd.exec(5), "Process Exit Codes":

@@ -194,6 +194,8 @@ func TestTakenDown(t *testing.T) {
 		{"by itself", Unit{Result: "exit-code", Runs: main(at(500)), Ceased: at(517)}, false},
 		{"by itself, told at once", Unit{Result: "exit-code", Runs: main(at(500)), Ceased: at(500)}, false},
 		{"stopped", Unit{Result: "exit-code", Runs: main(at(501)), Ceased: at(500)}, true},
+		{"it had ended well, and a command of the stop fails", Unit{Result: "exit-code", Ceased: at(5000),
+			Runs: []Run{{Property: "ExecStart", Began: began, Ended: at(500), Code: codeExited}, {Property: "ExecStop", Began: at(5000), Ended: at(5100), Code: codeExited, Status: 1}}}, true},
 		{"being stopped", Unit{Result: "success", Runs: main(time.Time{}), Ceased: at(500)}, true},
 		{"it never came up", Unit{Result: "exit-code", Runs: main(at(500))}, false},
 		{"it did not come up this time", Unit{Result: "exit-code", Runs: main(at(500)), Ceased: at(-500)}, false},

@@ -230,18 +230,22 @@ func idsOf(all []attach.Compiled) map[string]string {
 }
 
 // policiesBefore gives the policies that a unit goes back to: those before its own trial,
-// and of what it had not on trial those of the others.
+// and of what it had not on trial those of the others. Theirs are what is live, so they
+// count also where its own trial, as one that was cut off, began with an earlier text.
 func (l *Loop) policiesBefore(r attach.Record, undone, was map[string]string) map[string]string {
-	undoes := func(all []exchange) []exchange {
+	undoes := func(all []exchange, gone map[string]string) []exchange {
 		return slices.DeleteFunc(all, func(e exchange) bool {
-			return !slices.ContainsFunc(e.before, func(c attach.Compiled) bool { return undone[c.File] == c.ID })
+			return !slices.ContainsFunc(e.before, func(c attach.Compiled) bool { return gone[c.File] == c.ID })
 		})
 	}
-	ids := r.Policies
+	ids, gone := r.Policies, maps.Clone(undone)
 	if r.Trial != nil {
-		ids = exchanged(ids, undoes(l.replaced(r.Trial.Policies, ids)))
+		for _, e := range undoes(l.replaced(r.Trial.Policies, ids), undone) {
+			ids = exchanged(ids, []exchange{e})
+			maps.Copy(gone, idsOf(e.now))
+		}
 	}
-	return exchanged(ids, undoes(l.replaced(was, ids)))
+	return exchanged(ids, undoes(l.replaced(was, ids), gone))
 }
 
 // goBack puts on a unit's record that it runs under the earlier policy again,

@@ -321,7 +321,53 @@ func TestTwoFilesThatBecameOneAreUndone(t *testing.T) {
 	}
 }
 
-// So do those that have only the other one of two files that were one before.
+// The kernel has one text of a file: who was on trial from an earlier one, as where that was
+// cut off, goes back to what is live with the others.
+func TestTrialsFromDifferentTextsGoBackToOne(t *testing.T) {
+	w := attached(nil, "a", "b")
+	w.addUnit("z.service")
+	w.tells, w.files["z"] = true, "1"
+	settle := func(profile string, span time.Duration) func(*attach.Attachment) {
+		return func(a *attach.Attachment) { a.Profile, a.Settle = profile, span }
+	}
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/a.conf", "a.service", settle("a", 5*time.Second))
+		w.declareUnit("/etc/aaunit/attachments.d/b.conf", "b.service", settle("a", time.Minute))
+		w.declareUnit("/etc/aaunit/attachments.d/z.conf", "z.service", settle("z", time.Minute))
+		rest()
+		time.Sleep(3 * time.Minute)
+		unlock := w.lock()
+		w.files["z"] = "2"
+		unlock()
+		w.edit("2")
+		time.Sleep(15 * time.Second) // a's trial is over, b's is not
+		w.edit("3")
+		d := denial("z.service", "/new")
+		d.Profile = "z"
+		w.denials <- d // which cuts b's trial off
+		for range 300 {
+			if time.Sleep(100 * time.Millisecond); w.record("z.service").Hold != nil {
+				break
+			}
+		}
+		time.Sleep(1500 * time.Millisecond)
+		if w.kernel["a"] != "3" {
+			t.Fatalf("kernel %q", w.kernel)
+		}
+		w.denials <- denial("a.service", "/new")
+		time.Sleep(5 * time.Minute)
+		for _, u := range []string{"a", "b"} {
+			if r := w.record(u + ".service"); answer(l, u) != "confined" || r.Policies[textA] != textA+" "+w.kernel["a"] {
+				t.Errorf("%s is %s, has %q, kernel %q", u, answer(l, u), r.Policies, w.kernel)
+			}
+		}
+		if w.kernel["a"] != "2" {
+			t.Errorf("the kernel has %q", w.kernel)
+		}
+	})
+}
+
+// Those that have only the other one of two files that were one before go back, too.
 func TestAFileThatBecameTwoIsUndone(t *testing.T) {
 	for _, who := range []string{"a", "c"} {
 		w := attached(func(a *attach.Attachment) { a.AllowProfiles = []string{"b"} }, "a")
