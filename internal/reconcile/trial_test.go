@@ -211,8 +211,11 @@ func TestWhatAUnitDidUnderATextThatOthersHaveLoaded(t *testing.T) {
 		{"it had failed", func(u *unit) { u.fail(false) }, "", nil, true, false},
 		{"it had been started again", func(u *unit) { u.restarts++ }, "", nil, true, true},
 		{"it is in a crash loop", func(u *unit) { u.restarts = 7 }, "restarts", nil, true, true},
-		{"it is between two starts of a crash loop", func(u *unit) { u.restarts = 7 }, "ends", func(_ *world, u *unit) {
-			time.AfterFunc(time.Second, func() { u.start, u.restarts, u.between = u.start+1, u.restarts+1, false })
+		{"it is between two starts of a crash loop", func(u *unit) { u.restarts = 7 }, "ends", func(w *world, u *unit) {
+			time.AfterFunc(time.Second, func() {
+				defer w.lock()()
+				u.start, u.restarts, u.between = u.start+1, u.restarts+1, false
+			})
 		}, true, true},
 	} {
 		w := attached(nil, "a")
