@@ -181,10 +181,10 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	}
 }
 
-// startAfterTrial starts a unit that failed under the changed policy again, is about to
-// when its last commands have ended, or that ended under it and waits for systemd. One that somebody has stopped stays so, whether it failed
-// at that or not, and what is starting or stopping goes on: that would cut off a oneshot at
-// work.
+// startAfterTrial starts a unit again that failed under the changed policy, has failed and
+// is on its way down, or ended under it and waits for systemd. One that somebody has
+// stopped stays so, whether it failed at that or not, and what is starting or stopping goes
+// on: that would cut off a oneshot at work.
 func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
 	u, err := l.systemd.Observe(ctx, j.d.Unit)
 	down := !u.Active() || u.ActiveState == "deactivating"
