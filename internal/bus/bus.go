@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/godbus/dbus/v5"
@@ -75,7 +74,7 @@ type Rules struct {
 	Lost func(error)
 }
 
-// Connect opens a connection of its own. What happens on it is bounded by ctx
+// Connect opens a connection of its own to a bus. What happens on it is bounded by ctx
 // until it is open; after that it lives until it is closed or lost. A bus that takes
 // no messages loses it.
 func Connect(ctx context.Context, address string, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
@@ -83,11 +82,29 @@ func Connect(ctx context.Context, address string, rules Rules, opts ...dbus.Conn
 	if err != nil {
 		return nil, err
 	}
-	return over(ctx, sock, rules, opts...)
+	return over(ctx, "the bus", sock, rules, hello, opts...)
 }
 
-// over makes a connection of a socket.
-func over(ctx context.Context, sock net.Conn, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
+// Join makes a connection of a socket that is connected to a server, without a bus between:
+// messages have no sender and no destination. It is bounded as Connect is.
+func Join(ctx context.Context, sock net.Conn, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
+	return over(ctx, "the server", sock, rules, join, opts...)
+}
+
+// Accept makes a connection of a socket on which a client of that user has connected, as
+// Join does at the other end.
+func Accept(ctx context.Context, sock net.Conn, uid int, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
+	return over(ctx, "the client", sock, rules, func(s *stream, conn *dbus.Conn) error {
+		s.direct = true
+		if err := s.welcome(uid); err != nil {
+			return err
+		}
+		return s.start(conn)
+	}, opts...)
+}
+
+// over makes a connection of a socket to the other end; open brings it so far that messages are read.
+func over(ctx context.Context, other string, sock net.Conn, rules Rules, open func(*stream, *dbus.Conn) error, opts ...dbus.ConnOption) (*dbus.Conn, error) {
 	s := &stream{sock: sock, in: bufio.NewReader(sock), rules: rules}
 	conn, err := dbus.NewConn(s, opts...)
 	if err != nil {
@@ -98,28 +115,39 @@ func over(ctx context.Context, sock net.Conn, rules Rules, opts ...dbus.ConnOpti
 	// A connection can have a context to live in (dbus.WithContext). godbus would end
 	// it when the message that is being sent has been taken.
 	context.AfterFunc(conn.Context(), func() { s.Close() })
-	// Auth and Hello know no context: closing the socket ends them.
+	// What waits for the other end knows no context: closing the socket ends it.
 	stop := context.AfterFunc(ctx, func() { s.Close() })
-	// The number of the user, not the name: looking one up needs more than a
-	// static binary has.
-	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
-	if err == nil && !s.framed {
-		err = errors.New("cannot tell where the handshake ends; was it changed in godbus?")
-	}
-	if err == nil {
-		err = conn.Hello()
-	}
+	err = open(s, conn)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
 		conn.Close()
 		if ctx.Err() != nil {
-			err = fmt.Errorf("the bus did not answer: %w", context.Cause(ctx))
+			err = fmt.Errorf("%s did not answer: %w", other, context.Cause(ctx))
 		}
 		return nil, err
 	}
 	return conn, nil
+}
+
+func join(s *stream, conn *dbus.Conn) error {
+	if err := s.introduce(); err != nil {
+		return err
+	}
+	return s.start(conn)
+}
+
+func hello(s *stream, conn *dbus.Conn) error {
+	if err := join(s, conn); err != nil {
+		return err
+	}
+	return conn.Hello()
+}
+
+// start has godbus read messages.
+func (s *stream) start(conn *dbus.Conn) error {
+	return conn.Auth([]dbus.Auth{dbus.AuthExternal("")})
 }
 
 // dial tries the addresses of a list ("unix:path=/x;unix:abstract=y") in turn;

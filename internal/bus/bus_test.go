@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -77,11 +78,7 @@ func (p *peer) serve(up chan<- error) {
 			return
 		}
 		switch line = strings.TrimSpace(line); {
-		case line == "AUTH":
-			fmt.Fprint(p, "REJECTED EXTERNAL\r\n")
-		case strings.HasPrefix(line, "AUTH EXTERNAL"):
-			fmt.Fprint(p, "DATA\r\n")
-		case strings.HasPrefix(line, "DATA"):
+		case line == "AUTH EXTERNAL "+identity(os.Geteuid()):
 			fmt.Fprint(p, "OK 0123456789abcdef0123456789abcdef\r\n")
 		case line == "BEGIN":
 			begun = true

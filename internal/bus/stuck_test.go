@@ -39,7 +39,7 @@ func stuck(t *testing.T, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, *pee
 	w := watched{here, make(chan struct{}, 100)}
 	up := make(chan error, 1)
 	go p.serve(up)
-	conn, err := over(t.Context(), w, rules, opts...)
+	conn, err := over(t.Context(), "the bus", w, rules, hello, opts...)
 	if err == nil {
 		err = <-up
 	}
