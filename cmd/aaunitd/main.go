@@ -135,7 +135,7 @@ func run(log *slog.Logger, o reconcile.Options, systemd *units.Systemd, keeper *
 	parts.Go(func() { cancel(loop.Run(ctx, func() { close(known); ready.Done() })) })
 	parts.Go(func() { keeper.Run(ctx) })
 	parts.Go(func() {
-		cancel(api.Serve(ctx, loop, api.Options{Version: version, Log: log, Ready: sync.OnceFunc(ready.Done), Known: known, Answered: loop.Stir}))
+		cancel(api.Serve(ctx, loop, api.Options{Version: version, Socket: api.Socket, Log: log, Ready: sync.OnceFunc(ready.Done), Known: known, Answered: loop.Stir}))
 	})
 	go func() {
 		ready.Wait()

@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -57,33 +58,43 @@ type DialOptions struct {
 	Interactive bool
 	// NoStart does not start the daemon when it is not running.
 	NoStart bool
+	// Socket is the daemon's own socket, which is tried before the bus; "" is none. It is
+	// root's alone; see Socket.
+	Socket string
 
 	lookAt func(pid uint32) process // where a test has the daemon proved on its own bus
 }
 
 // Client speaks with one running daemon. It follows one operation at a time.
 type Client struct {
-	conn  *dbus.Conn
-	owner string // the daemon's unique name: answers and signals come from there
-	flags dbus.Flags
+	conn   *dbus.Conn
+	direct bool   // at the daemon's own socket: whoever is at the other end is the daemon
+	owner  string // the daemon's unique name on the bus: answers and signals come from there
+	flags  dbus.Flags
 	// signals gets what the daemon sends; nobody else's signals are looked at.
-	signals chan *dbus.Signal
+	signals *inbox
 	// lookAt tells what a process is.
 	lookAt func(pid uint32) process
 }
 
 // Dial connects to the daemon, which the bus starts if need be.
 func Dial(ctx context.Context, o DialOptions) (*Client, error) {
+	if o.Socket != "" {
+		// Whatever is the matter there is found out, and said, on the bus.
+		if c, err := dialDirect(ctx, o); err == nil {
+			return c, nil
+		}
+	}
 	// The daemon's signals may be as large as its answers; nobody else's are
 	// taken, whoever runs this.
 	var daemon atomic.Value
 	rules := bus.Rules{Signals: func(sender string) bool { return daemon.Load() == sender }, MaxSignal: bus.MaxReply}
-	// Signals must come in the order in which they were sent.
-	conn, err := connect(ctx, bus.Address(o.Address), rules, dbus.WithSignalHandler(dbus.NewSequentialSignalHandler()))
+	signals := newInbox()
+	conn, err := connect(ctx, bus.Address(o.Address), rules, dbus.WithSignalHandler(signals))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w; is this a machine with systemd and dbus?", ErrNoBus, err)
 	}
-	c := &Client{conn: conn, signals: make(chan *dbus.Signal, 16)}
+	c := &Client{conn: conn, signals: signals}
 	if o.Interactive {
 		c.flags |= dbus.FlagAllowInteractiveAuthorization
 	}
@@ -101,7 +112,6 @@ func Dial(ctx context.Context, o DialOptions) (*Client, error) {
 		}
 	}
 	daemon.Store(c.owner)
-	conn.Signal(c.signals)
 	return c, nil
 }
 
@@ -167,12 +177,14 @@ func (c *Client) call(ctx context.Context, path dbus.ObjectPath, iface, member s
 		Type:  dbus.TypeMethodCall,
 		Flags: c.flags | dbus.FlagNoAutoStart,
 		Headers: map[dbus.HeaderField]dbus.Variant{
-			dbus.FieldDestination: dbus.MakeVariant(c.owner),
-			dbus.FieldPath:        dbus.MakeVariant(path),
-			dbus.FieldInterface:   dbus.MakeVariant(iface),
-			dbus.FieldMember:      dbus.MakeVariant(member),
+			dbus.FieldPath:      dbus.MakeVariant(path),
+			dbus.FieldInterface: dbus.MakeVariant(iface),
+			dbus.FieldMember:    dbus.MakeVariant(member),
 		},
 		Body: args,
+	}
+	if !c.direct {
+		msg.Headers[dbus.FieldDestination] = dbus.MakeVariant(c.owner)
 	}
 	if len(args) > 0 {
 		msg.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(args...))
@@ -182,16 +194,25 @@ func (c *Client) call(ctx context.Context, path dbus.ObjectPath, iface, member s
 
 // fetch calls a method that answers with JSON.
 func (c *Client) fetch(ctx context.Context, limit time.Duration, out any, path dbus.ObjectPath, iface, member string, args ...any) error {
+	text, err := c.text(ctx, limit, path, iface, member, args...)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return fmt.Errorf("cannot read aaunitd's answer: %w; are aaunitd and aaunitctl of one version?", err)
+	}
+	return nil
+}
+
+// text is fetch without reading the answer.
+func (c *Client) text(ctx context.Context, limit time.Duration, path dbus.ObjectPath, iface, member string, args ...any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var text string
 	if err := c.call(ctx, path, iface, member, args...).Store(&text); err != nil {
-		return plainError(err)
+		return nil, plainError(err)
 	}
-	if err := json.Unmarshal([]byte(text), out); err != nil {
-		return fmt.Errorf("cannot read aaunitd's answer: %w; are aaunitd and aaunitctl of one version?", err)
-	}
-	return nil
+	return []byte(text), nil
 }
 
 // Attach attaches units and waits for the end; progress may be nil. When ctx
@@ -264,6 +285,16 @@ func (c *Client) VerifyEvidence(ctx context.Context, units []string) (attach.Evi
 	var out attach.EvidenceReport
 	err := c.fetch(ctx, verifyTimeout+passwordTimeout, &out, Path, ManagerInterface, "VerifyEvidence", list(units))
 	return out, err
+}
+
+// VerifyJSON is Verify; it gives the attach.Report as aaunitd has written it.
+func (c *Client) VerifyJSON(ctx context.Context, units []string) ([]byte, error) {
+	return c.text(ctx, verifyTimeout+passwordTimeout, Path, ManagerInterface, "Verify", list(units))
+}
+
+// StatusJSON is to Status what VerifyJSON is to Verify.
+func (c *Client) StatusJSON(ctx context.Context, units []string) ([]byte, error) {
+	return c.text(ctx, quickTimeout, Path, ManagerInterface, "Describe", list(units))
 }
 
 // Status asks for what is known.
@@ -350,19 +381,16 @@ func (c *Client) operate(ctx context.Context, member string, r attach.Request, p
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
 	for !f.done {
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", ErrUnderWay, ctx.Err())
-		case sig, ok := <-c.signals:
-			switch {
-			case !ok:
-				return nil, fmt.Errorf("%w: the connection to the bus ended; aaunitctl status shows how far it came", ErrGone)
-			case c.ended(sig):
-				return nil, fmt.Errorf("%w: its next start brings the units to what is declared; aaunitctl status shows them", ErrGone)
-			case sig.Sender != c.owner || sig.Path != path || f.take(sig):
-				continue
-			}
-		case <-poll.C:
+		sig, err := c.signals.next(ctx, poll.C)
+		switch {
+		case errors.Is(err, errEnded) && !c.direct:
+			return nil, fmt.Errorf("%w: the connection to the bus ended; aaunitctl status shows how far it came", ErrGone)
+		case errors.Is(err, errEnded), sig != nil && c.ended(sig):
+			return nil, fmt.Errorf("%w: its next start brings the units to what is declared; aaunitctl status shows them", ErrGone)
+		case err != nil:
+			return nil, fmt.Errorf("%w: %w", ErrUnderWay, err)
+		case sig != nil && (sig.Sender != c.owner || sig.Path != path || f.take(sig)):
+			continue
 		}
 		// Something is missing, or was not heard for long.
 		var d OperationDescription
@@ -385,6 +413,69 @@ func (c *Client) ended(sig *dbus.Signal) bool {
 	name, _ := sig.Body[0].(string)
 	before, _ := sig.Body[1].(string)
 	return name == BusName && before == c.owner
+}
+
+// inbox keeps the signals of a connection in the order in which they came, until they are
+// asked for. The last ones are there after the connection has ended, too: godbus's own
+// handlers lose them then.
+type inbox struct {
+	mu    sync.Mutex
+	queue []*dbus.Signal
+	ended bool
+	wake  chan struct{}
+}
+
+func newInbox() *inbox { return &inbox{wake: make(chan struct{}, 1)} }
+
+// DeliverSignal implements dbus.SignalHandler.
+func (b *inbox) DeliverSignal(_, _ string, sig *dbus.Signal) {
+	b.mu.Lock()
+	b.queue = append(b.queue, sig)
+	b.mu.Unlock()
+	b.nudge()
+}
+
+// Terminate implements dbus.Terminator.
+func (b *inbox) Terminate() {
+	b.mu.Lock()
+	b.ended = true
+	b.mu.Unlock()
+	b.nudge()
+}
+
+func (b *inbox) nudge() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// errEnded: the connection ended, and everything that came over it was asked for.
+var errEnded = errors.New("the connection ended")
+
+// next waits for a signal; nil is that late came before one did.
+func (b *inbox) next(ctx context.Context, late <-chan time.Time) (*dbus.Signal, error) {
+	for {
+		b.mu.Lock()
+		if len(b.queue) > 0 {
+			sig := b.queue[0]
+			b.queue = b.queue[1:]
+			b.mu.Unlock()
+			return sig, nil
+		}
+		ended := b.ended
+		b.mu.Unlock()
+		if ended {
+			return nil, errEnded
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-late:
+			return nil, nil
+		case <-b.wake:
+		}
+	}
 }
 
 // follower puts together what an operation tells, each event once and in order.
@@ -446,7 +537,7 @@ func plainError(err error) error {
 		case errors.Is(err, context.DeadlineExceeded):
 			return errors.New("aaunitd did not answer in time; systemctl status aaunitd.service shows what it does")
 		case errors.Is(err, dbus.ErrClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, new(*net.OpError)):
-			return fmt.Errorf("%w: the connection to the bus ended; aaunitctl status shows how far it came", ErrGone)
+			return fmt.Errorf("%w: the connection ended; aaunitctl status shows how far it came", ErrGone)
 		}
 		return err
 	}

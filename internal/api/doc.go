@@ -9,7 +9,8 @@
 // Read serve.go first (the connection), then handler.go (how a message finds its
 // method, and the introspection text that is made from the same tables),
 // manager.go (the methods), attachments.go, operation.go, and authorize.go
-// (who may do what). client.go is the other end. owner.go is about who has the name.
+// (who may do what). client.go is the other end. owner.go is about who has the name,
+// and direct.go about root, who needs no bus.
 //
 // Anybody on the machine can send anything to a name on the system bus.
 // Everything that arrives is therefore bounded before it is looked at, and most

@@ -232,10 +232,12 @@ func (r *request) send(out []any) {
 		Type:  dbus.TypeMethodReply,
 		Flags: dbus.FlagNoReplyExpected,
 		Headers: map[dbus.HeaderField]dbus.Variant{
-			dbus.FieldDestination: dbus.MakeVariant(r.sender),
 			dbus.FieldReplySerial: dbus.MakeVariant(r.msg.Serial()),
 		},
 		Body: out,
+	}
+	if r.sender != "" {
+		m.Headers[dbus.FieldDestination] = dbus.MakeVariant(r.sender)
 	}
 	if len(out) > 0 {
 		m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(out...))

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -229,7 +230,9 @@ func callVerify(ctx context.Context, r *request) ([]any, *dbus.Error) {
 		return nil, failed
 	}
 	return expensive(ctx, r, verifyTimeout, func(ctx context.Context) (any, error) {
-		return r.session.manager.Verify(ctx, units)
+		report, err := r.session.manager.Verify(ctx, units)
+		report.Exit = attach.ExitOfReport(report, len(units) > 0)
+		return report, err
 	})
 }
 
@@ -295,13 +298,17 @@ func callDescribe(_ context.Context, r *request) ([]any, *dbus.Error) {
 	if failed := checkUnits(units); failed != nil {
 		return nil, failed
 	}
-	if r.root() {
-		return reply(r.session.manager.Status(units))
+	if !r.root() {
+		if failed := r.pay(units); failed != nil {
+			return nil, failed
+		}
 	}
-	if failed := r.pay(units); failed != nil {
-		return nil, failed
+	report := r.session.manager.Status(units)
+	report.Exit = attach.ExitOfReport(report, len(units) > 0)
+	if !r.root() {
+		report = publicReport(report)
 	}
-	return reply(publicReport(r.session.manager.Status(units)))
+	return reply(report)
 }
 
 // pay takes the price of reading about units from a caller who is not root. A name
@@ -373,12 +380,15 @@ func some(list []attach.Outcome, err error) ([]attach.Outcome, error) {
 
 // reply gives v as one JSON string.
 func reply(v any) ([]any, *dbus.Error) {
-	text, err := json.Marshal(v)
-	switch {
-	case err != nil:
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
+	e.SetEscapeHTML(false) // it is printed as it is
+	if err := e.Encode(v); err != nil {
 		return nil, fail(ErrorFailed, "cannot write the answer: %v", err)
-	case len(text) > maxReply:
-		return nil, fail(ErrorTooLarge, "the answer is %d bytes long, more than fits in a message; name fewer units", len(text))
 	}
-	return []any{string(text)}, nil
+	text.Truncate(text.Len() - 1) // its line feed
+	if text.Len() > maxReply {
+		return nil, fail(ErrorTooLarge, "the answer is %d bytes long, more than fits in a message; name fewer units", text.Len())
+	}
+	return []any{text.String()}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,8 @@ type Options struct {
 	Version string
 	// Address is the bus; "" means the system bus.
 	Address string
+	// Socket is where root is answered without the bus; "" is nowhere. See Socket.
+	Socket string
 	// Log takes what goes wrong; nil means slog.Default().
 	Log *slog.Logger
 	// Ready is called once, when the name is owned and calls are answered, or when
@@ -66,6 +69,7 @@ type service struct {
 	manager    Manager
 	version    string
 	address    string
+	socket     string
 	log        *slog.Logger
 	ready      func()
 	known      <-chan struct{}
@@ -83,6 +87,8 @@ type service struct {
 	// groups tells their groups, and adm the group whose members read logs.
 	groups func(*dbus.Conn) func(context.Context, string, uint32) ([]uint32, error)
 	adm    func() (uint32, error)
+	// admitted gives the user of who has connected to the socket, if that one may.
+	admitted func(*net.UnixConn) (uint32, error)
 	// lookAt tells what a process is, and self is this one.
 	lookAt func(pid uint32) process
 	self   process
@@ -92,7 +98,7 @@ type service struct {
 
 func newService(m Manager, o Options) *service {
 	s := &service{
-		manager: m, version: o.Version, address: bus.Address(o.Address), log: o.Log,
+		manager: m, version: o.Version, address: bus.Address(o.Address), socket: o.Socket, log: o.Log,
 		ready:       func() {},
 		known:       o.Known,
 		answered:    func() {},
@@ -106,6 +112,7 @@ func newService(m Manager, o Options) *service {
 		credentials: busCredentials,
 		groups:      busGroups,
 		adm:         admGroup,
+		admitted:    rootPeer,
 		lookAt:      lookAt,
 		self:        lookAt(uint32(os.Getpid())),
 	}
@@ -126,17 +133,13 @@ func newService(m Manager, o Options) *service {
 	return s
 }
 
-// session is the service on one connection to the bus.
+// session is the service on one connection, to the bus or to who has connected.
 type session struct {
 	*service
 	conn *dbus.Conn
-	who  *identities
-	// groupsOf tells the groups of who is behind a unique name.
+	// uidOf tells the user behind a unique name, and groupsOf the groups.
+	uidOf    func(ctx context.Context, sender string) (uint32, error)
 	groupsOf func(ctx context.Context, sender string, uid uint32) ([]uint32, error)
-}
-
-func (s *session) uidOf(ctx context.Context, sender string) (uint32, error) {
-	return s.who.uid(ctx, sender)
 }
 
 func (s *service) run(ctx context.Context) error {
@@ -163,6 +166,14 @@ func (s *service) run(ctx context.Context) error {
 	}
 	s.board.sync(s.manager.Status)
 	go s.compare(ctx)
+	if s.socket != "" {
+		if ln, err := listen(s.socket); err != nil {
+			s.log.Warn("cannot answer at " + s.socket + ", only on the bus: " + err.Error())
+		} else {
+			defer ln.Close()
+			go s.accept(link, ln)
+		}
+	}
 
 	pause, complained := retryMin, ""
 	for first := true; ; first = false {
@@ -204,7 +215,8 @@ func (s *service) serveOnce(ctx context.Context) error {
 		return fmt.Errorf("cannot connect to the bus: %w", err)
 	}
 	defer asker.Close()
-	n := &session{service: s, who: &identities{known: map[string]uint32{}, ask: s.credentials(asker)}, groupsOf: s.groups(asker)}
+	who := &identities{known: map[string]uint32{}, ask: s.credentials(asker)}
+	n := &session{service: s, uidOf: who.uid, groupsOf: s.groups(asker)}
 	complete, lost := make(chan struct{}), make(chan error, 1)
 	rules := bus.Rules{
 		Calls: func(h *bus.Header) *dbus.Error { return n.admit(ctx, h) },

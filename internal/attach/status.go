@@ -137,6 +137,44 @@ func WorstExit(exits ...Exit) Exit {
 	return order[worst]
 }
 
+// ExitOfHost gives the exit status of the state of AppArmor and, where it is not
+// ExitOK, what is the matter.
+func ExitOfHost(h Host) (Exit, Code) {
+	switch {
+	case h.Enabled == No:
+		return ExitNotConfined, AppArmorOff
+	case h.Enabled != Yes || h.GlobalMode == "":
+		return ExitUnknown, AppArmorUnknown
+	case !h.GlobalMode.Confines():
+		return ExitNotConfined, GlobalComplain
+	}
+	return ExitOK, ""
+}
+
+// ExitOfReport gives the exit status of a report. Attachment files that are not in use
+// are a failure of the whole, not of units that were asked for by name.
+func ExitOfReport(r Report, named bool) Exit {
+	host, _ := ExitOfHost(r.Host)
+	codes := []Exit{host}
+	for _, s := range r.Patterns {
+		codes = append(codes, s.Exit())
+	}
+	for _, s := range r.Units {
+		codes = append(codes, s.Exit())
+	}
+	for _, m := range r.Missing {
+		if m.Reason.Code == UnitNotFound {
+			codes = append(codes, ExitNoUnit)
+		} else {
+			codes = append(codes, ExitNotConfined)
+		}
+	}
+	if len(r.Problems) > 0 && !named {
+		codes = append(codes, ExitFailed)
+	}
+	return WorstExit(codes...)
+}
+
 // Status is what is known of one attached unit.
 type Status struct {
 	Unit        string   `json:"unit"`
@@ -237,6 +275,9 @@ func (s Status) Exit() Exit {
 
 // Report is what is known of the host and its attached units, as of a time.
 type Report struct {
+	// Exit is what the command line ends with; see ExitOfReport. It comes first, so that
+	// nothing else has to be read for it.
+	Exit    Exit   `json:"exit"`
 	Version string `json:"version"`
 	Host    Host   `json:"host"`
 	// Problems are attachment files that are not in use.

@@ -33,6 +33,9 @@ type Daemon interface {
 	Verify(ctx context.Context, units []string) (attach.Report, error)
 	VerifyEvidence(ctx context.Context, units []string) (attach.EvidenceReport, error)
 	Status(ctx context.Context, units []string) (attach.Report, error)
+	// VerifyJSON and StatusJSON give the report as aaunitd has written it.
+	VerifyJSON(ctx context.Context, units []string) ([]byte, error)
+	StatusJSON(ctx context.Context, units []string) ([]byte, error)
 	Profiles(ctx context.Context) ([]attach.Profile, error)
 	Check(ctx context.Context, args []string) ([]attach.Outcome, error)
 	Query(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error)
@@ -115,7 +118,7 @@ func Main(version string, local func(LocalOptions) (Local, func()), image func(d
 		},
 		Dial: func(ctx context.Context, interactive, start bool) (Daemon, error) {
 			// A nil *api.Client must not become a Daemon that is not nil.
-			c, err := api.Dial(ctx, api.DialOptions{Interactive: interactive, NoStart: !start})
+			c, err := api.Dial(ctx, api.DialOptions{Socket: socket(), Interactive: interactive, NoStart: !start})
 			if err != nil {
 				return nil, err
 			}
@@ -131,6 +134,14 @@ func Main(version string, local func(LocalOptions) (Local, func()), image func(d
 		Version:   version,
 	}
 	return int(Run(ctx, os.Args[1:], w))
+}
+
+// socket is aaunitd's own socket; "" where somebody says that it is to be asked on another bus.
+func socket() string {
+	if os.Getenv("DBUS_SYSTEM_BUS_ADDRESS") != "" {
+		return ""
+	}
+	return api.Socket
 }
 
 // Run runs one command line.

@@ -114,6 +114,32 @@ func (d *fakeDaemon) Plan(_ context.Context, r attach.Request) ([]attach.Outcome
 	return d.outcomes, d.err
 }
 
+func (d *fakeDaemon) VerifyJSON(ctx context.Context, units []string) ([]byte, error) {
+	return written(units)(d.Verify(ctx, units))
+}
+
+func (d *fakeDaemon) StatusJSON(ctx context.Context, units []string) ([]byte, error) {
+	return written(units)(d.Status(ctx, units))
+}
+
+// written writes a report as aaunitd does.
+func written(units []string) func(attach.Report, error) ([]byte, error) {
+	return func(r attach.Report, err error) ([]byte, error) {
+		if err != nil {
+			return nil, err
+		}
+		if r.Units == nil {
+			r.Units = []attach.Status{}
+		}
+		r.Exit = attach.ExitOfReport(r, len(units) > 0)
+		var text bytes.Buffer
+		e := json.NewEncoder(&text)
+		e.SetEscapeHTML(false)
+		err = e.Encode(r)
+		return bytes.TrimSpace(text.Bytes()), err
+	}
+}
+
 func (d *fakeDaemon) Verify(_ context.Context, units []string) (attach.Report, error) {
 	d.did, d.names = "verify", units
 	return d.report, d.err
@@ -286,8 +312,13 @@ func (s *scene) run(args ...string) attach.Exit {
 }
 
 // golden compares with testdata/NAME.golden; -update writes it.
+// JSON in one line is written indented, so that it can be read.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
+	var doc bytes.Buffer
+	if strings.HasPrefix(got, "{") && json.Indent(&doc, []byte(got), "", "  ") == nil {
+		got = doc.String()
+	}
 	file := filepath.Join("testdata", name+".golden")
 	if *update {
 		if err := os.MkdirAll("testdata", 0o755); err != nil {
@@ -850,7 +881,7 @@ func TestExitStatuses(t *testing.T) {
 		"bad file":               {attach.Report{Host: hostOn, Problems: []attach.Reason{{}}}, false, 1},
 		"bad file, another unit": {attach.Report{Host: hostOn, Problems: []attach.Reason{{}}, Units: []attach.Status{good}}, true, 0},
 	} {
-		if got := reportExit(tc.r, tc.named); got != tc.want {
+		if got := attach.ExitOfReport(tc.r, tc.named); got != tc.want {
 			t.Errorf("%s: %d, want %d", name, got, tc.want)
 		}
 	}

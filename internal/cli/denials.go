@@ -84,7 +84,7 @@ func parseSince(text string, now time.Time) (time.Time, error) {
 // denialsExit: what was denied is no failure of the command's; that it could not
 // be heard leaves open whether there is more.
 func denialsExit(r attach.DenialReport) attach.Exit {
-	host, _ := hostExit(r.Host)
+	host, _ := attach.ExitOfHost(r.Host)
 	codes := []attach.Exit{host}
 	if r.Deaf != "" {
 		codes = append(codes, attach.ExitUnknown)
@@ -150,7 +150,7 @@ func (a *app) printJSONLine(v any) error {
 
 // denials prints a report.
 func (p *printer) denials(r attach.DenialReport, from time.Time) {
-	if code, _ := hostExit(r.Host); code != attach.ExitOK {
+	if code, _ := attach.ExitOfHost(r.Host); code != attach.ExitOK {
 		p.host(r.Host)
 	}
 	p.missed(r, 0, "")

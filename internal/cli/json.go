@@ -3,7 +3,9 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"unicode"
 	"unicode/utf16"
@@ -57,19 +59,43 @@ type (
 	}
 )
 
-// printJSON prints a document so that it can be looked at on a terminal too:
-// what a terminal might obey is escaped, as JSON allows.
+// printJSON prints a document, on a terminal indented and else in one line, as systemd's
+// tools do. What a terminal might obey is escaped, as JSON allows.
 func (a *app) printJSON(v any) error {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
+	if a.StdoutTTY {
+		e.SetIndent("", "  ")
+	}
 	if err := e.Encode(v); err != nil {
 		return fmt.Errorf("cannot write JSON: %w", err)
 	}
 	_, err := a.Stdout.Write(escape(b.Bytes()))
 	return err
 }
+
+// pass prints a report as aaunitd has written it, and ends with the exit status that it
+// begins with: to read a report of many units and to write it again takes as long as
+// looking at them.
+func (a *app) pass(text []byte, err error) error {
+	if err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	begin, _ := d.Token()
+	key, _ := d.Token()
+	value, _ := d.Token()
+	exit, ok := value.(float64)
+	if begin != json.Delim('{') || key != "exit" || !ok || exit != math.Trunc(exit) {
+		return errReport
+	}
+	a.exit = exits(attach.Exit(exit))
+	_, err = a.Stdout.Write(append(escape(text), '\n'))
+	return err
+}
+
+var errReport = errors.New("cannot read aaunitd's answer: it begins with no exit status; are aaunitd and aaunitctl of one version?")
 
 // escape escapes what is neither printable nor a line feed.
 func escape(text []byte) []byte {

@@ -35,7 +35,7 @@ func TestMetricsCommand(t *testing.T) {
 	if mode := s.modes["/x/aaunit.prom"]; mode != 0o644 {
 		t.Errorf("node_exporter, which is not root, reads a file of mode %o", mode)
 	}
-	if exit := s.run("metrics", "--json"); exit != attach.ExitOK || !strings.Contains(s.out.String(), `"answer": "not-confined"`) {
+	if exit := s.run("metrics", "--json"); exit != attach.ExitOK || !strings.Contains(s.out.String(), `"answer":"not-confined"`) {
 		t.Errorf("exit %d: %s", exit, s.out.String())
 	}
 	if exit := s.run("metrics", "--json", "--textfile", "/x"); exit != attach.ExitUsage {

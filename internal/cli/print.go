@@ -461,16 +461,16 @@ func (p *printer) questioned(all []attach.Questioned, unless bool) {
 
 // host prints the state of AppArmor and gives the exit status it asks for.
 func (p *printer) host(h attach.Host) attach.Exit {
-	exit, why := hostExit(h)
-	if why == nil {
+	exit, why := attach.ExitOfHost(h)
+	if exit == attach.ExitOK {
 		p.line("%s AppArmor is on, in %s mode", p.mark(markOK), p.text(string(h.GlobalMode)))
 	} else {
 		m := markBad
 		if exit == attach.ExitUnknown {
 			m = markUnknown
 		}
-		p.line("%s %s", p.mark(m), p.paint(bold, p.text(why.Code.Title())))
-		for _, l := range wrap(why.Code.Explanation(), p.width-4) {
+		p.line("%s %s", p.mark(m), p.paint(bold, p.text(why.Title())))
+		for _, l := range wrap(why.Explanation(), p.width-4) {
 			p.line("    %s", p.text(l))
 		}
 		if h.Problem != "" {
@@ -481,19 +481,6 @@ func (p *printer) host(h attach.Host) attach.Exit {
 		p.reason(markWarn, attach.Because(attach.BootServiceMissing, "apparmor.service is not enabled").WithNext("systemctl enable apparmor.service"))
 	}
 	return exit
-}
-
-func hostExit(h attach.Host) (attach.Exit, *attach.Reason) {
-	why := func(c attach.Code) *attach.Reason { return &attach.Reason{Code: c} }
-	switch {
-	case h.Enabled == attach.No:
-		return attach.ExitNotConfined, why(attach.AppArmorOff)
-	case h.Enabled != attach.Yes || h.GlobalMode == "":
-		return attach.ExitUnknown, why(attach.AppArmorUnknown)
-	case !h.GlobalMode.Confines():
-		return attach.ExitNotConfined, why(attach.GlobalComplain)
-	}
-	return attach.ExitOK, nil
 }
 
 // status prints what is known of a unit.

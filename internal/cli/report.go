@@ -20,7 +20,7 @@ was looked at. aaunitctl verify looks again.`,
 		Args:              unitArgs(0),
 		ValidArgsFunction: a.completeAttached,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.report(cmd.Context(), args, Daemon.Status)
+			return a.report(cmd.Context(), args, Daemon.Status, Daemon.StatusJSON)
 		},
 	}
 }
@@ -54,7 +54,7 @@ settings, the executable, the labels.`,
 				defer p.stop()
 				p.say("looking")
 				return d.Verify(ctx, units)
-			})
+			}, Daemon.VerifyJSON)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all attached units (the default)")
@@ -62,11 +62,15 @@ settings, the executable, the labels.`,
 	return cmd
 }
 
-// report prints the state of the host and of units.
-func (a *app) report(ctx context.Context, args []string, ask func(Daemon, context.Context, []string) (attach.Report, error)) error {
+// report prints the state of the host and of units: text is for who reads JSON.
+func (a *app) report(ctx context.Context, args []string, ask func(Daemon, context.Context, []string) (attach.Report, error), text func(Daemon, context.Context, []string) ([]byte, error)) error {
 	var r attach.Report
-	alone := false
+	alone, done := false, false
 	if err := a.with(ctx, func(d Daemon) (err error) {
+		if a.json && !a.StdoutTTY {
+			done = true
+			return a.pass(text(d, ctx, args))
+		}
 		r, err = ask(d, ctx, args)
 		return err
 	}); err != nil {
@@ -76,11 +80,14 @@ func (a *app) report(ctx context.Context, args []string, ask func(Daemon, contex
 			return err
 		}
 		r, alone = attach.Report{Host: h, At: a.Now()}, true
+	} else if done {
+		return nil
 	}
 	if r.Units == nil {
 		r.Units = []attach.Status{}
 	}
-	a.exit = reportExit(r, len(args) > 0)
+	r.Exit = attach.ExitOfReport(r, len(args) > 0)
+	a.exit = r.Exit
 	if a.json {
 		return a.printJSON(r)
 	}
@@ -103,7 +110,7 @@ func (a *app) report(ctx context.Context, args []string, ask func(Daemon, contex
 	}
 	if len(r.Units) == 0 && len(r.Missing) == 0 && len(r.Patterns) == 0 {
 		hint := ""
-		if code, _ := hostExit(r.Host); code == attach.ExitOK {
+		if code, _ := attach.ExitOfHost(r.Host); code == attach.ExitOK {
 			hint = " aaunitctl attach UNIT attaches one."
 		}
 		p.line("No unit is attached.%s", hint)
@@ -122,27 +129,6 @@ func (a *app) hint(p *printer) {
 		p.line("")
 		p.line("The details are for root.")
 	}
-}
-
-// reportExit gives the exit status of a report. Attachment files that are not
-// in use are a failure of the whole, not of units that were asked for by name.
-func reportExit(r attach.Report, named bool) attach.Exit {
-	host, _ := hostExit(r.Host)
-	codes := []attach.Exit{host}
-	for _, s := range slices.Concat(r.Patterns, r.Units) {
-		codes = append(codes, s.Exit())
-	}
-	for _, m := range r.Missing {
-		if m.Reason.Code == attach.UnitNotFound {
-			codes = append(codes, attach.ExitNoUnit)
-		} else {
-			codes = append(codes, attach.ExitNotConfined)
-		}
-	}
-	if len(r.Problems) > 0 && !named {
-		codes = append(codes, attach.ExitFailed)
-	}
-	return exits(codes...)
 }
 
 func (a *app) listCommand() *cobra.Command {
@@ -164,6 +150,9 @@ commands that begin to confine each. For root and members of group adm.`,
 				return a.with(ctx, func(d Daemon) error { return a.listProfiles(ctx, d) })
 			}
 			return a.with(ctx, func(d Daemon) error {
+				if a.json && !a.StdoutTTY {
+					return a.pass(d.StatusJSON(ctx, nil))
+				}
 				r, err := d.Status(ctx, nil)
 				if err != nil {
 					return err
@@ -171,12 +160,13 @@ commands that begin to confine each. For root and members of group adm.`,
 				if r.Units == nil {
 					r.Units = []attach.Status{}
 				}
-				a.exit = reportExit(r, false)
+				r.Exit = attach.ExitOfReport(r, false)
+				a.exit = r.Exit
 				if a.json {
 					return a.printJSON(r)
 				}
 				p := a.printer()
-				if code, _ := hostExit(r.Host); code != attach.ExitOK {
+				if code, _ := attach.ExitOfHost(r.Host); code != attach.ExitOK {
 					p.host(r.Host)
 				}
 				for _, bad := range r.Problems {

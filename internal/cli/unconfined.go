@@ -29,7 +29,7 @@ func (a *app) listUnconfined(ctx context.Context, d Daemon) error {
 // exposedExit: a service without a profile is not confined; where something could not
 // be looked at it is not known that there is no other.
 func exposedExit(r attach.ExposureReport) attach.Exit {
-	host, _ := hostExit(r.Host)
+	host, _ := attach.ExitOfHost(r.Host)
 	codes := []attach.Exit{host}
 	if len(r.Services) > 0 {
 		codes = append(codes, attach.ExitNotConfined)
@@ -49,7 +49,7 @@ var exposedWords = map[attach.ExposureClass]string{
 const maxSockets = 3
 
 func (p *printer) exposed(r attach.ExposureReport) {
-	if code, _ := hostExit(r.Host); code != attach.ExitOK {
+	if code, _ := attach.ExitOfHost(r.Host); code != attach.ExitOK {
 		p.host(r.Host)
 	}
 	var cells [][]string

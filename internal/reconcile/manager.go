@@ -622,15 +622,18 @@ func (l *Loop) attachedNow(words []string) (all []attach.Desired) {
 	asked, now := l.selectionOf(words), time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var units []string
 	for unit := range l.targets {
-		if attach.IsPattern(unit) || !asked.has(unit) {
-			continue
+		if !attach.IsPattern(unit) && asked.has(unit) {
+			units = append(units, unit)
 		}
+	}
+	slices.Sort(units)
+	for _, unit := range units {
 		if d, err := l.desiredAt(unit, now); err == nil {
 			all = append(all, d)
 		}
 	}
-	slices.SortFunc(all, func(a, b attach.Desired) int { return strings.Compare(a.Unit, b.Unit) })
 	return all
 }
 

@@ -600,7 +600,10 @@ func TestNoConnections(t *testing.T) {
 		t.Fatal("the bus knows no limit")
 	}
 	t.Logf("after %d connections: %v", len(held), refused)
-	r := ctl(t, "status")
+	if r := ctl(t, "status", "c-old"); r.exit != 0 {
+		t.Errorf("at the daemon's socket, which takes none: exit %d\n%s%s", r.exit, r.stdout, r.stderr)
+	}
+	r := onBus(t, "status")
 	if r.exit != 1 || !strings.Contains(r.stdout+r.stderr, "cannot ") || !strings.Contains(r.stdout+r.stderr, "maximum number") && !strings.Contains(r.stdout+r.stderr, "LimitsExceeded") {
 		t.Errorf("aaunitctl without a connection: exit %d\n%s%s", r.exit, r.stdout, r.stderr)
 	}

@@ -504,7 +504,11 @@ func TestTheNameIsSomebodyElses(t *testing.T) {
 	}
 	run(t, "systemctl", "restart", "aaunitd.service")
 	pid := show(t, "aaunitd.service", "MainPID")
-	for name, r := range map[string]result{"root": ctl(t, "status", "survivor"), "nobody": asUser(t, "nobody", "", "aaunitctl", "status", "survivor")} {
+	// Root reaches the daemon without the bus.
+	if r := ctl(t, "status", "survivor"); r.exit != 0 {
+		t.Errorf("root, at the daemon's socket: exit %d\n%s%s", r.exit, r.stdout, r.stderr)
+	}
+	for name, r := range map[string]result{"root": onBus(t, "status", "survivor"), "nobody": asUser(t, "nobody", "", "aaunitctl", "status", "survivor")} {
 		if r.exit != 1 || !strings.Contains(r.stderr, fmt.Sprintf("belongs to PID %d, which is not aaunitd.service", os.Getpid())) {
 			t.Errorf("%s: exit %d\n%s%s", name, r.exit, r.stdout, r.stderr)
 		}
@@ -538,6 +542,54 @@ func TestTheNameIsSomebodyElses(t *testing.T) {
 	if now := show(t, "aaunitd.service", "MainPID"); now != pid {
 		t.Errorf("aaunitd was PID %s, and is %s", pid, now)
 	}
+}
+
+// onBus runs aaunitctl where it asks on the bus, and not at the daemon's socket.
+func onBus(t testing.TB, args ...string) result {
+	t.Helper()
+	return try(t, "env", append([]string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/run/dbus/system_bus_socket", "aaunitctl"}, args...)...)
+}
+
+// TestTheDaemonsSocket: root is answered where there is no bus. A program under a profile,
+// and other users, are left to the bus.
+func TestTheDaemonsSocket(t *testing.T) {
+	const open = "profile socket-open {\n  capability,\n  network,\n  mount,\n  umount,\n  ptrace,\n  signal,\n  /** rwlkmix,\n  / r,\n}\n"
+	a := newAgents(t)
+	a.Profile("socket-open", open)
+	a.ProfileFile("survivor", profileText("survivor"))
+	a.Unit("survivor.service", a.agentUnit())
+	a.Reload()
+	run(t, "systemctl", "start", "survivor.service")
+	// The bus's socket is hidden from what is run.
+	without := func(args ...string) result {
+		const hide = "mount --bind /dev/null /run/dbus/system_bus_socket && exec \"$@\""
+		return try(t, "unshare", append([]string{"-m", "sh", "-c", hide, "sh"}, args...)...)
+	}
+	for _, args := range [][]string{{"attach", "survivor"}, {"verify", "survivor"}, {"status", "survivor", "--json"}} {
+		if r := without(append([]string{"aaunitctl"}, args...)...); r.exit != 0 {
+			t.Errorf("without a bus, aaunitctl %s exits %d\n%s%s", strings.Join(args, " "), r.exit, r.stdout, r.stderr)
+		}
+	}
+	if lie := truth(t, "survivor.service", "survivor"); lie != "" {
+		t.Error(lie)
+	}
+	for name, prefix := range map[string][]string{
+		"root under a profile": {"aa-exec", "-p", "socket-open", "--"},
+		"another user":         {"setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"},
+	} {
+		if r := without(append(prefix, "aaunitctl", "status", "survivor")...); r.exit != 1 || !strings.Contains(r.stderr, "cannot reach the system bus") {
+			t.Errorf("%s, without a bus: exit %d\n%s%s", name, r.exit, r.stdout, r.stderr)
+		}
+		if r := try(t, prefix[0], append(prefix[1:], "aaunitctl", "status", "survivor")...); r.exit != 0 {
+			t.Errorf("%s, on the bus: exit %d\n%s%s", name, r.exit, r.stdout, r.stderr)
+		}
+	}
+	// A socket that was left behind by one that was killed is no obstacle.
+	run(t, "systemctl", "kill", "--signal=KILL", "aaunitd.service")
+	waitFor(t, "aaunitd to answer at its socket again", func() (bool, string) {
+		r := without("aaunitctl", "verify", "survivor")
+		return r.exit == 0, r.stdout + r.stderr
+	})
 }
 
 // TestStartedByHand: one that somebody has started in a login session is believed while the
