@@ -19,6 +19,7 @@ func TestAReportThatIsPassedOn(t *testing.T) {
 		`{"version":"1","exit":0}`:           -1,
 		`{"exit":"0"}`:                       -1,
 		`{"exit":null}`:                      -1,
+		`{"exit":0.5}`:                       -1,
 		`{"exit"`:                            -1,
 		`[{"exit":0}]`:                       -1,
 		`{}`:                                 -1,
