@@ -145,6 +145,19 @@ type Trial struct {
 	Policies map[string]string `json:"policies"`
 	Since    time.Time         `json:"since"`
 	Unit     Start             `json:"unit"` // as it was when the trial began
+	// Over: the unit itself is not watched, or no longer. It goes back with the others that
+	// are on trial under the policy.
+	Over bool `json:"over,omitempty"`
+}
+
+// GoesOn reports whether the unit is watched.
+func (t *Trial) GoesOn() bool { return t != nil && !t.Over }
+
+// Ended is the trial when the unit is watched no longer.
+func (t *Trial) Ended() *Trial {
+	ended := *t
+	ended.Over = true
+	return &ended
 }
 
 // Start is one start of a unit, for telling whether it is still the same one.

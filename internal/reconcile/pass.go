@@ -119,6 +119,7 @@ func (l *Loop) pass(ctx context.Context, units []string, op *operation, m *momen
 	// What follows takes as long as it takes the slowest unit to settle.
 	l.handle(jobs, func(j *job) bool { return j.plan.Has(attach.Restart) })
 	l.restart(ctx, jobs)
+	l.settleTrials(jobs)
 	l.verdicts(ctx, jobs)
 	l.handle(jobs, func(j *job) bool { return len(j.failed) > 0 || len(j.plan.Actions) > 0 }) // it may be taken back
 	l.undo(ctx, jobs, saved, op)
@@ -937,7 +938,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		j.restarted, j.since = true, time.Now()
 		l.settle(ctx, j)
 		return
-	case j.d.Record.Trial != nil && j.d.Attachment != nil && !j.held():
+	case j.d.Record.Trial.GoesOn() && j.d.Attachment != nil && !j.held():
 		l.keepLoaded(ctx, j)
 		l.tryPolicy(ctx, j, spoiled)
 		return
@@ -1093,7 +1094,7 @@ func (j *job) wasStopped() bool {
 // was held and is tried again now, could not unload the profile, or since a detach that
 // was cut off had stopped it.
 func (j *job) waited() bool {
-	return j.before.Stopped && !j.before.Attaching && j.before.Trial == nil && j.d.Attachment != nil && !j.held() && !j.o.Unit.Active()
+	return j.before.Stopped && !j.before.Attaching && !j.before.Trial.GoesOn() && j.d.Attachment != nil && !j.held() && !j.o.Unit.Active()
 }
 
 // settle waits until the unit has stayed the same start for SettleSec.
@@ -1292,7 +1293,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 					l.log.Info(j.d.Unit+" is attached to profile "+j.d.Profile, journal.FieldMessageID, string(journal.MsgAttached),
 						journal.FieldUnit, j.d.Unit, journal.FieldObjectUnit, j.d.Unit, journal.FieldProfile, j.d.Profile)
 				}
-				r.Attaching, r.Stays, r.Stopped, r.Dragged, r.Trial, r.Former = false, nil, false, nil, nil, nil
+				r.Attaching, r.Stays, r.Stopped, r.Dragged, r.Former = false, nil, false, nil, nil
 				l.rememberSoon(*r)
 				if v.Answer == attach.Confined {
 					l.releasePattern(j.d)

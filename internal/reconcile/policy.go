@@ -312,17 +312,22 @@ func (l *Loop) liveSince(j *job, now time.Time) (maybe, surely time.Time) {
 	return since.Add(-toldWithin), since.Add(-toldSoon)
 }
 
-// beginTrial notes how a unit that runs is before its policy changes. A trial
-// that was cut off goes on.
+// beginTrial notes what a unit has, and how it is if it runs, before its policy changes. A
+// trial that was cut off goes on. One that is not watched, as it is down, goes back with
+// others that are.
 func (l *Loop) beginTrial(j *job, now time.Time) {
 	r := &j.d.Record
 	_, policies := j.accepting()
 	maybe, surely := l.liveSince(j, now)
 	start := startUnder(j.o.Unit, maybe, surely)
-	if r.Trial != nil || len(l.replaced(policies, r.Policies)) == 0 || !j.d.Keeps() || !start.Active || j.plan.Has(attach.Restart) || j.d.Attachment.Settle == 0 {
+	if r.Trial.GoesOn() || maps.Equal(policies, r.Policies) || !j.d.Keeps() {
 		return
 	}
-	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: maybe, Unit: start}
+	over := len(l.replaced(policies, r.Policies)) == 0 || !start.Active || j.plan.Has(attach.Restart) || j.d.Attachment.Settle == 0
+	if over && r.Trial != nil {
+		return // it has what was accepted before
+	}
+	r.Trial = &attach.Trial{Accepted: r.Accepted, Policies: r.Policies, Since: maybe, Unit: start, Over: over}
 }
 
 // startUnder is the start of a unit that a policy has come upon which is live since then,
@@ -381,8 +386,8 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 	if j.accepts() {
 		r := &j.d.Record
 		r.Accepted, r.Policies = j.accepting()
-		if r.Trial != nil && len(l.replaced(r.Policies, r.Trial.Policies)) == 0 {
-			r.Trial = nil // the text is what it was before the trial
+		if r.Trial.GoesOn() && len(l.replaced(r.Policies, r.Trial.Policies)) == 0 {
+			r.Trial = r.Trial.Ended() // the text is what it was before the trial
 		}
 		if len(r.DropIns) > 0 {
 			l.remember(*r) // a look at the unit compares with it from now on

@@ -17,14 +17,19 @@ import (
 // all to say that share the file: what was accepted for one, is held for one, is only
 // to be reported to one or is asserted not to be.
 
-// exchange is policies that take the place of others, which are not the same.
+// exchange is policies that take the place of others.
 type exchange struct{ now, before []attach.Compiled }
 
 // replaced finds what takes the place of what: a policy that of its file, and those of
 // other files that define a profile of it, as where a package has given a file another
 // name, or has made one of two, or two of one. Where the profiles that are in both are the
 // same, nothing is replaced.
-func replaced(now, before []attach.Compiled) (out []exchange) {
+func replaced(now, before []attach.Compiled) []exchange {
+	return slices.DeleteFunc(exchanges(now, before), func(e exchange) bool { return !e.differs() })
+}
+
+// exchanges finds also what takes the place of what says the same, or of nothing.
+func exchanges(now, before []attach.Compiled) (out []exchange) {
 	_, is := parted(now, before, samePolicy)
 	_, was := parted(before, now, samePolicy)
 	for len(is) > 0 {
@@ -37,9 +42,7 @@ func replaced(now, before []attach.Compiled) (out []exchange) {
 			n, is = parted(is, e.before, overlap)
 			e.now, more = append(e.now, n...), len(n) > 0
 		}
-		if e.differs() {
-			out = append(out, e)
-		}
+		out = append(out, e)
 	}
 	return out
 }

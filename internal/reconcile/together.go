@@ -88,7 +88,7 @@ func (l *Loop) together(due []string, urgent map[string]bool) []string {
 
 // midway reports whether something was begun for a unit that is not done.
 func midway(r attach.Record) bool {
-	return r.Attaching || r.Stopped || r.Trial != nil || r.Former != nil || r.Retaking != "" && r.Proved == "" && r.Hold == nil
+	return r.Attaching || r.Stopped || r.Trial.GoesOn() || r.Former != nil || r.Retaking != "" && r.Proved == "" && r.Hold == nil
 }
 
 // notLive are those of the units whose accepted policy the kernel does not have, and

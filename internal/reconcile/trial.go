@@ -22,7 +22,8 @@ import (
 // undo its policy by that. Else the policy that was accepted before is made live again,
 // for all units that share the file, and the changed text is held. The trial is on
 // record, so one that is cut off is gone through again, unless the attach of the unit
-// fails before (endTrial).
+// fails before (endTrial). So is what a unit had that is not watched, or no longer, while
+// another one is on trial under the same policy: it goes back with that one.
 
 // tryPolicy watches a unit under a changed policy.
 // spoiled is set when one of the units of the pass fails: the others, who may be
@@ -108,18 +109,60 @@ func (j *job) noteUncounted(may []uncounted) {
 	}
 }
 
+// settleTrials ends the trials that have come to their end. What a unit had before stays on
+// its record as long as another one is on trial under a policy that they share, or where it
+// has just failed so: they go back together.
+func (l *Loop) settleTrials(jobs []*job) {
+	of := map[string]*job{}
+	for _, j := range jobs {
+		of[j.d.Unit] = j
+	}
+	l.mu.Lock()
+	tried := map[string]attach.Compiled{} // by ID
+	for unit, r := range l.records {
+		if j := of[unit]; r.Trial.GoesOn() && (j == nil || !j.alive()) {
+			for _, c := range policiesOf(l.policies, r.Policies) {
+				tried[c.ID] = c
+			}
+		}
+	}
+	shared := slices.Collect(maps.Values(tried))
+	var over []attach.Record
+	for unit, r := range l.records {
+		if j := of[unit]; r.Trial != nil && r.Trial.Over && (j == nil || j.over) && !concerns(r, shared) {
+			r = r.Clone()
+			r.Trial = nil
+			over = append(over, r)
+		}
+	}
+	l.mu.Unlock()
+	for _, r := range over {
+		l.remember(r)
+	}
+	for _, j := range jobs {
+		switch r := &j.d.Record; {
+		case r.Trial == nil || !j.alive():
+		case concerns(*r, shared):
+			r.Trial = r.Trial.Ended()
+		default:
+			r.Trial = nil
+		}
+	}
+}
+
 // undoTrials goes back to the policies that were accepted before.
 func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	undone := map[string]string{} // file -> ID that it comes from
-	was := map[string]string{}    // file -> ID that is gone back to
 	why := map[string]*job{}      // file -> because of whom
+	var back []attach.Compiled    // what is gone back to, one policy of a name
 	undo := func(e exchange, j *job) {
 		for _, c := range e.now {
 			undone[c.File] = cmp.Or(undone[c.File], c.ID)
 			why[c.File] = cmp.Or(why[c.File], j)
 		}
+		_, more := parted(e.before, back, overlap)
+		back = append(back, more...)
 		for _, k := range e.before {
-			was[k.File] = cmp.Or(was[k.File], k.ID)
 			why[k.File] = cmp.Or(why[k.File], j)
 		}
 	}
@@ -136,16 +179,14 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 			l.mu.Lock()
 			r := l.records[unit]
 			l.mu.Unlock()
-			if r.Trial == nil {
-				continue
-			}
-			for _, e := range l.replaced(r.Policies, r.Trial.Policies) {
+			for _, e := range l.replaced(r.Policies, hadBefore(r)) {
 				if i := slices.IndexFunc(e.now, func(c attach.Compiled) bool { return undone[c.File] == c.ID }); i >= 0 {
 					undo(e, why[e.now[i].File])
 				}
 			}
 		}
 	}
+	was := idsOf(back)
 	var load []attach.Compiled
 	bad := map[string]error{}
 	for _, file := range slices.Sorted(maps.Keys(was)) {
@@ -164,7 +205,7 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 		why[file].out.Notes = append(why[file].out.Notes, attach.Because(attach.PolicyNotKept, "the policy that was accepted before could not be made live again: %v", err).At(file))
 	}
 	eachAll(jobs, func(j *job) {
-		if t := j.d.Record.Trial; t != nil && slices.ContainsFunc(slices.Collect(maps.Keys(undone)), func(file string) bool { return j.d.Record.Policies[file] == undone[file] }) {
+		if t := j.d.Record.Trial; t.GoesOn() && slices.ContainsFunc(slices.Collect(maps.Keys(undone)), func(file string) bool { return j.d.Record.Policies[file] == undone[file] }) {
 			l.startAfterTrial(ctx, j)
 		}
 	})
@@ -229,9 +270,22 @@ func idsOf(all []attach.Compiled) map[string]string {
 	return ids
 }
 
-// policiesBefore gives the policies that a unit goes back to: those before its own trial,
-// and of what it had not on trial those of the others. Theirs are what is live, so they
-// count also where its own trial, as one that was cut off, began with an earlier text.
+// hadBefore gives what was accepted for a unit before it came under a policy that is on
+// trial, or that somebody asked for on behalf of another one; nil where that is not known.
+func hadBefore(r attach.Record) map[string]string {
+	switch {
+	case r.Trial != nil:
+		return r.Trial.Policies
+	case r.Lent != nil:
+		return r.Lent.Policies
+	}
+	return nil
+}
+
+// policiesBefore gives the policies that a unit goes back to: those that it had itself, also
+// where they say the same, and of what it had not those of the others. Theirs are what is
+// live, so they count also where its own trial, as one that was cut off, began with an
+// earlier text.
 func (l *Loop) policiesBefore(r attach.Record, undone, was map[string]string) map[string]string {
 	undoes := func(all []exchange, gone map[string]string) []exchange {
 		return slices.DeleteFunc(all, func(e exchange) bool {
@@ -239,11 +293,9 @@ func (l *Loop) policiesBefore(r attach.Record, undone, was map[string]string) ma
 		})
 	}
 	ids, gone := r.Policies, maps.Clone(undone)
-	if r.Trial != nil {
-		for _, e := range undoes(l.replaced(r.Trial.Policies, ids), undone) {
-			ids = exchanged(ids, []exchange{e})
-			maps.Copy(gone, idsOf(e.now))
-		}
+	for _, e := range undoes(exchanges(policiesOf(l.policies, hadBefore(r)), policiesOf(l.policies, ids)), undone) {
+		ids = exchanged(ids, []exchange{e})
+		maps.Copy(gone, idsOf(e.now))
 	}
 	return exchanged(ids, undoes(l.replaced(was, ids), gone))
 }
@@ -264,7 +316,7 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, undone, was map[
 		}
 	}
 	r.Policies = l.policiesBefore(*r, undone, was)
-	if r.Trial != nil {
+	if r.Trial.GoesOn() {
 		l.denials.tried(unit, r.Trial.Since.Add(-behind), false)
 	}
 	r.Trial, r.Stopped, r.Dragged, r.Accepted = nil, false, nil, acceptedOf(l.policies, *r)

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"strings"
@@ -324,6 +325,172 @@ func TestTwoFilesThatBecameOneAreUndone(t *testing.T) {
 	}
 }
 
+// A unit that has only one of the two profiles goes back to its own file, also where it is not
+// watched itself, and is kept under it.
+func TestTwoFilesThatBecameOneAreUndoneForWhoIsNotWatched(t *testing.T) {
+	const textB = "/etc/apparmor.d/b"
+	for _, tt := range []struct {
+		name   string
+		settle time.Duration // of c, the unit that has profile b only
+		before func(w *world, c *unit)
+	}{
+		{name: "on trial itself", settle: time.Minute},
+		{name: "on trial no more", settle: 2 * time.Second},
+		{name: "with SettleSec=0"},
+		{name: "down", settle: time.Minute, before: func(_ *world, c *unit) { c.running = false }},
+		{name: "as before", settle: time.Minute, before: func(w *world, _ *unit) { w.alike = map[string]string{"b": "1"} }},
+	} {
+		for _, cutOff := range []string{"not cut off", "cut off by another unit", "cut off by the end of the daemon"} {
+			what := tt.name + ", " + cutOff
+			w := attached(func(a *attach.Attachment) { a.Settle = 30 * time.Second }, "a")
+			c := w.addUnit("c.service")
+			w.addUnit("z.service")
+			w.tells, w.files["b"] = true, "1"
+			change := func() {
+				w.declareUnit("/etc/aaunit/attachments.d/z.conf", "z.service", nil)
+				w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile, a.Settle = "b", tt.settle })
+				time.Sleep(3 * time.Minute)
+				unlock := w.lock()
+				if tt.before != nil {
+					tt.before(w, c)
+				}
+				w.also, w.in = map[string]string{"a": "b"}, map[string]string{"b": "a"}
+				if cutOff == "cut off by another unit" {
+					w.files["z"] = "2"
+				}
+				unlock()
+				w.edit("2")
+				time.Sleep(5 * time.Second)
+				if cutOff == "cut off by another unit" {
+					d := denial("z.service", "/new")
+					d.Profile = "z"
+					w.denials <- d
+					time.Sleep(6 * time.Second)
+					if w.record("z.service").Hold == nil || !w.record("a.service").Trial.GoesOn() {
+						t.Fatalf("%s: %q", what, w.trace)
+					}
+				}
+			}
+			check := func(l *Loop) {
+				w.denials <- denial("a.service", "/new")
+				w.still(t, what)
+				unlock := w.lock()
+				if !c.running {
+					_ = w.begin(c)
+				}
+				unlock()
+				w.trigger()
+				w.still(t, what)
+				s, r := status(t, l, "c"), w.record("c.service")
+				if answer(l, "a") != "confined" || answer(l, "c") != "confined" || !maps.Equal(r.Policies, map[string]string{textB: textB + " 1"}) || r.Trial != nil || s.Held == nil {
+					t.Errorf("%s: a is %s, c %s %+v, held %+v, %+v", what, answer(l, "a"), answer(l, "c"), s.Verdict.Reasons, s.Held, r)
+				}
+				if a := w.record("a.service"); a.Trial != nil || !maps.Equal(a.Policies, map[string]string{textA: textA + " 1"}) {
+					t.Errorf("%s: a has %+v", what, a)
+				}
+				unlock = w.lock()
+				if w.kernel["a"] != "1" || w.kernel["b"] != "1" {
+					t.Errorf("%s: kernel %q", what, w.kernel)
+				}
+				w.replace("b", "evil")
+				unlock()
+				w.tellPolicy()
+				w.still(t, what)
+				unlock = w.lock()
+				defer unlock()
+				if w.kernel["b"] != "1" {
+					t.Errorf("%s: kernel %q", what, w.kernel)
+				}
+			}
+			w.run(t, func(l *Loop) {
+				if change(); cutOff != "cut off by the end of the daemon" {
+					check(l)
+				}
+			})
+			if cutOff == "cut off by the end of the daemon" {
+				w.run(t, check)
+			}
+		}
+	}
+}
+
+// It does so, too, where somebody else asked for the text, and did not want it after all.
+func TestTwoFilesThatBecameOneAreUndoneForWhoWasLentThem(t *testing.T) {
+	const textB = "/etc/apparmor.d/b"
+	report := func(a *attach.Attachment) { a.OnProfileChange, a.Settle = attach.ChangeReport, 30*time.Second }
+	w := attached(report, "a")
+	w.addUnit("c.service")
+	w.tells, w.files["b"] = true, "1"
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) {
+			report(a)
+			a.Profile = "b"
+		})
+		time.Sleep(2 * time.Minute)
+		unlock := w.lock()
+		w.also, w.in = map[string]string{"a": "b"}, map[string]string{"b": "a"}
+		unlock()
+		w.edit("2")
+		time.Sleep(5 * time.Second)
+		go func() { _, _ = l.Apply(context.Background(), attach.Request{Units: []string{fileA}}, nil) }()
+		time.Sleep(5 * time.Second)
+		if r := w.record("c.service"); r.Lent == nil {
+			t.Fatalf("%+v", r)
+		}
+		w.denials <- denial("a.service", "/new")
+		w.still(t, "undone")
+		if r := w.record("c.service"); answer(l, "a") != "confined" || answer(l, "c") != "confined" || !maps.Equal(r.Policies, map[string]string{textB: textB + " 1"}) || r.Lent != nil {
+			t.Errorf("a is %s, c %s, %+v", answer(l, "a"), answer(l, "c"), r)
+		}
+		defer w.lock()()
+		if w.kernel["a"] != "1" || w.kernel["b"] != "1" {
+			t.Errorf("kernel %q", w.kernel)
+		}
+	})
+}
+
+// Where the attaches of all who share the text fail before its trial is over, each goes back
+// to its own file, also one to which the text says the same.
+func TestTwoFilesThatBecameOneAreUndoneWithTheAttaches(t *testing.T) {
+	const textB = "/etc/apparmor.d/b"
+	without := func(a *attach.Attachment) { a.PrivateTmp, a.Settle = attach.PrivateTmpNo, 30*time.Second }
+	w := attached(without, "a")
+	w.addUnit("c.service")
+	w.tells, w.files["b"] = true, "1"
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) {
+			without(a)
+			a.Profile = "b"
+		})
+		time.Sleep(2 * time.Minute)
+		unlock := w.lock()
+		w.also, w.in, w.alike = map[string]string{"a": "b"}, map[string]string{"b": "a"}, map[string]string{"b": "1"}
+		unlock()
+		w.edit("2")
+		time.Sleep(5 * time.Second)
+	})
+	for _, name := range []string{"a", "c"} {
+		file := "/etc/aaunit/attachments.d/" + name + ".conf"
+		a := w.att[file]
+		a.PrivateTmp = attach.PrivateTmpYes
+		w.att[file] = a
+		w.units[name+".service"].breaks["PrivateTmp"] = true
+	}
+	w.run(t, func(l *Loop) {
+		time.Sleep(2 * time.Minute)
+		for name, had := range map[string]string{"a": textA, "c": textB} {
+			s, r := status(t, l, name), w.record(name+".service")
+			if !heldAtAttach(r) || !maps.Equal(r.Policies, map[string]string{had: had + " 1"}) || slices.Contains(codes(s.Verdict.Reasons), attach.PolicyDiffers) {
+				t.Errorf("%s: %+v, %+v", name, s.Verdict.Reasons, r)
+			}
+		}
+		defer w.lock()()
+		if w.kernel["a"] != "1" || w.kernel["b"] != "1" {
+			t.Errorf("kernel %q", w.kernel)
+		}
+	})
+}
+
 // The kernel has one text of a file: who was on trial from an earlier one, as where that was
 // cut off, goes back to what is live with the others.
 func TestTrialsFromDifferentTextsGoBackToOne(t *testing.T) {
@@ -434,5 +601,47 @@ func TestATextThatSaysTheSameIsNotTried(t *testing.T) {
 				t.Errorf("%s: running %v, %q, %q", change, u.running, r.Policies, w.trace)
 			}
 		})
+	}
+}
+
+// What a unit goes back to covers all profiles that the undone policy took from it.
+func TestWhatAUnitGoesBackTo(t *testing.T) {
+	w := newWorld()
+	// "f: a1 b1" is file f with profiles a and b.
+	keep := func(texts []string) map[string]string {
+		ids := map[string]string{}
+		for _, text := range texts {
+			file, profiles, _ := strings.Cut(text, ": ")
+			c := attach.Compiled{File: file, ID: text, Checksums: map[string]string{}}
+			for _, p := range strings.Fields(profiles) {
+				c.Checksums[p[:len(p)-1]] = p
+			}
+			w.kept[text], ids[file] = c, text
+		}
+		return ids
+	}
+	l := w.loop()
+	for name, tt := range map[string]struct {
+		has, had    []string // nil: what it had is not known
+		undone, was []string
+		want        []string
+	}{
+		"three became one":                   {[]string{"f: a2 b2 c2"}, []string{"g: b1"}, []string{"f: a2 b2 c2"}, []string{"f: a1", "g: b1"}, []string{"g: b1"}},
+		"three became one, the same":         {[]string{"f: a2 b1 c2"}, []string{"g: b1"}, []string{"f: a2 b1 c2"}, []string{"f: a1", "h: c1"}, []string{"g: b1"}},
+		"three became one, not known":        {[]string{"f: a2 b2 c2"}, nil, []string{"f: a2 b2 c2"}, []string{"f: a1", "g: b1", "h: c1"}, []string{"f: a1", "g: b1", "h: c1"}},
+		"one became three":                   {[]string{"g: b2"}, []string{"f: a1 b1 c1"}, []string{"f: a2", "g: b2", "h: c2"}, []string{"f: a1 b1 c1"}, []string{"f: a1 b1 c1"}},
+		"one became three, the same":         {[]string{"g: b1"}, []string{"f: a1 b1 c1"}, []string{"f: a2", "g: b1"}, []string{"f: a1 b1 c1"}, []string{"f: a1 b1 c1"}},
+		"one became three, not known":        {[]string{"g: b2"}, nil, []string{"f: a2", "g: b2", "h: c2"}, []string{"f: a1 b1 c1"}, []string{"f: a1 b1 c1"}},
+		"one became three, nothing to undo":  {[]string{"g: b1"}, []string{"f: a1 b1 c1"}, []string{"f: a2"}, []string{"f: a1 b1 c1"}, []string{"g: b1"}},
+		"others go back to a later text":     {[]string{"f: a3 b3"}, []string{"g: b1"}, []string{"f: a3 b3"}, []string{"f: a2 b2"}, []string{"f: a2 b2"}},
+		"one that has nothing to do with it": {[]string{"f: a2", "x: x2"}, []string{"f: a1", "x: x1"}, []string{"f: a2"}, []string{"f: a1"}, []string{"f: a1", "x: x2"}},
+	} {
+		r := attach.Record{Policies: keep(tt.has)}
+		if tt.had != nil {
+			r.Trial = &attach.Trial{Policies: keep(tt.had), Over: true}
+		}
+		if got := l.policiesBefore(r, keep(tt.undone), keep(tt.was)); !maps.Equal(got, keep(tt.want)) {
+			t.Errorf("%s: %q", name, slices.Sorted(maps.Values(got)))
+		}
 	}
 }

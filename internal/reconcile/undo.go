@@ -122,8 +122,8 @@ func (l *Loop) endTrial(j *job, back []*job) {
 	was := j.before.Policies
 	l.mu.Lock()
 	var ends []exchange
-	for _, e := range l.replaced(t.Policies, was) {
-		goesOn := false
+	for _, e := range exchanges(policiesOf(l.policies, t.Policies), policiesOf(l.policies, was)) {
+		goesOn := len(e.before) == 0
 		for other, r := range l.records {
 			goesOn = goesOn || slices.ContainsFunc(e.before, func(c attach.Compiled) bool { return r.Policies[c.File] == c.ID }) && settled(r) && !heldAtAttach(r) &&
 				!slices.ContainsFunc(back, func(b *job) bool { return b.d.Unit == other })

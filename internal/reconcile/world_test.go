@@ -120,8 +120,9 @@ type world struct {
 	lodgers map[string]string
 	// moved: profile -> the name of the file that defines it, where that is not its own.
 	moved map[string]string
-	// in: profile -> the file of another one that defines it, as also says.
-	in map[string]string
+	// in: profile -> the file of another one that defines it, as also says; alike: such a
+	// profile -> its version, where that is not the file's.
+	in, alike map[string]string
 }
 
 // journalText is what the daemon logged.
@@ -819,7 +820,7 @@ func (w *world) Compile(ctx context.Context, files []string, complain bool) (don
 		done = append(done, attach.Compiled{ID: id, File: f, Source: source, Complain: complain, Profiles: []attach.Profile{w.profile(name)},
 			Checksums: map[string]string{name: "sha256:" + name + v}, Blob: []byte(v), Sources: map[string][]byte{f: nil}, Environment: w.Environment(), At: time.Now()})
 		if other, ok := w.also[name]; ok {
-			done[len(done)-1].Checksums[other] = "sha256:" + other + v
+			done[len(done)-1].Checksums[other] = "sha256:" + other + cmp.Or(w.alike[other], v)
 		}
 	}
 	return done, problems
@@ -941,9 +942,10 @@ func (w *world) Load(_ context.Context, all []attach.Compiled) map[string]error 
 			return map[string]error{c.File: errors.New("no bytes")}
 		}
 		for name, sum := range c.Checksums {
-			w.replace(name, string(c.Blob))
-			if want := strings.TrimPrefix(sum, "sha256:"+name); want != string(c.Blob) {
-				return map[string]error{c.File: fmt.Errorf("the kernel has %s of %s, and %s was given: somebody else loaded another policy of that name", c.Blob, name, want)}
+			version := cmp.Or(w.alike[name], string(c.Blob))
+			w.replace(name, version)
+			if want := strings.TrimPrefix(sum, "sha256:"+name); want != version {
+				return map[string]error{c.File: fmt.Errorf("the kernel has %s of %s, and %s was given: somebody else loaded another policy of that name", version, name, want)}
 			}
 		}
 	}
