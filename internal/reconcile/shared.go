@@ -376,6 +376,22 @@ func (s stands) among(texts []attach.Compiled) []attach.Compiled {
 	return append(others, s.before...)
 }
 
+// staysFor is what stays as it is for a unit that is not to get these texts: of what another
+// one has that which is of its profiles, too, and what it has itself beside that.
+func (e exchange) staysFor(d attach.Desired, own []attach.Compiled) []attach.Compiled {
+	mine, _ := parted(own, e.now, overlap)
+	if mine = slices.DeleteFunc(mine, func(k attach.Compiled) bool { return len(k.Checksums) == 0 }); len(mine) == 0 {
+		return e.before
+	}
+	names := profilesOf(d)
+	theirs := slices.DeleteFunc(slices.Clone(e.before), func(k attach.Compiled) bool {
+		return !slices.ContainsFunc(mine, func(m attach.Compiled) bool { return overlap(k, m) }) &&
+			!slices.ContainsFunc(names, func(name string) bool { return k.Checksums[name] != "" })
+	})
+	_, more := parted(mine, theirs, overlap)
+	return append(theirs, more...)
+}
+
 // standing finds what other units run under and are not to leave for these texts: the
 // kernel has one policy of a name, so that one counts for all units, until a person says
 // otherwise.
@@ -383,6 +399,7 @@ func (l *Loop) standing(d attach.Desired, texts []attach.Compiled) (out []stands
 	if d.Asked {
 		return nil
 	}
+	own := policiesOf(l.policies, d.Record.Policies)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, other := range slices.Sorted(maps.Keys(l.records)) {
@@ -400,7 +417,7 @@ func (l *Loop) standing(d attach.Desired, texts []attach.Compiled) (out []stands
 		for _, e := range replaced(texts, policiesOf(l.policies, r.Policies)) {
 			inTheWay := func(k attach.Compiled) bool { return len(k.Checksums) == 0 || k.Complain != e.now[0].Complain }
 			if slices.ContainsFunc(e.now, keepsOut) && !slices.ContainsFunc(e.before, inTheWay) {
-				out = append(out, stands{e, other})
+				out = append(out, stands{exchange{e.now, e.staysFor(d, own)}, other})
 				_, texts = parted(texts, e.now, samePolicy)
 			}
 		}

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -107,6 +108,66 @@ func TestAFileThatBecameTwoIsAskedFor(t *testing.T) {
 					}
 				})
 			}
+		}
+	}
+}
+
+// Where a package has made one file of two, and one unit does not want that, another one
+// keeps its own file.
+func TestTwoFilesThatBecameOneStayTwoForBoth(t *testing.T) {
+	const textB = "/etc/apparmor.d/b"
+	for _, same := range []bool{false, true} {
+		for _, how := range []string{"reported", "undone while the other one is paused"} {
+			what := fmt.Sprintf("%s, it says the same for it %v", how, same)
+			w := attached(func(a *attach.Attachment) {
+				if a.Settle = 30 * time.Second; how == "reported" {
+					a.OnProfileChange = attach.ChangeReport
+				}
+			}, "a")
+			w.addUnit("c.service")
+			w.tells, w.files["b"] = true, "1"
+			w.run(t, func(l *Loop) {
+				w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile = "b" })
+				time.Sleep(2 * time.Minute)
+				if how != "reported" {
+					pause(t, l, time.Minute, "c")
+				}
+				unlock := w.lock()
+				w.also, w.in = map[string]string{"a": "b"}, map[string]string{"b": "a"}
+				if same {
+					w.alike = map[string]string{"b": "1"}
+				}
+				unlock()
+				w.edit("2")
+				time.Sleep(5 * time.Second)
+				if how != "reported" {
+					w.denials <- denial("a.service", "/new")
+				}
+				time.Sleep(2 * time.Minute)
+				w.still(t, what)
+				unlock = w.lock()
+				w.replace("b", "evil")
+				unlock()
+				w.tellPolicy()
+				w.still(t, what)
+				for name, has := range map[string]string{"a": textA, "c": textB} {
+					if r := w.record(name + ".service"); answer(l, name) != "confined" || !maps.Equal(r.Policies, map[string]string{has: has + " 1"}) {
+						t.Errorf("%s: %s is %s, has %q", what, name, answer(l, name), r.Policies)
+					}
+				}
+				unlock = w.lock()
+				if w.kernel["a"] != "1" || w.kernel["b"] != "1" {
+					t.Errorf("%s: kernel %q", what, w.kernel)
+				}
+				unlock()
+				attachUnits(t, l, attach.Request{Units: []string{"a"}})
+				w.still(t, what+", asked for")
+				for _, name := range []string{"a", "c"} {
+					if r := w.record(name + ".service"); answer(l, name) != "confined" || !maps.Equal(r.Policies, map[string]string{textA: textA + " 2 and b"}) {
+						t.Errorf("%s, asked for: %s is %s, has %q", what, name, answer(l, name), r.Policies)
+					}
+				}
+			})
 		}
 	}
 }
