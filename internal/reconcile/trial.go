@@ -217,9 +217,35 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	for _, j := range jobs {
 		jobOf[j.d.Unit] = j
 	}
-	for _, unit := range l.sharing(undone) {
+	under := l.sharing(undone)
+	for _, unit := range under {
 		l.goBack(ctx, unit, jobOf[unit], undone, was, why)
 	}
+	for _, r := range l.loadedOver(undone) {
+		if !slices.Contains(under, r.Unit) {
+			l.restoreAccepted(ctx, &job{d: attach.Desired{Unit: r.Unit}, before: r, out: &attach.Outcome{}}, claim{unit: r.Unit, held: heldAtAttach(r), idle: true})
+			l.queue.add(inputChanged, r.Unit) // its verdict changes
+		}
+	}
+}
+
+// loadedOver finds the attached units over whose accepted policies these were loaded, but for
+// those that are left alone. One that is refused did not come under the changed policy with
+// the others, and nobody else would put back its own.
+func (l *Loop) loadedOver(ids map[string]string) (all []attach.Record) {
+	policies := policiesOf(l.policies, ids)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, unit := range slices.Sorted(maps.Keys(l.records)) {
+		r := l.records[unit]
+		if !settled(r) || !concerns(r, policies) || len(replaced(policies, policiesOf(l.policies, r.Policies))) == 0 {
+			continue
+		}
+		if left, _ := l.aside(r); !left {
+			all = append(all, r.Clone())
+		}
+	}
+	return all
 }
 
 // startAfterTrial starts a unit again that failed under the changed policy, has failed and

@@ -414,6 +414,37 @@ func TestTwoFilesThatBecameOneAreUndoneForWhoIsNotWatched(t *testing.T) {
 	}
 }
 
+// One that has not come under the text, since it is refused, has its own file back, too: the
+// text was loaded over it.
+func TestTwoFilesThatBecameOneAreUndoneForWhoIsRefused(t *testing.T) {
+	const textB = "/etc/apparmor.d/b"
+	w := attached(func(a *attach.Attachment) { a.Settle = 30 * time.Second }, "a")
+	w.addUnit("c.service")
+	w.tells, w.files["b"] = true, "1"
+	w.run(t, func(l *Loop) {
+		w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile = "b" })
+		time.Sleep(2 * time.Minute)
+		w.override("c", true)
+		unlock := w.lock()
+		w.also, w.in = map[string]string{"a": "b"}, map[string]string{"b": "a"}
+		unlock()
+		w.edit("2")
+		time.Sleep(5 * time.Second)
+		w.denials <- denial("a.service", "/new")
+		w.still(t, "undone")
+		unlock = w.lock()
+		if w.kernel["a"] != "1" || w.kernel["b"] != "1" {
+			t.Errorf("kernel %q", w.kernel)
+		}
+		unlock()
+		w.override("c", false)
+		w.still(t, "refused no more")
+		if r := w.record("c.service"); answer(l, "a") != "confined" || answer(l, "c") != "confined" || !maps.Equal(r.Policies, map[string]string{textB: textB + " 1"}) {
+			t.Errorf("a is %s, c %s, has %q", answer(l, "a"), answer(l, "c"), r.Policies)
+		}
+	})
+}
+
 // It does so, too, where somebody else asked for the text, and did not want it after all.
 func TestTwoFilesThatBecameOneAreUndoneForWhoWasLentThem(t *testing.T) {
 	const textB = "/etc/apparmor.d/b"
