@@ -118,10 +118,10 @@ func (l *Loop) settleTrials(jobs []*job) {
 		of[j.d.Unit] = j
 	}
 	l.mu.Lock()
-	tried := map[string]attach.Compiled{} // by ID
+	tried := map[string]attach.Compiled{} // and what was before, by ID
 	for unit, r := range l.records {
 		if j := of[unit]; r.Trial.GoesOn() && (j == nil || !j.alive()) {
-			for _, c := range policiesOf(l.policies, r.Policies) {
+			for _, c := range slices.Concat(policiesOf(l.policies, r.Policies), policiesOf(l.policies, r.Trial.Policies)) {
 				tried[c.ID] = c
 			}
 		}
@@ -172,16 +172,19 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 		}
 	}
 	// Where a package has made one file of two, or two of one, others come from more texts
-	// than who failed, or go back to more.
+	// than who failed, or go back to more. What goes live again takes the place of theirs, too.
 	for n := -1; n < len(undone); {
 		n = len(undone)
-		for _, unit := range l.sharing(undone) {
-			l.mu.Lock()
-			r := l.records[unit]
-			l.mu.Unlock()
+		for _, r := range l.changed() {
 			for _, e := range l.replaced(r.Policies, hadBefore(r)) {
-				if i := slices.IndexFunc(e.now, func(c attach.Compiled) bool { return undone[c.File] == c.ID }); i >= 0 {
+				goes := func(c attach.Compiled) bool { return undone[c.File] == c.ID }
+				comes := func(k attach.Compiled) bool {
+					return slices.ContainsFunc(e.now, func(c attach.Compiled) bool { return undone[c.File] == "" && c.ID != k.ID && overlap(c, k) })
+				}
+				if i := slices.IndexFunc(e.now, goes); i >= 0 {
 					undo(e, why[e.now[i].File])
+				} else if i := slices.IndexFunc(back, comes); i >= 0 {
+					undo(e, why[back[i].File])
 				}
 			}
 		}
@@ -227,6 +230,18 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 			l.queue.add(inputChanged, r.Unit) // its verdict changes
 		}
 	}
+}
+
+// changed are the records that know what was accepted for their units before, by unit.
+func (l *Loop) changed() (all []attach.Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, unit := range slices.Sorted(maps.Keys(l.records)) {
+		if r := l.records[unit]; hadBefore(r) != nil {
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 // loadedOver finds the attached units over whose accepted policies these were loaded, but for

@@ -605,6 +605,56 @@ func TestAFileThatBecameTwoIsUndone(t *testing.T) {
 	}
 }
 
+// They do so, too, where nobody has both: the file that was one before goes live again with both
+// profiles.
+func TestAFileThatBecameTwoIsUndoneForWhoHasTheOtherOne(t *testing.T) {
+	for _, how := range []string{"on trial", "with SettleSec=0", "down"} {
+		for who, profile := range map[string]string{"c": "a", "d": "b"} {
+			if who == "d" && how != "on trial" {
+				continue
+			}
+			what := how + ", " + who + " was denied something"
+			w := attached(func(a *attach.Attachment) { a.Settle = 30 * time.Second }, "c")
+			d := w.addUnit("d.service")
+			w.tells, w.also, w.in = true, map[string]string{"a": "b"}, map[string]string{"b": "a"}
+			w.run(t, func(l *Loop) {
+				w.declareUnit("/etc/aaunit/attachments.d/d.conf", "d.service", func(a *attach.Attachment) {
+					if a.Profile, a.Settle = "b", 30*time.Second; how == "with SettleSec=0" {
+						a.Settle = 0
+					}
+				})
+				time.Sleep(2 * time.Minute)
+				unlock := w.lock()
+				d.running = how != "down"
+				w.also, w.in, w.files["b"] = nil, nil, "2"
+				unlock()
+				w.edit("2")
+				time.Sleep(5 * time.Second)
+				denied := denial(who+".service", "/new")
+				denied.Profile = profile
+				w.denials <- denied
+				w.still(t, what)
+				unlock = w.lock()
+				if !d.running {
+					_ = w.begin(d)
+				}
+				unlock()
+				w.trigger()
+				w.still(t, what)
+				for _, unit := range []string{"c", "d"} {
+					if s, r := status(t, l, unit), w.record(unit+".service"); answer(l, unit) != "confined" || s.Held == nil || r.Trial != nil || !maps.Equal(r.Policies, map[string]string{textA: textA + " 1 and b"}) {
+						t.Errorf("%s: %s is %s %v, held %+v, has %q", what, unit, answer(l, unit), s.Verdict.Reasons, s.Held, r.Policies)
+					}
+				}
+				defer w.lock()()
+				if w.kernel["a"] != "1" || w.kernel["b"] != "1" {
+					t.Errorf("%s: kernel %q", what, w.kernel)
+				}
+			})
+		}
+	}
+}
+
 // A text that says the same as before is none that could be at fault: what becomes of a unit
 // is not its doing, and nobody is told of a change.
 func TestATextThatSaysTheSameIsNotTried(t *testing.T) {
