@@ -399,7 +399,11 @@ func (l *Loop) standing(d attach.Desired, texts []attach.Compiled) (out []stands
 	if d.Asked {
 		return nil
 	}
-	own := policiesOf(l.policies, d.Record.Policies)
+	had := hadBefore(d.Record) // an undo of these texts may have been cut off
+	if had == nil {
+		had = d.Record.Policies
+	}
+	own := policiesOf(l.policies, had)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, other := range slices.Sorted(maps.Keys(l.records)) {

@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -723,6 +724,63 @@ func TestWhatAUnitGoesBackTo(t *testing.T) {
 		}
 		if got := l.policiesBefore(r, keep(tt.undone), keep(tt.was)); !maps.Equal(got, keep(tt.want)) {
 			t.Errorf("%s: %q", name, slices.Sorted(maps.Values(got)))
+		}
+	}
+}
+
+// Killed before any step of that, the next daemon ends with a policy for each that has its
+// profile.
+func TestFilesThatAreMergedOrSplitKilledAtAnyStep(t *testing.T) {
+	for _, splits := range []bool{false, true} {
+		for _, how := range []string{"on trial itself", "with SettleSec=0", "as before"} {
+			for kill, more := 1, true; more; kill++ {
+				what := fmt.Sprintf("%s, splits %v, killed before step %d", how, splits, kill)
+				w := attached(func(a *attach.Attachment) { a.Settle = 30 * time.Second }, "a")
+				w.addUnit("c.service")
+				w.tells, w.files["b"] = true, "1"
+				merge := func(is bool) {
+					if w.also, w.in = nil, nil; is {
+						w.also, w.in = map[string]string{"a": "b"}, map[string]string{"b": "a"}
+					}
+				}
+				merge(splits)
+				w.run(t, func(l *Loop) {
+					w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) {
+						if a.Profile, a.Settle = "b", 30*time.Second; how == "with SettleSec=0" {
+							a.Settle = 0
+						}
+					})
+					time.Sleep(2 * time.Minute)
+					unlock := w.lock()
+					merge(!splits)
+					switch {
+					case how == "as before":
+						w.alike = map[string]string{"b": "1"}
+					case splits:
+						w.files["b"] = "2"
+					}
+					steps := 0
+					w.onStep = func(string) bool { steps++; return steps == kill }
+					unlock()
+					w.edit("2")
+					time.Sleep(5 * time.Second)
+					w.denials <- denial("a.service", "/new")
+					time.Sleep(time.Minute)
+					defer w.lock()()
+					more = w.dead
+				})
+				w.dead, w.onStep = false, nil
+				w.run(t, func(l *Loop) {
+					w.denials <- denial("a.service", "/another")
+					time.Sleep(2 * time.Minute)
+					w.still(t, what)
+					for _, unit := range []string{"a", "c"} {
+						if r := w.record(unit + ".service"); answer(l, unit) != "confined" || r.Trial != nil {
+							t.Errorf("%s: %s is %s %v, %+v", what, unit, answer(l, unit), status(t, l, unit).Verdict.Reasons, r)
+						}
+					}
+				})
+			}
 		}
 	}
 }
