@@ -36,6 +36,13 @@ func (s *System) Load(ctx context.Context, policies []attach.Compiled) (failed m
 			continue
 		}
 		elements, err := policydb.Split(c.Blob)
+		blob := c.Blob
+		if part := partOf(elements, c); len(part) < len(elements) {
+			elements, blob = part, nil
+			for _, e := range part {
+				blob = append(blob, e.Bytes...)
+			}
+		}
 		if err == nil && len(elements) == 0 {
 			err = errors.New("it holds no profile")
 		}
@@ -46,7 +53,7 @@ func (s *System) Load(ctx context.Context, policies []attach.Compiled) (failed m
 			names[c.File] = append(names[c.File], e.Name)
 		}
 		if err == nil {
-			err = writePolicy(s.real(filepath.Join(securityDir, ".replace")), c.Blob)
+			err = writePolicy(s.real(filepath.Join(securityDir, ".replace")), blob)
 		}
 		if err != nil {
 			failed[c.File] = fmt.Errorf("cannot load %s: %w", c.File, err)
@@ -70,6 +77,15 @@ func (s *System) Load(ctx context.Context, policies []attach.Compiled) (failed m
 		}
 	}
 	return failed
+}
+
+// partOf gives the profiles of a policy that are to be loaded: where its checksums are known,
+// those that have one.
+func partOf(elements []policydb.Element, c attach.Compiled) []policydb.Element {
+	if len(c.Checksums) == 0 {
+		return elements
+	}
+	return slices.DeleteFunc(slices.Clone(elements), func(e policydb.Element) bool { return !c.Defines(e.Name) })
 }
 
 // settle compares what the kernel has with what it was given, and takes away

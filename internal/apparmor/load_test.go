@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
@@ -58,6 +59,33 @@ func (h *host) unloads(name, dir, parent string) (stop func()) {
 			<-done
 			f.Close()
 		}
+	}
+}
+
+// Of a policy that counts in part no more than that is loaded.
+func TestLoadOfAPartOfAPolicy(t *testing.T) {
+	h := newHost(t)
+	f := h.profile("x", "profile x {\n  profile new { }\n}\nprofile y {\n  profile z { }\n}\n")
+	done, problems := h.Compile(ctx(t), []string{f}, false)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	done[0].Checksums = map[string]string{"x": "sha256:aa", "x//new": "sha256:bb", "y": "sha256:cc", "y//z": "sha256:dd"}
+	h.write(securityDir+"/.replace", "")
+	h.loaded("x.1", "x", "enforce", "ee")
+	h.loaded("y.2", "y", "enforce", "cc")
+	h.loaded("y.2/profiles/z.3", "z", "enforce", "dd")
+	part := done[0].Part(func(profile string) bool { return profile == "y" })
+	if failed := h.Load(ctx(t), []attach.Compiled{part}); len(failed) > 0 {
+		t.Errorf("the load failed: %v", failed)
+	}
+	wrote, err := os.ReadFile(filepath.Join(h.root, securityDir, ".replace"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	elements, err := policydb.Split(wrote)
+	if err != nil || len(elements) != 2 || elements[0].Name != "y" || elements[1].Name != "y//z" {
+		t.Errorf("%v %v", elements, err)
 	}
 }
 

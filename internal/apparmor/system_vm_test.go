@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -361,6 +362,21 @@ func TestVMSaveAndRestore(t *testing.T) {
 		_ = os.Remove(g)
 		v.gone("vm-s1", "vm-s2")
 	}
+}
+
+// Of a policy that counts in part the kernel takes no more than that, children included.
+func TestVMLoadOfAPart(t *testing.T) {
+	v := newVM(t)
+	was := v.compile(v.profile("vm.part", "profile vm-p1 { /a r, profile kid { /k r, } }\nprofile vm-p2 { /b r, profile kid { /k r, } }\n"))
+	is := v.compile(v.profile("vm.part1", "profile vm-p1 { /a rw, profile kid { /k rw, } }\nprofile vm-p2 { /b rw, }\n"))
+	v.load(was...)
+	v.load(is...)
+	part := was[0].Part(func(profile string) bool { return profile == "vm-p2" })
+	v.load(part)
+	want := is[0].Part(func(profile string) bool { return profile == "vm-p1" }).Checksums
+	maps.Copy(want, part.Checksums)
+	v.is(want, "vm-p1", "vm-p2")
+	v.gone("vm-p1", "vm-p2")
 }
 
 // service starts a transient unit and gives it as systemd shows it.

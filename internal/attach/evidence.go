@@ -42,9 +42,11 @@ type Evidence struct {
 	// Live are the profiles as the kernel has them.
 	Live        []EvidenceProfile `json:"live"`
 	LiveProblem string            `json:"liveProblem,omitempty"`
-	DropIn      EvidenceFile      `json:"dropIn"`
-	Settings    []EvidenceSetting `json:"settings"`
-	Executable  EvidenceProgram   `json:"executable"`
+	// LeftTo is what the policy has as such: those profiles are compared with nothing.
+	LeftTo     map[string]string `json:"-"`
+	DropIn     EvidenceFile      `json:"dropIn"`
+	Settings   []EvidenceSetting `json:"settings"`
+	Executable EvidenceProgram   `json:"executable"`
 	// Labels are all that tasks carried; Tasks are the first of the tasks.
 	Labels     []EvidenceLabel `json:"labels"`
 	Tasks      []EvidenceTask  `json:"tasks"`
@@ -200,7 +202,7 @@ const (
 // sum gives the checksum of a text. What needs a look at files and processes is
 // left to others: checksums of Policies, the executable, the kernel.
 func GatherEvidence(d Desired, o Observed, v Verdict, sum func(string) string) Evidence {
-	e := Evidence{Format: EvidenceFormat, Unit: d.Unit, Verdict: v, Live: []EvidenceProfile{}, Policies: EvidencePolicies(d.Record, d.Kept), LiveProblem: o.Policy.LiveError}
+	e := Evidence{Format: EvidenceFormat, Unit: d.Unit, Verdict: v, Live: []EvidenceProfile{}, Policies: EvidencePolicies(d.Record, d.Kept), LiveProblem: o.Policy.LiveError, LeftTo: o.Policy.LeftTo}
 	e.Verdict.At = e.Verdict.At.UTC().Round(0)
 	e.Verdict.Reasons = slices.Clone(v.Reasons)
 	names := map[string]bool{}
@@ -691,10 +693,15 @@ func (c *comparison) policies(proof Evidence, now EvidenceNow) {
 func (c *comparison) kernel(proof Evidence, now EvidenceNow) {
 	live := map[string]EvidenceProfile{}
 	for _, p := range now.Live {
-		live[p.Name] = p
+		if now.LeftTo[TopOf(p.Name)] == "" {
+			live[p.Name] = p
+		}
 	}
 	var names []string
 	for _, old := range proof.Live {
+		if now.LeftTo[TopOf(old.Name)] != "" {
+			continue
+		}
 		p := live[old.Name]
 		delete(live, old.Name)
 		want := cmp.Or(old.Accepted, old.Checksum)

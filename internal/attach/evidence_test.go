@@ -107,6 +107,11 @@ func TestCompareEvidence(t *testing.T) {
 		{"tmp unread", func(_ *Evidence, n *EvidenceNow) { n.Verdict.PrivateTmp = CouldNotTell }, "private-tmp unknown ", "yes", "unknown"},
 		{"tmp not on record", func(o *Evidence, _ *EvidenceNow) { o.Verdict.PrivateTmp = CouldNotTell }, "private-tmp unknown ", "unknown", "yes"},
 		{"no private tmp then and now", func(o *Evidence, n *EvidenceNow) { o.Verdict.PrivateTmp, n.Verdict.PrivateTmp = No, No }, "", "", ""},
+		{"a profile that is left to another unit", func(o *Evidence, n *EvidenceNow) {
+			o.Live = append(o.Live, EvidenceProfile{Name: "q", Mode: ModeEnforce, Checksum: "sha256:k3", Accepted: "sha256:k3"})
+			n.Live = append(n.Live, EvidenceProfile{Name: "q", Mode: ModeEnforce, Checksum: "sha256:k4", Accepted: "sha256:k3"})
+			n.LeftTo = map[string]string{"q": "b.service"}
+		}, "", "", ""},
 		{"not confined", func(_ *Evidence, n *EvidenceNow) { n.Verdict.Answer = NotConfined }, "verdict no a.service", "confined", "not-confined"},
 		{"was not confined", func(o *Evidence, _ *EvidenceNow) { o.Verdict.Answer = NotConfined }, "verdict no a.service", "not-confined", "confined"},
 		{"unknown", func(_ *Evidence, n *EvidenceNow) { n.Verdict.Answer = Unknown }, "verdict unknown a.service", "confined", "unknown"},

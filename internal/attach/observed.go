@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -333,6 +334,26 @@ type Compiled struct {
 	Sources map[string][]byte `json:"-"`
 }
 
+// Part is the part of a policy that has these profiles, with their children and hats. It can
+// be loaded by itself.
+func (c Compiled) Part(has func(profile string) bool) Compiled {
+	c.Checksums = maps.Clone(c.Checksums)
+	maps.DeleteFunc(c.Checksums, func(name, _ string) bool { return !has(TopOf(name)) })
+	return c
+}
+
+// Defines reports whether it has a profile.
+func (c Compiled) Defines(profile string) bool {
+	_, has := c.Checksums[profile]
+	return has
+}
+
+// TopOf is the profile that a child or hat is one of; of any other profile it is its own name.
+func TopOf(profile string) string {
+	top, _, _ := strings.Cut(profile, "//")
+	return top
+}
+
 // LiveProfile is a profile as the kernel has it.
 type LiveProfile struct {
 	Name     string `json:"name"`
@@ -353,9 +374,11 @@ type Policy struct {
 	// tells.
 	Texts    []Compiled `json:"texts,omitempty"`
 	Standing []Reason   `json:"standing,omitempty"`
-	// Superseded names, by file, another unit whose policy of the file counts, where it
-	// is another one than was accepted for this unit.
+	// Superseded names, by profile, another unit whose policy of the profile counts, where
+	// it is another one than was accepted for this unit. LeftTo does so of profiles under
+	// which no task of this unit can come to run: it has no say in them.
 	Superseded map[string]string `json:"superseded,omitempty"`
+	LeftTo     map[string]string `json:"leftTo,omitempty"`
 	// Barred are the texts that may not go live for this unit, though they compile: by
 	// file, the ID of the policy that each gives.
 	Barred map[string]string `json:"barred,omitempty"`

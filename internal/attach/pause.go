@@ -96,7 +96,7 @@ func WithAmiss(d Desired, o Observed, out []Reason) []Reason {
 	}
 	differs := judgePolicy(d, o.Policy)
 	for _, k := range d.Kept {
-		if o.Policy.LiveError == "" && needsLoading(k, o.Policy) != nil {
+		if k = o.Policy.Concerning(k); o.Policy.LiveError == "" && needsLoading(k, o.Policy) != nil {
 			out, differs = append(out, trampled(k, o.Policy)), nil // in better words
 		}
 	}

@@ -191,18 +191,29 @@ func diffFormer(p *Plan, d Desired, o Observed) {
 	}
 }
 
+// Concerning is the part of a policy in which the unit has a say, and Own what of that nobody
+// else's policy counts in place of.
+func (p Policy) Concerning(c Compiled) Compiled {
+	return c.Part(func(profile string) bool { return p.LeftTo[profile] == "" })
+}
+
+// Own: see Concerning.
+func (p Policy) Own(c Compiled) Compiled {
+	return p.Concerning(c).Part(func(profile string) bool { return p.Superseded[profile] == "" })
+}
+
 // restore plans that a policy which was accepted is live again. What has come in its
-// place, or beside it, is left where the policy of another unit counts: the kernel has one
-// policy of a name.
+// place, or beside it, is left in the profiles of which the policy of another unit counts:
+// the kernel has one policy of a name.
 func restore(p *Plan, k Compiled, have Policy) {
-	why := needsLoading(k, have)
-	if who := have.Superseded[k.File]; who != "" {
-		if why != nil || len(strays(k, have)) > 0 {
-			p.Pending = append(p.Pending, because(PolicyChanged, "what counts of %s is what was accepted for %s, since the kernel has one policy of a name", k.File, who).at(k.File))
+	for _, name := range sortedKeys(have.Superseded) {
+		given := have.Concerning(k).Part(func(profile string) bool { return profile == name })
+		if needsLoading(given, have) != nil || len(strays(given, have)) > 0 {
+			p.Pending = append(p.Pending, because(PolicyChanged, "what counts of profile %s is what was accepted for %s, since the kernel has one policy of a name", name, have.Superseded[name]).at(k.File))
 		}
-		return
 	}
-	if why != nil {
+	k = have.Own(k)
+	if needsLoading(k, have) != nil {
 		p.add(RestorePolicy, k.File, trampled(k, have))
 	}
 	planStrays(p, k, have, false)
@@ -246,10 +257,14 @@ func diffPolicy(p *Plan, d Desired, o Observed) {
 		return
 	}
 	for _, c := range o.Policy.Compiled {
+		accepted := d.acceptedText(c)
+		if accepted {
+			c = o.Policy.Concerning(c)
+		}
 		why := needsLoading(c, o.Policy)
 		switch {
 		case why == nil:
-		case d.acceptedText(c):
+		case accepted:
 			p.add(LoadPolicy, c.File, trampled(c, o.Policy))
 		case why.Code == PolicyChanged && report:
 			p.Pending = append(p.Pending, *why)
@@ -258,6 +273,9 @@ func diffPolicy(p *Plan, d Desired, o Observed) {
 		}
 	}
 	for _, c := range o.Policy.Compiled {
+		if d.acceptedText(c) {
+			c = o.Policy.Concerning(c)
+		}
 		planStrays(p, c, o.Policy, report)
 	}
 }
@@ -449,7 +467,10 @@ func lacks(d Desired, o Observed) *Reason {
 // stripped names a task that lost its profile with a profile that somebody removed: a
 // child of the main process, which had been accepted under one of its own.
 func stripped(d Desired, o Observed) *Reason {
-	gone := slices.ContainsFunc(sortedKeys(d.Record.Accepted), func(name string) bool { _, loaded := o.Policy.Live[name]; return !loaded })
+	gone := slices.ContainsFunc(sortedKeys(d.Record.Accepted), func(name string) bool {
+		_, loaded := o.Policy.Live[name]
+		return !loaded && o.Policy.LeftTo[TopOf(name)] == ""
+	})
 	seen := gone && o.Policy.LiveError == "" && d.Record.ProvedAs(o.Unit.InvocationID, d.Profile)
 	goesOn := d.Record.Retaking != "" && d.Record.Retaking == o.Unit.InvocationID // the restart was cut off
 	if o.Scan == nil || !seen && !goesOn {

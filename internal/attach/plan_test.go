@@ -268,14 +268,22 @@ func TestDiffOfAHeldUnit(t *testing.T) {
 		{"that of a template", "w@.service", func(_ *Desired, o *Observed) { o.DropIn.Content = "x" }, nil},
 		{"another policy", "a.service", func(_ *Desired, o *Observed) { o.Policy.Live = nil }, []ActionKind{RestorePolicy}},
 		{"a policy that another unit has", "a.service", func(_ *Desired, o *Observed) {
-			o.Policy.Live, o.Policy.Superseded = nil, map[string]string{"/etc/apparmor.d/former": "b.service"}
+			o.Policy.Live, o.Policy.Superseded = nil, map[string]string{"former": "b.service"}
 		}, nil},
+		{"a part that another unit has", "a.service", func(d *Desired, o *Observed) {
+			d.Kept[0].Checksums = map[string]string{"former": "sha256:1", "other": "sha256:1"}
+			o.Policy.LeftTo = map[string]string{"other": "b.service"}
+		}, nil},
+		{"another policy of its part", "a.service", func(d *Desired, o *Observed) {
+			d.Kept[0].Checksums = map[string]string{"former": "sha256:1", "other": "sha256:1"}
+			o.Policy.Live, o.Policy.LeftTo = nil, map[string]string{"other": "b.service"}
+		}, []ActionKind{RestorePolicy}},
 		{"a hat that nobody accepted", "a.service", func(_ *Desired, o *Observed) {
 			o.Policy.Live["former//hat"] = LiveProfile{Name: "former//hat", Checksum: "sha256:2"}
 		}, []ActionKind{UnloadChild}},
 		{"a hat that another unit has", "a.service", func(_ *Desired, o *Observed) {
 			o.Policy.Live["former//hat"] = LiveProfile{Name: "former//hat", Checksum: "sha256:2"}
-			o.Policy.Superseded = map[string]string{"/etc/apparmor.d/former": "b.service"}
+			o.Policy.Superseded = map[string]string{"former": "b.service"}
 		}, nil},
 		{"what its undo could not unload", "a.service", func(d *Desired, _ *Observed) {
 			d.Record.Loaded, d.Record.Stays = []string{"former", "new"}, []string{"new"}

@@ -208,7 +208,8 @@ func Effective(d Desired, u Unit) []Reason {
 }
 
 // judgePolicy compares what the kernel runs with what was accepted: both must
-// hold the unit's profiles, and the same children and hats of them.
+// hold the unit's profiles, and the same children and hats of them. What else was accepted
+// with them must be there, too, but for what is left to another unit.
 func judgePolicy(d Desired, p Policy) []Reason {
 	if p.LiveError != "" {
 		return []Reason{because(PolicyUnreadable, "the loaded policy could not be read: %s", p.LiveError)}
@@ -227,6 +228,7 @@ func judgePolicy(d Desired, p Policy) []Reason {
 		want := d.Record.Accepted[name]
 		live, ok := p.Live[name]
 		switch {
+		case p.LeftTo[TopOf(name)] != "":
 		case !ok && slices.Contains(names, name): // said above
 		case !ok:
 			out = append(out, because(ProfileNotLoaded, "profile %s is not loaded", name))

@@ -40,6 +40,21 @@ func (a *asking) closure() bool {
 	return by[a.Desired.Profile] != nil
 }
 
+// Reach implements reconcile.Gate.
+func (g *Gate) Reach(d attach.Desired, compiled []attach.Compiled) (profiles []string, err error) {
+	a := &asking{Question: Question{Desired: d, Compiled: compiled}, gate: g}
+	if file, err := a.readAll(); err != nil {
+		return nil, fmt.Errorf("cannot read the compiled policy of %s: %w", file, err)
+	}
+	if !a.closure() {
+		return nil, fmt.Errorf("the compiled policy has no profile %s", d.Profile)
+	}
+	for _, p := range a.asked {
+		profiles = append(profiles, p.Name)
+	}
+	return profiles, nil
+}
+
 // leadsTo reports whether a task of p can come to run under q.
 func (a *asking) leadsTo(p, q *policydb.Profile) bool {
 	if strings.HasPrefix(q.Name, p.Name+"//") {

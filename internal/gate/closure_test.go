@@ -50,6 +50,12 @@ func TestWhatItLeadsToIsAsked(t *testing.T) {
 		"/usr/bin/* ix,":                              "",
 		"/bin/* Cx -> x,\nprofile x {\n/opt/* Px,\n}": "/opt/named",
 	} {
+		q := withText(t, profile(rule)+others)
+		reached, err := New(nil).Reach(q.Desired, q.Compiled)
+		reached = slices.DeleteFunc(reached, func(name string) bool { return attach.TopOf(name) == q.Desired.Profile })
+		if err != nil || !slices.Equal(reached, strings.Fields(want)) {
+			t.Errorf("%s: reaches %q, %v", rule, reached, err)
+		}
 		found := besides(ask(t, withText(t, profile(rule)+others, "Deny=write /mnt/**", "Deny=write /srv/**")))
 		if (want == "") != (len(found) == 0) || want != "" && found[0].Profile != want {
 			t.Errorf("%s: %v", rule, found)

@@ -115,17 +115,9 @@ func (g *Gate) Ask(q Question) []attach.Finding {
 		return slices.Clone(known)
 	}
 	a := &asking{Question: q, gate: g}
-	for _, c := range q.Compiled {
-		read, err := g.policy(c)
-		if err != nil {
-			return []attach.Finding{{Severity: attach.Error, Reason: attach.Because(attach.AssertionUnknown,
-				"cannot read the compiled policy of %s: %v", c.File, err).At(c.File)}}
-		}
-		for i := range read.profiles {
-			a.all = append(a.all, &read.profiles[i])
-		}
-		a.policies = append(a.policies, c)
-		a.read = append(a.read, read)
+	if file, err := a.readAll(); err != nil {
+		return []attach.Finding{{Severity: attach.Error, Reason: attach.Because(attach.AssertionUnknown,
+			"cannot read the compiled policy of %s: %v", file, err).At(file)}}
 	}
 	if !a.closure() {
 		return []attach.Finding{{Severity: attach.Error, Profile: q.Desired.Profile, Reason: attach.Because(attach.AssertionUnknown,
@@ -260,6 +252,22 @@ type asking struct {
 	asked []*policydb.Profile
 	whole map[*policydb.Profile]bool // that allow every file, which is said
 	found []attach.Finding
+}
+
+// readAll reads the policies that are asked. file is the one that could not be read.
+func (a *asking) readAll() (file string, err error) {
+	for _, c := range a.Compiled {
+		read, err := a.gate.policy(c)
+		if err != nil {
+			return c.File, err
+		}
+		for i := range read.profiles {
+			a.all = append(a.all, &read.profiles[i])
+		}
+		a.policies = append(a.policies, c)
+		a.read = append(a.read, read)
+	}
+	return "", nil
 }
 
 // search asks once for all units that share the policy.

@@ -48,27 +48,40 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	say(problems)
 	say(o.Policies.Load())
 
-	ids := map[string]bool{}
+	ids := map[string]map[string]bool{} // with the profiles of which it counts
 	alone := pausedIn(records, time.Now())
 	attached := slices.DeleteFunc(slices.Clone(records), func(r attach.Record) bool { return alone[r.Unit] || endedWithBoot(r, o.Boot) })
-	aside := func(attach.Record) (left, idle bool) { return false, false } // the paused ones are not among them
-	for _, r := range records {
-		if len(r.DropIns) == 0 || alone[r.Unit] || endedWithBoot(r, o.Boot) {
+	var rivals []rival
+	for _, r := range attached {
+		if settled(r) {
+			rivals = append(rivals, rival{Desired: attach.Desired{Unit: r.Unit, Record: r}})
+		}
+	}
+	for _, r := range attached {
+		if len(r.DropIns) == 0 {
 			continue
 		}
-		// As in a pass, where units have different ones.
+		// As in a pass, where units have different ones; but of what they need their records
+		// say the unit's own profile alone.
 		own := claim{unit: r.Unit, held: heldAtAttach(r)}
-		givesWay := map[string]bool{} // by ID
-		for _, c := range supersededIn(slices.Values(attached), o.Policies, own, r, aside) {
-			for _, k := range c.before {
-				givesWay[k.ID] = true
+		over := supersededIn(rivals, o.Policies, own, attach.Desired{Unit: r.Unit, Record: r}, runsUnder)
+		for _, k := range policiesOf(o.Policies, r.Policies) {
+			if len(k.Checksums) == 0 {
+				ids[k.ID] = nil // it is told that it is not kept
+			}
+			for name := range k.Checksums {
+				if _, given := over[attach.TopOf(name)]; given {
+					continue
+				}
+				if ids[k.ID] == nil {
+					ids[k.ID] = map[string]bool{}
+				}
+				ids[k.ID][attach.TopOf(name)] = true
 			}
 		}
-		for _, id := range r.Policies {
-			if !givesWay[id] {
-				ids[id] = true
-			}
-		}
+	}
+	counts := func(c attach.Compiled) attach.Compiled {
+		return c.Part(func(profile string) bool { return ids[c.ID][profile] })
 	}
 	env := o.AppArmor.Environment()
 	var ready, anew []attach.Compiled
@@ -78,7 +91,7 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 		case err != nil:
 			errs = append(errs, err)
 		case k.Environment == env:
-			ready = append(ready, k)
+			ready = append(ready, counts(k))
 		default:
 			anew = append(anew, k)
 		}
@@ -140,7 +153,7 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 		if !asItWas[c.ID] {
 			o.Log.Info("compiled the accepted policy of "+c.File+" anew: parser or kernel changed", journal.FieldFile, c.File)
 		}
-		last = append(last, c)
+		last = append(last, counts(c))
 	}
 	if live, err = o.AppArmor.Live(namesOf(last)); err != nil {
 		errs = append(errs, err)

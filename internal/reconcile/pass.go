@@ -925,7 +925,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		// It was started anew for that a moment ago, and once more would do no better yet.
 		j.over = true
 		return
-	case j.plan.Has(attach.Restart) && !j.fresh && j.d.Attachment != nil && !l.inPlace(j.d.Record) && !l.inPlace(l.counting(j.d.Record, j.claim())):
+	case j.plan.Has(attach.Restart) && !j.fresh && j.d.Attachment != nil && !l.inPlace(j.d.Record.Accepted) && !l.countsInPlace(j.claim(), j.d):
 		// Somebody took it away since the plan was made: the unit would not start.
 		j.over = true
 		if len(j.o.Policy.Superseded) == 0 { // else the unit whose policy counts puts it back, which is told
@@ -1040,9 +1040,15 @@ func (l *Loop) giveWay(ctx context.Context, j *job, cause error) error {
 
 // inPlace reports whether the kernel has what was accepted for a unit, at this
 // moment.
-func (l *Loop) inPlace(r attach.Record) bool {
-	live, err := l.apparmor.Live(slices.Collect(maps.Keys(r.Accepted)))
-	return err == nil && hasLive(r.Accepted, live)
+func (l *Loop) inPlace(accepted map[string]string) bool {
+	live, err := l.apparmor.Live(slices.Collect(maps.Keys(accepted)))
+	return err == nil && hasLive(accepted, live)
+}
+
+// countsInPlace reports whether it has what counts in place of that.
+func (l *Loop) countsInPlace(own claim, d attach.Desired) bool {
+	accepted, _ := l.counting(own, d)
+	return l.inPlace(accepted)
 }
 
 // removed reports whether the kernel has no policy at all of a profile that was

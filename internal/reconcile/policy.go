@@ -78,13 +78,16 @@ func (j *job) heals() (out []attach.Action) {
 	return out
 }
 
-// loading finds the policy that an action makes live.
+// loading finds the policy, or what of it, that an action makes live.
 func (j *job) loading(a attach.Action) (c attach.Compiled, ok bool) {
 	from := j.o.Policy.Compiled
-	switch a.Kind {
-	case attach.LoadPolicy:
-	case attach.RestorePolicy:
-		from = j.d.Kept
+	part := func(c attach.Compiled) attach.Compiled { return c }
+	switch {
+	case a.Kind == attach.LoadPolicy && healing(a):
+		part = j.o.Policy.Concerning
+	case a.Kind == attach.LoadPolicy:
+	case a.Kind == attach.RestorePolicy:
+		from, part = j.d.Kept, j.o.Policy.Own
 	default:
 		return c, false
 	}
@@ -92,7 +95,7 @@ func (j *job) loading(a attach.Action) (c attach.Compiled, ok bool) {
 	if i < 0 {
 		return c, false
 	}
-	return from[i], true
+	return part(from[i]), true
 }
 
 // loads reports whether the plan makes a policy of the file live. Where units have accepted
@@ -198,42 +201,61 @@ func (l *Loop) keepPolicies(j *job) (anew []string) {
 	return anew
 }
 
-// gather puts together what all plans load, each file once, with its bytes.
+// gather puts together what all plans load, each profile once, with its bytes.
 func (l *Loop) gather(jobs []*job) (saved map[string]Saved, load []attach.Compiled, failed map[string]error) {
 	saved, failed = map[string]Saved{}, map[string]error{}
-	chosen := map[string]attach.Compiled{}
-	heal := map[string]bool{}
+	chosen, heal := map[string]attach.Compiled{}, map[string]attach.Compiled{} // by file; by ID, some in part
 	for _, j := range jobs {
 		for _, a := range j.plan.Actions {
 			c, ok := j.loading(a)
 			if !ok || !j.alive() {
 				continue
 			}
-			// Of two that differ, what was accepted for a unit wins.
-			if _, done := chosen[c.File]; !done || healing(a) {
+			if healing(a) {
+				c.Checksums = maps.Clone(c.Checksums)
+				maps.Copy(c.Checksums, heal[c.ID].Checksums)
+				heal[c.ID] = c
+			} else if _, done := chosen[c.File]; !done {
 				chosen[c.File] = c
 			}
-			heal[c.File] = heal[c.File] || healing(a)
 		}
 	}
-	for _, file := range slices.Sorted(maps.Keys(chosen)) {
-		c := chosen[file]
+	add := func(c attach.Compiled) bool {
 		if c.Blob == nil {
 			kept, err := l.policies.Get(c.ID)
 			if err != nil {
-				failed[file] = err
-				continue
+				failed[c.File] = err
+				return false
 			}
-			c.Blob, c.Checksums = kept.Blob, kept.Checksums // of one compilation
-		}
-		if !heal[file] { // what somebody else has made of it is not to come back
-			s, err := l.apparmor.Save(sortedNames(c))
-			if err != nil {
-				l.log.Warn("cannot keep the loaded policy; an undo cannot bring it back", "file", file, "err", err)
-			}
-			saved[file] = s
+			c.Blob, c.Checksums = kept.Blob, kept.Part(c.Defines).Checksums // of one compilation
 		}
 		load = append(load, c)
+		return true
+	}
+	for _, file := range slices.Sorted(maps.Keys(chosen)) {
+		c := chosen[file]
+		// Of two that differ, what was accepted for a unit wins.
+		wins := func(h attach.Compiled) bool {
+			return h.File == file && slices.ContainsFunc(sortedNames(h), c.Defines)
+		}
+		if slices.ContainsFunc(slices.Collect(maps.Values(heal)), wins) {
+			if h, same := heal[c.ID]; same {
+				h.Checksums = c.Checksums
+				heal[c.ID] = h
+			}
+			continue
+		}
+		if !add(c) {
+			continue
+		}
+		s, err := l.apparmor.Save(sortedNames(c))
+		if err != nil {
+			l.log.Warn("cannot keep the loaded policy; an undo cannot bring it back", "file", file, "err", err)
+		}
+		saved[file] = s
+	}
+	for _, id := range slices.Sorted(maps.Keys(heal)) { // what somebody else has made of it is not to come back
+		add(heal[id])
 	}
 	return saved, load, failed
 }
@@ -630,14 +652,14 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 		}
 		p.Live = live
 	}
-	if how == full && settled(d.Record) && !sameLive(d.Record.Accepted, p.Live) {
+	if settled(d.Record) && !sameLive(d.Record.Accepted, p.Live) {
 		own := claim{unit: d.Unit, held: heldAtAttach(d.Record)}
-		for _, c := range l.superseded(own, d.Record) {
-			if p.Superseded == nil {
-				p.Superseded = map[string]string{}
-			}
-			for _, k := range c.before {
-				p.Superseded[k.File] = c.unit
+		p.Superseded, p.LeftTo = map[string]string{}, map[string]string{}
+		for profile, by := range l.superseded(own, d) {
+			if by.needed {
+				p.Superseded[profile] = by.Unit
+			} else {
+				p.LeftTo[profile] = by.Unit
 			}
 		}
 	}

@@ -94,8 +94,9 @@ type AppArmor interface {
 	// CompileKept compiles policies anew from the texts that were kept with them.
 	// problems are by the policies' IDs.
 	CompileKept(ctx context.Context, kept []attach.Compiled) (done []attach.Compiled, problems map[string]attach.Reason)
-	// Load makes compiled policies live, all of them in one go; what is wrong
-	// with one keeps no other from being loaded. failed holds an error for each file whose profiles the kernel
+	// Load makes compiled policies live, all of them in one go; of one whose checksums are
+	// known those profiles that have one. What is wrong with one keeps no other from being
+	// loaded. failed holds an error for each file whose profiles the kernel
 	// does not have afterwards, as read back from the kernel.
 	Load(ctx context.Context, policies []attach.Compiled) (failed map[string]error)
 	// Live reads the named profiles, their children and hats.
@@ -182,6 +183,9 @@ type Gate interface {
 	// of that name denied. It is "could not tell" where the record does not say enough
 	// for that, or the policy has no such profile.
 	Denies(ctx context.Context, c attach.Compiled, d attach.Denial) attach.Tri
+	// Reach lists the profiles of policies under which tasks of the unit can come to run,
+	// children and hats, too.
+	Reach(d attach.Desired, compiled []attach.Compiled) (profiles []string, err error)
 	// SameWays reports whether the same programs come to run under the same profiles by
 	// two versions of policies, and the same changes of profile are allowed. Only then
 	// does what a profile of a name denied before tell what a program was denied.

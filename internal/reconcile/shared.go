@@ -1,9 +1,9 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -476,18 +476,22 @@ func madeAnew(kept Policies, r attach.Record, ids map[string]bool) (now attach.R
 // claim tells whose policy of a profile counts, of units for which different ones were
 // accepted. It is the same for all of them, so that they never take turns.
 type claim struct {
-	unit string
-	left bool      // it is left alone at present, and puts nothing back
-	held bool      // the unit itself is, and not only a changed text
-	idle bool      // it is refused, and puts nothing back over what others have
-	at   time.Time // when the policy was compiled first; zero where it is not kept
+	unit  string
+	needs bool      // tasks of it can come to run under the profile
+	left  bool      // it is left alone at present, and puts nothing back
+	held  bool      // the unit itself is, and not only a changed text
+	idle  bool      // it is refused, and puts nothing back over what others have
+	at    time.Time // when the policy was compiled first; zero where it is not kept
 }
 
-// over reports whether a claim goes before another one: a unit that is seen to before one
-// that is left alone, one that is not held before one that is, one that sees to its policy
-// before one that is refused, and the newer policy before the older one.
+// over reports whether a claim goes before another one: a unit that needs the profile
+// before one that only has it from the file of its own, one that is seen to before one that
+// is left alone, one that is not held before one that is, one that sees to its policy before
+// one that is refused, and the newer policy before the older one.
 func (c claim) over(other claim) bool {
 	switch {
+	case c.needs != other.needs:
+		return c.needs
 	case c.left != other.left:
 		return other.left
 	case c.held != other.held:
@@ -503,54 +507,106 @@ func (c claim) over(other claim) bool {
 // claim is that of the job's unit, which sees to its policy in this pass.
 func (j *job) claim() claim { return claim{unit: j.d.Unit, held: heldAtAttach(j.d.Record)} }
 
-// counts is what counts in place of what was accepted for a unit, and whose it is.
+// rival is an attached unit for which another policy of some profile was accepted.
+type rival struct {
+	attach.Desired
+	left, idle bool
+}
+
+// counts is whose policy of a profile counts in place of what was accepted for a unit, and
+// whether the unit needs the profile.
 type counts struct {
-	claim
-	exchange
+	attach.Record
+	needed bool
 }
 
-// superseded finds the attached units whose policies count, where they are not those of this
-// unit. What counts most comes last.
-func (l *Loop) superseded(own claim, r attach.Record) []counts {
+// superseded finds, by profile, the attached units whose policies count, where they are not
+// those of this unit.
+func (l *Loop) superseded(own claim, d attach.Desired) map[string]counts {
+	var rivals []rival
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return supersededIn(maps.Values(l.records), l.policies, own, r, l.aside)
-}
-
-func supersededIn(records iter.Seq[attach.Record], kept Policies, own claim, r attach.Record, aside func(attach.Record) (left, idle bool)) (out []counts) {
-	accepted := policiesOf(kept, r.Policies)
-	for other := range records {
-		if other.Unit == own.unit || !settled(other) || !concerns(other, accepted) {
+	for unit, r := range l.records {
+		if unit == d.Unit || !settled(r) || len(differing(d.Record.Accepted, r.Accepted)) == 0 {
 			continue
 		}
-		for _, e := range replaced(policiesOf(kept, other.Policies), accepted) {
-			left, idle := aside(other)
-			own.at = newest(e.before)
-			if c := (claim{other.Unit, left, heldAtAttach(other), idle, newest(e.now)}); c.over(own) {
-				out = append(out, counts{c, e})
+		left, idle := l.aside(r)
+		its, _ := l.desiredAt(unit, time.Now()) // without a good name it runs under that of its record
+		rivals = append(rivals, rival{its, left, idle})
+	}
+	l.mu.Unlock()
+	return supersededIn(rivals, l.policies, own, d, func(d attach.Desired, profile string) bool { return l.needs(d, profile) })
+}
+
+func supersededIn(rivals []rival, kept Policies, own claim, d attach.Desired, needs func(d attach.Desired, profile string) bool) map[string]counts {
+	mine, best, out := map[string]claim{}, map[string]claim{}, map[string]counts{}
+	for _, r := range rivals {
+		for _, profile := range differing(d.Record.Accepted, r.Record.Accepted) {
+			if _, known := mine[profile]; !known {
+				own.needs, own.at = needs(d, profile), newest(kept, d.Record, profile)
+				mine[profile], best[profile] = own, own
+			}
+			c := claim{r.Unit, needs(r.Desired, profile), r.left, heldAtAttach(r.Record), r.idle, newest(kept, r.Record, profile)}
+			if c.over(best[profile]) {
+				best[profile], out[profile] = c, counts{r.Record, mine[profile].needs}
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b counts) int {
-		switch {
-		case a.over(b.claim):
-			return 1
-		case b.over(a.claim):
-			return -1
-		}
-		return 0
-	})
 	return out
 }
 
-// newest is when the last of policies was compiled first; zero where none is kept.
-func newest(all []attach.Compiled) (at time.Time) {
-	for _, c := range all {
-		if c.At.After(at) {
+// differing lists the profiles that were accepted for both of two units, of which one, or a
+// child or hat of it, is not the same.
+func differing(a, b map[string]string) (profiles []string) {
+	if maps.Equal(a, b) {
+		return nil
+	}
+	for _, names := range []map[string]string{a, b} {
+		for name := range names {
+			if top := attach.TopOf(name); a[top] != "" && b[top] != "" && a[name] != b[name] && !slices.Contains(profiles, top) {
+				profiles = append(profiles, top)
+			}
+		}
+	}
+	return profiles
+}
+
+// newest is when the policy of a profile that was accepted for a unit was compiled first;
+// zero where it is not kept.
+func newest(kept Policies, r attach.Record, profile string) (at time.Time) {
+	for _, c := range policiesOf(kept, r.Policies) {
+		if _, has := c.Checksums[profile]; has && c.At.After(at) {
 			at = c.At
 		}
 	}
 	return at
+}
+
+// runsUnder reports whether a profile is one that a unit is to run under, or has a child or
+// hat that is.
+func runsUnder(d attach.Desired, profile string) bool {
+	names := []string{d.Profile, d.Record.Profile}
+	if h := d.Record.Hold; h != nil {
+		names = append(names, h.Former)
+	}
+	if d.Attachment != nil {
+		names = append(names, d.Attachment.AllowProfiles...)
+	}
+	return slices.ContainsFunc(names, func(name string) bool { return attach.TopOf(name) == profile })
+}
+
+// needs reports whether tasks of a unit can come to run under a profile: under what the
+// attachment names, or what that leads to. Where it cannot be told they can.
+func (l *Loop) needs(d attach.Desired, profile string) bool {
+	kept := l.keptOf(d.Record)
+	if runsUnder(d, profile) || d.Attachment == nil || l.gate == nil || len(kept) < len(d.Record.Policies) {
+		return true
+	}
+	d.Profile = d.Record.Profile
+	if h := d.Record.Hold; h != nil {
+		d.Profile = cmp.Or(h.Former, d.Profile)
+	}
+	reached, err := l.gate.Reach(d, kept)
+	return err != nil || slices.ContainsFunc(reached, func(name string) bool { return attach.TopOf(name) == profile })
 }
 
 // aside reports whether nobody puts back the policy of an attached unit at present: it is
@@ -561,18 +617,27 @@ func (l *Loop) aside(r attach.Record) (left, idle bool) {
 	return left, !heldAtAttach(r) && len(l.statusOf(r.Unit).Refused) > 0
 }
 
-// counting is a record with the policies that count for its unit.
-func (l *Loop) counting(r attach.Record, own claim) attach.Record {
-	over := l.superseded(own, r)
-	if len(over) == 0 {
-		return r
+// counting is what counts of the profiles that were accepted for a unit, but for those that
+// are left to others: what the kernel is to have of them, and the policies with that, of
+// which some count in part.
+func (l *Loop) counting(own claim, d attach.Desired) (accepted map[string]string, policies []attach.Compiled) {
+	over := l.superseded(own, d)
+	count := func(r attach.Record, has func(profile string) bool) {
+		maps.Copy(accepted, attach.Compiled{Checksums: r.Accepted}.Part(has).Checksums)
+		for _, k := range policiesOf(l.policies, r.Policies) {
+			if part := k.Part(has); len(part.Checksums) > 0 {
+				policies = append(policies, part)
+			}
+		}
 	}
-	r = r.Clone()
-	for _, c := range over {
-		r.Policies = exchanged(r.Policies, replaced(c.now, policiesOf(l.policies, r.Policies)))
+	accepted = map[string]string{}
+	count(d.Record, func(profile string) bool { _, given := over[profile]; return !given })
+	for _, name := range slices.Sorted(maps.Keys(over)) {
+		if over[name].needed {
+			count(over[name].Record, func(profile string) bool { return profile == name })
+		}
 	}
-	r.Accepted = acceptedOf(l.policies, r)
-	return r
+	return accepted, policies
 }
 
 // asCounts is a unit that gives way, and what was seen of it, as if the policies that count
@@ -583,12 +648,8 @@ func (l *Loop) asCounts(d attach.Desired, o attach.Observed) (attach.Desired, at
 	if !settled(d.Record) || sameLive(d.Record.Accepted, o.Policy.Live) {
 		return d, o
 	}
-	own := claim{unit: d.Unit, held: heldAtAttach(d.Record)}
-	l.mu.Lock()
-	own.left, own.idle = l.aside(d.Record)
-	l.mu.Unlock()
 	counts := d
-	counts.Record = l.counting(d.Record, own)
+	counts.Record.Accepted, _ = l.counting(l.claimOf(d.Record), d)
 	live, err := l.apparmor.Live(judgedBy(counts))
 	missing := func(name string) bool { return counts.Record.Accepted[name] == "" }
 	if err != nil || !hasLive(counts.Record.Accepted, live) || slices.ContainsFunc(profilesOf(d), missing) {
@@ -596,6 +657,14 @@ func (l *Loop) asCounts(d attach.Desired, o attach.Observed) (attach.Desired, at
 	}
 	o.Policy.Live = live
 	return counts, o
+}
+
+// claimOf is the claim of a unit as it is at present.
+func (l *Loop) claimOf(r attach.Record) claim {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	left, idle := l.aside(r)
+	return claim{unit: r.Unit, left: left, held: heldAtAttach(r), idle: idle}
 }
 
 // blamed is a verdict without what comes from giving way to another unit's policy.

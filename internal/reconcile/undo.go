@@ -441,17 +441,19 @@ func (l *Loop) putBackPolicy(ctx context.Context, j *job, back []*job, saved map
 // restoreAccepted makes live again what was accepted for a unit before the pass,
 // where somebody has taken it away meanwhile, or what counts in its place.
 func (l *Loop) restoreAccepted(ctx context.Context, j *job, own claim) {
-	if l.inPlace(j.before) {
+	if l.inPlace(j.before.Accepted) {
 		return
 	}
-	r := l.counting(j.before, own)
-	if l.inPlace(r) {
+	was := j.d
+	was.Record = j.before
+	accepted, policies := l.counting(own, was)
+	if l.inPlace(accepted) {
 		return
 	}
 	var load []attach.Compiled
-	for _, id := range r.Policies {
-		if k, err := l.policies.Get(id); err == nil {
-			load = append(load, k)
+	for _, c := range policies {
+		if k, err := l.policies.Get(c.ID); err == nil {
+			load = append(load, k.Part(c.Defines))
 		}
 	}
 	if len(load) == 0 {

@@ -123,6 +123,8 @@ type world struct {
 	// in: profile -> the file of another one that defines it, as also says; alike: such a
 	// profile -> its version, where that is not the file's.
 	in, alike map[string]string
+	// leads: profile -> others under which its tasks can come to run by themselves.
+	leads map[string][]string
 }
 
 // journalText is what the daemon logged.
@@ -1376,6 +1378,12 @@ func (w *world) Denies(_ context.Context, c attach.Compiled, d attach.Denial) at
 		return attach.CouldNotTell
 	}
 	return w.denies(c, d)
+}
+
+// Reach is the gate's.
+func (w *world) Reach(d attach.Desired, _ []attach.Compiled) ([]string, error) {
+	defer w.lock()()
+	return append([]string{d.Profile}, w.leads[d.Profile]...), nil
 }
 
 // SameWays is the gate's.
