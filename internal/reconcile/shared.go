@@ -152,20 +152,39 @@ func concerns(r attach.Record, all []attach.Compiled) bool {
 	})
 }
 
+// replacedFor finds what takes the place of what was accepted for a unit, where that is about
+// a profile that the unit needs: one that it only has from a file which a package has made
+// two of is for others to say.
+func (l *Loop) replacedFor(d attach.Desired, texts []attach.Compiled) []exchange {
+	sums := func(all []attach.Compiled) map[string]string {
+		sums := map[string]string{}
+		for _, c := range all {
+			maps.Copy(sums, c.Checksums)
+		}
+		return sums
+	}
+	return slices.DeleteFunc(replaced(texts, policiesOf(l.policies, d.Record.Policies)), func(e exchange) bool {
+		known := !slices.ContainsFunc(slices.Concat(e.now, e.before), func(c attach.Compiled) bool { return len(c.Checksums) == 0 })
+		return known && !slices.ContainsFunc(differing(sums(e.now), sums(e.before)), func(profile string) bool { return l.needs(d, profile) })
+	})
+}
+
 // acceptForOthers: the kernel has one policy of a name. What a person asks for
-// on behalf of one unit is accepted for all that share the file.
+// on behalf of one unit is accepted for all that need a profile of it.
 func (l *Loop) acceptForOthers(j *job) {
-	var changed []attach.Record
+	var others, changed []attach.Record
 	asked := policiesOf(l.policies, j.d.Record.Policies)
 	l.mu.Lock()
 	for other, r := range l.records {
-		if other == j.d.Unit {
-			continue
+		if other != j.d.Unit && concerns(r, asked) {
+			others = append(others, r)
 		}
-		if !concerns(r, asked) {
-			continue
-		}
-		if changes := replaced(asked, policiesOf(l.policies, r.Policies)); len(changes) > 0 {
+	}
+	l.mu.Unlock()
+	for _, r := range others {
+		d, _ := l.desired(r.Unit) // without a good name it runs under that of its record
+		d.Record = r
+		if changes := l.replacedFor(d, asked); len(changes) > 0 {
 			lent := &attach.Lent{By: j.d.Unit, Accepted: r.Accepted, Policies: r.Policies, Hold: r.Hold}
 			r = r.Clone()
 			r.Policies = exchanged(r.Policies, changes)
@@ -179,7 +198,6 @@ func (l *Loop) acceptForOthers(j *job) {
 			changed = append(changed, r)
 		}
 	}
-	l.mu.Unlock()
 	for _, r := range changed {
 		l.remember(r)
 		l.queue.add(inputChanged, r.Unit)
@@ -269,17 +287,16 @@ func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attac
 	for _, c := range texts {
 		key += " " + c.ID
 	}
-	with := map[string][]attach.Compiled{} // by unit, all that it would run under
+	var others []string
 	l.mu.Lock()
 	for other, r := range l.records {
-		if other != d.Unit && settled(r) {
-			if all, others := l.withTexts(r, texts); others {
-				with[other] = all
-			}
+		if other != d.Unit && settled(r) && concerns(r, texts) {
+			others = append(others, other)
 		}
 	}
 	l.mu.Unlock()
-	for _, other := range slices.Sorted(maps.Keys(with)) {
+	slices.Sort(others)
+	for _, other := range others {
 		its, isProposed := m.proposed[other]
 		if !isProposed {
 			var err error
@@ -294,19 +311,18 @@ func (l *Loop) askForOthers(ctx context.Context, d attach.Desired, texts []attac
 		if r := its.Record; heldAtAttach(r) && r.Hold.Former != "" && !isProposed {
 			its.Profile = r.Hold.Former
 		}
-		problems = append(problems, m.others.of(other+key, func() []attach.Reason { return l.objects(ctx, its, with[other]) })...)
+		if all, differs := l.withTexts(its, texts); differs {
+			problems = append(problems, m.others.of(other+key, func() []attach.Reason { return l.objects(ctx, its, all) })...)
+		}
 	}
 	return problems
 }
 
 // withTexts gives the policies that were accepted for a unit, with texts in place of those
-// that they replace, and reports whether they replace any. l.mu is held.
-func (l *Loop) withTexts(r attach.Record, texts []attach.Compiled) (all []attach.Compiled, differs bool) {
-	if !concerns(r, texts) {
-		return nil, false
-	}
-	own := policiesOf(l.policies, r.Policies)
-	changes := replaced(texts, own)
+// that they replace, and reports whether they replace any.
+func (l *Loop) withTexts(d attach.Desired, texts []attach.Compiled) (all []attach.Compiled, differs bool) {
+	own := policiesOf(l.policies, d.Record.Policies)
+	changes := l.replacedFor(d, texts)
 	for _, e := range changes {
 		_, own = parted(own, e.before, samePolicy)
 		all = append(all, e.now...)
@@ -404,24 +420,33 @@ func (l *Loop) standing(d attach.Desired, texts []attach.Compiled) (out []stands
 		had = d.Record.Policies
 	}
 	own := policiesOf(l.policies, had)
+	type objector struct {
+		attach.Desired
+		keepsOut func(attach.Compiled) bool
+	}
+	var objectors []objector
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	for _, other := range slices.Sorted(maps.Keys(l.records)) {
 		r := l.records[other]
 		a, ok := l.targets[other]
 		if !ok || other == d.Unit || !settled(r) || !concerns(r, texts) {
 			continue
 		}
+		barred := l.barred[other]
 		keepsOut := func(c attach.Compiled) bool {
-			return a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || l.barred[other][c.File] == c.ID
+			return a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || barred[c.File] == c.ID
 		}
-		if !slices.ContainsFunc(texts, keepsOut) {
-			continue
+		if slices.ContainsFunc(texts, keepsOut) {
+			its, _ := l.desiredAt(other, time.Now()) // without a good name it runs under that of its record
+			objectors = append(objectors, objector{its, keepsOut})
 		}
-		for _, e := range replaced(texts, policiesOf(l.policies, r.Policies)) {
+	}
+	l.mu.Unlock()
+	for _, other := range objectors {
+		for _, e := range l.replacedFor(other.Desired, texts) {
 			inTheWay := func(k attach.Compiled) bool { return len(k.Checksums) == 0 || k.Complain != e.now[0].Complain }
-			if slices.ContainsFunc(e.now, keepsOut) && !slices.ContainsFunc(e.before, inTheWay) {
-				out = append(out, stands{exchange{e.now, e.staysFor(d, own)}, other})
+			if slices.ContainsFunc(e.now, other.keepsOut) && !slices.ContainsFunc(e.before, inTheWay) {
+				out = append(out, stands{exchange{e.now, e.staysFor(d, own)}, other.Unit})
 				_, texts = parted(texts, e.now, samePolicy)
 			}
 		}

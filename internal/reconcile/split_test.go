@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -265,6 +266,53 @@ func TestAHalfThatNobodyTookIsPutBack(t *testing.T) {
 		w.still(t, "put back")
 		if w.kernel["a"] != "1" || w.kernel["b"] != "1" || answer(l, "c") != "confined" {
 			t.Errorf("%q, c is %+v %q", w.kernel, status(t, l, "c"), w.trace)
+		}
+	})
+}
+
+// What somebody asks for on behalf of the unit that has the other half, or the text says of
+// it, is no concern of the unit's either: it has no say in it, and keeps what it has.
+func TestAHalfIsTakenAlone(t *testing.T) {
+	for what, c := range map[string]struct {
+		change func(*attach.Attachment)
+		not    bool // the text of the other half is asserted not to be the unit's
+		asks   bool
+	}{
+		"asked for":                 {asks: true},
+		"asked for, not for it":     {not: true, asks: true},
+		"it only wants reports":     {change: func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport }},
+		"asked for, it wants those": {change: func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport }, asks: true},
+	} {
+		w := halves(c.change)
+		if c.not {
+			w.notFor = map[string]string{"c.service": "2"}
+		}
+		w.run(t, func(l *Loop) {
+			w.split("no good")
+			if c.asks {
+				out, err := l.Attach(context.Background(), attach.Request{Units: []string{"a"}}, nil)
+				if err != nil || out[0].Exit != attach.ExitOK || slices.Contains(codes(out[0].Notes), attach.PolicyChanged) {
+					t.Errorf("%s: %v %+v", what, err, out)
+				}
+			}
+			w.still(t, what)
+			r := w.record("c.service")
+			if w.kernel["a"] != "2" || w.kernel["b"] != "1" || answer(l, "a") != "confined" || answer(l, "c") != "confined" || r.Policies[textA] != textA+" 1 and b" {
+				t.Errorf("%s: %q, a is %s, c is %+v, has %q %q", what, w.kernel, answer(l, "a"), status(t, l, "c"), r.Policies, w.trace)
+			}
+		})
+	}
+}
+
+// Where it needs the other half, too, it has.
+func TestAHalfThatBothNeedIsNotTakenAlone(t *testing.T) {
+	w := halves(func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport })
+	w.leads = map[string][]string{"b": {"a"}}
+	w.run(t, func(l *Loop) {
+		w.split("no good")
+		w.still(t, "split")
+		if w.kernel["a"] != "1" || answer(l, "a") != "confined" || answer(l, "c") != "confined" || !slices.Contains(codes(status(t, l, "a").Notes), attach.PolicyChanged) {
+			t.Errorf("%q, a is %+v, c is %+v", w.kernel, status(t, l, "a"), status(t, l, "c"))
 		}
 	})
 }
