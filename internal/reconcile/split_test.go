@@ -316,3 +316,32 @@ func TestAHalfThatBothNeedIsNotTakenAlone(t *testing.T) {
 		}
 	})
 }
+
+// Where the other half has long been accepted, a trial of the one is undone alone: the earlier
+// text, which has both, is not loaded whole.
+func TestATrialOfOneHalfIsUndoneAlone(t *testing.T) {
+	w := halves(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop })
+	w.deadly["3"], w.units["c.service"].survives = "dies", true
+	w.run(t, func(l *Loop) {
+		unlock := w.lock()
+		w.also, w.in, w.files["b"], w.bad["a"] = nil, nil, "2", true
+		unlock()
+		w.edit("2")
+		w.still(t, "split")
+		if answer(l, "a") != "confined" || answer(l, "c") != "confined" || w.record("c.service").Trial != nil {
+			t.Fatalf("%q, a is %+v, c %+v", w.kernel, status(t, l, "a"), w.record("c.service"))
+		}
+		unlock = w.lock()
+		w.bad["a"] = false
+		unlock()
+		w.edit("3")
+		w.still(t, "undone")
+		if a, c := status(t, l, "a"), status(t, l, "c"); a.Held == nil || c.Held != nil || answer(l, "a") != "confined" || answer(l, "c") != "confined" {
+			t.Errorf("a is %+v, c %+v", a, c)
+		}
+		defer w.lock()()
+		if w.kernel["a"] != "1" || w.kernel["b"] != "2" || w.calls["stop"] > 0 || w.log.count("put back the policy") > 0 {
+			t.Errorf("%q %q\n%s", w.kernel, w.trace, w.log.String())
+		}
+	})
+}

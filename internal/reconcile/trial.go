@@ -190,6 +190,15 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 		}
 	}
 	was := idsOf(back)
+	// What else is in the same file as the earlier text may have a newer one by now, in a file
+	// of its own.
+	known, of := true, map[string]bool{} // the profiles that are undone
+	for _, c := range policiesOf(l.policies, undone) {
+		known = known && len(c.Checksums) > 0
+		for name := range c.Checksums {
+			of[attach.TopOf(name)] = true
+		}
+	}
 	var load []attach.Compiled
 	bad := map[string]error{}
 	for _, file := range slices.Sorted(maps.Keys(was)) {
@@ -197,6 +206,9 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 		if err != nil {
 			bad[file] = err
 			continue
+		}
+		if part := k.Part(func(profile string) bool { return of[profile] }); known && len(part.Checksums) > 0 {
+			k = part
 		}
 		load = append(load, k)
 	}
