@@ -505,7 +505,7 @@ func TestTheNameIsSomebodyElses(t *testing.T) {
 	run(t, "systemctl", "restart", "aaunitd.service")
 	pid := show(t, "aaunitd.service", "MainPID")
 	// Root reaches the daemon without the bus.
-	if r := ctl(t, "status", "survivor"); r.exit != 0 {
+	if r := ctl(t, "verify", "survivor"); r.exit != 0 {
 		t.Errorf("root, at the daemon's socket: exit %d\n%s%s", r.exit, r.stdout, r.stderr)
 	}
 	for name, r := range map[string]result{"root": onBus(t, "status", "survivor"), "nobody": asUser(t, "nobody", "", "aaunitctl", "status", "survivor")} {
@@ -533,7 +533,7 @@ func TestTheNameIsSomebodyElses(t *testing.T) {
 	}
 	waiting.Close()
 	waitFor(t, "aaunitd to have its name", func() (bool, string) {
-		r := ctl(t, "status", "survivor")
+		r := onBus(t, "status", "survivor")
 		return r.exit == 0, r.stdout + r.stderr
 	})
 	if text, err := scrape("unix", socket); err != nil || !strings.Contains(text, "aaunit_up 1\n") {
