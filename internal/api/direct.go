@@ -21,41 +21,104 @@ import (
 // service, but for the signals that go to everybody.
 const Socket = "/run/aaunit/private"
 
-// maxDirect bounds the connections to the socket.
-const maxDirect = 64
+const (
+	maxDirect      = 64 // connections to the socket
+	maxDirectCalls = 64 // calls that are being answered on one of them; a bus has such a bound, too
+)
 
-// listen makes the socket. One that another process answers at is left to it; one that
-// was left behind is replaced.
-func listen(path string) (*net.UnixListener, error) {
-	if other, err := net.Dial("unix", path); err == nil {
+// door is the socket while it is listened at.
+type door struct {
+	*net.UnixListener
+	path string
+	file fs.FileInfo // what is at path
+}
+
+// listen makes the socket. One that another process listens at is left to it; one that was
+// left behind is replaced.
+func listen(path string) (*door, error) {
+	switch other, err := net.Dial("unix", path); {
+	case err == nil:
 		other.Close()
 		return nil, errors.New("another process listens there; is another aaunitd running?")
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	case errors.Is(err, unix.ECONNREFUSED): // nobody listens
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("cannot tell whether another process listens there: %w", err)
 	}
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
+	ln.SetUnlinkOnClose(false)
+	d := &door{UnixListener: ln, path: path}
 	// Who connects is looked at all the same (admitted).
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err = os.Chmod(path, 0o600); err == nil {
+		d.file, err = os.Lstat(path)
+	}
+	if err != nil {
 		ln.Close()
 		return nil, err
 	}
-	return ln, nil
+	return d, nil
 }
 
-// accept answers at the socket until it is closed.
-func (s *service) accept(ctx context.Context, ln *net.UnixListener) {
+// there reports whether the socket is still where callers look for it.
+func (d *door) there() bool {
+	now, err := os.Lstat(d.path)
+	return err == nil && os.SameFile(now, d.file)
+}
+
+// shut ends the listening, and leaves nothing behind.
+func (d *door) shut() {
+	if d.there() {
+		_ = os.Remove(d.path)
+	}
+	d.Close()
+}
+
+// serveSocket answers at the socket until ctx ends. Where it cannot be made, or is not there
+// any more, that is tried again.
+func (s *service) serveSocket(ctx context.Context) {
+	for complained := ""; ctx.Err() == nil; {
+		pause := retryMax
+		if d, err := listen(s.socket); err == nil {
+			complained = ""
+			s.accept(ctx, d)
+			pause = retryMin
+		} else if text := err.Error(); text != complained {
+			complained = text
+			s.log.Warn("cannot answer at " + s.socket + ", only on the bus; trying again: " + text)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// accept answers at the socket until ctx ends, or the socket is not there any more.
+func (s *service) accept(ctx context.Context, d *door) {
+	defer d.shut()
+	defer context.AfterFunc(ctx, func() { d.Close() })()
 	places := make(chan struct{}, maxDirect)
 	for {
-		sock, err := ln.AcceptUnix()
+		_ = d.SetDeadline(time.Now().Add(s.resync))
+		sock, err := d.AcceptUnix()
 		switch {
-		case errors.Is(err, net.ErrClosed):
+		case ctx.Err() != nil:
+			if err == nil {
+				sock.Close()
+			}
 			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if !d.there() {
+				return
+			}
+			continue
 		case err != nil: // as where there are too many open files
-			s.log.Warn("cannot take connections to " + ln.Addr().String() + "; trying again: " + err.Error())
+			s.log.Warn("cannot take connections to " + d.path + "; trying again: " + err.Error())
 			select {
 			case <-ctx.Done():
 			case <-time.After(retryMax):
@@ -71,7 +134,7 @@ func (s *service) accept(ctx context.Context, ln *net.UnixListener) {
 		go func() {
 			defer func() { <-places }()
 			if err := s.serveDirect(ctx, sock); err != nil {
-				s.log.Debug("a connection to " + ln.Addr().String() + " ended: " + err.Error())
+				s.log.Debug("a connection to " + d.path + " ended: " + err.Error())
 			}
 		}()
 	}
@@ -88,12 +151,10 @@ func (s *service) serveDirect(ctx context.Context, sock *net.UnixConn) error {
 		uidOf: func(context.Context, string) (uint32, error) { return uid, nil }, // whatever sender it names
 		groupsOf: func(context.Context, string, uint32) ([]uint32, error) {
 			return nil, errors.New("only the bus tells them")
-		}}
-	complete, lost := make(chan struct{}), make(chan error, 1)
-	rules := bus.Rules{
-		Calls: func(h *bus.Header) *dbus.Error { return n.admit(ctx, h) },
-		Lost:  func(err error) { lost <- err },
-	}
+		},
+		answering: make(chan struct{}, maxDirectCalls)}
+	complete := make(chan struct{})
+	rules := bus.Rules{Calls: func(h *bus.Header) *dbus.Error { return n.admit(ctx, h) }}
 	begin, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	conn, err := bus.Accept(begin, sock, int(uid), rules, dbus.WithHandler(gate{complete, handler{n}}), dbus.WithContext(ctx), dbus.WithSignalHandler(deaf{}))
@@ -103,12 +164,14 @@ func (s *service) serveDirect(ctx context.Context, sock *net.UnixConn) error {
 	defer conn.Close()
 	n.conn = conn
 	close(complete)
-	return <-lost
+	<-conn.Context().Done()
+	return nil
 }
 
-// rootPeer gives the user of who has connected, which must be root under no profile. A
-// confined program is left to the bus, where AppArmor can have a say; to connect to a
-// socket is nothing that every kernel asks it about.
+// rootPeer gives the user of who has connected, which must be root. Where the kernel tells
+// the AppArmor label under which that was done, there must be no profile: D-Bus rules of one
+// are for a bus. Where it does not, as Debian's, a bus knows of no label either, and has the
+// service answer whoever is root.
 func rootPeer(sock *net.UnixConn) (uid uint32, err error) {
 	cred, err := peerOf(sock)
 	if err != nil {
@@ -117,11 +180,12 @@ func rootPeer(sock *net.UnixConn) (uid uint32, err error) {
 	if cred.Uid != 0 {
 		return 0, fmt.Errorf("user %d is not root", cred.Uid)
 	}
-	label, err := labelOf(sock, cred.Pid)
-	if err != nil {
+	label, err := labelOf(sock)
+	switch {
+	case errors.Is(err, unix.ENOPROTOOPT):
+	case err != nil:
 		return 0, fmt.Errorf("cannot tell the AppArmor label of PID %d: %w", cred.Pid, err)
-	}
-	if label != "unconfined" {
+	case label != "unconfined":
 		return 0, fmt.Errorf("PID %d is confined (%s)", cred.Pid, clean(label))
 	}
 	return cred.Uid, nil
@@ -140,22 +204,16 @@ func peerOf(sock *net.UnixConn) (cred *unix.Ucred, err error) {
 	return cred, nil
 }
 
-// labelOf gives the AppArmor label of who has connected, as it was then; where the kernel
-// keeps none with sockets, as Debian's do not, that of the process.
-func labelOf(sock *net.UnixConn, pid int32) (label string, err error) {
+// labelOf gives the security label of who has connected, as it was then; unix(7),
+// SO_PEERSEC. Without it the error is ENOPROTOOPT. What /proc tells of the process is no
+// substitute: it can have executed another program by now.
+func labelOf(sock *net.UnixConn) (label string, err error) {
 	raw, err := sock.SyscallConn()
 	if err != nil {
 		return "", err
 	}
 	e := raw.Control(func(fd uintptr) { label, err = unix.GetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_PEERSEC) })
-	if errors.Join(e, err) != nil {
-		var text []byte
-		if text, err = os.ReadFile(fmt.Sprintf("/proc/%d/attr/apparmor/current", pid)); err != nil {
-			return "", err
-		}
-		label = string(text)
-	}
-	return strings.TrimRight(label, "\x00\n"), nil
+	return strings.TrimRight(label, "\x00\n"), errors.Join(e, err)
 }
 
 // dialDirect connects to the daemon's own socket. Only aaunitd.service is believed there,

@@ -17,23 +17,31 @@ import (
 )
 
 // startAlone starts a service that root is to reach without a bus.
-func startAlone(t *testing.T, m Manager, admitted func(*net.UnixConn) (uint32, error)) (socket string, stop func() error) {
+func startAlone(t *testing.T, m Manager, admitted func(*net.UnixConn) (uint32, error), changes ...func(*service)) (socket string, stop func() error) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "private")
 	s := newService(m, Options{Version: "1.2.3", Address: "unix:path=/nonexistent", Socket: socket, Log: slog.New(slog.DiscardHandler)})
 	s.admitted = admitted
+	for _, change := range changes {
+		change(s)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.run(ctx) }()
 	t.Cleanup(cancel)
+	waitSocket(t, socket)
+	return socket, func() error { cancel(); return <-ended }
+}
+
+func waitSocket(t *testing.T, socket string) {
+	t.Helper()
 	for range 1000 {
 		if _, err := os.Stat(socket); err == nil {
-			return socket, func() error { cancel(); return <-ended }
+			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	t.Fatal("no socket came")
-	return
 }
 
 func anybody(*net.UnixConn) (uint32, error) { return 0, nil }
@@ -155,7 +163,7 @@ func socketPair(t *testing.T) (here, there net.Conn) {
 }
 
 // Whoever may not is not even let through the handshake, and asks on the bus.
-func TestTheSocketIsForRootUnderNoProfile(t *testing.T) {
+func TestTheSocketIsForRoot(t *testing.T) {
 	refused := errors.New("refused")
 	socket, _ := startAlone(t, newFakeManager(), func(*net.UnixConn) (uint32, error) { return 0, refused })
 	if _, err := dialAlone(socket); !errors.Is(err, ErrNoBus) {
@@ -211,7 +219,6 @@ func TestASocketThatIsThereAlready(t *testing.T) {
 		t.Errorf("a socket at which another one listens: %v", err)
 	}
 	// One that was killed leaves it behind.
-	ln.SetUnlinkOnClose(false)
 	ln.Close()
 	if _, err := os.Stat(path); err != nil {
 		t.Fatal(err)
@@ -220,10 +227,91 @@ func TestASocketThatIsThereAlready(t *testing.T) {
 	if err != nil {
 		t.Fatalf("a socket that was left behind: %v", err)
 	}
-	again.Close()
-	// Where it cannot be made there is still the bus.
+	// What took its place since is not taken away.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	other, err := listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.shut(); !other.there() {
+		t.Error("one that ended took another one's socket away")
+	}
+	if other.shut(); other.there() {
+		t.Error("one that ended leaves its socket behind")
+	}
 	if _, err := listen(filepath.Join(path, "none")); err == nil {
 		t.Error("a socket was made in no directory")
+	}
+}
+
+// The socket comes when whoever had its place has ended, and again where it was taken away.
+func TestTheSocketComesBack(t *testing.T) {
+	m := newFakeManager()
+	var path string
+	var other *door
+	socket, _ := startAlone(t, m, anybody, func(s *service) {
+		path, s.resync = s.socket, 50*time.Millisecond
+		var err error
+		if other, err = listen(path); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if _, err := os.Stat(socket); err != nil {
+		t.Fatal(err)
+	}
+	other.shut()
+	for _, gone := range []string{"whoever had it ended", "it was taken away"} {
+		waitSocket(t, socket)
+		c, err := dialAlone(socket)
+		if err != nil {
+			t.Fatalf("after %s: %v", gone, err)
+		}
+		c.Close()
+		if err := os.Remove(socket); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitSocket(t, socket)
+}
+
+// Calls that nobody waits for are bounded, for root too.
+func TestCallsOnOneConnectionAreBounded(t *testing.T) {
+	m := newFakeManager()
+	m.hold = make(chan struct{})
+	socket, _ := startAlone(t, m, anybody)
+	c, err := dialAlone(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var calls []chan error
+	for range maxDirectCalls {
+		done := make(chan error, 1)
+		go func() { _, err := c.Status(context.Background(), []string{"a.service"}); done <- err }()
+		calls = append(calls, done)
+	}
+	for range 500 {
+		m.mu.Lock()
+		held := m.held
+		m.mu.Unlock()
+		if held == maxDirectCalls {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, err := c.Status(t.Context(), []string{"a.service"}); err == nil || !strings.Contains(err.Error(), "too many calls") {
+		t.Errorf("one more: %v", err)
+	}
+	close(m.hold)
+	for _, done := range calls {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := c.Status(t.Context(), nil); err != nil {
+		t.Errorf("afterwards: %v", err)
 	}
 }
 
@@ -257,7 +345,7 @@ func TestConnectionsToTheSocketAreBounded(t *testing.T) {
 	t.Error("the place of one that ended is not given to another")
 }
 
-// What the kernel says of a peer is what counts, and what it does not say lets nobody in.
+// What the kernel says of a peer is what counts.
 func TestWhoIsAtTheSocket(t *testing.T) {
 	here, there := socketPair(t)
 	defer here.Close()
@@ -267,9 +355,9 @@ func TestWhoIsAtTheSocket(t *testing.T) {
 		t.Fatalf("the peer is %+v, %v", cred, err)
 	}
 	uid, err := rootPeer(there.(*net.UnixConn))
-	label, unread := labelOf(there.(*net.UnixConn), cred.Pid)
+	label, unread := labelOf(there.(*net.UnixConn))
 	switch {
-	case cred.Uid != 0 || unread != nil || label != "unconfined":
+	case cred.Uid != 0 || unread == nil && label != "unconfined":
 		if err == nil {
 			t.Errorf("user %d with label %q (%v) is let in", cred.Uid, label, unread)
 		}

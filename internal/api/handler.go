@@ -164,6 +164,14 @@ func (s *session) admit(ctx context.Context, h *bus.Header) (failed *dbus.Error)
 func (s *session) answer(r *request) (failed *dbus.Error) {
 	defer r.caught(&failed)
 	ctx := s.conn.Context()
+	if s.answering != nil {
+		select {
+		case s.answering <- struct{}{}:
+			defer func() { <-s.answering }()
+		default:
+			return fail(ErrorTooMany, "too many calls are being answered on this connection; try again when one of them is")
+		}
+	}
 	if failed := r.identify(ctx); failed != nil {
 		return failed
 	}

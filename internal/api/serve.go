@@ -45,7 +45,7 @@ const (
 	retryMin       = 200 * time.Millisecond
 	retryMax       = 10 * time.Second
 	// resync is how often what is published is compared with what is known, in
-	// case a publication was missed.
+	// case a publication was missed, and whether the socket is still there.
 	resync = 10 * time.Minute
 	// lastWords bounds the wait for operations when the service ends: their
 	// work ends with ctx, and callers are still told how.
@@ -87,6 +87,8 @@ type service struct {
 	// groups tells their groups, and adm the group whose members read logs.
 	groups func(*dbus.Conn) func(context.Context, string, uint32) ([]uint32, error)
 	adm    func() (uint32, error)
+	// resync is how often it is looked whether all is as it should be.
+	resync time.Duration
 	// admitted gives the user of who has connected to the socket, if that one may.
 	admitted func(*net.UnixConn) (uint32, error)
 	// lookAt tells what a process is, and self is this one.
@@ -112,6 +114,7 @@ func newService(m Manager, o Options) *service {
 		credentials: busCredentials,
 		groups:      busGroups,
 		adm:         admGroup,
+		resync:      resync,
 		admitted:    rootPeer,
 		lookAt:      lookAt,
 		self:        lookAt(uint32(os.Getpid())),
@@ -140,6 +143,8 @@ type session struct {
 	// uidOf tells the user behind a unique name, and groupsOf the groups.
 	uidOf    func(ctx context.Context, sender string) (uint32, error)
 	groupsOf func(ctx context.Context, sender string, uid uint32) ([]uint32, error)
+	// answering has a place for each call that is being answered; nil bounds them not.
+	answering chan struct{}
 }
 
 func (s *service) run(ctx context.Context) error {
@@ -167,12 +172,9 @@ func (s *service) run(ctx context.Context) error {
 	s.board.sync(s.manager.Status)
 	go s.compare(ctx)
 	if s.socket != "" {
-		if ln, err := listen(s.socket); err != nil {
-			s.log.Warn("cannot answer at " + s.socket + ", only on the bus: " + err.Error())
-		} else {
-			defer ln.Close()
-			go s.accept(link, ln)
-		}
+		var socket sync.WaitGroup
+		socket.Go(func() { s.serveSocket(link) })
+		defer func() { unlink(); socket.Wait() }()
 	}
 
 	pause, complained := retryMin, ""
@@ -198,6 +200,7 @@ func (s *service) run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
+			<-link.Done()
 			return nil
 		case <-time.After(pause):
 		}
@@ -260,7 +263,7 @@ func (s *service) compare(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(resync):
+		case <-time.After(s.resync):
 		}
 		s.board.sync(s.manager.Status)
 	}

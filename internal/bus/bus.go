@@ -92,10 +92,10 @@ func Join(ctx context.Context, sock net.Conn, rules Rules, opts ...dbus.ConnOpti
 }
 
 // Accept makes a connection of a socket on which a client of that user has connected, as
-// Join does at the other end.
+// Join does at the other end. Nothing but calls is taken from it.
 func Accept(ctx context.Context, sock net.Conn, uid int, rules Rules, opts ...dbus.ConnOption) (*dbus.Conn, error) {
 	return over(ctx, "the client", sock, rules, func(s *stream, conn *dbus.Conn) error {
-		s.direct = true
+		s.client = true
 		if err := s.welcome(uid); err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ import (
 // The handshake comes before the messages; D-Bus specification, "Authentication
 // Protocol". godbus knows the client's side of it, in four turns, and no server's. Here
 // both ends hold it themselves, the client in one turn, and godbus holds its own with a
-// stream that says what it wants to hear (script).
+// stream that says what it wants to hear (rehearse).
 
 const (
 	maxLine  = 1 << 10 // bytes in a line of the handshake
@@ -36,8 +36,10 @@ func (s *stream) introduce() error {
 	if err != nil {
 		return err
 	}
-	switch word, _, _ := bytes.Cut(line, []byte(" ")); string(word) {
+	switch word, guid, _ := bytes.Cut(line, []byte(" ")); string(word) {
 	case "OK":
+		guid, _, _ = bytes.Cut(guid, []byte(" "))
+		s.guid = string(guid)
 	case "REJECTED":
 		return fmt.Errorf("user %d was rejected in the handshake", os.Geteuid())
 	default:
@@ -58,7 +60,8 @@ func (s *stream) welcome(uid int) error {
 	}
 	var id [16]byte
 	rand.Read(id[:])
-	ok := "OK " + hex.EncodeToString(id[:])
+	s.guid = hex.EncodeToString(id[:])
+	ok := "OK " + s.guid
 	asked, known := false, false // for a response, and whose it is
 	for range maxLines {
 		line, err := s.line()
@@ -117,24 +120,18 @@ func (s *stream) line() ([]byte, error) {
 	return bytes.TrimRight(line, "\r\n"), nil
 }
 
-// script is godbus's own handshake: what it writes, and what it is answered.
-var script = map[string]string{
-	"\x00":              "",
-	"AUTH\r\n":          "REJECTED EXTERNAL\r\n",
-	"AUTH EXTERNAL\r\n": "OK 0\r\n",
-	begin:               "",
-}
-
-// begin ends it. godbus writes each line by itself.
-const begin = "BEGIN\r\n"
-
-// rehearse answers what godbus writes in its handshake.
+// rehearse answers what godbus writes in its own handshake, each line by itself.
 func (s *stream) rehearse(p []byte) error {
-	answer, known := script[string(p)]
-	if !known {
+	switch string(p) {
+	case "\x00":
+	case "AUTH\r\n":
+		s.ready = append(s.ready, "REJECTED EXTERNAL\r\n"...)
+	case "AUTH EXTERNAL\r\n":
+		s.ready = append(s.ready, "OK "+s.guid+"\r\n"...)
+	case "BEGIN\r\n":
+		s.framed = true
+	default:
 		return errors.New("cannot tell where the handshake ends; was it changed in godbus?")
 	}
-	s.ready = append(s.ready, answer...)
-	s.framed = string(p) == begin
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -190,3 +191,83 @@ func FuzzWelcome(f *testing.F) {
 type mute struct{ net.Conn }
 
 func (mute) Write(p []byte) (int, error) { return len(p), nil }
+
+// A bus says itself who sends a signal, and delivers replies only from whom we asked. A
+// client can say what it likes, and nothing of it gets to godbus but calls.
+func TestAClientOnlyCalls(t *testing.T) {
+	lost := make(chan error, 1)
+	here, in, conn := begun(t, Rules{Calls: func(*Header) *dbus.Error { return nil }, Lost: func(err error) { lost <- err }})
+	defer conn.Close()
+	if err := conn.Export(&service{}, "/a", "org.example.A"); err != nil {
+		t.Fatal(err)
+	}
+	bad := frame(binary.LittleEndian, dbus.TypeMethodReply, fields{dbus.FieldReplySerial: uint32(1)}, true)
+	bad[len(bad)-4] = 2 // no boolean: godbus would end the connection
+	for _, m := range [][]byte{
+		frame(binary.LittleEndian, dbus.TypeSignal, fields{dbus.FieldPath: dbus.ObjectPath("/"), dbus.FieldInterface: Driver, dbus.FieldMember: "NameLost", dbus.FieldSender: Driver}),
+		bad,
+		raw(binary.LittleEndian, dbus.TypeError, fields{dbus.FieldReplySerial: uint32(7), dbus.FieldErrorName: "a.b"}, "av", tiny(2<<20)),
+		frame(binary.LittleEndian, dbus.TypeMethodCall, fields{dbus.FieldPath: dbus.ObjectPath("/a"), dbus.FieldInterface: "org.example.A", dbus.FieldMember: "Do"}, "text"),
+	} {
+		if _, err := here.Write(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := dbus.DecodeMessage(in)
+	if err != nil || m.Type != dbus.TypeMethodReply || len(m.Body) != 1 || m.Body[0] != "done" {
+		t.Errorf("the call is answered with %v, %v", m, err)
+	}
+	here.Close()
+	if err := <-lost; !errors.Is(err, io.EOF) {
+		t.Errorf("the connection ended: %v", err)
+	}
+}
+
+// A client that is stopped, as with Ctrl-Z, reads on when it goes on.
+func TestAStoppedClientIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		here, in, conn := begun(t, Rules{})
+		defer conn.Close()
+		defer here.Close()
+		told := make(chan error, 3)
+		go func() {
+			for range cap(told) {
+				told <- tell(conn)
+			}
+		}()
+		time.Sleep(time.Hour)
+		for range cap(told) {
+			if m, err := dbus.DecodeMessage(in); err != nil || m.Type != dbus.TypeSignal || m.Body[0] != long {
+				t.Fatal(m, err)
+			}
+			if err := <-told; err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// begun accepts a connection, and gives its other end, from which no more was read than
+// the handshake.
+func begun(t *testing.T, rules Rules) (here net.Conn, in *bufio.Reader, conn *dbus.Conn) {
+	t.Helper()
+	here, there := net.Pipe()
+	accepted := make(chan *dbus.Conn, 1)
+	go func() {
+		conn, err := Accept(t.Context(), there, os.Geteuid(), rules)
+		if err != nil {
+			t.Error(err)
+		}
+		accepted <- conn
+	}()
+	in = bufio.NewReader(here)
+	io.WriteString(here, "\x00AUTH EXTERNAL "+identity(os.Geteuid())+"\r\n")
+	if line, err := in.ReadString('\n'); err != nil || !strings.HasPrefix(line, "OK ") {
+		t.Fatal(line, err)
+	}
+	io.WriteString(here, "BEGIN\r\n")
+	if conn = <-accepted; conn == nil {
+		t.FailNow()
+	}
+	return here, in, conn
+}

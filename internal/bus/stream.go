@@ -41,7 +41,8 @@ type stream struct {
 	sock   net.Conn
 	in     *bufio.Reader
 	rules  Rules
-	direct bool // to a client, whose messages have no sender
+	client bool // is at the other end, and no bus: its messages have no sender
+	guid   string
 	answer func(*dbus.Message)
 
 	// framed: godbus's handshake is over, and messages follow. It is set before
@@ -65,8 +66,10 @@ func (s *stream) Write(p []byte) (int, error) {
 	}
 	s.sending.Lock()
 	defer s.sending.Unlock()
-	if err := s.sock.SetWriteDeadline(time.Now().Add(patience)); err != nil {
-		return 0, err
+	if !s.client { // one that is stopped keeps up nobody else, and reads on when it goes on
+		if err := s.sock.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+			return 0, err
+		}
 	}
 	n, err := s.sock.Write(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -146,6 +149,11 @@ func (s *stream) next() error {
 		return err
 	}
 	limit := int64(MaxCall)
+	if s.client && f.kind != dbus.TypeMethodCall {
+		// A bus delivers replies only from whom we asked, and says itself who sends a
+		// signal. A client could say anything, and godbus believes it.
+		return s.skip(f.size() - fixedSize)
+	}
 	switch f.kind {
 	case dbus.TypeMethodReply, dbus.TypeError:
 		if f.size() > MaxReply {
@@ -253,7 +261,7 @@ func (s *stream) call(f fixed, h *Header) error {
 }
 
 func (s *stream) refuse(h *Header, e *dbus.Error) {
-	if h.Sender == "" && !s.direct || h.Flags&dbus.FlagNoReplyExpected != 0 {
+	if h.Sender == "" && !s.client || h.Flags&dbus.FlagNoReplyExpected != 0 {
 		return
 	}
 	m := &dbus.Message{Type: dbus.TypeError, Flags: dbus.FlagNoReplyExpected, Body: e.Body, Headers: map[dbus.HeaderField]dbus.Variant{
