@@ -185,8 +185,8 @@ func TestATargetInAnotherFile(t *testing.T) {
 				labels = append(labels, task.Label)
 			}
 			slices.Sort(labels)
-			r := ctl(t, "verify", "pair")
-			return r.exit == 0 && slices.Equal(labels, []string{"pair (enforce)", worker + " (enforce)"}), fmt.Sprint(labels, r.stdout)
+			rep, r := report(t, "verify", "pair")
+			return r.exit == 0 && !rep.Units[0].Busy && slices.Equal(labels, []string{"pair (enforce)", worker + " (enforce)"}), fmt.Sprint(labels, r.stdout)
 		})
 	}
 	confined()
