@@ -345,3 +345,29 @@ func TestATrialOfOneHalfIsUndoneAlone(t *testing.T) {
 		}
 	})
 }
+
+// The undo of a trial gives a refused unit its half back, and puts nothing over the other one,
+// whose unit is paused.
+func TestAnUndoLeavesTheHalfOfAPausedUnitAlone(t *testing.T) {
+	w := halves(nil)
+	w.addUnit("d.service")
+	w.declareUnit("/etc/aaunit/attachments.d/d.conf", "d.service", func(a *attach.Attachment) { a.Profile = "b" })
+	w.deadly["3"], w.units["c.service"].survives = "dies", true
+	w.run(t, func(l *Loop) {
+		w.override("c", true)
+		w.split("the same")
+		w.still(t, "split")
+		if a, c, d := w.record("a.service"), w.record("c.service"), w.record("d.service"); a.Accepted["b"] != "" || c.Accepted["a"] != "sha256:a1" || d.Accepted["a"] != "" {
+			t.Fatalf("accepted are %q, %q and %q", a.Policies, c.Policies, d.Policies)
+		}
+		pause(t, l, time.Hour, "a")
+		unlock := w.lock()
+		w.files["b"] = "3"
+		unlock()
+		w.trigger()
+		w.still(t, "undone")
+		if status(t, l, "d").Held == nil || answer(l, "a") != "confined" || w.kernel["a"] != "2" || w.kernel["b"] != "1" {
+			t.Errorf("a is %s, d %+v: %q %q", answer(l, "a"), status(t, l, "d"), w.kernel, w.trace)
+		}
+	})
+}

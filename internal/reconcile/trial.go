@@ -238,7 +238,8 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	}
 	for _, r := range l.loadedOver(undone) {
 		if !slices.Contains(under, r.Unit) {
-			l.restoreAccepted(ctx, &job{d: attach.Desired{Unit: r.Unit}, before: r, out: &attach.Outcome{}}, claim{unit: r.Unit, held: heldAtAttach(r), idle: true})
+			d, _ := l.desired(r.Unit) // without a good name it runs under that of its record
+			l.restoreAccepted(ctx, &job{d: d, before: r, out: &attach.Outcome{}}, claim{unit: r.Unit, held: heldAtAttach(r), idle: true})
 			l.queue.add(inputChanged, r.Unit) // its verdict changes
 		}
 	}
