@@ -371,3 +371,34 @@ func TestAnUndoLeavesTheHalfOfAPausedUnitAlone(t *testing.T) {
 		}
 	})
 }
+
+// Nor does it put the older text of one unit over the newer one of another that keeps it, as
+// their half does not compile.
+func TestAnUndoLeavesTheNewerTextOfAHalfAlone(t *testing.T) {
+	w := halves(nil)
+	w.addUnit("d.service")
+	w.declareUnit("/etc/aaunit/attachments.d/d.conf", "d.service", func(a *attach.Attachment) { a.Profile = "b" })
+	w.deadly["4"] = "dies"
+	w.run(t, func(l *Loop) {
+		w.override("d", true)
+		w.edit("2")
+		w.still(t, "2")
+		unlock := w.lock()
+		w.also, w.in, w.files["b"], w.bad["b"] = nil, nil, "1", true
+		unlock()
+		w.edit("3")
+		w.override("d", false)
+		w.still(t, "3")
+		if c, d := w.record("c.service"), w.record("d.service"); c.Accepted["b"] != "sha256:b2" || d.Accepted["b"] != "sha256:b1" || answer(l, "c") != "confined" {
+			t.Fatalf("c is %s, accepted are %q and %q", answer(l, "c"), c.Policies, d.Policies)
+		}
+		unlock = w.lock()
+		w.units["d.service"].survives, w.deadly["1"] = true, "dies"
+		unlock()
+		w.edit("4")
+		w.still(t, "4")
+		if status(t, l, "a").Held == nil || answer(l, "c") != "confined" || !w.units["c.service"].running || w.kernel["a"] != "3" || w.kernel["b"] != "2" {
+			t.Errorf("a is %+v, c %s: %q %q", status(t, l, "a"), answer(l, "c"), w.kernel, w.trace)
+		}
+	})
+}

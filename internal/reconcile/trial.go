@@ -239,7 +239,7 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	for _, r := range l.loadedOver(undone) {
 		if !slices.Contains(under, r.Unit) {
 			d, _ := l.desired(r.Unit) // without a good name it runs under that of its record
-			l.restoreAccepted(ctx, &job{d: d, before: r, out: &attach.Outcome{}}, claim{unit: r.Unit, held: heldAtAttach(r), idle: true})
+			l.restoreAccepted(ctx, &job{d: d, before: r, out: &attach.Outcome{}}, l.claimOf(d.Record))
 			l.queue.add(inputChanged, r.Unit) // its verdict changes
 		}
 	}
@@ -259,7 +259,8 @@ func (l *Loop) changed() (all []attach.Record) {
 
 // loadedOver finds the attached units over whose accepted policies these were loaded, but for
 // those that are left alone. One that is refused did not come under the changed policy with
-// the others, and nobody else would put back its own.
+// the others, and nobody else would put back its own. Others keep theirs for another reason,
+// as that their half of a file does not compile.
 func (l *Loop) loadedOver(ids map[string]string) (all []attach.Record) {
 	policies := policiesOf(l.policies, ids)
 	l.mu.Lock()
