@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -401,4 +402,72 @@ func TestAnUndoLeavesTheNewerTextOfAHalfAlone(t *testing.T) {
 			t.Errorf("a is %+v, c %s: %q %q", status(t, l, "a"), answer(l, "c"), w.kernel, w.trace)
 		}
 	})
+}
+
+// A profile that the changed text has no more, and that is unloaded, is live again before a
+// unit which comes to run under it starts again, wherever the undo is cut off.
+func TestAnUndoBringsBackAProfileThatTheTextHadDropped(t *testing.T) {
+	for kill, more := 0, true; more; kill++ {
+		what := fmt.Sprintf("killed before step %d", kill)
+		w := attached(func(a *attach.Attachment) { a.OnViolation = attach.ViolationStop }, "a")
+		w.tells, w.also, w.in = true, map[string]string{"a": "b"}, map[string]string{"b": "a"}
+		w.leads = map[string][]string{"a": {"b"}}
+		w.deadly["2"] = "dies"
+		w.onCall = func(call string) {
+			if call == "start a.service" && (w.kernel["a"] != "1" || w.kernel["b"] != "1") {
+				t.Errorf("%s: a is started under %q", what, w.kernel)
+			}
+		}
+		w.run(t, func(l *Loop) {
+			unlock := w.lock()
+			w.also, w.in = nil, nil
+			w.remove("b")
+			steps := 0
+			w.onStep = func(string) bool { steps++; return steps == kill }
+			unlock()
+			w.edit("2")
+			time.Sleep(time.Minute)
+			rest()
+			defer w.lock()()
+			more = kill == 0 || w.dead
+		})
+		w.dead, w.onStep = false, nil
+		w.run(t, func(l *Loop) {
+			w.still(t, what)
+			if s := status(t, l, "a"); s.Held == nil || answer(l, "a") != "confined" || w.kernel["a"] != "1" || w.kernel["b"] != "1" || w.called("stop") > 0 {
+				t.Errorf("%s: a is %+v: %q %q", what, s, w.kernel, w.trace)
+			}
+		})
+	}
+}
+
+// What a unit that is left aside has accepted of a profile stays, also where the text that is
+// undone had the same of it, and the earlier one had not.
+func TestAnUndoLeavesWhatAUnitThatIsLeftAsideHasOfTheSame(t *testing.T) {
+	for how := range leaving {
+		if leaving[how].moves {
+			continue
+		}
+		w := halves(nil)
+		w.deadly["3"], w.units["c.service"].survives = "dies", true
+		w.run(t, func(l *Loop) {
+			unlock := w.lock()
+			w.also, w.in, w.files["b"], w.bad["a"] = nil, nil, "3", true
+			unlock()
+			w.edit("3")
+			w.still(t, "split")
+			leaving[how].do(t, w, l, "c")
+			if a, c := w.record("a.service"), w.record("c.service"); a.Accepted["b"] != "sha256:b1" || c.Accepted["b"] != "sha256:b3" {
+				t.Fatalf("%s: accepted are %q and %q", how, a.Policies, c.Policies)
+			}
+			unlock = w.lock()
+			w.also, w.in, w.bad["a"] = map[string]string{"a": "b"}, map[string]string{"b": "a"}, false
+			unlock()
+			w.trigger()
+			w.still(t, "merged")
+			if s := status(t, l, "a"); s.Held == nil || answer(l, "a") != "confined" || w.kernel["a"] != "1" || w.kernel["b"] != "3" {
+				t.Errorf("%s: a is %+v: %q %q", how, s, w.kernel, w.trace)
+			}
+		})
+	}
 }

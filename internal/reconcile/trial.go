@@ -190,15 +190,7 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 		}
 	}
 	was := idsOf(back)
-	// What else is in the same file as the earlier text may have a newer one by now, in a file
-	// of its own.
-	known, of := true, map[string]bool{} // the profiles that are undone
-	for _, c := range policiesOf(l.policies, undone) {
-		known = known && len(c.Checksums) > 0
-		for name := range c.Checksums {
-			of[attach.TopOf(name)] = true
-		}
-	}
+	under := l.sharing(undone)
 	var load []attach.Compiled
 	bad := map[string]error{}
 	for _, file := range slices.Sorted(maps.Keys(was)) {
@@ -207,8 +199,13 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 			bad[file] = err
 			continue
 		}
-		if part := k.Part(func(profile string) bool { return of[profile] }); known && len(part.Checksums) > 0 {
-			k = part
+		// What else is in the same file as the earlier text may have a newer one by now, in a
+		// file of its own.
+		if others := l.liveForOthers(k, under); len(others) > 0 {
+			k = k.Part(func(profile string) bool { return !slices.Contains(others, profile) })
+			if len(k.Checksums) == 0 {
+				continue
+			}
 		}
 		load = append(load, k)
 	}
@@ -232,7 +229,6 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	for _, j := range jobs {
 		jobOf[j.d.Unit] = j
 	}
-	under := l.sharing(undone)
 	for _, unit := range under {
 		l.goBack(ctx, unit, jobOf[unit], undone, was, why)
 	}
@@ -243,6 +239,35 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 			l.queue.add(inputChanged, r.Unit) // its verdict changes
 		}
 	}
+}
+
+// liveForOthers lists the profiles of which the kernel has another policy than this one, that
+// was accepted for a unit which needs it. The units that go back do not count.
+func (l *Loop) liveForOthers(c attach.Compiled, back []string) (profiles []string) {
+	live, err := l.apparmor.Live(sortedNames(c))
+	if err != nil {
+		return nil // they have to be live again
+	}
+	sums := map[string]string{}
+	for name, p := range live {
+		sums[name] = p.Checksum
+	}
+	others := differing(c.Checksums, sums)
+	isOf := func(r attach.Record, profile string) bool {
+		return r.Accepted[profile] != "" && !slices.Contains(differing(r.Accepted, sums), profile)
+	}
+	var units []attach.Desired
+	l.mu.Lock()
+	for unit, r := range l.records {
+		if settled(r) && !slices.Contains(back, unit) && slices.ContainsFunc(others, func(profile string) bool { return isOf(r, profile) }) {
+			d, _ := l.desiredAt(unit, time.Now()) // without a good name it runs under that of its record
+			units = append(units, d)
+		}
+	}
+	l.mu.Unlock()
+	return slices.DeleteFunc(others, func(profile string) bool {
+		return !slices.ContainsFunc(units, func(d attach.Desired) bool { return isOf(d.Record, profile) && l.needs(d, profile) })
+	})
 }
 
 // changed are the records that know what was accepted for their units before, by unit.
