@@ -143,12 +143,7 @@ func withoutComments(text string) string {
 // AmissBeside says of a template or prefix how the kernel's policy differs from what was
 // accepted for it, where another unit's counts: nothing is put back, and it has no verdict
 // that would say it.
-func AmissBeside(d Desired, o Observed) []Reason {
-	if len(o.Policy.Superseded) == 0 {
-		return nil
-	}
-	return judgePolicy(d, o.Policy)
-}
+func AmissBeside(d Desired, o Observed) []Reason { return judgePolicy(d, o.Policy) }
 
 // Complains says of a template or prefix in place that units to come start in complain mode:
 // by the policy that was accepted for it, or by what is asked for where the profile hangs on

@@ -58,6 +58,9 @@ type Plan struct {
 	// KeepsPolicy: the unit stays under the policy that was accepted before,
 	// whatever the profile's text says now.
 	KeepsPolicy bool `json:"keepsPolicy,omitempty"`
+	// GivesWay: of what was accepted for the unit something is not put back, since another
+	// unit's policy counts.
+	GivesWay bool `json:"-"`
 	// RestartsWith lists the units that the restart takes along.
 	RestartsWith []string `json:"restartsWith,omitempty"`
 	// TmpFiles lists files in the host's /tmp and /var/tmp that the unit has
@@ -202,21 +205,27 @@ func (p Policy) Own(c Compiled) Compiled {
 	return p.Concerning(c).Part(func(profile string) bool { return p.Superseded[profile] == "" })
 }
 
-// restore plans that a policy which was accepted is live again. What has come in its
-// place, or beside it, is left in the profiles of which the policy of another unit counts:
-// the kernel has one policy of a name.
+// restore plans that a policy which was accepted is live again.
 func restore(p *Plan, k Compiled, have Policy) {
-	for _, name := range sortedKeys(have.Superseded) {
-		given := have.Concerning(k).Part(func(profile string) bool { return profile == name })
-		if needsLoading(given, have) != nil || len(strays(given, have)) > 0 {
-			p.Pending = append(p.Pending, because(PolicyChanged, "what counts of profile %s is what was accepted for %s, since the kernel has one policy of a name", name, have.Superseded[name]).at(k.File))
-		}
-	}
-	k = have.Own(k)
+	k = giveWay(p, k, have)
 	if needsLoading(k, have) != nil {
 		p.add(RestorePolicy, k.File, trampled(k, have))
 	}
 	planStrays(p, k, have, false)
+}
+
+// giveWay is what of an accepted policy is put back. What has come in its place, or beside
+// it, is left in the profiles of which the policy of another unit counts, and told: the
+// kernel has one policy of a name.
+func giveWay(p *Plan, k Compiled, have Policy) Compiled {
+	for _, name := range sortedKeys(have.Superseded) {
+		given := have.Concerning(k).Part(func(profile string) bool { return profile == name })
+		if needsLoading(given, have) != nil || len(strays(given, have)) > 0 {
+			p.GivesWay = true
+			p.Pending = append(p.Pending, because(PolicyChanged, "what counts of profile %s is what was accepted for %s, since the kernel has one policy of a name", name, have.Superseded[name]).at(k.File))
+		}
+	}
+	return have.Own(k)
 }
 
 // diffFormerDropIn keeps the drop-in that the undo brought back. One that serves other
@@ -259,7 +268,7 @@ func diffPolicy(p *Plan, d Desired, o Observed) {
 	for _, c := range o.Policy.Compiled {
 		accepted := d.acceptedText(c)
 		if accepted {
-			c = o.Policy.Concerning(c)
+			c = giveWay(p, c, o.Policy)
 		}
 		why := needsLoading(c, o.Policy)
 		switch {
@@ -274,7 +283,7 @@ func diffPolicy(p *Plan, d Desired, o Observed) {
 	}
 	for _, c := range o.Policy.Compiled {
 		if d.acceptedText(c) {
-			c = o.Policy.Concerning(c)
+			c = o.Policy.Own(c)
 		}
 		planStrays(p, c, o.Policy, report)
 	}

@@ -565,7 +565,7 @@ func (l *Loop) describe(j *job) {
 // amiss is what there is to say against units to come of a template or prefix when its plan
 // is carried out.
 func (j *job) amiss() []attach.Reason {
-	if !j.plan.KeepsPolicy {
+	if !j.plan.GivesWay || j.held() && !j.plan.KeepsPolicy {
 		return nil
 	}
 	return attach.AmissBeside(j.d, j.o)

@@ -80,14 +80,13 @@ func (j *job) heals() (out []attach.Action) {
 
 // loading finds the policy, or what of it, that an action makes live.
 func (j *job) loading(a attach.Action) (c attach.Compiled, ok bool) {
-	from := j.o.Policy.Compiled
-	part := func(c attach.Compiled) attach.Compiled { return c }
+	from, part := j.o.Policy.Compiled, j.o.Policy.Own
 	switch {
 	case a.Kind == attach.LoadPolicy && healing(a):
-		part = j.o.Policy.Concerning
 	case a.Kind == attach.LoadPolicy:
+		part = func(c attach.Compiled) attach.Compiled { return c }
 	case a.Kind == attach.RestorePolicy:
-		from, part = j.d.Kept, j.o.Policy.Own
+		from = j.d.Kept
 	default:
 		return c, false
 	}
@@ -107,7 +106,8 @@ func (j *job) loads(file string) bool {
 // accepts reports whether what the unit's files say is what it runs under from
 // now on.
 func (j *job) accepts() bool {
-	reported := slices.ContainsFunc(j.plan.Pending, func(r attach.Reason) bool { return r.Code == attach.PolicyChanged && len(j.o.Policy.Standing) == 0 })
+	others := j.plan.GivesWay || len(j.o.Policy.Standing) > 0 // what is told of those has the same code
+	reported := !others && slices.ContainsFunc(j.plan.Pending, func(r attach.Reason) bool { return r.Code == attach.PolicyChanged })
 	return j.d.Attachment != nil && !j.held() && !j.plan.KeepsPolicy && !reported && len(j.o.Policy.Compiled) > 0 && len(j.o.Policy.Problems) == 0
 }
 
@@ -419,7 +419,7 @@ func (l *Loop) accept(j *job, failed map[string]error) {
 		}
 	}
 	j.out.Changed = j.out.Changed || loads
-	if j.held() || j.plan.KeepsPolicy && len(j.o.Policy.Superseded) > 0 {
+	if j.held() || j.plan.GivesWay {
 		return
 	}
 	j.event(attach.StepPolicy, attach.Done, "%s, %s; the kernel runs what was checked (%s)",
