@@ -82,10 +82,11 @@ func main() {
 	host.SweepStaging()
 	footprint := newMemory()
 	o := reconcile.Options{
-		AppArmor: host,
-		Store:    state.Dir(filepath.Join(*stateDir, "units")),
-		Policies: policies,
-		Gate:     asks,
+		AppArmor:    host,
+		Store:       state.Dir(filepath.Join(*stateDir, "units")),
+		Policies:    policies,
+		Gate:        asks,
+		Attachments: &config.Files{Dirs: config.DefaultDirs, Log: log, Options: sockopt.OptionName},
 		Rest: func() (resume func()) {
 			asks.LetGo()
 			return footprint.rest()
@@ -124,7 +125,7 @@ func run(log *slog.Logger, o reconcile.Options, systemd *units.Systemd, keeper *
 
 	defer systemd.Close()
 	o.SocketOptions = sockopt.Host{System: sockopt.New(sockopt.Options{}), Store: sockopt.DefaultStore}
-	o.Systemd, o.Attachments = systemd, &config.Files{Dirs: config.DefaultDirs, Log: log, Options: sockopt.OptionName}
+	o.Systemd = systemd
 	loop := reconcile.New(breakable(o))
 	keeper.Living, histories.Living = loop.Living, loop.Living
 

@@ -51,6 +51,7 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	ids := map[string]map[string]bool{} // with the profiles of which it counts
 	alone := pausedIn(records, time.Now())
 	attached := slices.DeleteFunc(slices.Clone(records), func(r attach.Record) bool { return alone[r.Unit] || endedWithBoot(r, o.Boot) })
+	needed := neededAtBoot(o)
 	var rivals []rival
 	for _, r := range attached {
 		if settled(r) {
@@ -61,10 +62,9 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 		if len(r.DropIns) == 0 {
 			continue
 		}
-		// As in a pass, where units have different ones; but of what they need their records
-		// say the unit's own profile alone.
+		// As in a pass, where units have different ones.
 		own := claim{unit: r.Unit, held: heldAtAttach(r)}
-		over := supersededIn(rivals, o.Policies, own, attach.Desired{Unit: r.Unit, Record: r}, runsUnder)
+		over := supersededIn(rivals, o.Policies, own, attach.Desired{Unit: r.Unit, Record: r}, needed)
 		for _, k := range policiesOf(o.Policies, r.Policies) {
 			if len(k.Checksums) == 0 {
 				ids[k.ID] = nil // it is told that it is not kept
@@ -160,6 +160,25 @@ func MakePolicyLive(ctx context.Context, o Options) error {
 	}
 	makeLive(last, live)
 	return errors.Join(errs...)
+}
+
+// neededAtBoot is Loop.needs by the attachment files as they are, of which the daemon will
+// know. Each unit is asked about once.
+func neededAtBoot(o Options) func(d attach.Desired, profile string) bool {
+	said := map[[2]string]bool{}
+	return func(d attach.Desired, profile string) bool {
+		question := [2]string{d.Unit, profile}
+		is, known := said[question]
+		if !known {
+			if a, problems, readable := o.Attachments.One(d.Record.Attachment); readable && len(problems) == 0 {
+				d.Attachment = &a
+				d.Profile, _ = a.ProfileFor(d.Unit) // without a good name it runs under that of its record
+			}
+			is = needs(o.Gate, o.Policies, d, profile)
+			said[question] = is
+		}
+		return is
+	}
 }
 
 // namesOf are the profiles that policies define.

@@ -879,9 +879,11 @@ func (l *Loop) recall(unit string) (r attach.Record, kept []attach.Compiled) {
 }
 
 // keptOf are the accepted policies of a record, without their bytes.
-func (l *Loop) keptOf(r attach.Record) (kept []attach.Compiled) {
+func (l *Loop) keptOf(r attach.Record) []attach.Compiled { return keptOf(l.policies, r) }
+
+func keptOf(policies Policies, r attach.Record) (kept []attach.Compiled) {
 	for _, file := range slices.Sorted(maps.Keys(r.Policies)) {
-		if k, ok := l.policies.Lookup(r.Policies[file]); ok {
+		if k, ok := policies.Lookup(r.Policies[file]); ok {
 			kept = append(kept, k)
 		}
 	}

@@ -64,3 +64,49 @@ func TestAUnitWhoseTextIsBackGivesWay(t *testing.T) {
 		}
 	})
 }
+
+// A boot decides by the attachments, as the daemon does: a unit may need more of a file than
+// its own profile. Where an attachment cannot be read any unit may.
+func TestABootKnowsWhatAUnitNeeds(t *testing.T) {
+	for _, how := range []string{"allowed", "led to", "not readable"} {
+		w := attached(func(a *attach.Attachment) {
+			if a.OnViolation = attach.ViolationStop; how == "allowed" {
+				a.AllowProfiles = []string{"b"}
+			}
+		}, "a")
+		w.addUnit("c.service")
+		w.files["b"], w.tells = "1", true
+		w.leads = map[string][]string{"a": {"b"}}
+		w.declareUnit(fileC, "c.service", func(a *attach.Attachment) { a.Profile, a.PrivateTmp = "b", attach.PrivateTmpNo })
+		w.units["c.service"].breaks["PrivateTmp"] = true
+		w.run(t, func(l *Loop) {
+			w.declareUnit(fileC, "c.service", func(a *attach.Attachment) { a.Profile = "b" })
+			rest()
+			unlock := w.lock()
+			delete(w.files, "b")
+			w.also, w.in = map[string]string{"a": "b"}, map[string]string{"b": "a"}
+			unlock()
+			w.edit("2") // two files become one, which c, which is held, has not
+			w.still(t, "merged")
+			if w.kernel["b"] != "2" || answer(l, "a") != "confined" || answer(l, "c") != "not-confined" {
+				t.Fatalf("%q, a is %s, c is %s", w.kernel, answer(l, "a"), answer(l, "c"))
+			}
+		})
+		a := w.att[fileA]
+		if how == "not readable" {
+			delete(w.att, fileA)
+		}
+		w.reboot(map[string]string{"a": "2", "b": "2"})
+		w.tells = false
+		if err := MakePolicyLive(t.Context(), w.options()); err != nil || w.kernel["b"] != "2" {
+			t.Errorf("%s: %v %q", how, err, w.kernel)
+		}
+		w.att[fileA], w.tells = a, true
+		w.run(t, func(l *Loop) {
+			w.still(t, "booted")
+			if w.kernel["b"] != "2" || answer(l, "a") != "confined" || w.log.count("put back the policy") > 0 {
+				t.Errorf("%s: %q, a is %s\n%s", how, w.kernel, answer(l, "a"), w.log.String())
+			}
+		})
+	}
+}

@@ -622,15 +622,19 @@ func runsUnder(d attach.Desired, profile string) bool {
 // needs reports whether tasks of a unit can come to run under a profile: under what the
 // attachment names, or what that leads to. Where it cannot be told they can.
 func (l *Loop) needs(d attach.Desired, profile string) bool {
-	kept := l.keptOf(d.Record)
-	if runsUnder(d, profile) || d.Attachment == nil || l.gate == nil || len(kept) < len(d.Record.Policies) {
+	return needs(l.gate, l.policies, d, profile)
+}
+
+func needs(gate Gate, policies Policies, d attach.Desired, profile string) bool {
+	kept := keptOf(policies, d.Record)
+	if runsUnder(d, profile) || d.Attachment == nil || gate == nil || len(kept) < len(d.Record.Policies) {
 		return true
 	}
 	d.Profile = d.Record.Profile
 	if h := d.Record.Hold; h != nil {
 		d.Profile = cmp.Or(h.Former, d.Profile)
 	}
-	reached, err := l.gate.Reach(d, kept)
+	reached, err := gate.Reach(d, kept)
 	return err != nil || slices.ContainsFunc(reached, func(name string) bool { return attach.TopOf(name) == profile })
 }
 
