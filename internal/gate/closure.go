@@ -17,7 +17,9 @@ import (
 func (a *asking) closure() bool {
 	by := map[string]*policydb.Profile{}
 	for _, p := range a.all {
-		by[p.Name] = p
+		if by[p.Name] == nil {
+			by[p.Name] = p
+		}
 	}
 	names := slices.Sorted(maps.Keys(by))
 	reach := func(name string) {

@@ -63,6 +63,30 @@ func TestWhatItLeadsToIsAsked(t *testing.T) {
 	}
 }
 
+// Of policies that define the same profile the first one counts, also in what it attaches to:
+// that is how it is asked what takes the place of an accepted one.
+func TestWhatAnotherPolicyLeadsTo(t *testing.T) {
+	const px, other, helper = "/usr/bin/helper Px,", "profile a {\n/x r,\n}\n", "profile a /usr/bin/helper {\n/x r,\n}\n"
+	for what, c := range map[string]struct{ was, now string }{
+		"it attaches":   {profile(px) + other, helper},
+		"a rule for it": {profile("") + helper, profile(px)},
+	} {
+		was, now := withText(t, c.was), withText(t, c.now)
+		for _, s := range []struct {
+			policies []attach.Compiled
+			want     []string
+		}{
+			{was.Compiled, []string{"agent"}},
+			{slices.Concat(now.Compiled, was.Compiled), []string{"agent", "a"}},
+			{slices.Concat(was.Compiled, now.Compiled), []string{"agent"}},
+		} {
+			if got, err := New(nil).Reach(was.Desired, s.policies); err != nil || !slices.Equal(got, s.want) {
+				t.Errorf("%s: %q, want %q, %v", what, got, s.want, err)
+			}
+		}
+	}
+}
+
 // A profile that the attachment does not allow is told, and one that it allows is
 // not.
 func TestAProfileThatIsNotAllowedIsTold(t *testing.T) {

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
@@ -106,6 +107,36 @@ func TestABootKnowsWhatAUnitNeeds(t *testing.T) {
 			w.still(t, "booted")
 			if w.kernel["b"] != "2" || answer(l, "a") != "confined" || w.log.count("put back the policy") > 0 {
 				t.Errorf("%s: %q, a is %s\n%s", how, w.kernel, answer(l, "a"), w.log.String())
+			}
+		})
+	}
+}
+
+// A unit has a say in a text by which it newly comes to run under the other half of its file.
+func TestATextThatLeadsToTheOtherHalfIsAskedAbout(t *testing.T) {
+	for _, asked := range []bool{false, true} {
+		w := halves(func(a *attach.Attachment) {
+			if !asked {
+				a.OnProfileChange = attach.ChangeReport
+			}
+		})
+		if asked {
+			w.notFor = map[string]string{"c.service": "2"}
+			w.declareUnit(fileA, "a.service", func(a *attach.Attachment) { a.OnProfileChange = attach.ChangeReport })
+		}
+		w.leadsWith = map[string]map[string][]string{"sha256:a2": {"b": {"a"}}}
+		w.run(t, func(l *Loop) {
+			w.split("no good")
+			w.still(t, "split")
+			if asked {
+				out, err := l.Attach(context.Background(), attach.Request{Units: []string{"a"}}, nil)
+				if err != nil || out[0].Exit != attach.ExitFailed || !slices.Contains(codes(out[0].Reasons), attach.AssertionFailed) {
+					t.Errorf("%v %+v", err, out)
+				}
+			}
+			w.still(t, "asked for")
+			if w.kernel["a"] != "1" || w.kernel["b"] != "1" || answer(l, "a") != "confined" || answer(l, "c") != "confined" {
+				t.Errorf("asked %v: %q, a is %+v, c is %+v", asked, w.kernel, status(t, l, "a"), status(t, l, "c"))
 			}
 		})
 	}

@@ -184,7 +184,7 @@ type Gate interface {
 	// for that, or the policy has no such profile.
 	Denies(ctx context.Context, c attach.Compiled, d attach.Denial) attach.Tri
 	// Reach lists the profiles of policies under which tasks of the unit can come to run,
-	// children and hats, too.
+	// children and hats, too. Of two that define the same profile the first one counts.
 	Reach(d attach.Desired, compiled []attach.Compiled) (profiles []string, err error)
 	// SameWays reports whether the same programs come to run under the same profiles by
 	// two versions of policies, and the same changes of profile are allowed. Only then

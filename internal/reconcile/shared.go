@@ -153,8 +153,8 @@ func concerns(r attach.Record, all []attach.Compiled) bool {
 }
 
 // replacedFor finds what takes the place of what was accepted for a unit, where that is about
-// a profile that the unit needs: one that it only has from a file which a package has made
-// two of is for others to say.
+// a profile that the unit needs, or would with that: one that it only has from a file which
+// a package has made two of is for others to say.
 func (l *Loop) replacedFor(d attach.Desired, texts []attach.Compiled) []exchange {
 	sums := func(all []attach.Compiled) map[string]string {
 		sums := map[string]string{}
@@ -165,7 +165,9 @@ func (l *Loop) replacedFor(d attach.Desired, texts []attach.Compiled) []exchange
 	}
 	return slices.DeleteFunc(replaced(texts, policiesOf(l.policies, d.Record.Policies)), func(e exchange) bool {
 		known := !slices.ContainsFunc(slices.Concat(e.now, e.before), func(c attach.Compiled) bool { return len(c.Checksums) == 0 })
-		return known && !slices.ContainsFunc(differing(sums(e.now), sums(e.before)), func(profile string) bool { return l.needs(d, profile) })
+		return known && !slices.ContainsFunc(differing(sums(e.now), sums(e.before)), func(profile string) bool {
+			return l.needs(d, profile) || l.needs(d, profile, e.now...)
+		})
 	})
 }
 
@@ -620,12 +622,13 @@ func runsUnder(d attach.Desired, profile string) bool {
 }
 
 // needs reports whether tasks of a unit can come to run under a profile: under what the
-// attachment names, or what that leads to. Where it cannot be told they can.
-func (l *Loop) needs(d attach.Desired, profile string) bool {
-	return needs(l.gate, l.policies, d, profile)
+// attachment names, or what that leads to by the policy that was accepted, with what has taken
+// the place of it. Where it cannot be told they can.
+func (l *Loop) needs(d attach.Desired, profile string, now ...attach.Compiled) bool {
+	return needs(l.gate, l.policies, d, profile, now...)
 }
 
-func needs(gate Gate, policies Policies, d attach.Desired, profile string) bool {
+func needs(gate Gate, policies Policies, d attach.Desired, profile string, now ...attach.Compiled) bool {
 	kept := keptOf(policies, d.Record)
 	if runsUnder(d, profile) || d.Attachment == nil || gate == nil || len(kept) < len(d.Record.Policies) {
 		return true
@@ -634,7 +637,7 @@ func needs(gate Gate, policies Policies, d attach.Desired, profile string) bool 
 	if h := d.Record.Hold; h != nil {
 		d.Profile = cmp.Or(h.Former, d.Profile)
 	}
-	reached, err := gate.Reach(d, kept)
+	reached, err := gate.Reach(d, slices.Concat(now, kept))
 	return err != nil || slices.ContainsFunc(reached, func(name string) bool { return attach.TopOf(name) == profile })
 }
 

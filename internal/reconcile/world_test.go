@@ -125,6 +125,8 @@ type world struct {
 	in, alike map[string]string
 	// leads: profile -> others under which its tasks can come to run by themselves.
 	leads map[string][]string
+	// leadsWith: checksum of a profile -> the same, where the policies have that.
+	leadsWith map[string]map[string][]string
 }
 
 // journalText is what the daemon logged.
@@ -1381,9 +1383,16 @@ func (w *world) Denies(_ context.Context, c attach.Compiled, d attach.Denial) at
 }
 
 // Reach is the gate's.
-func (w *world) Reach(d attach.Desired, _ []attach.Compiled) ([]string, error) {
+func (w *world) Reach(d attach.Desired, compiled []attach.Compiled) ([]string, error) {
 	defer w.lock()()
-	return append([]string{d.Profile}, w.leads[d.Profile]...), nil
+	reached, sums := append([]string{d.Profile}, w.leads[d.Profile]...), map[string]string{}
+	for _, c := range slices.Backward(compiled) {
+		maps.Copy(sums, c.Checksums)
+	}
+	for _, sum := range sums {
+		reached = append(reached, w.leadsWith[sum][d.Profile]...)
+	}
+	return reached, nil
 }
 
 // SameWays is the gate's.
