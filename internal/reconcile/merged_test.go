@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -137,6 +138,44 @@ func TestATextThatLeadsToTheOtherHalfIsAskedAbout(t *testing.T) {
 			w.still(t, "asked for")
 			if w.kernel["a"] != "1" || w.kernel["b"] != "1" || answer(l, "a") != "confined" || answer(l, "c") != "confined" {
 				t.Errorf("asked %v: %q, a is %+v, c is %+v", asked, w.kernel, status(t, l, "a"), status(t, l, "c"))
+			}
+		})
+	}
+}
+
+// A unit is not urgent for what the kernel has as another unit's, of its own profile or of the
+// half that it does not use: that stays so. It is for what is nobody's.
+func TestAUnitThatGivesWayIsNotUrgent(t *testing.T) {
+	for _, leads := range []bool{false, true} {
+		w := halves(nil)
+		units := []string{"a.service", "c.service"}
+		for i := range 3 {
+			unit := fmt.Sprintf("c%d.service", i)
+			w.addUnit(unit)
+			w.declareUnit(fileOf(unit), unit, func(a *attach.Attachment) { a.Profile = "b" })
+			units = append(units, unit)
+		}
+		w.run(t, func(l *Loop) {
+			w.split("no good")
+			if leads {
+				unlock := w.lock()
+				w.leads = map[string][]string{"b": {"a"}}
+				unlock()
+			}
+			w.still(t, "split")
+			if got := l.notLive(units); len(got) > 0 {
+				t.Errorf("leads %v: urgent are %v", leads, got)
+			}
+			for _, version := range []string{"evil", ""} {
+				unlock := w.lock()
+				w.remove("b")
+				if version != "" {
+					w.replace("b", version)
+				}
+				unlock()
+				if got := l.notLive(units); len(got) != 4 || got["a.service"] {
+					t.Errorf("leads %v, b is %q: urgent are %v", leads, version, got)
+				}
 			}
 		})
 	}

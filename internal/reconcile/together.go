@@ -92,7 +92,8 @@ func midway(r attach.Record) bool {
 }
 
 // notLive are those of the units whose accepted policy the kernel does not have, and
-// whose pass would put it back.
+// whose pass would put it back. A profile that it has as another unit's waits for its turn:
+// most likely that is the one that counts.
 func (l *Loop) notLive(units []string) map[string]bool {
 	accepted := map[string]map[string]string{}
 	var names []string
@@ -111,9 +112,39 @@ func (l *Loop) notLive(units []string) map[string]bool {
 	if err != nil {
 		return out // their passes say it
 	}
+	amiss := map[string]map[string]bool{} // by profile, what of it and its children and hats
+	for _, sums := range accepted {
+		for name, sum := range sums {
+			if top := attach.TopOf(name); live[name].Checksum != sum {
+				if amiss[top] == nil {
+					amiss[top] = map[string]bool{}
+				}
+				amiss[top][name] = true
+			}
+		}
+	}
+	if len(amiss) == 0 {
+		return out
+	}
+	l.mu.Lock()
+	for _, r := range l.records {
+		if !settled(r) {
+			continue
+		}
+		for top := range r.Accepted {
+			isLive := amiss[top] != nil
+			for name := range amiss[top] {
+				isLive = isLive && live[name].Checksum == r.Accepted[name]
+			}
+			if isLive {
+				delete(amiss, top)
+			}
+		}
+	}
+	l.mu.Unlock()
 	for unit, sums := range accepted {
 		for name, sum := range sums {
-			if live[name].Checksum != sum {
+			if live[name].Checksum != sum && amiss[attach.TopOf(name)] != nil {
 				out[unit] = true
 			}
 		}
