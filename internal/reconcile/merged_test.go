@@ -180,3 +180,30 @@ func TestAUnitThatGivesWayIsNotUrgent(t *testing.T) {
 		})
 	}
 }
+
+// Of many units that have given a half of their file to others each is looked at as quickly as
+// of few.
+func TestALookAtAHalfDoesNotAskAllOthers(t *testing.T) {
+	w := halves(nil)
+	w.run(t, func(l *Loop) { w.split("no good") })
+	l := w.loop()
+	a, c := w.att[fileA], w.att[fileC]
+	d := attach.Desired{Unit: "c.service", Attachment: &c, Profile: "b", Record: w.record("c.service")}
+	look := func(n int) float64 {
+		for i := range n {
+			for unit, at := range map[string]*attach.Attachment{"a": &a, "c": &c} {
+				r := w.record(unit + ".service")
+				r.Unit = fmt.Sprintf("%s%d.service", unit, i)
+				l.records[r.Unit], l.targets[r.Unit] = r, at
+			}
+		}
+		return testing.AllocsPerRun(100, func() {
+			if p := l.policy(t.Context(), d, attach.Unit{}, quick, nil); p.LeftTo["a"] == "" || len(p.LeftTo) != 1 {
+				t.Errorf("%q", p.LeftTo)
+			}
+		})
+	}
+	if few, many := look(10), look(500); many > 2*few {
+		t.Errorf("a look takes %.0f allocations beside 10 others, %.0f beside 500", few, many)
+	}
+}

@@ -654,13 +654,10 @@ func (l *Loop) policy(ctx context.Context, d attach.Desired, u attach.Unit, how 
 	}
 	if settled(d.Record) && !sameLive(d.Record.Accepted, p.Live) {
 		own := claim{unit: d.Unit, held: heldAtAttach(d.Record)}
-		p.Superseded, p.LeftTo = map[string]string{}, map[string]string{}
-		for profile, by := range l.superseded(own, d) {
-			if by.needed {
-				p.Superseded[profile] = by.Unit
-			} else {
-				p.LeftTo[profile] = by.Unit
-			}
+		if how == full {
+			p.Superseded, p.LeftTo = l.givenTo(own, d)
+		} else {
+			p.LeftTo = l.leftTo(own, d, p.Live)
 		}
 	}
 	return p

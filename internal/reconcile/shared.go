@@ -564,6 +564,57 @@ func (l *Loop) superseded(own claim, d attach.Desired) map[string]counts {
 	return supersededIn(rivals, l.policies, own, d, func(d attach.Desired, profile string) bool { return l.needs(d, profile) })
 }
 
+// givenTo names those units, apart for the profiles that this one needs and those that are left
+// to others.
+func (l *Loop) givenTo(own claim, d attach.Desired) (superseded, leftTo map[string]string) {
+	superseded, leftTo = map[string]string{}, map[string]string{}
+	for profile, by := range l.superseded(own, d) {
+		if by.needed {
+			superseded[profile] = by.Unit
+		} else {
+			leftTo[profile] = by.Unit
+		}
+	}
+	return superseded, leftTo
+}
+
+// leftTo names, for a verdict, a unit for each profile that is left to others and that the
+// kernel does not have as this one: any that is to run under it. Only where there is none, all
+// units are compared.
+func (l *Loop) leftTo(own claim, d attach.Desired, live map[string]attach.LiveProfile) map[string]string {
+	out, asked := map[string]string{}, map[string]bool{}
+	for _, name := range slices.Concat(slices.Collect(maps.Keys(d.Record.Accepted)), slices.Collect(maps.Keys(live))) {
+		profile := attach.TopOf(name)
+		if live[name].Checksum == d.Record.Accepted[name] || asked[profile] {
+			continue
+		}
+		if asked[profile] = true; l.needs(d, profile) {
+			continue
+		}
+		if out[profile] = l.takenBy(d, profile); out[profile] == "" {
+			_, all := l.givenTo(own, d)
+			return all
+		}
+	}
+	return out
+}
+
+// takenBy finds a unit that is to run under a profile of which another policy was accepted for
+// it; "" none.
+func (l *Loop) takenBy(d attach.Desired, profile string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for unit, r := range l.records {
+		if unit == d.Unit || !settled(r) || r.Accepted[profile] == "" || !slices.Contains(differing(d.Record.Accepted, r.Accepted), profile) {
+			continue
+		}
+		if its, _ := l.desiredAt(unit, time.Now()); runsUnder(its, profile) { // as in superseded
+			return unit
+		}
+	}
+	return ""
+}
+
 func supersededIn(rivals []rival, kept Policies, own claim, d attach.Desired, needs func(d attach.Desired, profile string) bool) map[string]counts {
 	mine, best, out := map[string]claim{}, map[string]claim{}, map[string]counts{}
 	for _, r := range rivals {
