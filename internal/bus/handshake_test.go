@@ -93,11 +93,8 @@ func TestHandshakeWithAServer(t *testing.T) {
 	}
 }
 
-// pair gives the two ends of a connection without a bus: a service of org.example.A at
-// the one, and who asks it at the other.
-func pair(t *testing.T, rules Rules) (server, client *dbus.Conn, s *service) {
-	t.Helper()
-	here, there := net.Pipe()
+// accepting accepts a connection at one end of a socket.
+func accepting(t *testing.T, there net.Conn, rules Rules) <-chan *dbus.Conn {
 	accepted := make(chan *dbus.Conn, 1)
 	go func() {
 		conn, err := Accept(t.Context(), there, os.Geteuid(), rules)
@@ -106,6 +103,15 @@ func pair(t *testing.T, rules Rules) (server, client *dbus.Conn, s *service) {
 		}
 		accepted <- conn
 	}()
+	return accepted
+}
+
+// pair gives the two ends of a connection without a bus: a service of org.example.A at
+// the one, and who asks it at the other.
+func pair(t *testing.T, rules Rules) (server, client *dbus.Conn, s *service) {
+	t.Helper()
+	here, there := net.Pipe()
+	accepted := accepting(t, there, rules)
 	client, err := Join(t.Context(), here, Rules{Signals: func(sender string) bool { return sender == "" }})
 	if err != nil {
 		t.Fatal(err)
@@ -252,14 +258,7 @@ func TestAStoppedClientIsWaitedFor(t *testing.T) {
 func begun(t *testing.T, rules Rules) (here net.Conn, in *bufio.Reader, conn *dbus.Conn) {
 	t.Helper()
 	here, there := net.Pipe()
-	accepted := make(chan *dbus.Conn, 1)
-	go func() {
-		conn, err := Accept(t.Context(), there, os.Geteuid(), rules)
-		if err != nil {
-			t.Error(err)
-		}
-		accepted <- conn
-	}()
+	accepted := accepting(t, there, rules)
 	in = bufio.NewReader(here)
 	io.WriteString(here, "\x00AUTH EXTERNAL "+identity(os.Geteuid())+"\r\n")
 	if line, err := in.ReadString('\n'); err != nil || !strings.HasPrefix(line, "OK ") {
