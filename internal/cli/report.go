@@ -49,12 +49,18 @@ settings, the executable, the labels.`,
 			if evidence {
 				return a.verifyEvidence(cmd.Context(), args)
 			}
-			return a.report(cmd.Context(), args, func(d Daemon, ctx context.Context, units []string) (attach.Report, error) {
+			looking := func() (stop func()) {
 				p := a.startProgress()
-				defer p.stop()
 				p.say("looking")
+				return p.stop
+			}
+			return a.report(cmd.Context(), args, func(d Daemon, ctx context.Context, units []string) (attach.Report, error) {
+				defer looking()()
 				return d.Verify(ctx, units)
-			}, Daemon.VerifyJSON)
+			}, func(d Daemon, ctx context.Context, units []string) ([]byte, error) {
+				defer looking()()
+				return d.VerifyJSON(ctx, units)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "all attached units (the default)")
@@ -62,7 +68,8 @@ settings, the executable, the labels.`,
 	return cmd
 }
 
-// report prints the state of the host and of units: text is for who reads JSON.
+// report prints the state of the host and of units. ask is for people, and text, which is
+// passed on, for programs.
 func (a *app) report(ctx context.Context, args []string, ask func(Daemon, context.Context, []string) (attach.Report, error), text func(Daemon, context.Context, []string) ([]byte, error)) error {
 	var r attach.Report
 	alone, done := false, false
