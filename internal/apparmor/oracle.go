@@ -3,9 +3,11 @@ package apparmor
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -167,6 +169,51 @@ func without(r policydb.Raw, bits uint32) policydb.Raw {
 // together is how many policies are read at the same time to be asked about, by all
 // processors.
 const together = 32
+
+// examined remembers about which policies the kernel has answered all as they say: it would
+// answer the same about the same bytes, for as long as it runs. Most changes of a text,
+// as of a comment, leave the bytes as they are.
+type examined struct {
+	sync.Mutex
+	asked map[[sha256.Size]byte]int // how many questions
+}
+
+// maxExamined bounds what is remembered; when it is reached it begins anew.
+const maxExamined = 4096
+
+// examinedKey is of the bytes that were given to the kernel and its own checksums of what
+// it made of them.
+func examinedKey(c *attach.Compiled) (key [sha256.Size]byte) {
+	h := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(c.Checksums)) {
+		fmt.Fprintf(h, "%q %q\n", name, c.Checksums[name])
+	}
+	h.Write(c.Blob)
+	h.Sum(key[:0])
+	return key
+}
+
+// get is how many questions were answered about a policy that is staged; 0 if it is to be
+// asked about.
+func (e *examined) get(c *attach.Compiled) int {
+	key := examinedKey(c)
+	e.Lock()
+	defer e.Unlock()
+	return e.asked[key]
+}
+
+func (e *examined) put(c *attach.Compiled) {
+	if c.NotAsked != "" || c.Disagrees != "" || c.Asked == 0 {
+		return
+	}
+	key := examinedKey(c)
+	e.Lock()
+	defer e.Unlock()
+	if e.asked == nil || len(e.asked) >= maxExamined {
+		e.asked = map[[sha256.Size]byte]int{}
+	}
+	e.asked[key] = c.Asked
+}
 
 // examine asks the kernel about policies in a staging namespace, and compares
 // its answers with what the compiled policy says: see attach.Compiled. The bytes

@@ -113,7 +113,7 @@ func (s *System) stageTogether(ctx context.Context, policies []*attach.Compiled)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errStagedUnread, err)
 	}
-	var staged []*attach.Compiled
+	var staged, anew []*attach.Compiled
 	for _, c := range policies {
 		if c.NotStaged != "" {
 			continue
@@ -125,8 +125,14 @@ func (s *System) stageTogether(ctx context.Context, policies []*attach.Compiled)
 		}
 		c.Checksums = sums
 		staged = append(staged, c)
+		if c.Asked = s.examined.get(c); c.Asked == 0 {
+			anew = append(anew, c)
+		}
 	}
-	s.examine(ctx, name, staged)
+	s.examine(ctx, name, anew)
+	for _, c := range anew {
+		s.examined.put(c)
+	}
 	for _, c := range staged {
 		if c.Disagrees != "" {
 			c.Checksums = nil

@@ -120,6 +120,7 @@ type System struct {
 
 	staging  sync.Mutex // one staging namespace at a time
 	swept    bool
+	examined examined
 	features struct {
 		sync.Mutex
 		digest string

@@ -102,6 +102,9 @@ type Unit struct {
 	ControlPID   int    `json:"controlPID,omitempty"`
 	ControlGroup string `json:"controlGroup,omitempty"`
 	NRestarts    uint32 `json:"nRestarts"`
+	// FailedStays: systemd keeps it loaded when it has failed (CollectMode=inactive, which
+	// is the default).
+	FailedStays bool `json:"-"`
 	// Sockets are the .socket units that start it (TriggeredBy=).
 	Sockets []string `json:"sockets,omitempty"`
 	// ExecMainStatus is the exit status of the main process when it ended.

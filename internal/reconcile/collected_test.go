@@ -52,6 +52,31 @@ func TestAUnitThatSystemdLetsGoOfWhileItSettles(t *testing.T) {
 	}
 }
 
+// Where nobody waits for the unit to settle, systemd is asked to keep it only where it would
+// let go of one that failed. One that dies before it is looked at has failed in any case.
+func TestAUnitThatDoesNotSettleIsKeptWhereItMustBe(t *testing.T) {
+	for _, collected := range []bool{true, false} {
+		w := newWorld()
+		u := w.addUnit("a.service")
+		u.unloads, u.collected = true, collected
+		kept := 0
+		once := false
+		w.onCall = func(call string) {
+			if call == "restart a.service" && !once {
+				once, kept = true, u.kept
+				u.dies = true
+			}
+		}
+		var none time.Duration
+		w.run(t, func(l *Loop) {
+			out := attachUnits(t, l, attach.Request{Units: []string{"a"}, Settle: &none})[0]
+			if !out.Undone || len(w.disk) != 0 || !u.running || kept > 0 != collected {
+				t.Errorf("collected: %v: kept for %d: %+v, %q, %+v", collected, kept, out, w.disk, u)
+			}
+		})
+	}
+}
+
 // So it is while a changed policy is on trial.
 func TestAUnitThatSystemdLetsGoOfUnderAChangedPolicy(t *testing.T) {
 	for _, fails := range []bool{true, false} {

@@ -945,7 +945,9 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	default:
 		return
 	}
-	l.keepLoaded(ctx, j)
+	if !j.endShows() {
+		l.keepLoaded(ctx, j)
+	}
 	j.event(attach.StepRestart, attach.Running, "restarting")
 	slots <- struct{}{}
 	begun := time.Now()
@@ -992,6 +994,15 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	if !j.stopped {
 		l.settle(ctx, j)
 	}
+}
+
+// endShows reports whether systemd tells of the end that a restarted unit has come to, if
+// it has failed, without being kept from letting go of it: where nobody watches it any
+// longer than until the job is done, one that ended well meanwhile is only down. That of a
+// oneshot is to be read in any case.
+func (j *job) endShows() bool {
+	u, a := j.o.Unit, j.d.Attachment
+	return a != nil && a.Settle == 0 && j.plan.Has(attach.Restart) && u.FailedStays && !u.NeedReload && u.Type != "oneshot"
 }
 
 // keepLoaded keeps systemd from letting go of a unit that is watched, until the end of the
@@ -1113,6 +1124,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	}
 	// What is not confined from the start needs no waiting for.
 	v, o := l.judgeRead(ctx, j.d, true, first, at)
+	now := first
 	first.NRestarts = 0 // systemd counts from 0 again when a job starts a unit
 	if w := l.blamed(j.d, o, v); w.Answer == attach.NotConfined && o.Unit.Active() && !only(w, attach.TaskComplain) {
 		j.verdict, j.seen = v, o
@@ -1120,7 +1132,12 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 		return
 	}
 	span := j.d.Attachment.Settle
-	why, err := l.watch(ctx, j.d.Unit, first.Start(), span, unhealthy, func() string { return "" }, func(attach.Start) {})
+	var why string
+	if span == 0 && v.Answer == attach.Confined {
+		why = unhealthy(first.Start(), now) // no time is to pass
+	} else {
+		why, err = l.watch(ctx, j.d.Unit, first.Start(), span, unhealthy, func() string { return "" }, func(attach.Start) {})
+	}
 	switch {
 	case ctx.Err() != nil:
 		j.over = true // the next start goes on from here
@@ -1134,7 +1151,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	}
 	if span == 0 {
 		if v.Answer == attach.Confined {
-			j.verdict, j.seen = v, o // no time has passed since
+			j.verdict, j.seen = v, o
 		}
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
 		return

@@ -210,6 +210,8 @@ type unit struct {
 	// collected: it does so, too, where the unit failed (CollectMode=inactive-or-failed).
 	collected bool
 	kept      int // for so many who asked for it
+	// dies: it fails right after the next restart of it is done.
+	dies bool
 	// fileless: its unit file is not there any more, and systemd has been reloaded since.
 	fileless bool
 }
@@ -410,7 +412,7 @@ func (w *world) observe(name string) (attach.Unit, error) {
 		return attach.Unit{ID: name, Names: []string{name}, LoadState: "not-found", ActiveState: "inactive"}, nil
 	}
 	u := attach.Unit{ID: name, Names: []string{name}, LoadState: "loaded", ActiveState: "inactive", SubState: "dead", Type: "simple", Result: "success",
-		FragmentPath: "/etc/systemd/system/" + name, UnitFileState: "enabled", NRestarts: f.restarts}
+		FragmentPath: "/etc/systemd/system/" + name, UnitFileState: "enabled", NRestarts: f.restarts, FailedStays: !f.collected}
 	if f.oneshot {
 		u.Type = "oneshot"
 	}
@@ -653,6 +655,10 @@ func (w *world) TryRestart(ctx context.Context, name string) error {
 	along := w.takeAlong(u)
 	if err := w.begin(u); err != nil {
 		return err // and with it fail the starts of those that went down with it
+	}
+	if u.dies {
+		u.dies, u.running, u.failed = false, false, true
+		w.events <- attach.UnitEvent{Kind: attach.UnitEnded, Unit: u.name}
 	}
 	for _, other := range along {
 		_ = w.begin(other)

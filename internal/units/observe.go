@@ -301,7 +301,7 @@ var propertyNames = func() map[string]bool {
 		Id Names LoadState LoadError ActiveState SubState Result UnitFileState FragmentPath SourcePath DropInPaths Transient NeedDaemonReload
 		RefuseManualStop RefuseManualStart Type MainPID ControlPID ControlGroup NRestarts ExecMainCode ExecMainStatus InvocationID
 		ExecMainPID ExecMainStartTimestamp ExecMainExitTimestamp ExecMainHandoffTimestamp
-		ConditionResult ConditionTimestamp AssertResult AssertTimestamp
+		CollectMode ConditionResult ConditionTimestamp AssertResult AssertTimestamp
 		InactiveExitTimestamp InactiveExitTimestampMonotonic ActiveExitTimestamp Job
 		AppArmorProfile Asserts PrivateTmp PrivateTmpEx PermissionsStartOnly DefaultDependencies NoNewPrivileges Delegate User PAMName
 		RootDirectory RootImage RootDirectoryStartOnly TemporaryFileSystem BindPaths BindReadOnlyPaths MountImages After
@@ -438,6 +438,7 @@ func decodeUnit(p *props) (u attach.Unit, deps []string, err error) {
 		ControlPID:     int(read[uint32](p, "ControlPID")),
 		ControlGroup:   read[string](p, "ControlGroup"),
 		NRestarts:      read[uint32](p, "NRestarts"),
+		FailedStays:    read[string](p, "CollectMode") == "inactive",
 		ExecMainCode:   int(read[int32](p, "ExecMainCode")),
 		ExecMainStatus: int(read[int32](p, "ExecMainStatus")),
 	}

@@ -65,7 +65,7 @@ func agentProps() map[string]any {
 		"UnitFileState": "enabled", "FragmentPath": "/u/agent.service", "DropInPaths": []string{"/e/agent.service.d/90-aaunit.conf"},
 		"Transient": false, "NeedDaemonReload": true, "RefuseManualStop": true, "RefuseManualStart": true,
 		"InvocationID": []byte{0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff}, "Type": "notify", "MainPID": uint32(17), "ControlPID": uint32(18),
-		"ControlGroup": "/system.slice/agent.service", "NRestarts": uint32(3), "ExecMainCode": int32(1), "ExecMainStatus": int32(231),
+		"ControlGroup": "/system.slice/agent.service", "NRestarts": uint32(3), "CollectMode": "inactive", "ExecMainCode": int32(1), "ExecMainStatus": int32(231),
 		"ExecMainPID": uint32(17), "ExecMainStartTimestamp": uint64(1_700_000_000_000_001), "ExecMainExitTimestamp": uint64(1_700_000_000_000_002),
 		"ExecMainHandoffTimestamp": uint64(0), "InactiveExitTimestamp": uint64(5_000_000), "ActiveExitTimestamp": uint64(4_000_000),
 		"ConditionResult": true, "ConditionTimestamp": uint64(7), "AssertResult": false, "AssertTimestamp": uint64(8),
@@ -114,7 +114,7 @@ func agentUnit() attach.Unit {
 		ID: "agent.service", Names: []string{"agent.service", "alias.service"}, LoadState: "loaded", ActiveState: "active", SubState: "running", Result: "success",
 		UnitFileState: "enabled", FragmentPath: "/u/agent.service", DropIns: []string{"/e/agent.service.d/90-aaunit.conf"},
 		NeedReload: true, RefuseStop: true, RefuseStart: true, InvocationID: "420000000000000000000000000000ff", Type: "notify", MainPID: 17, ControlPID: 18,
-		ControlGroup: "/system.slice/agent.service", NRestarts: 3, ExecMainCode: 1, ExecMainStatus: 231,
+		ControlGroup: "/system.slice/agent.service", NRestarts: 3, FailedStays: true, ExecMainCode: 1, ExecMainStatus: 231,
 		Runs: []attach.Run{
 			{Property: "ExecStart", Path: "/bin/agent", PID: 17, Code: 1, Status: 231, Began: time.UnixMicro(1_700_000_000_000_001), Ended: time.UnixMicro(1_700_000_000_000_002)},
 			{Property: "ExecStartPre", Path: "/bin/pre", PID: 12, Code: 1, Status: 3, Began: time.Unix(5, 0), Ended: time.Unix(6, 0), IgnoreFailure: true},
