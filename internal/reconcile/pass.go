@@ -1124,7 +1124,6 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	}
 	// What is not confined from the start needs no waiting for.
 	v, o := l.judgeRead(ctx, j.d, true, first, at)
-	now := first
 	first.NRestarts = 0 // systemd counts from 0 again when a job starts a unit
 	if w := l.blamed(j.d, o, v); w.Answer == attach.NotConfined && o.Unit.Active() && !only(w, attach.TaskComplain) {
 		j.verdict, j.seen = v, o
@@ -1132,12 +1131,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 		return
 	}
 	span := j.d.Attachment.Settle
-	var why string
-	if span == 0 && v.Answer == attach.Confined {
-		why = unhealthy(first.Start(), now) // no time is to pass
-	} else {
-		why, err = l.watch(ctx, j.d.Unit, first.Start(), span, unhealthy, func() string { return "" }, func(attach.Start) {})
-	}
+	why, err := l.watch(ctx, j.d.Unit, first.Start(), span, unhealthy, func() string { return "" }, func(attach.Start) {})
 	switch {
 	case ctx.Err() != nil:
 		j.over = true // the next start goes on from here
@@ -1151,7 +1145,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	}
 	if span == 0 {
 		if v.Answer == attach.Confined {
-			j.verdict, j.seen = v, o
+			j.verdict, j.seen = v, o // it is the same start still, and no time has passed since
 		}
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
 		return
