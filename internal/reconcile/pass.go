@@ -1145,7 +1145,7 @@ func (l *Loop) settle(ctx context.Context, j *job) {
 	}
 	if span == 0 {
 		if v.Answer == attach.Confined {
-			j.verdict, j.seen = v, o // it is the same start still, and no time has passed since
+			j.verdict, j.seen = v, o // no time has passed since
 		}
 		j.event(attach.StepRestart, attach.Done, "active after %s", seconds(j.took))
 		return
