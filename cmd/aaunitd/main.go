@@ -208,6 +208,7 @@ func (m *memory) sized(units int) {
 // two minutes for nothing (forcegcperiod in Go's runtime/proc.go). A limit just above
 // what there is takes its place.
 func (m *memory) rest() (resume func()) {
+	endIdleThreads(fewThreads)
 	for range 4 { // each halves the stacks that have become too large
 		runtime.GC()
 	}

@@ -2,6 +2,7 @@ package units
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -51,5 +52,28 @@ func TestWhatIsKeptLetsGoOfMessages(t *testing.T) {
 	strs(reflect.ValueOf(&k.files[0].path).Elem(), "files", check)
 	if k.u.ID != message[1:11] || k.files[0].path != message[3:9] {
 		t.Errorf("compact changed %q and %q", k.u.ID, k.files[0].path)
+	}
+}
+
+// TestOwnStringsLieTogether: what a unit's strings say stays, and one that is part of
+// another takes no room of its own.
+func TestOwnStringsLieTogether(t *testing.T) {
+	for _, n := range []int{1, manyStrings} { // few, and too many to be compared
+		want := []string{"a.service", "", "/etc/systemd/system/a.service.d/50-aaunit.conf", "/etc/systemd/system/a.service", "b", "/etc/systemd/system/a.service.d"}
+		for range n {
+			want = append(want, "a.service")
+		}
+		is, own := slices.Clone(want), []*string(nil)
+		for i := range is {
+			own = append(own, &is[i])
+		}
+		together(own)
+		if !slices.Equal(is, want) {
+			t.Errorf("the strings became %q", is)
+		}
+		place := func(i int) uintptr { return uintptr(unsafe.Pointer(unsafe.StringData(is[i]))) }
+		if from := place(2); n == 1 && (place(3) != from || place(5) != from || place(0) != from+uintptr(len("/etc/systemd/system/")) || place(4) == place(2)) {
+			t.Error("the name of a unit does not lie in the path of its drop-in")
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package units
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -444,9 +445,11 @@ func (s *Systemd) stateOf(files []stampedFile, source string) (state string, mis
 	return hex.EncodeToString(h.Sum(nil)), missing
 }
 
-// compact gives the strings of what is kept a memory of their own, and equal ones
-// the same. godbus cuts the strings of a message out of one buffer, all of which a
-// single one of them would keep.
+// compact gives the strings of what is kept a memory of their own: godbus cuts the
+// strings of a message out of one buffer, all of which a single one of them would keep.
+// Those that are hardly of another unit lie in one piece, and mostly in each other, as
+// the names of a unit lie in the paths of its files. Of the others equal ones are the
+// same.
 func (k *kept) compact() {
 	one := func(p *string) { *p = unique.Make(*p).Value() }
 	all := func(list []string) {
@@ -455,12 +458,25 @@ func (k *kept) compact() {
 		}
 	}
 	u, set := &k.u, &k.u.Settings
-	for _, p := range []*string{&u.ID, &u.LoadState, &u.LoadError, &u.ActiveState, &u.SubState, &u.Result, &u.UnitFileState, &u.FragmentPath,
-		&u.FilesState, &u.UserFile, &u.InvocationID, &u.Type, &u.ControlGroup, &set.Profile, &set.User, &set.PAMName, &set.RootDirectory} {
+	own := []*string{&u.ID, &u.FragmentPath, &u.UserFile, &u.FilesState, &u.InvocationID, &u.ControlGroup}
+	for _, list := range [][]string{u.Names, u.DropIns, u.Missing, u.Sockets} {
+		for i := range list {
+			own = append(own, &list[i])
+		}
+	}
+	for i := range k.files {
+		own = append(own, &k.files[i].path)
+	}
+	for i := range set.Assignments {
+		own = append(own, &set.Assignments[i].Path)
+	}
+	together(own)
+	for _, p := range []*string{&u.LoadState, &u.LoadError, &u.ActiveState, &u.SubState, &u.Result, &u.UnitFileState,
+		&u.Type, &set.Profile, &set.User, &set.PAMName, &set.RootDirectory} {
 		one(p)
 	}
 	set.PrivateTmp = unique.Make(set.PrivateTmp).Value()
-	for _, list := range [][]string{u.Names, u.DropIns, u.Missing, u.RestartsWith, u.Sockets, set.After, set.JoinsNamespaceOf, set.Architectures, k.deps} {
+	for _, list := range [][]string{u.RestartsWith, set.After, set.JoinsNamespaceOf, set.Architectures, k.deps} {
 		all(list)
 	}
 	if set.AddressFamilies != nil {
@@ -485,13 +501,36 @@ func (k *kept) compact() {
 		a := &set.Assignments[i]
 		one(&a.Key)
 		one(&a.Value)
-		one(&a.Path)
 	}
 	for i := range u.Runs {
 		one(&u.Runs[i].Property)
 		one(&u.Runs[i].Path)
 	}
-	for i := range k.files {
-		one(&k.files[i].path)
+}
+
+// manyStrings are more than are looked for in each other: that takes time that grows
+// with the square of them.
+const manyStrings = 100
+
+// together has strings lie in one new piece of memory, one that is part of another only
+// once.
+func together(own []*string) {
+	if len(own) > manyStrings {
+		for _, p := range own {
+			*p = strings.Clone(*p)
+		}
+		return
+	}
+	slices.SortFunc(own, func(a, b *string) int { return len(*b) - len(*a) })
+	var piece []byte
+	for _, p := range own {
+		if !bytes.Contains(piece, []byte(*p)) {
+			piece = append(piece, *p...)
+		}
+	}
+	text := string(piece)
+	for _, p := range own {
+		at := strings.Index(text, *p)
+		*p = text[at : at+len(*p)]
 	}
 }

@@ -214,7 +214,7 @@ func (d *comparison) paths(samples int) []string {
 		for range samples {
 			patterns := []string{r.Path}
 			for _, a := range r.aliases {
-				patterns = append(patterns, a.pattern.glob.String())
+				patterns = append(patterns, a.pattern.text)
 			}
 			for _, pat := range patterns {
 				s := sample(d.r, pat)

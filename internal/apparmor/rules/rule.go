@@ -3,6 +3,7 @@ package rules
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/aaunit/aaunit/internal/apparmor/policydb"
 )
@@ -147,31 +148,51 @@ type Cond struct {
 // Socket is a family and type by the kernel's number, -1 any.
 type Socket struct{ Family, Type int }
 
-// pattern is a pattern of a rule, or why it is none.
+// pattern is a pattern of a rule, or why it is none. Of most nothing is ever asked that
+// their prefix does not answer, so they are parsed when they are.
 type pattern struct {
-	glob   *policydb.Pattern
-	err    error
+	text   string
 	isPath bool
+	once   sync.Once
+	glob   *policydb.Pattern
+	err    error // set from the beginning where there is no text to parse
 	// exact: the parser lets its exec transition win over others'; literal is how
 	// many characters stand for themselves.
 	exact   bool
 	literal int
-	// prefix is what every match begins with. It spares most patterns being made
-	// into automata for one question.
+	// prefix is what every match begins with.
 	prefix string
+}
+
+// parsed is the pattern as the parser reads it.
+func (p *pattern) parsed() (*policydb.Pattern, error) {
+	p.once.Do(func() {
+		switch {
+		case p.err != nil:
+		case p.isPath:
+			p.glob, p.err = policydb.ParsePattern(p.text)
+		default:
+			p.glob, p.err = policydb.ParseName(p.text)
+		}
+	})
+	return p.glob, p.err
 }
 
 // matches says whether s is matched; unknown when that cannot be told.
 func (p *pattern) matches(s string) truth {
-	if p == nil || p.err != nil {
+	if p == nil {
 		return unknown
 	}
 	if !strings.HasPrefix(s, p.prefix) {
 		return no
 	}
-	match := p.glob.MatchString
+	glob, err := p.parsed()
+	if err != nil {
+		return unknown
+	}
+	match := glob.MatchString
 	if p.isPath {
-		match = p.glob.Match
+		match = glob.Match
 	}
 	ok, err := match(s)
 	switch {

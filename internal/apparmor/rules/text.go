@@ -463,7 +463,7 @@ func (r *reader) resolve(rule *Rule, profile string) {
 	}
 }
 
-// pattern is a parsed pattern, made once.
+// pattern is a pattern, made once.
 func (r *reader) pattern(text string, isPath bool) *pattern {
 	key := "n" + text
 	if isPath {
@@ -472,12 +472,7 @@ func (r *reader) pattern(text string, isPath bool) *pattern {
 	if p, ok := r.patterns[key]; ok {
 		return p
 	}
-	p := &pattern{exact: exact(text), literal: literal(text), prefix: prefix(text), isPath: isPath}
-	if isPath {
-		p.glob, p.err = policydb.ParsePattern(text)
-	} else {
-		p.glob, p.err = policydb.ParseName(text)
-	}
+	p := &pattern{text: text, isPath: isPath, exact: exact(text), literal: literal(text), prefix: prefix(text)}
 	r.patterns[key] = p
 	return p
 }

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// fewThreads is how many threads are enough to begin with after a rest. Go's runtime
+// makes more when they are wanted.
+const fewThreads = 8
+
+// endIdleThreads ends threads until that many are left, or one that works would have
+// to be. Go's runtime keeps every thread that ever waited for a file, with 48 KiB of
+// stacks; it ends that of a goroutine which ends while it is locked to it
+// (runtime.LockOSThread).
+func endIdleThreads(few int) {
+	for n := threads() - few; n > 0; n-- {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread()
+			if unix.Gettid() == os.Getpid() {
+				runtime.UnlockOSThread() // the first one cannot end alone: it would be stuck
+			}
+		}()
+		<-done
+	}
+}
+
+// threads counts those of this process, 0 where that cannot be told.
+func threads() int {
+	names, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return 0
+	}
+	return len(names)
+}
