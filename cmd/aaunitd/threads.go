@@ -14,7 +14,8 @@ const fewThreads = 8
 // endIdleThreads ends threads until that many are left, or one that works would have
 // to be. Go's runtime keeps every thread that ever waited for a file, with 48 KiB of
 // stacks; it ends that of a goroutine which ends while it is locked to it
-// (runtime.LockOSThread).
+// (runtime.LockOSThread). A thread that another goroutine is locked to, as the parser's
+// is, is not taken for this.
 func endIdleThreads(few int) {
 	for n := threads() - few; n > 0; n-- {
 		done := make(chan struct{})
