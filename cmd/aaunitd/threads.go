@@ -17,16 +17,26 @@ const fewThreads = 8
 // (runtime.LockOSThread). A thread that another goroutine is locked to, as the parser's
 // is, is not taken for this.
 func endIdleThreads(few int) {
+	over := make(chan struct{})
+	defer close(over)
 	for n := threads() - few; n > 0; n-- {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
+		done := make(chan bool)
+		end := func() {
 			runtime.LockOSThread()
 			if unix.Gettid() == os.Getpid() {
-				runtime.UnlockOSThread() // the first one cannot end alone: it would be stuck
+				// The first one cannot end alone, and would be stuck. Nothing else gets it until over.
+				done <- false
+				<-over
+				runtime.UnlockOSThread()
+				return
 			}
-		}()
-		<-done
+			done <- true
+		}
+		go end()
+		if !<-done {
+			go end()
+			<-done
+		}
 	}
 }
 
