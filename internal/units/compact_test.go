@@ -1,6 +1,7 @@
 package units
 
 import (
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -40,7 +41,7 @@ func TestWhatIsKeptLetsGoOfMessages(t *testing.T) {
 	strs(deps, "deps", fill)
 	k.files = []stampedFile{{path: message[3:9]}}
 
-	k.compact()
+	k.compact(common{})
 
 	check := func(v reflect.Value, path string) {
 		if at := uintptr(unsafe.Pointer(unsafe.StringData(v.String()))); at >= from && at < from+uintptr(len(message)) {
@@ -75,5 +76,24 @@ func TestOwnStringsLieTogether(t *testing.T) {
 		if from := place(2); n == 1 && (place(3) != from || place(5) != from || place(0) != from+uintptr(len("/etc/systemd/system/")) || place(4) == place(2)) {
 			t.Error("the name of a unit does not lie in the path of its drop-in")
 		}
+	}
+}
+
+// TestCommonStringsAreTheSame: what many units say is there once, and no unit can make the list of
+// such words grow without end.
+func TestCommonStringsAreTheSame(t *testing.T) {
+	w := common{}
+	at := func(s string) *byte { return unsafe.StringData(w.one(strings.Clone(s))) }
+	if at("loaded") != at("loaded") || at("loaded") == at("active") {
+		t.Error("equal words are not the same")
+	}
+	for i := range 2 * maxCommon {
+		w.one(fmt.Sprint("After", i))
+	}
+	if at(strings.Repeat("x", maxCommonSize+1)); len(w) != maxCommon {
+		t.Errorf("%d words are held", len(w))
+	}
+	if got := common(nil).one("a"); got != "a" {
+		t.Errorf("without a list a word becomes %q", got)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unique"
 
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/godbus/dbus/v5"
@@ -53,6 +52,8 @@ type mirror struct {
 	mu   sync.Mutex
 	conn *dbus.Conn // on which signals are heard; nil: nothing is kept
 	kept map[string]*kept
+	// common are the strings that units have in common.
+	common common
 	// reads are under way, by unit; a change of the unit behind the answer spoils
 	// them.
 	reads map[string][]*reading
@@ -134,7 +135,7 @@ func (m *mirror) forget() {
 }
 
 func (m *mirror) clear() {
-	m.kept = map[string]*kept{}
+	m.kept, m.common = map[string]*kept{}, common{}
 	for _, rs := range m.reads {
 		for _, r := range rs {
 			r.spoiled = true
@@ -265,7 +266,7 @@ func (m *mirror) end(unit string, r *reading, k *kept) {
 		}
 	}
 	k.dirs = r.dirs
-	k.compact()
+	k.compact(m.common)
 	m.kept[k.u.ID] = k
 }
 
@@ -450,8 +451,8 @@ func (s *Systemd) stateOf(files []stampedFile, source string) (state string, mis
 // Those that are hardly of another unit lie in one piece, and mostly in each other, as
 // the names of a unit lie in the paths of its files. Of the others equal ones are the
 // same.
-func (k *kept) compact() {
-	one := func(p *string) { *p = unique.Make(*p).Value() }
+func (k *kept) compact(known common) {
+	one := func(p *string) { *p = known.one(*p) }
 	all := func(list []string) {
 		for i := range list {
 			one(&list[i])
@@ -475,7 +476,7 @@ func (k *kept) compact() {
 		&u.Type, &set.Profile, &set.User, &set.PAMName, &set.RootDirectory} {
 		one(p)
 	}
-	set.PrivateTmp = unique.Make(set.PrivateTmp).Value()
+	set.PrivateTmp = attach.PrivateTmp(known.one(string(set.PrivateTmp)))
 	for _, list := range [][]string{u.RestartsWith, set.After, set.JoinsNamespaceOf, set.Architectures, k.deps} {
 		all(list)
 	}
@@ -506,6 +507,29 @@ func (k *kept) compact() {
 		one(&u.Runs[i].Property)
 		one(&u.Runs[i].Path)
 	}
+}
+
+// common are strings, each by itself. They are held for as long as the mirror keeps
+// anything: what unique.Make gives is forgotten while its strings are in use.
+type common map[string]string
+
+// Bounds on common: units say much the same.
+const (
+	maxCommon     = 4096
+	maxCommonSize = 256 // bytes
+)
+
+// one gives a word that is the same for all who say it, or a copy.
+func (c common) one(s string) string {
+	known, ok := c[s]
+	if ok {
+		return known
+	}
+	s = strings.Clone(s)
+	if c != nil && len(c) < maxCommon && len(s) <= maxCommonSize {
+		c[s] = s
+	}
+	return s
 }
 
 // manyStrings are more than are looked for in each other: that takes time that grows
