@@ -584,6 +584,9 @@ func TestOutranks(t *testing.T) {
 	if !Outranks("/etc/systemd/system/a-b-.service.d/x.conf", "/etc/systemd/system/a-.service.d/x.conf", "a-b-c.service") {
 		t.Error("the longer prefix comes first")
 	}
+	if general, own := "/etc/systemd/system/socket.d/x.conf", "/usr/lib/systemd/system/a.socket.d/x.conf"; Outranks(general, own, "a.socket") || !Outranks(own, general, "a.socket") {
+		t.Error("what is for all sockets comes last")
+	}
 }
 
 func TestReadAfter(t *testing.T) {

@@ -818,14 +818,15 @@ var unitDirs = []string{
 
 // Outranks reports whether, of two drop-ins with the same name, systemd reads a
 // and not b: the one from the earlier unit directory, and within it the one
-// that names the unit most closely; those for all services (service.d) come
-// last wherever they are. Seen with systemd-analyze verify of systemd 252.
+// that names the unit most closely; those for all units of its type (service.d,
+// socket.d) come last wherever they are. Seen with systemd-analyze verify of
+// systemd 252.
 func Outranks(a, b, unit string) bool {
 	rank := func(file string) []int {
 		dir := path.Dir(file)
 		value := strings.TrimSuffix(path.Base(dir), ".d")
 		all, root := 0, slices.Index(unitDirs, path.Dir(dir))
-		if value == "service" {
+		if value == strings.TrimPrefix(path.Ext(unit), ".") {
 			all = 1
 		}
 		if root < 0 {

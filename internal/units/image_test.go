@@ -133,6 +133,19 @@ func TestUnitFilesOfAnImage(t *testing.T) {
 	}
 }
 
+// What is for all sockets gives way to what is for one, as for services.
+func TestDropInsOfASocketOfAnImage(t *testing.T) {
+	root := t.TempDir()
+	put(t, root, "/usr/lib/systemd/system/a.service", "[Service]\nExecStart=/usr/bin/true\n")
+	put(t, root, "/usr/lib/systemd/system/a.socket", "[Socket]\nListenStream=1\n")
+	put(t, root, "/etc/systemd/system/socket.d/10-x.conf", "[Socket]\nRootDirectory=/general\n")
+	put(t, root, "/usr/lib/systemd/system/a.socket.d/10-x.conf", "[Socket]\nRootDirectory=/own\n")
+	got, err := NewImage(root).StartingSockets(t.Context(), attach.Unit{Names: []string{"a.service"}})
+	if err != nil || len(got) != 1 || got[0].RootDirectory != "/own" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 func TestCommandLines(t *testing.T) {
 	for value, want := range map[string][]string{
 		`/bin/a b`:              {"/bin/a", "b"},
