@@ -571,7 +571,8 @@ func TestOutranks(t *testing.T) {
 		"/etc/systemd/system.control/a-y@i.service.d", "/etc/systemd/system.control/a-y@.service.d", "/etc/systemd/system.control/a-.service.d",
 		"/etc/systemd/system/a-y@i.service.d", "/etc/systemd/system/a-y@.service.d", "/etc/systemd/system/a-.service.d", "/etc/systemd/system/a-@.service.d",
 		"/run/systemd/system/a-y@i.service.d", "/run/systemd/system/a-y@.service.d", "/run/systemd/system/a-.service.d",
-		"/usr/lib/systemd/system/a-y@i.service.d", "/usr/lib/systemd/system/a-.service.d",
+		"/usr/lib/systemd/system/a-y@i.service.d", "/usr/lib/systemd/system/a-.service.d", "/usr/lib/systemd/system/a-@.service.d",
+		"/etc/systemd/system.control/old@i.service.d", "/etc/systemd/system/old@i.service.d", "/etc/systemd/system/old@.service.d", // an alias
 		"/etc/systemd/system/service.d", "/run/systemd/system/service.d", "/usr/lib/systemd/system/service.d",
 	}
 	for i, a := range order {

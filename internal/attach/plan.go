@@ -817,22 +817,26 @@ var unitDirs = []string{
 }
 
 // Outranks reports whether, of two drop-ins with the same name, systemd reads a
-// and not b: the one from the earlier unit directory, and within it the one
-// that names the unit most closely; those for all units of its type (service.d,
-// socket.d) come last wherever they are. Seen with systemd-analyze verify of
-// systemd 252.
+// and not b: those for the unit's own name come before those for its aliases, and
+// those for all units of its type (service.d, socket.d) last; of each, the one from
+// the earlier unit directory, and within it the one that names the unit most
+// closely. Seen with systemd-analyze verify of systemd 252.
 func Outranks(a, b, unit string) bool {
 	rank := func(file string) []int {
 		dir := path.Dir(file)
 		value := strings.TrimSuffix(path.Base(dir), ".d")
-		all, root := 0, slices.Index(unitDirs, path.Dir(dir))
-		if value == strings.TrimPrefix(path.Ext(unit), ".") {
-			all = 1
+		stem, _, _ := strings.Cut(strings.TrimSuffix(value, path.Ext(value)), "@")
+		match, whose, root := matchOne(value, unit), 0, slices.Index(unitDirs, path.Dir(dir))
+		switch {
+		case value == strings.TrimPrefix(path.Ext(unit), "."):
+			whose = 2
+		case match == NoMatch && !(strings.HasSuffix(stem, "-") && hasPrefix(unit, stem)): // a-@.service.d is a-b@c.service's
+			whose = 1
 		}
 		if root < 0 {
 			root = len(unitDirs)
 		}
-		return []int{all, root, -int(matchOne(value, unit)), -len(value)}
+		return []int{whose, root, -int(match), -len(value)}
 	}
 	return slices.Compare(rank(a), rank(b)) < 0
 }

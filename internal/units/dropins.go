@@ -3,7 +3,6 @@ package units
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -138,13 +137,9 @@ func (s *Systemd) unread(u attach.Unit) bool {
 // as the files are now: what it has read for a unit says nothing about the next one. It
 // gives them, and what they set, as a unit with nothing else.
 func (s *Systemd) Pattern(name string) (attach.Unit, error) {
-	u := attach.Unit{ID: name, Names: []string{name}}
+	u, err := searchPath{s.root, unitPaths}.pattern(name)
 	tmp, _ := s.tmp.Load().(string)
 	u.Settings.KnowsDisconnected = tmp == "PrivateTmpEx"
-	err := fullName(name)
-	if err == nil {
-		u.DropIns, err = dropInsOf(u, unitPaths, s.list)
-	}
 	if err == nil {
 		u.Settings.Assignments, err = s.assignments(u)
 	}
@@ -152,28 +147,6 @@ func (s *Systemd) Pattern(name string) (attach.Unit, error) {
 		return u, fmt.Errorf("cannot read the drop-ins of %s: %w", shown(name), err)
 	}
 	return u, nil
-}
-
-// list gives the names in a directory; none where there is none.
-func (s *Systemd) list(dir string) ([]string, error) {
-	f, err := os.Open(filepath.Join(s.root, dir))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot list %s: %w", dir, errors.Unwrap(err))
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(maxUnitFiles + 1)
-	switch {
-	case errors.Is(err, io.EOF), errors.Is(err, unix.ENOTDIR):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("cannot list %s: %w", dir, errors.Unwrap(err))
-	case len(names) > maxUnitFiles:
-		return nil, fmt.Errorf("cannot list %s: it holds more than %d files", dir, maxUnitFiles)
-	}
-	return names, nil
 }
 
 // dropInNames are the names whose drop-in directories serve a unit of that
