@@ -159,8 +159,10 @@ type Settings struct {
 	After  []string `json:"after,omitempty"`
 
 	// The rest is what the policy is compared with.
-	DynamicUser      bool     `json:"dynamicUser,omitempty"`
-	JoinsNamespaceOf []string `json:"joinsNamespaceOf,omitempty"` // units whose /tmp it shares
+	DynamicUser bool `json:"dynamicUser,omitempty"`
+	// JoinsNamespaceOf are units whose /tmp it shares by a setting of its own. Those that
+	// join it share it as well, and systemd does not name them here.
+	JoinsNamespaceOf []string `json:"joinsNamespaceOf,omitempty"`
 	// MountNamespace: a setting other than PrivateTmp= gives the unit a mount
 	// namespace of its own.
 	MountNamespace bool `json:"mountNamespace,omitempty"`
