@@ -354,7 +354,7 @@ func (b *fakeBus) has(now map[string]map[string]any) {
 		var out []listedUnit
 		for _, n := range c.args[0].([]string) {
 			if u := units[n]; u != nil {
-				out = append(out, listedUnit{Name: n, ActiveState: u["ActiveState"].(string), LoadState: "loaded", Path: "/", JobPath: "/"})
+				out = append(out, listedUnit{Name: n, ActiveState: u["ActiveState"].(string), SubState: u["SubState"].(string), LoadState: "loaded", Path: "/", JobPath: "/"})
 			}
 		}
 		return []any{out}, nil

@@ -36,9 +36,21 @@ import (
 //     every change before that moment has been heard. An answer behind which a
 //     change of its unit was heard is thrown away; one that was heard before the
 //     answer came is in it.
-//   - While more than a thousand messages wait to be sent, systemd holds signals
-//     back. A look asks before and after, and the second answer comes behind
-//     what was held back at the first.
+//   - While more than a thousand messages wait to be sent, over all its connections
+//     together, systemd holds such signals back (MANAGER_BUS_BUSY_THRESHOLD there).
+//     One client that does not read can keep it so for as long as it lives, and our
+//     own connection then tells nothing of it. So the call asks for the states of
+//     the units in question, which systemd knows from memory, and what is kept of a
+//     unit in another state is thrown away.
+//
+// A unit can be up as before, and be another start. But every start is by a job, an
+// automatic restart too, and before systemd tells of a job's end it sends what it
+// holds back of the unit (bus_job_send_removed_signal in its src/core/dbus-job.c). So
+// of a unit that was up neither its end nor a new start is missed. What is missed
+// while signals are held back is what changes without the end of a job and leaves the
+// unit in the state that is kept: another main process that the service names itself,
+// properties that are set while it runs, and, of a unit that was on its way up or
+// down, that it is so again.
 //
 // That is for units that run. systemd unloads one that does not, and loads it
 // anew without a word; but of one that is not loaded it knows only what is in its
@@ -93,9 +105,21 @@ type roundTrip struct {
 	done chan struct{}
 	conn *dbus.Conn
 	err  error
+	// states are of the units that are asked about. They are added to until the call
+	// is made, and answered when it is done; of those that are not told they are empty.
+	states map[string]unitState
 
 	once  sync.Once
 	state dirState
+}
+
+// unitState is what systemd tells of a unit when it is asked about many.
+type unitState struct{ active, sub string }
+
+// confirms reports whether a unit was in the state that is kept. One that does not run
+// is not asked for its state, for which systemd would load it.
+func (t *roundTrip) confirms(k *kept) bool {
+	return !k.u.Active() || t.states[k.u.ID] == unitState{k.u.ActiveState, k.u.SubState}
 }
 
 // dirs tells the state of the unit directories at a time after the answer.
@@ -154,10 +178,8 @@ func (m *mirror) changed(unit string, at dbus.Sequence) {
 	}
 }
 
-// stale throws away what is kept of a unit.
+// stale throws away what is kept of a unit. m.mu is held.
 func (m *mirror) stale(unit string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	delete(m.kept, unit)
 	for _, r := range m.reads[unit] {
 		r.spoiled = true
@@ -173,17 +195,25 @@ func (m *mirror) get(ctx context.Context, s *Systemd, unit string, files bool) (
 	if k == nil {
 		return nil, false
 	}
-	files = files || !k.u.Active()
-	t := m.ask(ctx, s)
-	ok := t.err == nil && (k.u.Active() || s.unloaded(ctx, unit))
-	m.mu.Lock()
-	ok = ok && t.conn == m.conn && m.kept[unit] == k
-	m.mu.Unlock()
-	if ok && files && (k.dirs != t.dirs(s) || !s.unchanged(k.files)) {
-		m.stale(unit)
-		ok = false
+	var running []string
+	if k.u.Active() {
+		running = []string{unit}
 	}
-	return k, ok
+	t := m.ask(ctx, s, running...)
+	if t.err != nil || !k.u.Active() && !s.unloaded(ctx, unit) {
+		return nil, false
+	}
+	files = files || !k.u.Active()
+	same := t.confirms(k) && (!files || k.dirs == t.dirs(s) && s.unchanged(k.files))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t.conn != m.conn || m.kept[unit] != k {
+		return nil, false
+	}
+	if !same {
+		m.stale(unit)
+	}
+	return k, same
 }
 
 // during calls look with what is kept of those of the units that run, and gives
@@ -201,12 +231,11 @@ func (m *mirror) during(ctx context.Context, s *Systemd, units []string, look fu
 	if len(known) == 0 {
 		return nil
 	}
-	before := m.begun(s)
+	running := slices.Collect(maps.Keys(known))
+	before := m.begun(s, running...)
 	look(known)
-	// One after the other: the second answer comes behind what was held back at
-	// the first.
 	before = before.wait(ctx)
-	after := m.ask(ctx, s)
+	after := m.ask(ctx, s, running...)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, t := range []*roundTrip{before, after} {
@@ -214,8 +243,17 @@ func (m *mirror) during(ctx context.Context, s *Systemd, units []string, look fu
 			return nil
 		}
 	}
-	// What changed is not kept any more, or is read anew.
-	maps.DeleteFunc(known, func(unit string, k *kept) bool { return m.kept[unit] != k })
+	maps.DeleteFunc(known, func(unit string, k *kept) bool {
+		if m.kept[unit] != k {
+			return true // it changed, and is not kept any more or was read anew
+		}
+		// By the second answer it may be back in the state that it has left.
+		same := before.confirms(k) && after.confirms(k)
+		if !same {
+			m.stale(unit)
+		}
+		return !same
+	})
 	return known
 }
 
@@ -281,24 +319,29 @@ func (k *kept) changedSince(t time.Time) bool {
 	return false
 }
 
-// ask makes a round trip to systemd that begins after it was called. Callers
-// that come while one is under way share the next one.
-func (m *mirror) ask(ctx context.Context, s *Systemd) *roundTrip {
-	return m.begun(s).wait(ctx)
+// ask makes a round trip to systemd that begins after it was called, and asks about
+// those units, which run. Callers that come while one is under way share the next one.
+func (m *mirror) ask(ctx context.Context, s *Systemd, units ...string) *roundTrip {
+	return m.begun(s, units...).wait(ctx)
 }
 
 // begun is a round trip that ask would wait for.
-func (m *mirror) begun(s *Systemd) *roundTrip {
+func (m *mirror) begun(s *Systemd, units ...string) *roundTrip {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := m.next
 	if t == nil {
-		t = &roundTrip{done: make(chan struct{})}
+		t = &roundTrip{done: make(chan struct{}), states: make(map[string]unitState, len(units))}
 		if m.now == nil {
 			m.now = t
 			go m.travel(s, t)
 		} else {
 			m.next = t
+		}
+	}
+	for _, unit := range units {
+		if len(t.states) < maxKept { // who is not among them is read
+			t.states[unit] = unitState{}
 		}
 	}
 	return t
@@ -320,17 +363,45 @@ func (m *mirror) travel(s *Systemd, t *roundTrip) {
 		m.mu.Lock()
 		t.conn = m.conn
 		m.mu.Unlock()
-		if t.conn == nil {
-			t.err = errNotHeard
-		} else {
-			t.err = ask(context.Background(), t.conn, s.wait.call, systemdName, managerPath, peerIface+".Ping", nil)
-		}
+		t.err = t.call(s)
 		m.mu.Lock()
 		close(t.done)
 		t = m.next
 		m.now, m.next = t, nil
 		m.mu.Unlock()
 	}
+}
+
+// call makes the one call of a round trip.
+func (t *roundTrip) call(s *Systemd) error {
+	switch {
+	case t.conn == nil:
+		return errNotHeard
+	case len(t.states) == 0:
+		return ask(context.Background(), t.conn, s.wait.call, systemdName, managerPath, peerIface+".Ping", nil)
+	}
+	names := slices.Collect(maps.Keys(t.states))
+	call, err := askOnce(context.Background(), t.conn, s.wait.call, systemdName, managerPath, managerIface+".ListUnitsByNames", []any{names})
+	if err != nil {
+		return err
+	}
+	// The rows of listedUnit as godbus has decoded them: Store would copy each twice.
+	var rows [][]any
+	if len(call.Body) == 1 {
+		rows, _ = call.Body[0].([][]any)
+	}
+	for _, row := range rows {
+		if len(row) < 5 {
+			continue
+		}
+		name, _ := row[0].(string)
+		active, _ := row[3].(string)
+		sub, _ := row[4].(string)
+		if _, asked := t.states[name]; asked {
+			t.states[name] = unitState{active, sub}
+		}
+	}
+	return nil
 }
 
 // unitPaths are the directories in which systemd looks for unit files and

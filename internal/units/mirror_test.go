@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -107,14 +108,14 @@ func TestUnitsThatDidNotChangeAreToldTogether(t *testing.T) {
 		})
 		return got, same
 	}
-	if got, _ := look(nil); got != nil || b.count("Ping") != 0 {
+	if got, _ := look(nil); got != nil || b.count("ListUnitsByNames") != 0 {
 		t.Fatalf("nothing was read yet: %+v", got)
 	}
 	observed(t, b, s)
-	asked := b.count("Ping")
+	asked := b.count("ListUnitsByNames")
 	got, same := look(nil)
-	if len(got) != 1 || got["agent.service"].MainPID != 17 || b.count("Ping") != asked+2 || b.count("GetAll") != 1 || !slices.Equal(same, []string{"agent.service"}) {
-		t.Errorf("%+v, the same are %q, after %d questions and %d reads", got, same, b.count("Ping")-asked, b.count("GetAll"))
+	if len(got) != 1 || got["agent.service"].MainPID != 17 || b.count("ListUnitsByNames") != asked+2 || b.count("Ping") != 0 || b.count("GetAll") != 1 || !slices.Equal(same, []string{"agent.service"}) {
+		t.Errorf("%+v, the same are %q, after %d questions and %d reads", got, same, b.count("ListUnitsByNames")-asked, b.count("GetAll"))
 	}
 	got["agent.service"].Names[0] = "spoiled"
 	if got, _ := look(nil); got["agent.service"].Names[0] != "agent.service" {
@@ -122,11 +123,12 @@ func TestUnitsThatDidNotChangeAreToldTogether(t *testing.T) {
 	}
 	// A change during the look, of which systemd tells before it answers.
 	var changed atomic.Bool
-	b.on("Ping", func(busCall) ([]any, error) {
+	answer := b.answerTo("ListUnitsByNames")
+	b.on("ListUnitsByNames", func(c busCall) ([]any, error) {
 		if changed.CompareAndSwap(true, false) {
 			b.tellChange("agent.service")
 		}
-		return nil, nil
+		return answer(c)
 	})
 	if _, same := look(func() { changed.Store(true) }); len(same) != 0 {
 		t.Errorf("a unit that changed during the look: %q", same)
@@ -140,11 +142,11 @@ func TestUnitsThatDidNotChangeAreToldTogether(t *testing.T) {
 	observed(t, b, s)
 	// systemd holds signals back, and the first answer too comes before them.
 	var questions atomic.Int32
-	b.on("Ping", func(busCall) ([]any, error) {
+	b.on("ListUnitsByNames", func(c busCall) ([]any, error) {
 		if questions.Add(1) == 2 {
 			b.tellChange("agent.service")
 		}
-		return nil, nil
+		return answer(c)
 	})
 	if _, same := look(nil); len(same) != 0 || questions.Load() != 2 {
 		t.Errorf("a unit of which a signal was held back: %q, %d questions", same, questions.Load())
@@ -152,22 +154,171 @@ func TestUnitsThatDidNotChangeAreToldTogether(t *testing.T) {
 	observed(t, b, s)
 	for first := range 2 {
 		var n atomic.Int32
-		b.on("Ping", func(busCall) ([]any, error) {
+		b.on("ListUnitsByNames", func(c busCall) ([]any, error) {
 			if n.Add(1) > int32(first) {
 				return nil, busError("org.freedesktop.DBus.Error.Failed", "no")
 			}
-			return nil, nil
+			return answer(c)
 		})
 		if _, same := look(nil); len(same) != 0 {
 			t.Errorf("systemd does not answer question %d: %q", first+1, same)
 		}
 	}
-	b.on("Ping", func(busCall) ([]any, error) { return nil, nil })
 	set("ActiveState", "inactive")
 	b.tellChange("agent.service")
 	observed(t, b, s)
 	if got, same := look(nil); got != nil || len(same) != 0 {
 		t.Errorf("a unit that does not run: %v", got)
+	}
+}
+
+// systemd holds signals back for as long as any of its clients does not read, and answers.
+func TestAChangeOfWhichSystemdDoesNotTellIsSeen(t *testing.T) {
+	for what, change := range map[string]map[string]any{
+		"it is ending":      {"ActiveState": "deactivating", "SubState": "stop-sigterm"},
+		"it has ended":      {"ActiveState": "inactive", "SubState": "dead"},
+		"its process ended": {"SubState": "exited"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			// kept is a Systemd that keeps the unit as it was, and what changes the unit.
+			kept := func() (b *fakeBus, s *Systemd, quietly func()) {
+				b, s, _, set := following(t)
+				observed(t, b, s)
+				return b, s, func() {
+					for name, value := range change {
+						set(name, value)
+					}
+					set("MainPID", uint32(0))
+					set("InvocationID", make([]byte, 16))
+				}
+			}
+			_, s, quietly := kept()
+			quietly()
+			if u, err := s.Glance(t.Context(), "agent.service"); err != nil || u.MainPID != 0 {
+				t.Errorf("Glance: PID %d, %s %s, %v", u.MainPID, u.ActiveState, u.SubState, err)
+			}
+			_, s, quietly = kept()
+			quietly()
+			if id, err := s.Invocation(t.Context(), "agent.service"); err != nil || id != "" {
+				t.Errorf("Invocation: %q %v", id, err)
+			}
+			for when, between := range map[string]bool{"before": false, "during": true} {
+				b, s, quietly := kept()
+				if !between {
+					quietly()
+				}
+				same := s.GlanceTogether(t.Context(), []string{"agent.service"}, func(map[string]attach.Unit) {
+					if between {
+						eventually(t, "the first question was asked", func() bool { return b.count("ListUnitsByNames") == 1 })
+						quietly()
+					}
+				})
+				if len(same) != 0 || s.mirror.kept["agent.service"] != nil {
+					t.Errorf("a change %s a look: %q are the same", when, same)
+				}
+			}
+		})
+	}
+	// It left its state and came back to it.
+	b, s, _, set := following(t)
+	observed(t, b, s)
+	set("ActiveState", "reloading")
+	meanwhile := b.answerTo("ListUnitsByNames")
+	set("ActiveState", "active")
+	answer := b.answerTo("ListUnitsByNames")
+	b.on("ListUnitsByNames", func(c busCall) ([]any, error) {
+		b.on("ListUnitsByNames", answer)
+		return meanwhile(c)
+	})
+	if same := s.GlanceTogether(t.Context(), []string{"agent.service"}, func(map[string]attach.Unit) {}); len(same) != 0 {
+		t.Errorf("a unit that was in another state at first: %q are the same", same)
+	}
+	// One that systemd does not name, and an answer that is none.
+	for what, answer := range map[string][]any{"nothing": {[]listedUnit{}}, "another type": {[]string{"agent.service"}}, "no body": nil} {
+		b, s, _, set := following(t)
+		observed(t, b, s)
+		set("MainPID", uint32(99))
+		b.on("ListUnitsByNames", func(busCall) ([]any, error) { return answer, nil })
+		if pid, _ := observed(t, b, s); pid != 99 {
+			t.Errorf("systemd answers %s: PID %d", what, pid)
+		}
+	}
+}
+
+// Those who ask while systemd is being asked share the next question, which is about the
+// units of all of them.
+func TestManyWhoAskShareAQuestion(t *testing.T) {
+	b, s, _, _ := following(t)
+	units := map[string]map[string]any{}
+	var names []string
+	for i := range 20 {
+		name := fmt.Sprintf("agent%d.service", i)
+		names = append(names, name)
+		units[name] = with(agentProps(), map[string]any{"Id": name, "Names": []string{name}, "NeedDaemonReload": false})
+	}
+	units["agent.service"] = with(agentProps(), map[string]any{"Names": []string{"agent.service"}, "NeedDaemonReload": false})
+	b.has(units)
+	for _, name := range append(names, "agent.service") {
+		if _, err := s.Glance(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	units[names[0]]["SubState"], units[names[0]]["InvocationID"] = "exited", make([]byte, 16)
+	b.has(units)
+	answer := b.answerTo("ListUnitsByNames")
+	hold := make(chan struct{})
+	release := sync.OnceFunc(func() { close(hold) })
+	defer release()
+	about := make(chan []string, 10)
+	b.on("ListUnitsByNames", func(c busCall) ([]any, error) {
+		about <- c.args[0].([]string)
+		<-hold
+		return answer(c)
+	})
+	var all sync.WaitGroup
+	ask := func(name, want string) {
+		all.Go(func() {
+			if id, err := s.Invocation(t.Context(), name); err != nil || id != want {
+				t.Errorf("%s: %q %v", name, id, err)
+			}
+		})
+	}
+	const id = "420000000000000000000000000000ff"
+	ask("agent.service", id)
+	eventually(t, "systemd is asked", func() bool { return len(about) == 1 })
+	if got := <-about; !slices.Equal(got, []string{"agent.service"}) {
+		t.Errorf("the first question is about %q", got)
+	}
+	ask(names[0], "")
+	for _, name := range names[1:] {
+		ask(name, id)
+	}
+	all.Go(func() { s.mirror.ask(t.Context(), s) }) // about no unit
+	eventually(t, "all have asked", func() bool {
+		s.mirror.mu.Lock()
+		defer s.mirror.mu.Unlock()
+		return s.mirror.next != nil && len(s.mirror.next.states) == len(names)
+	})
+	release()
+	all.Wait()
+	got := <-about
+	slices.Sort(got)
+	slices.Sort(names)
+	if !slices.Equal(got, names) || len(about) != 0 {
+		t.Errorf("the next question is about %q, and there were %d more", got, len(about))
+	}
+	if n := b.count("Get"); n != 1 {
+		t.Errorf("%d units were asked about by themselves", n)
+	}
+}
+
+func TestAQuestionIsBounded(t *testing.T) {
+	m := &mirror{now: &roundTrip{}}
+	for i := range 2 * maxKept {
+		m.begun(nil, fmt.Sprintf("conn@%d.service", i))
+	}
+	if n := len(m.next.states); n != maxKept {
+		t.Errorf("it is about %d units", n)
 	}
 }
 
@@ -239,7 +390,7 @@ func TestNothingIsKeptWhileNobodyListens(t *testing.T) {
 	b, s, _, set := following(t)
 	observed(t, b, s)
 	set("MainPID", uint32(99))
-	b.on("Ping", func(busCall) ([]any, error) { return nil, busError("org.freedesktop.DBus.Error.Failed", "no") })
+	b.on("ListUnitsByNames", func(busCall) ([]any, error) { return nil, busError("org.freedesktop.DBus.Error.Failed", "no") })
 	if pid, _ := observed(t, b, s); pid != 99 {
 		t.Errorf("systemd could not be asked, and what is kept was used: PID %d", pid)
 	}

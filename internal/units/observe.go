@@ -89,10 +89,10 @@ const unknownProperty = "org.freedesktop.DBus.Error.UnknownProperty"
 
 // GlanceTogether calls look with those of the units that run and of which systemd
 // has told nothing new since they were read, each as Glance gives it. It returns the
-// names of those of which systemd has told nothing new until look was done: what look
-// has seen belongs to that start of them, with those settings. Of the others nothing
-// is certain. systemd is asked one question before look ends and one after, however
-// many units there are.
+// names of those of which systemd has told nothing new until look was done, and that
+// are in the same state (see mirror): what look has seen belongs to that start of them,
+// with those settings. Of the others nothing is certain. systemd is asked one question
+// before look ends and one after, however many units there are.
 func (s *Systemd) GlanceTogether(ctx context.Context, units []string, look func(map[string]attach.Unit)) []string {
 	same := s.mirror.during(ctx, s, units, func(known map[string]*kept) {
 		out := make(map[string]attach.Unit, len(known))

@@ -216,14 +216,22 @@ func ask(ctx context.Context, conn *dbus.Conn, timeout time.Duration, dest strin
 // askInOrder is ask, and tells the answer's place among all that came over the
 // connection.
 func askInOrder(ctx context.Context, conn *dbus.Conn, timeout time.Duration, dest string, path dbus.ObjectPath, method string, args []any, ret ...any) (dbus.Sequence, error) {
+	call, err := askOnce(ctx, conn, timeout, dest, path, method, args)
+	if err == nil {
+		err = call.Store(ret...)
+	}
+	return call.ResponseSequence, err
+}
+
+// askOnce is ask, and gives the answer as it came.
+func askOnce(ctx context.Context, conn *dbus.Conn, timeout time.Duration, dest string, path dbus.ObjectPath, method string, args []any) (*dbus.Call, error) {
 	one, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	call := conn.Object(dest, path).CallWithContext(one, method, dbus.FlagNoAutoStart, args...)
-	err := call.Store(ret...)
-	if err != nil && one.Err() != nil && ctx.Err() == nil {
-		return dbus.NoSequence, fmt.Errorf("%w within %v", errSilent, timeout)
+	if call.Err != nil && one.Err() != nil && ctx.Err() == nil {
+		return call, fmt.Errorf("%w within %v", errSilent, timeout)
 	}
-	return call.ResponseSequence, err
+	return call, call.Err
 }
 
 var (
