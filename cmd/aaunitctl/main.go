@@ -30,7 +30,8 @@ func local(o cli.LocalOptions) (cli.Local, func()) {
 		features, known = o.Features, true
 	}
 	f := reconcile.Offline{
-		Texts: apparmor.New(apparmor.Options{Profiles: o.Base, Include: o.Include, Features: features, AnyOwner: true, Scratch: os.TempDir()}),
+		Profiles: o.Base,
+		Texts:    apparmor.New(apparmor.Options{Profiles: o.Base, Include: o.Include, Features: features, AnyOwner: true, Scratch: os.TempDir()}),
 		Gate: gate.New(func(id string) (attach.Compiled, error) {
 			return attach.Compiled{}, errors.New("no policy is kept here")
 		}),

@@ -431,8 +431,9 @@ func (m *fakeManager) Host() attach.Host {
 	return attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}
 }
 
-func (m *fakeManager) Profiles() []attach.Profile {
-	return []attach.Profile{{Name: "agent", File: "/etc/apparmor.d/agent", Line: 3, Leaves: []attach.Leave{{Rule: "/bin/secret Ux,"}}}}
+func (m *fakeManager) Profiles() ([]attach.Profile, map[string]attach.Reason) {
+	return []attach.Profile{{Name: "agent", File: "/etc/apparmor.d/agent", Line: 3, Leaves: []attach.Leave{{Rule: "/bin/secret Ux,"}}}},
+		map[string]attach.Reason{"/etc/apparmor.d/odd": attach.Because(attach.ProfileBroken, "syntax error at secret").At("/etc/apparmor.d/odd:2")}
 }
 
 func (m *fakeManager) Query(_ context.Context, profiles []string, question string, trusted bool) ([]attach.QueryResult, error) {

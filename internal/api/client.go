@@ -311,6 +311,13 @@ func (c *Client) Profiles(ctx context.Context) ([]attach.Profile, error) {
 	return out, err
 }
 
+// ProfileProblems says of which files there not even a profile's name could be read.
+func (c *Client) ProfileProblems(ctx context.Context) ([]attach.Reason, error) {
+	var out []attach.Reason
+	err := c.fetch(ctx, quickTimeout, &out, Path, ManagerInterface, "ListProfileProblems")
+	return out, err
+}
+
 // Check says what is in profile files and what speaks against units.
 func (c *Client) Check(ctx context.Context, args []string) ([]attach.Outcome, error) {
 	var out []attach.Outcome

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -44,8 +45,9 @@ type Manager interface {
 	Status(units []string) attach.Report
 	// Host is the state of AppArmor alone, however many units there are.
 	Host() attach.Host
-	// Profiles lists what is under /etc/apparmor.d, at once from what is known.
-	Profiles() []attach.Profile
+	// Profiles lists what is under /etc/apparmor.d, at once from what is known. Why
+	// there may be more is in unread, by file.
+	Profiles() (all []attach.Profile, unread map[string]attach.Reason)
 	// Check says what is in profile files and what speaks against units. It
 	// changes nothing. trusted as in attach.Request.
 	Check(ctx context.Context, args []string, trusted bool) ([]attach.Outcome, error)
@@ -99,6 +101,7 @@ var managerIface = iface{
 		{name: "VerifyEvidence", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, call: callVerifyEvidence},
 		{name: "Describe", in: []param{{"units", "as"}}, out: []param{{"report", "s"}}, large: true, call: callDescribe},
 		{name: "ListProfiles", out: []param{{"profiles", "s"}}, large: true, call: callListProfiles},
+		{name: "ListProfileProblems", out: []param{{"problems", "s"}}, large: true, call: callListProfileProblems},
 		{name: "Denials", in: []param{{"units", "as"}, {"since", "t"}}, out: []param{{"denials", "s"}}, large: true, call: callDenials},
 		{name: "WaitDenials", in: []param{{"units", "as"}, {"cursor", "s"}}, out: []param{{"denials", "s"}}, call: callWaitDenials},
 		{name: "SocketOptions", in: []param{{"units", "as"}}, out: []param{{"options", "s"}}, large: true, call: callSocketOptions},
@@ -336,7 +339,7 @@ func (r *request) pay(units []string) *dbus.Error {
 }
 
 func callListProfiles(_ context.Context, r *request) ([]any, *dbus.Error) {
-	profiles := r.session.manager.Profiles()
+	profiles, _ := r.session.manager.Profiles()
 	if profiles == nil {
 		profiles = []attach.Profile{}
 	}
@@ -344,6 +347,20 @@ func callListProfiles(_ context.Context, r *request) ([]any, *dbus.Error) {
 		profiles = publicProfiles(profiles)
 	}
 	return reply(profiles)
+}
+
+func callListProfileProblems(_ context.Context, r *request) ([]any, *dbus.Error) {
+	_, unread := r.session.manager.Profiles()
+	problems := []attach.Reason{}
+	for _, file := range slices.Sorted(maps.Keys(unread)) {
+		why := unread[file]
+		if !r.root() {
+			// Which file it is, not what it says.
+			why = attach.Reason{Code: why.Code, Detail: why.Code.Title(), Where: file}
+		}
+		problems = append(problems, why)
+	}
+	return reply(problems)
 }
 
 // expensive answers a call that costs something: asked of polkit first, and

@@ -922,6 +922,7 @@ func TestOthersThanRootReadNoDetails(t *testing.T) {
 	for _, q := range [][]any{
 		{Path, ManagerInterface + ".Describe", []string{}},
 		{Path, ManagerInterface + ".ListProfiles"},
+		{Path, ManagerInterface + ".ListProfileProblems"},
 		{Path, objectManagerInterface + ".GetManagedObjects"},
 		{UnitPath("a.service"), propertiesInterface + ".GetAll", ""},
 	} {
@@ -933,8 +934,15 @@ func TestOthersThanRootReadNoDetails(t *testing.T) {
 		if strings.Contains(strings.ToUpper(text), "SECRET") {
 			t.Errorf("%v tells %s", q[1], text)
 		}
-		if q[1] != ManagerInterface+".ListProfiles" && !strings.Contains(text, "task-unconfined") {
-			t.Errorf("%v leaves out the codes: %s", q[1], text)
+		want := "task-unconfined"
+		switch q[1] {
+		case ManagerInterface + ".ListProfiles":
+			want = "agent"
+		case ManagerInterface + ".ListProfileProblems":
+			want = `"code":"profile-does-not-compile"`
+		}
+		if !strings.Contains(text, want) {
+			t.Errorf("%v leaves out %s: %s", q[1], want, text)
 		}
 	}
 	if c := call(root, Path, ManagerInterface+".Describe", []string{}); !strings.Contains(fmt.Sprint(c.Body...), "SECRET") {

@@ -39,6 +39,8 @@ type indexState struct {
 	files    map[string]*indexed // directly in /etc/apparmor.d; never changed, but replaced
 	outside  map[string]*indexed // asked for by path
 	dirMtime unix.Timespec
+	// unlisted says why there may be files in the directory that are not in files.
+	unlisted error
 	// last points to what files was after the last look, for those who must not
 	// wait for the lock.
 	last  atomic.Pointer[map[string]*indexed]
@@ -181,22 +183,33 @@ func (s *System) ByExecutable(program string) []attach.Profile {
 }
 
 // Profiles lists every profile that a file directly in /etc/apparmor.d defines,
-// without children and hats, by name and file.
-func (s *System) Profiles() []attach.Profile {
+// without children and hats, by name and file. Why there may be more is in unread,
+// by file: no name could be read of it, and it is not disabled.
+func (s *System) Profiles() (out []attach.Profile, unread map[string]attach.Reason) {
 	s.index.Lock()
 	defer s.index.Unlock()
 	s.refresh()
-	var out []attach.Profile
-	for _, e := range s.index.files {
+	unread = map[string]attach.Reason{}
+	if err := s.index.unlisted; err != nil {
+		unread[s.opt.Profiles] = attach.Because(attach.ProfileUnreadable, "cannot list %s: %v", s.opt.Profiles, err).At(s.opt.Profiles)
+	}
+	for file, e := range s.index.files {
 		for _, p := range e.names {
 			if !strings.Contains(p.Name, "//") {
 				out = append(out, p)
 			}
 		}
+		switch {
+		case e.err == nil || len(e.names) > 0 || s.link("disable", file) != "":
+		case e.digest == "":
+			unread[file] = attach.Because(attach.ProfileUnreadable, "%v", e.err).At(file)
+		default:
+			unread[file] = problem(file, e.err)
+		}
 	}
 	out = s.present(out)
 	slices.SortStableFunc(out, func(a, b attach.Profile) int { return strings.Compare(a.Name, b.Name) })
-	return out
+	return out, unread
 }
 
 // Fingerprint tells the state of profiles: of the files that define them (file
@@ -287,6 +300,9 @@ func (s *System) refresh() {
 	var st unix.Stat_t
 	if err := s.stat(s.opt.Profiles, &st); err != nil {
 		ix.found(nil)
+		if ix.unlisted = err; errors.Is(err, fs.ErrNotExist) {
+			ix.unlisted = nil
+		}
 		ix.watch.dirty()
 		return
 	}
@@ -296,7 +312,7 @@ func (s *System) refresh() {
 	ix.watch.look()
 	ix.dirMtime = st.Mtim
 	entries, err := s.readDir(s.opt.Profiles)
-	if err != nil {
+	if ix.unlisted = err; err != nil {
 		ix.watch.dirty()
 		return
 	}
@@ -304,10 +320,24 @@ func (s *System) refresh() {
 	files := map[string]*indexed{}
 	var stale []string
 	for _, e := range entries {
-		if skipped(e.Name()) || e.IsDir() || len(files)+len(stale) >= maxIndexed {
+		if skipped(e.Name()) || e.IsDir() {
 			continue
 		}
+		if len(files)+len(stale) >= maxIndexed {
+			ix.unlisted = fmt.Errorf("it holds more than %d files", maxIndexed)
+			break
+		}
 		p := path.Join(s.opt.Profiles, e.Name())
+		if e.Type()&fs.ModeSymlink != 0 {
+			err := s.stat(p, &st)
+			if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+				continue // the parser passes over it, too
+			}
+			if errors.Is(err, fs.ErrNotExist) { // which makes the parser fail
+				files[p] = &indexed{deps: map[string]signature{p: {}}, again: time.Now().Add(retry), err: fmt.Errorf("cannot read profile file %s: the link leads to nothing", p)}
+				continue
+			}
+		}
 		if old := ix.files[p]; old != nil && s.fresh(old, look) {
 			files[p] = old
 			continue

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/aaunit/aaunit/internal/attach"
+	"golang.org/x/sys/unix"
 )
 
 func TestIndexFindsNamesWhateverTheFileIsCalled(t *testing.T) {
@@ -56,11 +57,67 @@ func TestIndexFindsNamesWhateverTheFileIsCalled(t *testing.T) {
 		t.Error("a missing file gave no error")
 	}
 	var all []string
-	for _, p := range h.Profiles() {
+	found, unread := h.Profiles()
+	if len(unread) > 0 {
+		t.Errorf("Profiles did not read %v", unread)
+	}
+	for _, p := range found {
 		all = append(all, p.Name)
 	}
 	if got := strings.Join(all, ","); got != "/usr/bin/old,broken,my agent,myagent,name-@{X}" {
 		t.Errorf("Profiles = %s", got)
+	}
+}
+
+// A file that not even a name could be read of may define any profile. What the
+// parser passes over, or is disabled, is none.
+func TestProfilesSaysWhatItCouldNotRead(t *testing.T) {
+	h := newHost(t)
+	h.profile("good", "profile good { }\n")
+	h.profile("empty", "# nothing yet\n")
+	h.profile("huge", "profile huge { }\n"+strings.Repeat("#", maxFile))
+	h.profile("quote", "profile \"quote {\n")
+	h.profile("latin", "profile \"\xe9\" { }\nprofile {\n")
+	h.symlink("nowhere", profileDir+"/dangling")
+	h.symlink("nowhere", profileDir+"/dangling.dpkg-dist")
+	h.symlink("abstractions", profileDir+"/directory")
+	h.mkdir(profileDir + "/abstractions")
+	h.profile("backup~", "profile \"quote {\n")
+	h.write(profileDir+"/abstractions/odd", "profile \"quote {\n")
+	h.profile("off", "profile \"quote {\n")
+	h.symlink("../off", profileDir+"/disable/off")
+	if err := unix.Mkfifo(filepath.Join(h.root, profileDir, "fifo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time from what is known
+		all, unread := h.Profiles()
+		if len(all) != 1 || all[0].Name != "good" {
+			t.Errorf("Profiles = %+v", all)
+		}
+		for name, code := range map[string]attach.Code{"huge": attach.ProfileUnreadable, "dangling": attach.ProfileUnreadable, "fifo": attach.ProfileUnreadable,
+			"quote": attach.ProfileBroken, "latin": attach.ProfileBroken} {
+			if r := unread[profileDir+"/"+name]; r.Code != code || !strings.Contains(r.Detail, profileDir+"/"+name) {
+				t.Errorf("of %s it is said: %+v", name, r)
+			}
+			delete(unread, profileDir+"/"+name)
+		}
+		if len(unread) > 0 {
+			t.Errorf("what is no profile file was to be read: %v", unread)
+		}
+	}
+	h.write(profileDir+"/nowhere", "profile nowhere { }\n")
+	if p := names(h, "nowhere"); p != "nowhere@dangling nowhere@nowhere" {
+		t.Errorf("a link that leads to a file by now: %q", p)
+	}
+	if err := os.RemoveAll(filepath.Join(h.root, profileDir)); err != nil {
+		t.Fatal(err)
+	}
+	if all, unread := h.Profiles(); len(all)+len(unread) > 0 {
+		t.Errorf("without the directory: %v %v", all, unread)
+	}
+	h.write(profileDir, "no directory")
+	if _, unread := h.Profiles(); unread[profileDir].Code != attach.ProfileUnreadable {
+		t.Errorf("a directory that cannot be listed: %v", unread)
 	}
 }
 

@@ -836,7 +836,10 @@ func TestVMGlobalModeAndIndexOfTheHost(t *testing.T) {
 		t.Errorf("Host = %+v", h)
 	}
 	begin := time.Now()
-	all := v.Profiles()
+	all, unread := v.Profiles()
+	if len(unread) > 0 {
+		t.Errorf("of the distribution's files these were not read: %v", unread)
+	}
 	t.Logf("%d profiles in %v", len(all), time.Since(begin))
 	begin = time.Now()
 	v.Profiles()

@@ -1067,8 +1067,8 @@ func BenchmarkIndex(b *testing.B) {
 	}
 	for b.Loop() {
 		s := New(Options{Root: root, Scratch: filepath.Join(dir, "scratch"), Owner: os.Geteuid()})
-		if n := len(s.Profiles()); n != 100 {
-			b.Fatal(n)
+		if all, _ := s.Profiles(); len(all) != 100 {
+			b.Fatal(len(all))
 		}
 	}
 }

@@ -37,6 +37,7 @@ type Daemon interface {
 	VerifyJSON(ctx context.Context, units []string) ([]byte, error)
 	StatusJSON(ctx context.Context, units []string) ([]byte, error)
 	Profiles(ctx context.Context) ([]attach.Profile, error)
+	ProfileProblems(ctx context.Context) ([]attach.Reason, error)
 	Check(ctx context.Context, args []string) ([]attach.Outcome, error)
 	Query(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error)
 	QueryLoaded(ctx context.Context, profiles []string, question string) ([]attach.QueryResult, error)

@@ -32,6 +32,7 @@ type fakeDaemon struct {
 	cases    attach.CaseReport
 	evidence attach.EvidenceReport
 	profiles []attach.Profile
+	problems []attach.Reason
 	queried  []attach.QueryResult
 	err      error
 	request  attach.Request
@@ -158,6 +159,10 @@ func (d *fakeDaemon) Status(_ context.Context, units []string) (attach.Report, e
 func (d *fakeDaemon) Profiles(context.Context) ([]attach.Profile, error) {
 	d.did = "profiles"
 	return d.profiles, d.err
+}
+
+func (d *fakeDaemon) ProfileProblems(context.Context) ([]attach.Reason, error) {
+	return d.problems, d.err
 }
 
 func (d *fakeDaemon) Query(_ context.Context, profiles []string, question string) ([]attach.QueryResult, error) {
@@ -640,6 +645,9 @@ func TestOutput(t *testing.T) {
 			s.daemon.queried[1].Loaded = &attach.LiveProfile{Name: "other", Mode: attach.ModeEnforce}
 		}, []string{"query", "--loaded", "--all", "write /tmp/**"}, 3},
 		{"query-unknown", func(s *scene) { s.daemon.queried = answered()[2:3] }, []string{"query", "third", "write /tmp/**"}, 5},
+		{"query-unread", func(s *scene) {
+			s.daemon.queried = []attach.QueryResult{{Profile: "/etc/apparmor.d/odd", File: "/etc/apparmor.d/odd", May: attach.MayUnknown, Text: "cannot be asked: cannot read it"}}
+		}, []string{"query", "--all", "write /tmp/**"}, 5},
 		{"explain-broken", func(s *scene) {
 			s.daemon.report.Units = []attach.Status{{Unit: "web.service", Profile: "web", Attachment: "x", Refused: broken()[0].Reasons}}
 		}, []string{"explain", "web"}, 3},
@@ -705,6 +713,13 @@ func TestOutput(t *testing.T) {
 				{Name: "My Agent", File: "/etc/apparmor.d/spaces", Line: 12, Flags: []string{"complain", "attach_disconnected"}, DisabledBy: "/etc/apparmor.d/disable/spaces"},
 			}
 		}, []string{"list", "--profiles"}, 0},
+		{"list-profiles-unread", func(s *scene) {
+			s.daemon.profiles = []attach.Profile{{Name: "myagent", File: "/etc/apparmor.d/usr.local.bin.myagent", Line: 4}}
+			s.daemon.problems = []attach.Reason{attach.Because(attach.ProfileUnreadable, "cannot read profile file /etc/apparmor.d/odd: the link leads to nothing").At("/etc/apparmor.d/odd")}
+		}, []string{"list", "--profiles"}, 5},
+		{"list-profiles-unread-json", func(s *scene) {
+			s.daemon.problems = []attach.Reason{attach.Because(attach.ProfileUnreadable, "cannot read profile file /etc/apparmor.d/odd: the link leads to nothing").At("/etc/apparmor.d/odd")}
+		}, []string{"list", "--profiles", "--json"}, 5},
 		{"explain-unit", func(s *scene) { s.daemon.report = mixedReport() }, []string{"explain", "a", "b", "c", "d", "nope", "ssh"}, 3},
 		{"explain-refused", func(s *scene) {
 			s.daemon.report.Units = []attach.Status{{Unit: "web.service", Profile: "web", Attachment: "x", Refused: refused().Reasons}}

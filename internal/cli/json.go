@@ -25,7 +25,7 @@ import (
 //	resume, plan           {"outcomes": [attach.Outcome]}
 //	check                  {"outcomes": [attach.Outcome], "codes": [attach.Entry]}
 //	  with --no-wait       {"operation": "/org/aaunit1/operation/1"}
-//	list --profiles        {"profiles": [attach.Profile]}
+//	list --profiles        {"profiles": [attach.Profile], "problems": [attach.Reason]}
 //	list --unconfined      attach.ExposureReport
 //	metrics                attach.Metrics
 //	report                 report.Document
@@ -53,6 +53,7 @@ type (
 	}
 	profilesDoc struct {
 		Profiles []attach.Profile `json:"profiles"`
+		Problems []attach.Reason  `json:"problems,omitempty"` // files that no profile could be read of
 	}
 	codesDoc struct {
 		Codes []attach.Entry `json:"codes"`

@@ -125,9 +125,13 @@ func (a *app) answers(out []attach.QueryResult, question string) error {
 	return nil
 }
 
-// asked names a profile; of one that is loaded, what the kernel says of it.
+// asked names a profile, or a file that none could be read of; of one that is loaded,
+// what the kernel says of it.
 func asked(r attach.QueryResult) string {
-	if r.Loaded == nil {
+	switch {
+	case r.Profile == r.File:
+		return "file " + r.File
+	case r.Loaded == nil:
 		return "profile " + r.Profile
 	}
 	sum := r.Loaded.Checksum

@@ -196,19 +196,31 @@ commands that begin to confine each. For root and members of group adm.`,
 
 func (a *app) listProfiles(ctx context.Context, d Daemon) error {
 	list, err := d.Profiles(ctx)
+	if err != nil {
+		return err
+	}
+	problems, err := d.ProfileProblems(ctx)
 	switch {
 	case err != nil:
 		return err
 	case list == nil:
 		list = []attach.Profile{}
 	}
+	if len(problems) > 0 {
+		a.exit = attach.ExitUnknown
+	}
+	if a.json {
+		return a.printJSON(profilesDoc{list, problems})
+	}
+	p := a.printer()
+	for _, bad := range problems {
+		p.reason(markWarn, bad)
+	}
 	switch {
-	case a.json:
-		return a.printJSON(profilesDoc{list})
-	case len(list) == 0:
-		a.printer().line("No profile was found under /etc/apparmor.d.")
-	default:
-		a.printer().profiles(list)
+	case len(list) > 0:
+		p.profiles(list)
+	case len(problems) == 0:
+		p.line("No profile was found under /etc/apparmor.d.")
 	}
 	return nil
 }

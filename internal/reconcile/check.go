@@ -17,8 +17,8 @@ import (
 type Texts interface {
 	attach.Index
 	// Profiles lists every profile that a file directly in /etc/apparmor.d
-	// defines.
-	Profiles() []attach.Profile
+	// defines; why there may be more is in unread, by file.
+	Profiles() (all []attach.Profile, unread map[string]attach.Reason)
 	// Compile compiles each file in a bounded child; why it cannot compile one is
 	// in problems, by file. Results are kept while the file, what it includes, the
 	// parser and the kernel stay the same. A policy that Policies keeps comes
@@ -43,9 +43,12 @@ type checker struct {
 	kernel string
 	// sources: the files are sources, and not where they will be used.
 	sources bool
+	dir     string // of the profiles
 }
 
-func (l *Loop) checker() checker { return checker{texts: l.apparmor, gate: l.gate} }
+func (l *Loop) checker() checker {
+	return checker{texts: l.apparmor, gate: l.gate, dir: "/etc/apparmor.d"}
+}
 
 // Check says what is in profile files, and what speaks against attaching
 // units, and changes nothing. An argument with a slash is a file, of a profile or
@@ -427,7 +430,11 @@ func (k checker) query(ctx context.Context, names []string, question string, tru
 	}
 	var asked []attach.Profile
 	if len(names) == 0 {
-		asked = k.texts.Profiles()
+		var unread map[string]attach.Reason
+		asked, unread = k.texts.Profiles()
+		for file, r := range unread {
+			unknown(file, file, r)
+		}
 	}
 	for _, name := range names {
 		found := k.texts.ByName(name)
@@ -443,7 +450,12 @@ func (k checker) query(ctx context.Context, names []string, question string, tru
 			}
 		}
 		if len(found) == 0 {
-			unknown(name, "", attach.Because(attach.ProfileNotFound, "no file under /etc/apparmor.d defines a profile %s", name).WithNext("aaunitctl list --profiles"))
+			r := attach.Because(attach.ProfileNotFound, "no file under %s defines a profile %s", k.dir, name).WithNext("aaunitctl list --profiles")
+			if _, unread := k.texts.Profiles(); len(unread) > 0 {
+				first := slices.Sorted(maps.Keys(unread))[0]
+				r = attach.Because(attach.ProfileUnreadable, "no file under %s that could be read defines a profile %s; %d could not: %s", k.dir, name, len(unread), unread[first].Detail).At(first)
+			}
+			unknown(name, "", r)
 		}
 		asked = append(asked, found...)
 	}

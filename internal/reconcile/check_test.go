@@ -303,6 +303,40 @@ func TestOffline(t *testing.T) {
 	}
 }
 
+// A profile file that could not be read may allow what is asked.
+func TestQueryOfWhatCouldNotBeRead(t *testing.T) {
+	w := newWorld()
+	w.files["a"] = "1"
+	off := Offline{Texts: apparmor{w}, Gate: saysNo{w}, Attachments: attachments{w}, Profiles: "/srv/base"}
+	ask := func(names ...string) []attach.QueryResult {
+		t.Helper()
+		out, err := off.Query(t.Context(), names, "write /etc/**")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if out := ask(); len(out) != 1 || attach.ExitOfQuery(out) != attach.ExitOK {
+		t.Errorf("%+v", out)
+	}
+	none := ask("b")
+	if len(none) != 1 || none[0].Reason.Code != attach.ProfileNotFound || !strings.Contains(none[0].Text, "no file under /srv/base defines") {
+		t.Errorf("%+v", none)
+	}
+	w.unread = map[string]attach.Reason{"/srv/base/b": attach.Because(attach.ProfileUnreadable, "cannot read it").At("/srv/base/b")}
+	out := ask()
+	if len(out) != 2 || attach.ExitOfQuery(out) != attach.ExitUnknown || out[0].File != "/srv/base/b" || out[0].Reason == nil || out[0].Reason.Code != attach.ProfileUnreadable {
+		t.Errorf("%+v", out)
+	}
+	if out := ask("a"); len(out) != 1 || attach.ExitOfQuery(out) != attach.ExitOK {
+		t.Errorf("a profile that was read: %+v", out)
+	}
+	none = ask("b")
+	if len(none) != 1 || none[0].Reason.Code != attach.ProfileUnreadable || !strings.Contains(none[0].Text, "1 could not: cannot read it") {
+		t.Errorf("%+v", none)
+	}
+}
+
 func TestQueryLoaded(t *testing.T) {
 	w := newWorld()
 	w.kernel["a"], w.kernel["b"] = "1", "unread"

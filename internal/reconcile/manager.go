@@ -680,4 +680,4 @@ type seen struct {
 }
 
 // Profiles lists the profiles under /etc/apparmor.d.
-func (l *Loop) Profiles() []attach.Profile { return l.apparmor.Profiles() }
+func (l *Loop) Profiles() ([]attach.Profile, map[string]attach.Reason) { return l.apparmor.Profiles() }

@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"path/filepath"
@@ -14,8 +15,10 @@ import (
 // answers, from the same policy; what only the kernel could add is left out, and
 // said to be.
 type Offline struct {
-	Texts       Texts
-	Gate        Gate
+	Texts Texts
+	Gate  Gate
+	// Profiles stands in the place of /etc/apparmor.d, "" is that.
+	Profiles    string
 	Attachments interface {
 		// One is Attachments.One.
 		One(path string) (a attach.Attachment, problems []attach.Reason, is bool)
@@ -31,7 +34,7 @@ type Offline struct {
 }
 
 func (f Offline) checker() checker {
-	return checker{texts: f.Texts, gate: f.Gate, kernel: f.Kernel, sources: true}
+	return checker{texts: f.Texts, gate: f.Gate, kernel: f.Kernel, sources: true, dir: cmp.Or(f.Profiles, "/etc/apparmor.d")}
 }
 
 // Check is Loop.Check, for whoever runs it: of units it is looked at what systemd

@@ -30,11 +30,12 @@ type world struct {
 	mu        sync.Mutex
 	units     map[string]*unit
 	aliases   map[string]string
-	disk      map[string]string // drop-ins
-	read      map[string]string // drop-ins as of the last daemon-reload
-	files     map[string]string // profile -> version of its text
-	bad       map[string]bool   // profile whose text does not compile
-	kernel    map[string]string // profile -> version that is loaded
+	disk      map[string]string        // drop-ins
+	read      map[string]string        // drop-ins as of the last daemon-reload
+	files     map[string]string        // profile -> version of its text
+	bad       map[string]bool          // profile whose text does not compile
+	unread    map[string]attach.Reason // profile files of which not even names could be read
+	kernel    map[string]string        // profile -> version that is loaded
 	att       map[string]attach.Attachment
 	broken    map[string]bool
 	records   map[string]attach.Record
@@ -779,7 +780,14 @@ func (w *world) InFile(p string) ([]attach.Profile, error) {
 
 func (w *world) ByExecutable(string) []attach.Profile { return nil }
 
-func (w *world) Profiles() []attach.Profile { return nil }
+func (w *world) Profiles() ([]attach.Profile, map[string]attach.Reason) {
+	defer w.lock()()
+	var all []attach.Profile
+	for _, name := range slices.Sorted(maps.Keys(w.files)) {
+		all = append(all, w.profile(name))
+	}
+	return all, w.unread
+}
 
 func (w *world) Host() attach.Host {
 	h := attach.Host{Enabled: attach.Yes, GlobalMode: attach.ModeEnforce}

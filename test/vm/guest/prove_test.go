@@ -83,7 +83,7 @@ func TestNamesThatEscape(t *testing.T) {
 			t.Logf("%q: %s", file, f)
 		}
 	}
-	if r := ctl(t, "list", "--profiles"); r.exit != 0 {
+	if r := ctl(t, "list", "--profiles"); r.exit != 0 && r.exit != 5 { // 5: of some not even a name can be read
 		t.Errorf("exit %d\n%s", r.exit, r.stderr)
 	} else {
 		fine("list --profiles", r)
