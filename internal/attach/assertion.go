@@ -247,3 +247,20 @@ func (c Code) Waivable() bool {
 	_, known := catalogue[c]
 	return known && strings.HasPrefix(string(c), builtIn)
 }
+
+// OfComplainMode says of an attachment that asks for complain mode what that makes of it:
+// for a check. Attaching it is what somebody wants, and its verdict says the same.
+func OfComplainMode(a Attachment) []Reason {
+	if a.Mode != WishComplain {
+		return nil
+	}
+	out := []Reason{because(ProfileComplain, "Mode=complain: what profile %s does not allow is logged and let pass", a.Profile).
+		at(a.Source).next("take Mode=complain out when the profile has all that the unit needs")}
+	for _, as := range a.Assertions {
+		if as.Deny {
+			out = append(out, because(AssertionFailed, "Deny=%s does not hold in complain mode, which lets pass what the profile does not allow", as.Text).
+				at(fmt.Sprintf("%s:%d", a.Source, as.Line)))
+		}
+	}
+	return out
+}

@@ -102,6 +102,7 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 			l.mu.Unlock()
 			if a != nil {
 				o.Notes = append(o.Notes, attach.SocketBlindSpots(*a)...)
+				complains(o, *a)
 			}
 			for _, r := range o.Reasons {
 				if file, _, _ := strings.Cut(r.Where, ":"); r.Code == attach.ProfileBroken && len(o.Findings) == 0 {
@@ -151,6 +152,14 @@ func found(o *attach.Outcome, reasons ...attach.Reason) {
 		if !slices.Contains(o.Reasons, r) {
 			o.Reasons, o.Exit = append(o.Reasons, r), attach.WorstExit(o.Exit, exitOfFound(r))
 		}
+	}
+}
+
+// complains adds what complain mode, where it is asked for, makes of an attachment. It keeps
+// nobody from attaching it, and is no success.
+func complains(o *attach.Outcome, a attach.Attachment) {
+	if notes := attach.OfComplainMode(a); len(notes) > 0 {
+		o.Notes, o.Exit = append(o.Notes, notes...), attach.WorstExit(o.Exit, attach.ExitNotConfined)
 	}
 }
 
@@ -360,6 +369,7 @@ func (k checker) declaredFor(ctx context.Context, o *attach.Outcome, a attach.At
 		}
 	}
 	o.Notes = append(o.Notes, attach.SocketBlindSpots(a)...)
+	complains(o, a)
 	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
 }
 

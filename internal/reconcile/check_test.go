@@ -178,6 +178,58 @@ func TestCheckOfAnAttachedUnitIsOfItsText(t *testing.T) {
 	}
 }
 
+// Complain mode is no success of a check, whoever asks and however, and no Deny= holds in
+// it. It is attached all the same.
+func TestCheckOfComplainMode(t *testing.T) {
+	const file, unit = "/etc/aaunit/attachments.d/a.service.conf", "a.service"
+	for _, mode := range []attach.Wish{attach.WishEnforce, attach.WishComplain} {
+		deny, err := attach.ParseAssertion(true, "write /etc/**")
+		if err != nil {
+			t.Fatal(err)
+		}
+		deny.Line = 5
+		allow := deny
+		allow.Deny, allow.Line = false, 6
+		w := newWorld()
+		w.addUnit(unit)
+		w.declareUnit(file, unit, func(a *attach.Attachment) { a.Mode, a.Assertions = mode, []attach.Assertion{deny, allow} })
+		ask := func(what string, out []attach.Outcome, err error) {
+			t.Helper()
+			if err != nil || len(out) != 1 {
+				t.Fatalf("%s: %v %+v", what, err, out)
+			}
+			var said []string
+			for _, r := range out[0].Notes {
+				said = append(said, string(r.Code)+" "+r.Where)
+			}
+			want, exit := []string(nil), attach.ExitOK
+			if mode == attach.WishComplain {
+				want, exit = []string{"profile-complain " + file, "assertion-failed " + file + ":5"}, attach.ExitNotConfined
+			}
+			if out[0].Exit != exit || !slices.Equal(said, want) || len(out[0].Reasons) > 0 {
+				t.Errorf("%s of %s: exit %d, %q, %+v", what, mode, out[0].Exit, said, out[0].Reasons)
+			}
+		}
+		w.run(t, func(l *Loop) {
+			rest()
+			for _, arg := range []string{unit, file} {
+				out, err := l.Check(t.Context(), []string{arg}, true)
+				ask("check "+arg, out, err)
+			}
+			if s := status(t, l, unit); len(s.Refused) > 0 || s.Verdict == nil || w.calls["restart"] != 1 {
+				t.Errorf("%s: it is not attached: %+v", mode, s)
+			}
+		})
+		off := Offline{Texts: apparmor{w}, Gate: w, Attachments: attachments{w}, Kernel: "nobody asked"}
+		out, err := off.Check(t.Context(), []string{file})
+		ask("check --offline FILE", out, err)
+		off.Systemd = fewUnits{u: attach.Unit{ID: unit, Names: []string{unit}, LoadState: "loaded", ActiveState: "active", FragmentPath: "/lib/a.service", Type: "simple",
+			Settings: attach.Settings{Exec: []attach.ExecCommand{{Property: "ExecStart", Path: "/usr/bin/x"}}, DefaultDependencies: true}}}
+		out, err = off.Check(t.Context(), []string{unit})
+		ask("check --offline UNIT", out, err)
+	}
+}
+
 // TestFilesOfOthersAreNotOpened: whoever is not root has no file read, not even looked at,
 // that may not be named: what opens it is root.
 func TestFilesOfOthersAreNotOpened(t *testing.T) {

@@ -138,6 +138,7 @@ func (f Offline) unit(ctx context.Context, k checker, name string, u attach.Unit
 	}
 	found(&o, mine(refusals)...)
 	o.Notes = append(o.Notes, mine(warnings)...)
+	complains(&o, *d.Attachment)
 	o.Exit = attach.WorstExit(o.Exit, attach.ExitOfFindings(o.Findings))
 	return o
 }
