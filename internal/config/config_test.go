@@ -164,6 +164,11 @@ func TestLayersMaskAndOneBadFileLeavesTheOthers(t *testing.T) {
 	if diff := cmp.Diff(map[string]bool{root + "/etc/bad.conf": true, root + "/etc/link.conf": true}, d.Broken); diff != "" {
 		t.Errorf("broken files (-want +got):\n%s", diff)
 	}
+	for file, there := range map[string]bool{"/etc/a.conf": true, "/etc/b.conf": true, "/usr/b.conf": true, "/etc/bad.conf": true, "/etc/none.conf": false, "/etc": false, "/x.conf": false} {
+		if f.Exists(root+file) != there {
+			t.Errorf("Exists(%s) = %v", file, !there)
+		}
+	}
 }
 
 func TestFilesThatOthersCanWriteAreNotUsed(t *testing.T) {

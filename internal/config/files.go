@@ -255,6 +255,13 @@ func (f *Files) One(path string) (a attach.Attachment, problems []attach.Reason,
 // Holds reports whether a file lies in one of the directories.
 func (f *Files) Holds(path string) bool { return slices.Contains(f.Dirs, filepath.Dir(path)) }
 
+// Exists reports whether a file lies in one of the directories and is there, be it
+// masked or of no use; where that cannot be told, too.
+func (f *Files) Exists(path string) bool {
+	_, err := os.Lstat(path)
+	return f.Holds(path) && !errors.Is(err, fs.ErrNotExist)
+}
+
 // fileOf is the name of the file of an attachment made at the command line: after
 // the unit where that fits into a file's name, else after its digest.
 func fileOf(unit string) string {

@@ -33,7 +33,11 @@ func (l *Loop) Apply(ctx context.Context, r attach.Request, progress func(attach
 				continue
 			}
 			mine := l.unitsOf(file)
-			if len(mine) == 0 {
+			switch {
+			case len(mine) > 0:
+			case !l.knows(ctx, file, r.Trusted):
+				out = append(out, attach.Outcome{Unit: file, Exit: attach.ExitNoUnit, Reasons: []attach.Reason{attach.Because(attach.NotAttached, "there is no file %s that could attach a unit, and no unit is attached by it", file)}})
+			default:
 				out = append(out, attach.Outcome{Unit: file, Notes: []attach.Reason{attach.Because(attach.NotAttached, "no unit is attached by %s, or runs under a profile of it", file)}})
 			}
 			units = append(units, mine...)
@@ -50,6 +54,26 @@ func (l *Loop) Apply(ctx context.Context, r attach.Request, progress func(attach
 		}
 		return out
 	})
+}
+
+// knows reports whether there is an attachment file or a profile file of that path, or was
+// an attachment file: whoever takes one away and says so may come after the watch on the
+// directory.
+func (l *Loop) knows(ctx context.Context, file string, trusted bool) bool {
+	l.mu.Lock()
+	gone := l.vanished[file]
+	l.mu.Unlock()
+	if gone || l.attachments.Exists(file) {
+		return true
+	}
+	if !trusted && filepath.Dir(file) != "/etc/apparmor.d" {
+		return false
+	}
+	if _, err := l.apparmor.InFile(file); err == nil {
+		return true
+	}
+	_, problems := l.apparmor.Compile(ctx, []string{file}, false)
+	return problems[file].Code != attach.ProfileNotFound
 }
 
 // problemsOf is what is wrong with an attachment file, or with its directory.

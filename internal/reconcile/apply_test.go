@@ -72,6 +72,35 @@ func TestApplyActsOnAFileAtOnceAndWaits(t *testing.T) {
 	})
 }
 
+// A name that stands for nothing is a mistake, not work that is done.
+func TestApplyOfAFileThatNeverWas(t *testing.T) {
+	w := newWorld()
+	w.files["idle"] = "1"
+	w.att["/etc/aaunit/attachments.d/none.conf"] = attach.Attachment{Source: "/etc/aaunit/attachments.d/none.conf", Units: []string{"x-*.service"}, Profile: "a"}
+	w.run(t, func(l *Loop) {
+		rest()
+		for _, c := range []struct {
+			file    string
+			trusted bool
+			exit    attach.Exit
+		}{
+			{"/etc/aaunit/attachments.d/none.conf", false, attach.ExitOK}, // attaches nothing, and is there
+			{"/etc/aaunit/attachments.d/typo.conf", true, attach.ExitNoUnit},
+			{"/etc/apparmor.d/idle", false, attach.ExitOK},
+			{"/etc/apparmor.d/typo", false, attach.ExitNoUnit},
+			{"/srv/idle", true, attach.ExitOK},
+			{"/srv/typo", true, attach.ExitNoUnit},
+			// Others are not told what files there are.
+			{"/srv/idle", false, attach.ExitNoUnit},
+		} {
+			out, err := l.Apply(context.Background(), attach.Request{Units: []string{c.file}, Trusted: c.trusted}, nil)
+			if err != nil || len(out) != 1 || out[0].Unit != c.file || out[0].Exit != c.exit || (len(out[0].Reasons) == 0) != (c.exit == attach.ExitOK) {
+				t.Errorf("%s: exit %d, want %d: %v %+v", c.file, out[0].Exit, c.exit, err, out)
+			}
+		}
+	})
+}
+
 func TestApplyTriesAgainWhatIsHeldAndNeverSaysConfined(t *testing.T) {
 	w := newWorld()
 	u := w.addUnit("a.service")

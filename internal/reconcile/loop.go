@@ -155,6 +155,7 @@ type Loop struct {
 	selector attach.Selector               // of what is declared
 	targets  map[string]*attach.Attachment // by unit; what applies to it; never changed in place
 	rivals   map[string][]attach.Attachment
+	vanished map[string]bool   // attachment files that were there
 	alias    map[string]string // name as declared -> canonical
 	unlisted map[string]bool   // targets that systemd listed nowhere when they were last declared; see spent
 	records  map[string]attach.Record
@@ -219,7 +220,7 @@ func New(o Options) *Loop {
 		log: o.Log, recheck: o.Recheck, passUnits: o.PassUnits, version: o.Version, boot: o.Boot, rest: o.Rest, sized: o.Sized,
 		queue: newQueue(), asked: make(chan func(context.Context)), disk: make(chan struct{}, parallelFiles), pings: make(chan struct{}), stirred: make(chan struct{}, 1), noticed: make(chan struct{}, 1),
 		leave: map[string]bool{}, again: map[string]bool{}, anew: map[string]bool{}, strays: map[string]time.Time{}, waiting: map[string]time.Time{},
-		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, alias: map[string]string{},
+		targets: map[string]*attach.Attachment{}, rivals: map[string][]attach.Attachment{}, vanished: map[string]bool{}, alias: map[string]string{},
 		may: map[string]attach.Tri{}, records: map[string]attach.Record{}, alike: map[string]string{}, statuses: map[string]*attach.Status{}, stuck: map[string]bool{}, barred: map[string]map[string]string{}, readAnew: map[string]map[string]string{}, subs: map[int]func(*attach.Status){},
 	}
 }
@@ -535,6 +536,27 @@ func (l *Loop) wants(unit string) bool {
 	return chosen != nil || len(rivals) > 0
 }
 
+// maxGone bounds the attachment files that are known to have been there.
+const maxGone = 1000
+
+// noteGone keeps which attachment files are there no more. l.mu is held.
+func (l *Loop) noteGone(now attach.Declared) {
+	here := map[string]bool{}
+	for _, a := range now.Attachments {
+		here[a.Source] = true
+		delete(l.vanished, a.Source)
+	}
+	for _, a := range l.declared.Attachments {
+		if here[a.Source] {
+			continue
+		}
+		if len(l.vanished) >= maxGone {
+			clear(l.vanished)
+		}
+		l.vanished[a.Source] = true
+	}
+}
+
 // declare reads the attachment files again and works out which attachment
 // applies to which unit. The units for which that changed are queued.
 func (l *Loop) declare(ctx context.Context) {
@@ -623,6 +645,7 @@ func (l *Loop) declare(ctx context.Context) {
 			changed = append(changed, unit)
 		}
 	}
+	l.noteGone(d)
 	l.declared, l.selector, l.targets, l.rivals = d, selector, targets, rivals
 	l.unlisted = map[string]bool{}
 	for unit, a := range targets {

@@ -156,6 +156,9 @@ type Attachments interface {
 	// attachment files are read from.
 	One(path string) (a attach.Attachment, problems []attach.Reason, is bool)
 	Holds(path string) bool
+	// Exists reports whether a file lies in one of the directories and is there, be it
+	// masked or of no use; where that cannot be told, too.
+	Exists(path string) bool
 	// Propose is what Read would give if files had these texts, or one without any
 	// were gone; others are those that are no place of an attachment file.
 	Propose(files []attach.ProposedFile) (d attach.Declared, others []attach.ProposedFile)

@@ -1199,6 +1199,12 @@ func (a attachments) One(path string) (attach.Attachment, []attach.Reason, bool)
 
 func (a attachments) Holds(path string) bool { return strings.HasPrefix(path, "/etc/aaunit/") }
 
+func (a attachments) Exists(path string) bool {
+	defer a.lock()()
+	_, there := a.att[path]
+	return there
+}
+
 func (a attachments) Read() attach.Declared {
 	defer a.lock()()
 	d := attach.Declared{Broken: maps.Clone(a.broken)}

@@ -396,6 +396,9 @@ def main():
         else:
             write(module, path, after)
     rc, done = aaunitctl.outcomes('apply', path)
+    if after is None:
+        # That aaunitd never knew the file (exit status 4) is what is wanted.
+        done = [o for o in done if o.name != path or o.exit != 4]
     result['waiting'] = [o.name for o in done if o.waits_for(later)]
     done = [o for o in done if o.name not in result['waiting']]
     result['changed'] = before != after or any(o.changed for o in done)

@@ -255,9 +255,12 @@ def test_detaches(host):
     assert host.calls()[-2][0][1:] == ['propose', str(file(host)), '--gone']
 
     nothing = {'unit': str(file(host)), 'exit': 0, 'notes': [reason('not-attached', 'no unit is attached by it')]}
-    host.outcomes('propose', nothing)
-    host.outcomes('apply', nothing)
-    assert not host.run('attachment', name='agents', state='absent')['changed']
+    never = {'unit': str(file(host)), 'exit': 4, 'reasons': [reason('not-attached', 'there is no such file')]}
+    for done in (nothing, never):
+        host.outcomes('propose', nothing)
+        host.outcomes('apply', done)
+        out = host.run('attachment', name='agents', state='absent')
+        assert not out.get('failed') and not out['changed'], out
 
 
 def test_says_what_is_missing(host):
