@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,6 +38,9 @@ together, and no daemon is asked. Of two reports of a host the newer one counts.
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 && len(merge) == 0 {
 				return errors.New("files are for --merge")
+			}
+			if slices.Contains(merge, "") || slices.Contains(args, "") {
+				return errors.New("the name of a file to merge is empty")
 			}
 			return nil
 		},
@@ -78,7 +82,7 @@ together, and no daemon is asked. Of two reports of a host the newer one counts.
 
 	cmd.Flags().BoolVar(&html, "html", false, "one page for a browser or for print")
 	cmd.Flags().BoolVar(&csv, "csv", false, "a table, one row for each service")
-	cmd.Flags().StringSliceVar(&merge, "merge", nil, "put together the reports in `FILE`s, without a daemon")
+	cmd.Flags().StringArrayVar(&merge, "merge", nil, "put together the reports in `FILE`s, without a daemon")
 	cmd.Flags().StringVar(&since, "since", "", "also say what has changed since the report in a `FILE`")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "write to a `FILE`, all at once")
 	cmd.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of --json")

@@ -83,6 +83,15 @@ func TestReportOfAFleet(t *testing.T) {
 		t.Error("a hostile report reaches the terminal")
 	}
 	golden(t, "report-fleet", s.out.String())
+	// A comma is a part of a name, and an empty one is no name.
+	if exit := s.run("report", "--merge", "host.json,earlier.json"); exit != attach.ExitFailed || !strings.Contains(s.err.String(), "host.json,earlier.json") {
+		t.Errorf("exit %d: %s", exit, s.err.String())
+	}
+	for _, args := range [][]string{{"--merge", ""}, {"--merge="}, {"--merge", "host.json", ""}} {
+		if exit := s.run(append([]string{"report"}, args...)...); exit != attach.ExitUsage {
+			t.Errorf("%q: exit %d: %s", args, exit, s.err.String())
+		}
+	}
 	if exit := s.run("report", "--merge", "host.json"); exit != attach.ExitNotConfined {
 		t.Errorf("exit %d: %s", exit, s.err.String())
 	}
