@@ -645,6 +645,9 @@ func TestOutput(t *testing.T) {
 			s.daemon.queried[1].Loaded = &attach.LiveProfile{Name: "other", Mode: attach.ModeEnforce}
 		}, []string{"query", "--loaded", "--all", "write /tmp/**"}, 3},
 		{"query-unknown", func(s *scene) { s.daemon.queried = answered()[2:3] }, []string{"query", "third", "write /tmp/**"}, 5},
+		{"query-nothing", func(*scene) {}, []string{"query", "--all", "write /tmp/**"}, 5},
+		{"query-nothing-base", func(s *scene) { s.Exists = func(string) bool { return true } }, []string{"query", "--all", "--base", "/etc", "write /tmp/**"}, 5},
+		{"query-nothing-loaded", func(*scene) {}, []string{"query", "--all", "--loaded", "write /tmp/**"}, 5},
 		{"query-unread", func(s *scene) {
 			s.daemon.queried = []attach.QueryResult{{Profile: "/etc/apparmor.d/odd", File: "/etc/apparmor.d/odd", May: attach.MayUnknown, Text: "cannot be asked: cannot read it"}}
 		}, []string{"query", "--all", "write /tmp/**"}, 5},

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strings"
@@ -68,7 +69,7 @@ that could not be told of one.`,
 					if err != nil {
 						return err
 					}
-					return a.answers(out, question)
+					return a.answers(out, question, "No profile is loaded.")
 				})
 			}
 			var names []string
@@ -80,7 +81,7 @@ that could not be told of one.`,
 				if err != nil {
 					return err
 				}
-				return a.answers(out, question)
+				return a.answers(out, question, fmt.Sprintf("No profile was found under %s.", cmp.Or(local.base, "/etc/apparmor.d")))
 			})
 		},
 	}
@@ -96,12 +97,16 @@ type answersDoc struct {
 	Results  []attach.QueryResult `json:"results"`
 }
 
-func (a *app) answers(out []attach.QueryResult, question string) error {
+// answers prints answers, or that nothing was asked.
+func (a *app) answers(out []attach.QueryResult, question, nothing string) error {
 	a.exit = attach.ExitOfQuery(out)
 	if a.json {
 		return a.printJSON(answersDoc{question, out})
 	}
 	p := a.printer()
+	if len(out) == 0 {
+		p.line("%s", nothing)
+	}
 	counts := map[string]int{}
 	for _, r := range out {
 		counts[r.May]++
