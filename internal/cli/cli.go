@@ -149,6 +149,12 @@ func socket() string {
 func Run(ctx context.Context, args []string, w World) attach.Exit {
 	a := &app{World: w}
 	root := a.root()
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "help" {
+			cmd.Args = helpArgs
+		}
+	}
 	root.SetArgs(args)
 	root.SetOut(w.Stdout)
 	root.SetErr(w.Stderr)
@@ -243,6 +249,20 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	return root
+}
+
+// helpArgs refuses what there is no help on; cobra's own help shows that of the program.
+func helpArgs(cmd *cobra.Command, args []string) error {
+	found, rest, err := cmd.Root().Find(args)
+	switch {
+	case err != nil:
+		return err
+	case len(rest) > 0 && found == cmd.Root():
+		return found.Args(found, rest)
+	case len(rest) > 0:
+		return fmt.Errorf("%s has no command %q", found.CommandPath(), rest[0])
+	}
+	return nil
 }
 
 // below lists the commands of a command, with theirs.

@@ -736,6 +736,8 @@ func TestOutput(t *testing.T) {
 			s.daemon.report.Patterns = s.daemon.report.Patterns[:1]
 		}, []string{"explain", "b", "--json"}, 3},
 		{"help", func(*scene) {}, []string{"--help"}, 0},
+		{"help", func(*scene) {}, []string{"help"}, 0},
+		{"help-verify", func(*scene) {}, []string{"help", "verify"}, 0},
 		{"help-attach", func(*scene) {}, []string{"attach", "--help"}, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -788,6 +790,8 @@ func TestErrors(t *testing.T) {
 		{"a question that is none", nil, []string{"query", "agent", "fly /tmp"}, 2, "usage", `"fly" is no access to a file`},
 		{"a question about nothing", nil, []string{"query", "write /tmp/**"}, 2, "usage", "name a profile and, in quotes, a question"},
 		{"unknown command", nil, []string{"atach"}, 2, "usage", "did you mean attach or detach?"},
+		{"help on an unknown command", nil, []string{"help", "atach"}, 2, "usage", "did you mean attach or detach?"},
+		{"help on an unknown command below", nil, []string{"help", "sockopts", "nosuch"}, 2, "usage", `sockopts has no command "nosuch"`},
 		{"unknown flag", nil, []string{"attach", "--frob"}, 2, "usage", "--frob"},
 		{"unknown global flag", nil, []string{"--frob"}, 2, "usage", "--frob"},
 		{"no unit", nil, []string{"attach"}, 2, "usage", "name at least one unit"},
