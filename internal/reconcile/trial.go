@@ -150,18 +150,20 @@ func (l *Loop) settleTrials(jobs []*job) {
 	}
 }
 
-// undoTrials goes back to the policies that were accepted before.
-func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
-	undone := map[string]string{} // file -> ID that it comes from
-	why := map[string]*job{}      // file -> because of whom
-	var back []attach.Compiled    // what is gone back to, one policy of a name
+// undoTrials goes back to the policies that were accepted before, and gives what it comes
+// from and what it goes back to, by file. Whose attach is undone as well (back) did not
+// come under the changed policy to stay, and is left to that.
+func (l *Loop) undoTrials(ctx context.Context, failed, back, jobs []*job) (undone, was map[string]string) {
+	undone = map[string]string{} // file -> ID that it comes from
+	why := map[string]*job{}     // file -> because of whom
+	var again []attach.Compiled  // what is gone back to, one policy of a name
 	undo := func(e exchange, j *job) {
 		for _, c := range e.now {
 			undone[c.File] = cmp.Or(undone[c.File], c.ID)
 			why[c.File] = cmp.Or(why[c.File], j)
 		}
-		_, more := parted(e.before, back, overlap)
-		back = append(back, more...)
+		_, more := parted(e.before, again, overlap)
+		again = append(again, more...)
 		for _, k := range e.before {
 			why[k.File] = cmp.Or(why[k.File], j)
 		}
@@ -183,13 +185,13 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 				}
 				if i := slices.IndexFunc(e.now, goes); i >= 0 {
 					undo(e, why[e.now[i].File])
-				} else if i := slices.IndexFunc(back, comes); i >= 0 {
-					undo(e, why[back[i].File])
+				} else if i := slices.IndexFunc(again, comes); i >= 0 {
+					undo(e, why[again[i].File])
 				}
 			}
 		}
 	}
-	was := idsOf(back)
+	was = idsOf(again)
 	under := l.sharing(undone)
 	var load []attach.Compiled
 	bad := map[string]error{}
@@ -223,14 +225,24 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 	})
 	l.startAllDragged(ctx, jobs, jobs)
 	if ctx.Err() != nil {
-		return // the trial is on record
+		return undone, was // the trial is on record
 	}
 	jobOf := map[string]*job{}
 	for _, j := range jobs {
 		jobOf[j.d.Unit] = j
 	}
 	for _, unit := range under {
-		l.goBack(ctx, unit, jobOf[unit], undone, was, why)
+		switch j := jobOf[unit]; {
+		case slices.Contains(back, j):
+		case l.settled(unit):
+			l.goBack(ctx, unit, j, undone, was, why)
+		default:
+			l.mu.Lock()
+			r := l.records[unit].Clone()
+			l.mu.Unlock()
+			l.hasBefore(&r, undone, was)
+			l.remember(r)
+		}
 	}
 	for _, r := range l.loadedOver(undone) {
 		if !slices.Contains(under, r.Unit) {
@@ -239,6 +251,7 @@ func (l *Loop) undoTrials(ctx context.Context, failed, jobs []*job) {
 			l.queue.add(inputChanged, r.Unit) // its verdict changes
 		}
 	}
+	return undone, was
 }
 
 // liveForOthers lists the profiles of which the kernel has another policy than this one, that
@@ -380,6 +393,12 @@ func (l *Loop) policiesBefore(r attach.Record, undone, was map[string]string) ma
 	return exchanged(ids, undoes(l.replaced(was, ids), gone))
 }
 
+// hasBefore puts on a record what the unit goes back to.
+func (l *Loop) hasBefore(r *attach.Record, undone, was map[string]string) {
+	r.Policies = l.policiesBefore(*r, undone, was)
+	r.Accepted = acceptedOf(l.policies, *r)
+}
+
 // goBack puts on a unit's record that it runs under the earlier policy again,
 // and holds the changed text. j is the unit's job in this pass, nil where it has
 // none.
@@ -395,11 +414,11 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, undone, was map[
 			first = why[file]
 		}
 	}
-	r.Policies = l.policiesBefore(*r, undone, was)
+	l.hasBefore(r, undone, was)
 	if r.Trial.GoesOn() {
 		l.denials.tried(unit, r.Trial.Since.Add(-behind), false)
 	}
-	r.Trial, r.Stopped, r.Dragged, r.Accepted = nil, false, nil, acceptedOf(l.policies, *r)
+	r.Trial, r.Stopped, r.Dragged = nil, false, nil
 	if r.Hold == nil || r.Hold.OnlyText() { // one whose attach is held stays so
 		r.Hold = &attach.Hold{Reasons: first.failed, Since: time.Now(), Former: r.Profile, Texts: undone}
 		var seen attach.Observed
@@ -425,9 +444,11 @@ func (l *Loop) goBack(ctx context.Context, unit string, j *job, undone, was map[
 	v, o := l.judge(ctx, d, false)
 	l.conclude(d, o, v)
 	if j != nil {
-		j.d, j.verdict, j.seen, j.out.Verdict, j.out.Undone = d, v, o, &v, true
-		j.out.Reasons, j.out.Exit = first.failed, attach.ExitFailed
-		j.event(attach.StepUndo, attach.Done, "%s runs under the policy that was accepted before", unit)
+		j.d, j.verdict, j.seen, j.out.Verdict = d, v, o, &v
+		if len(j.failed) == 0 || j.tried { // else it failed for a reason of its own
+			j.out.Reasons, j.out.Exit, j.out.Undone = first.failed, attach.ExitFailed, true
+			j.event(attach.StepUndo, attach.Done, "%s runs under the policy that was accepted before", unit)
+		}
 		l.publish(unit, func(s *attach.Status) { s.Notes = j.out.Notes })
 	}
 }

@@ -784,3 +784,81 @@ func TestFilesThatAreMergedOrSplitKilledAtAnyStep(t *testing.T) {
 		}
 	}
 }
+
+// A unit may come to share a profile in the pass in which a changed text of it is tried, and
+// its attach fail for a reason of its own. That is undone as any other, and the text with the
+// trial: it had not been under an earlier one, and is not told so.
+func TestAnAttachThatFailsBesideATrial(t *testing.T) {
+	for _, kills := range []bool{false, true} {
+		for kill, more := 1, true; more; kill++ {
+			w := attached(func(a *attach.Attachment) { a.Settle = 10 * time.Second }, "a")
+			a, c, with := w.units["a.service"], w.addUnit("c.service"), w.addUnit("with.service")
+			with.elsewhere = true
+			c.drags, c.breaks["a"] = []string{"with.service"}, true
+			w.deadly["2"] = "dies"
+			var steps []string
+			w.run(t, func(*Loop) {
+				rest()
+				unlock := w.lock()
+				w.onStep = func(step string) bool { steps = append(steps, step); return kills && len(steps) == kill }
+				unlock()
+				w.declareUnit("/etc/aaunit/attachments.d/c.conf", "c.service", func(a *attach.Attachment) { a.Profile = "a" })
+				w.edit("2")
+				rest()
+			})
+			more = w.dead
+			check := func(l *Loop) {
+				w.still(t, "undone")
+				s, r := status(t, l, "c"), w.record("c.service")
+				if !c.running || c.label != "unconfined" || !with.running || !heldAtAttach(r) || r.Hold.Former != "" || len(r.DropIns) > 0 || !strings.HasPrefix(s.Held.Reasons[0].Detail, "c.service failed") ||
+					!maps.Equal(r.Policies, map[string]string{textA: textA + " 1"}) {
+					t.Errorf("c: %+v, %+v, held %+v, %+v", c, with, s.Held, r)
+				}
+				if !a.running || answer(l, "a") != "confined" || w.kernel["a"] != "1" || status(t, l, "a").Held == nil {
+					t.Errorf("a: %+v, %s, held %+v, kernel %q", a, answer(l, "a"), status(t, l, "a").Held, w.kernel)
+				}
+				if w.log.count("the changed policy of c.service was undone") > 0 {
+					t.Errorf("told of c: %s", w.log.String())
+				}
+			}
+			w.dead, w.onStep = false, nil
+			if w.run(t, check); t.Failed() {
+				t.Fatalf("killed %v: %q", more, steps)
+			}
+		}
+	}
+}
+
+// Whoever asks for both is told of each why it failed.
+func TestWhoFailsBesideATrialIsToldItsOwnReason(t *testing.T) {
+	for _, then := range []attach.OnFailedAttach{attach.FailedUndo, attach.FailedStop, attach.FailedKeep} {
+		w := attached(func(a *attach.Attachment) { a.Settle = 10 * time.Second }, "a")
+		c := w.addUnit("c.service")
+		c.breaks["a"] = true
+		w.deadly["2"] = "dies"
+		w.run(t, func(l *Loop) {
+			rest()
+			unlock := w.lock()
+			file := "/etc/aaunit/attachments.d/c.conf"
+			w.files["a"] = "2"
+			unlock()
+			w.declareUnit(file, "c.service", func(a *attach.Attachment) { a.Profile, a.OnFailedAttach = "a", then })
+			out, err := l.Apply(context.Background(), attach.Request{Units: []string{file, fileA}}, nil)
+			if err != nil || len(out) != 2 {
+				t.Fatalf("%v %+v", err, out)
+			}
+			rest()
+			for _, o := range out {
+				told := slices.ContainsFunc(o.Events, func(e attach.Event) bool {
+					return strings.HasSuffix(e.Text, "runs under the policy that was accepted before")
+				})
+				if own := o.Unit == "c.service"; o.Exit != attach.ExitFailed || own && o.Reasons[0].Code != attach.AttachFailed || !own && o.Reasons[0].Code != attach.PolicyUndone || told == own || o.Undone != (!own || then == attach.FailedUndo) {
+					t.Errorf("%s: %s: %+v, %+v", then, o.Unit, o.Reasons, o.Events)
+				}
+			}
+			if s := status(t, l, "a"); s.Held == nil || w.kernel["a"] != "1" || answer(l, "a") != "confined" {
+				t.Errorf("%s: a is %s, held %+v, kernel %q", then, answer(l, "a"), s.Held, w.kernel)
+			}
+		})
+	}
+}

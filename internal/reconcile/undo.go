@@ -73,8 +73,9 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 			back = append(back, j)
 		}
 	}
+	var undone, was map[string]string
 	if len(tried) > 0 {
-		l.undoTrials(ctx, tried, jobs)
+		undone, was = l.undoTrials(ctx, tried, back, jobs)
 	}
 	if len(back) == 0 {
 		return
@@ -90,6 +91,10 @@ func (l *Loop) undo(ctx context.Context, jobs []*job, saved map[string]Saved, op
 	for _, j := range back {
 		l.putBackSockets(j)
 		l.giveBackToOthers(j)
+		if len(undone) > 0 {
+			l.hasBefore(&j.before, undone, was)
+			l.hasBefore(&j.d.Record, undone, was)
+		}
 	}
 	eachAll(back, func(j *job) { l.putBackUnit(ctx, j, back, saved) })
 	if ctx.Err() != nil {
