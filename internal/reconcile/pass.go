@@ -940,6 +940,23 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 		return
 	case j.d.Record.Trial.GoesOn() && j.d.Attachment != nil && !j.held():
 		l.keepLoaded(ctx, j)
+		if j.before.Stopped && !j.o.Unit.Active() {
+			// The undo of the trial was cut off when it had stopped the unit.
+			slots <- struct{}{}
+			err := l.startStopped(ctx, j)
+			<-slots
+			if canceled(err) {
+				err = l.giveWay(ctx, j, err)
+			}
+			if ctx.Err() != nil {
+				j.over = true // the next start goes on
+				return
+			}
+			if err == nil {
+				j.d.Record.Stopped, j.d.Record.Dragged = false, nil
+				l.remember(j.d.Record)
+			}
+		}
 		l.tryPolicy(ctx, j, spoiled)
 		return
 	default:
@@ -962,9 +979,7 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 			j.d.Record.Stopped, j.d.Record.Dragged = false, nil
 		}
 	case j.waited():
-		if err = l.systemd.Start(ctx, j.d.Unit); err == nil {
-			err = l.startDragged(ctx, j, nil)
-		}
+		err = l.startStopped(ctx, j)
 	default:
 		err = l.tryRestart(ctx, j)
 	}
@@ -994,6 +1009,15 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	if !j.stopped {
 		l.settle(ctx, j)
 	}
+}
+
+// startStopped starts a unit that is down since it was stopped for that, with what went down
+// with it.
+func (l *Loop) startStopped(ctx context.Context, j *job) error {
+	if err := l.systemd.Start(ctx, j.d.Unit); err != nil {
+		return err
+	}
+	return l.startDragged(ctx, j, nil)
 }
 
 // endShows reports whether systemd tells of the end that a restarted unit has come to, if

@@ -316,14 +316,16 @@ func (l *Loop) loadedOver(ids map[string]string) (all []attach.Record) {
 }
 
 // startAfterTrial starts a unit again that failed under the changed policy, has failed and
-// is on its way down, or ended under it and waits for systemd. One that somebody has
-// stopped stays so, whether it failed at that or not, and what is starting or stopping goes
-// on: that would cut off a oneshot at work.
+// is on its way down, or ended under it and waits for systemd; so it does one that an undo
+// which was cut off had stopped for that. One that somebody has stopped stays so, whether it
+// failed at that or not, and what is starting or stopping goes on: that would cut off a
+// oneshot at work.
 func (l *Loop) startAfterTrial(ctx context.Context, j *job) {
 	u, err := l.systemd.Observe(ctx, j.d.Unit)
 	down := !u.Active() || u.ActiveState == "deactivating"
 	ended := waitsForRestart(u) || down && u.Result != "success" && !u.TakenDown()
-	if was := j.d.Record.Trial.Unit; err != nil || !was.Active || was.Restarting || !ended || u.InvocationID == "" { // nobody has started it in this boot
+	was, ours := j.d.Record.Trial.Unit, j.d.Record.Stopped && !u.Active()
+	if err != nil || !ours && (!was.Active || was.Restarting || !ended || u.InvocationID == "") { // nobody has started it in this boot
 		return
 	}
 	if err := l.startAgain(ctx, j); err != nil {

@@ -862,3 +862,57 @@ func TestWhoFailsBesideATrialIsToldItsOwnReason(t *testing.T) {
 		})
 	}
 }
+
+// The undo of a trial stops a unit that systemd is about to start again, and is killed before
+// it has started it. The next daemon does so, and starts what went down with it, whatever
+// becomes of the trial.
+func TestAnUndoneTrialKilledAtAnyStep(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		next            func(w *world, b *unit) // what it does at each call of the next daemon
+		denied, stopped bool                    // so is the other one; b is, by hand
+	}{
+		{name: "it stays well"},
+		{name: "it fails at its start", next: func(w *world, b *unit) { b.breaks["a"] = w.kernel["a"] == "2" }},
+		{name: "it cannot be started under the text", next: func(w *world, b *unit) { b.barred = w.kernel["a"] == "2" }, denied: true},
+		{name: "another one is denied something again", denied: true},
+		{name: "it is stopped by hand meanwhile", denied: true, stopped: true},
+	} {
+		for kill, more := 1, true; more; kill++ {
+			w := attached(func(a *attach.Attachment) { a.Settle = time.Minute }, "a", "b")
+			b, with := w.units["b.service"], w.addUnit("with.service")
+			with.elsewhere, b.drags = true, []string{"with.service"}
+			var steps []string
+			w.run(t, func(*Loop) {
+				time.Sleep(3 * time.Minute)
+				w.edit("2")
+				time.Sleep(3 * time.Second)
+				unlock := w.lock()
+				b.between = true // it has ended with status 0, and Restart=always
+				w.onStep = func(step string) bool { steps = append(steps, step); return len(steps) == kill }
+				unlock()
+				w.denials <- denial("a.service", "/new")
+				rest()
+			})
+			more = w.dead
+			w.dead, w.onStep = false, nil
+			if c.next != nil && more {
+				w.onCall = func(string) { c.next(w, b) }
+			}
+			down := c.stopped && steps[len(steps)-1] == "start b.service"
+			if down {
+				w.overtake = func(*unit) {}
+			}
+			w.run(t, func(*Loop) {
+				if c.denied && more {
+					w.denials <- denial("a.service", "/new")
+				}
+				time.Sleep(2 * time.Minute)
+				w.still(t, c.name)
+				if r := w.record("b.service"); b.running == down || with.running == down || r.Stopped || len(r.Dragged) > 0 || r.Trial != nil {
+					t.Errorf("%s, killed %v: %q\n%+v %+v %+v\n%q", c.name, more, steps, b, with, r, w.trace)
+				}
+			})
+		}
+	}
+}

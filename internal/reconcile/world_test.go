@@ -110,8 +110,8 @@ type world struct {
 	covered         bool   // what is in the kernel cannot be reached
 	mayNot          bool   // no profile lets BPF be used
 	writesBelow     string // of /sys/fs, where profiles let tasks write
-	// overtake is what somebody does to the unit that is restarted next, and whose job takes
-	// the place of the restart's.
+	// overtake is what somebody does to the unit that is restarted or started next, and whose
+	// job takes the place of that one's.
 	overtake func(u *unit)
 	// socketLacks: a file that systemd lists for .socket units is not there.
 	socketLacks string
@@ -213,6 +213,8 @@ type unit struct {
 	kept      int // for so many who asked for it
 	// dies: it fails right after the next restart of it is done.
 	dies bool
+	// barred: a start of it fails, since that of one which it requires does.
+	barred bool
 	// fileless: its unit file is not there any more, and systemd has been reloaded since.
 	fileless bool
 }
@@ -694,6 +696,11 @@ func (w *world) Start(ctx context.Context, name string) error {
 		return err
 	}
 	u := w.units[name]
+	if f := w.overtake; f != nil {
+		w.overtake = nil
+		f(u)
+		return overtaken{}
+	}
 	if u.hangs {
 		w.mu.Unlock()
 		<-ctx.Done()
@@ -701,6 +708,9 @@ func (w *world) Start(ctx context.Context, name string) error {
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if u.barred {
+		return errors.New("a dependency failed")
 	}
 	for u.stopping { // it waits for the end
 		w.mu.Unlock()
