@@ -158,6 +158,36 @@ func TestAWaitingUnitOutlivesTheNextAttempt(t *testing.T) {
 	}
 }
 
+// The start that the next attempt gives it is judged as a restart is: where it does not come
+// up confined, that attempt has failed, too, and no profile is taken for one that was taken off.
+func TestAWaitingUnitThatDoesNotComeUpConfined(t *testing.T) {
+	for _, free := range []bool{false, true} {
+		w, u, with := waiting()
+		w.run(t, func(l *Loop) {
+			rest()
+			unlock := w.lock()
+			clear(u.breaks)
+			u.moves = map[string]string{"a": "other"}
+			w.starting = !free
+			done := len(w.trace)
+			unlock()
+			w.edit("2")
+			rest()
+			if r := w.record("a.service"); u.running != free || with.running != free || r.Stopped == free || !heldAtAttach(r) || len(r.DropIns) > 0 || w.called("restart") != 1 {
+				t.Errorf("free %v: %+v %+v %+v %q", free, u, with, r, w.trace[done:])
+			}
+			unlock = w.lock()
+			w.starting = false
+			unlock()
+			letPass(2 * unloadLater)
+			w.still(t, "in the end")
+			if s := status(t, l, "a"); !u.running || u.label != "unconfined" || !with.running || s.Held == nil || answer(l, "a") != "not-confined" {
+				t.Errorf("free %v, in the end: %+v %+v held %+v, %q", free, u, with, s.Held, w.trace[done:])
+			}
+		})
+	}
+}
+
 // Nor is it, with what went down with it, where the daemon is killed on its way with the
 // next attempt, or with its start when the profile has gone.
 func TestAWaitingUnitOutlivesAKill(t *testing.T) {

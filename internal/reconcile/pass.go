@@ -1311,7 +1311,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 			return
 		}
 		if j.verdict.Unit == "" {
-			j.verdict, j.seen = l.judge(ctx, j.d, j.plan.Has(attach.Restart) && !j.stopped)
+			j.verdict, j.seen = l.judge(ctx, j.d, j.restarted && !j.stopped)
 		}
 		v := j.verdict
 		j.out.Verdict = &v
@@ -1322,7 +1322,7 @@ func (l *Loop) verdicts(ctx context.Context, jobs []*job) {
 		switch {
 		case v.Answer == attach.Confined:
 			j.event(attach.StepVerdict, attach.Done, "%s", VerdictText(v))
-		case j.plan.Has(attach.Restart) && !j.stopped && l.fails(j):
+		case j.restarted && !j.stopped && l.fails(j):
 			j.fail(attach.StepVerdict, v.Reasons...)
 		default:
 			j.event(attach.StepVerdict, attach.Warned, "%s", VerdictText(v))
