@@ -46,12 +46,11 @@ type job struct {
 	restarted bool
 	// stopped: somebody has stopped the unit while it was restarted, or kept it from being
 	// restarted, and nobody else starts it.
-	stopped  bool
-	letGo    func()        // of the unit, see keepLoaded; nil nothing
-	since    time.Time     // when the restart, or the new policy, came
-	took     time.Duration // of the restart
-	verdict  attach.Verdict
-	unloaded bool // what a withdrawn attachment had loaded
+	stopped bool
+	letGo   func()        // of the unit, see keepLoaded; nil nothing
+	since   time.Time     // when the restart, or the new policy, came
+	took    time.Duration // of the restart
+	verdict attach.Verdict
 	// left says why what holds the socket options of a withdrawn attachment stays.
 	left []attach.Reason
 	// tried: the unit did not stay well under a changed policy.

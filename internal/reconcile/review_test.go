@@ -634,6 +634,55 @@ func TestADetachLeavesAProfileThatAnotherUnitAllows(t *testing.T) {
 	})
 }
 
+// Where the other one is in the same pass, it has the duty to unload it all the same, and where
+// its attach fails there nobody needs the profile.
+func TestADetachLeavesAProfileToAUnitOfTheSamePass(t *testing.T) {
+	const fileB = "/etc/aaunit/attachments.d/b.conf"
+	for _, byPath := range []bool{false, true} {
+		for _, fresh := range []bool{false, true} {
+			for _, fails := range []bool{false, true} {
+				if fails && !fresh {
+					continue
+				}
+				what := fmt.Sprintf("by path %v, attached in the same pass %v, fails %v", byPath, fresh, fails)
+				w := attached(nil, "a")
+				a, b := w.units["a.service"], w.addUnit("b.service")
+				if byPath {
+					w.byPath = map[string]bool{"a": true} // to the program of neither
+				}
+				a.elsewhere, b.elsewhere, b.breaks["a"] = true, true, fails
+				attachB := func() {
+					w.declareUnit(fileB, "b.service", func(a *attach.Attachment) { a.Profile = "a" })
+				}
+				w.run(t, func(l *Loop) {
+					rest()
+					if !fresh {
+						attachB()
+						rest()
+					}
+					unlock := w.lock()
+					delete(w.att, fileA)
+					unlock()
+					if fresh {
+						attachB()
+					}
+					w.trigger()
+					rest()
+					if r := w.record("b.service"); fails == slices.Contains(r.Loaded, "a") || fails == (answer(l, "b") == "confined") {
+						t.Errorf("%s: b is %s, %+v", what, answer(l, "b"), r)
+					}
+					w.undeclare(fileB)
+					rest()
+					rest()
+					if len(w.records)+len(w.kernel) > 0 || !a.running || a.label != "unconfined" || !b.running || b.label != "unconfined" {
+						t.Errorf("%s: left over: %q %v, %+v %+v %q", what, w.kernel, w.records, a, b, w.trace)
+					}
+				})
+			}
+		}
+	}
+}
+
 // The unit and its alias are planned side by side: when the alias is learned
 // first, the unit must not read as withdrawn.
 func TestAnAliasLearnedMeanwhileDetachesNothing(t *testing.T) {

@@ -589,6 +589,9 @@ func (l *Loop) unloadHeld(ctx context.Context, jobs []*job) {
 		}
 	}
 	l.unloadPolicies(ctx, again)
+	for _, j := range again {
+		l.handOverLeft(j)
+	}
 	records, ended := map[*job]attach.Record{}, map[*job]bool{}
 	for _, j := range again {
 		l.mu.Lock()
@@ -896,6 +899,7 @@ func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
 			l.remember(j.d.Record) // it is tried again
 			continue
 		}
+		l.handOverLeft(j)
 		l.bequeath(j.d)
 		l.forget(j.d.Unit)
 		l.unpublish(j.d.Unit)
@@ -903,32 +907,53 @@ func (l *Loop) finishDetached(ctx context.Context, jobs []*job) {
 	}
 }
 
-// handOver finds another unit that is attached to the profile, or whose policy
-// it belongs to (AllowProfiles=, the same file), and leaves it the duty to unload it one day.
-func (l *Loop) handOver(unit, profile string) string {
+// heir finds another unit that is attached to the profile, or whose policy it belongs to
+// (AllowProfiles=, the same file).
+func (l *Loop) heir(unit, profile string) (r attach.Record, ok bool) {
 	l.mu.Lock()
-	var heir *attach.Record
+	defer l.mu.Unlock()
 	for other, r := range l.records {
 		_, accepted := r.Accepted[profile]
 		if other != unit && (accepted || r.Profile == profile || strings.HasPrefix(r.Profile, profile+"//")) && len(r.DropIns) > 0 {
-			r = r.Clone()
-			if !slices.Contains(r.Loaded, profile) {
-				r.Loaded = append(r.Loaded, profile)
-			}
-			heir = &r
-			break
+			return r.Clone(), true
 		}
 	}
-	l.mu.Unlock()
-	if heir == nil {
-		return ""
-	}
-	l.remember(*heir)
-	return heir.Unit
+	return attach.Record{}, false
 }
 
-// unloadPolicies takes back what attachments had loaded, once, and all together:
-// whether a task carries one of the profiles takes a look at every task of the host.
+// handOver leaves the duty to unload a profile one day to another unit.
+func (l *Loop) handOver(unit, profile string) string {
+	r, ok := l.heir(unit, profile)
+	if ok && !slices.Contains(r.Loaded, profile) {
+		r.Loaded = append(r.Loaded, profile)
+		l.remember(r)
+	}
+	return r.Unit
+}
+
+// handOverLeft does so with what unloadPolicies left to others. The pass may have changed
+// their records until then.
+func (l *Loop) handOverLeft(j *job) {
+	for _, name := range j.toUnload() {
+		if other := l.handOver(j.d.Unit, name); other != "" {
+			j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s is attached to %s too", other, name))
+		}
+	}
+}
+
+// toUnload lists what is yet to be unloaded of what an attachment had loaded, and was not
+// tried in this pass.
+func (j *job) toUnload() (names []string) {
+	for _, a := range j.plan.Actions {
+		if a.Kind == attach.UnloadPolicy && slices.Contains(j.d.Record.Loaded, a.Target) && j.stays[a.Target] == nil {
+			names = append(names, a.Target)
+		}
+	}
+	return names
+}
+
+// unloadPolicies takes back what attachments had loaded and nobody else needs, once, and all
+// together: whether a task carries one of the profiles takes a look at every task of the host.
 func (l *Loop) unloadPolicies(ctx context.Context, jobs []*job) {
 	type target struct {
 		j    *job
@@ -937,19 +962,10 @@ func (l *Loop) unloadPolicies(ctx context.Context, jobs []*job) {
 	var targets []target
 	var names []string
 	for _, j := range jobs {
-		if j.unloaded {
-			continue
-		}
-		j.unloaded = true
-		for _, a := range j.plan.Actions {
-			if a.Kind != attach.UnloadPolicy {
-				continue
+		for _, name := range j.toUnload() {
+			if _, needed := l.heir(j.d.Unit, name); !needed {
+				targets, names = append(targets, target{j, name}), append(names, name)
 			}
-			if other := l.handOver(j.d.Unit, a.Target); other != "" {
-				j.out.Notes = append(j.out.Notes, attach.Because(attach.UnloadSkipped, "%s is attached to %s too", other, a.Target))
-				continue
-			}
-			targets, names = append(targets, target{j, a.Target}), append(names, a.Target)
 		}
 	}
 	if len(names) == 0 {
