@@ -115,3 +115,48 @@ func TestAStopByHandDuringADetach(t *testing.T) {
 		}
 	})
 }
+
+// It stays so, too, where the profile cannot be unloaded yet and the detach is gone on with
+// later: by another pass, or by the next daemon.
+func TestAStopByHandDuringADetachThatGoesOnLater(t *testing.T) {
+	for _, c := range []struct {
+		byPath bool // the unit is stopped and started, and not restarted
+		fails  bool // at that stop
+		killed bool // the daemon, once that is on record
+	}{{}, {byPath: true}, {byPath: true, fails: true}, {fails: true}, {byPath: true, killed: true}} {
+		w := attached(nil, "a")
+		u, with := w.units["a.service"], w.addUnit("with.service")
+		u.drags = []string{"with.service"}
+		if c.byPath {
+			w.byPath = map[string]bool{"a": true}
+		}
+		w.run(t, func(*Loop) {
+			rest()
+			unlock := w.lock()
+			w.starting = true
+			w.overtake = func(u *unit) {
+				u.running, u.failed, with.running = false, c.fails, false
+				saved := false // that is on record
+				w.onStep = func(string) bool {
+					kill := c.killed && saved
+					saved = true
+					return kill
+				}
+			}
+			unlock()
+			w.undeclare(fileA)
+			letPass(4 * unloadLater)
+			if r := w.record("a.service"); u.running || with.running || r.Stopped || len(r.Dragged) > 0 || w.dead != c.killed {
+				t.Errorf("%+v: %+v %+v %q", c, u, r, w.trace)
+			}
+		})
+		w.dead, w.onStep, w.starting = false, nil, false
+		w.run(t, func(*Loop) {
+			letPass(2 * unloadLater)
+			rest()
+			if u.running || with.running || len(w.records)+len(w.kernel) > 0 {
+				t.Errorf("%+v, in the end: %+v %+v %+v %q", c, u, with, w.records, w.trace)
+			}
+		})
+	}
+}

@@ -994,6 +994,10 @@ func (l *Loop) restartUnit(ctx context.Context, j *job, slots chan struct{}, spo
 	if canceled(err) {
 		err = l.giveWay(ctx, j, err)
 	}
+	if r := &j.d.Record; j.stopped && (r.Stopped || len(r.Dragged) > 0) {
+		r.Stopped, r.Dragged = false, nil // somebody wants it so
+		l.remember(*r)
+	}
 	if err != nil {
 		j.fail(attach.StepRestart, attach.Because(attach.AttachFailed, "%v", err).WithNext("journalctl -u "+j.d.Unit))
 		return
