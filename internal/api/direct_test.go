@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,6 +32,21 @@ func startAlone(t *testing.T, m Manager, admitted func(*net.UnixConn) (uint32, e
 	t.Cleanup(cancel)
 	waitSocket(t, socket)
 	return socket, func() error { cancel(); return <-ended }
+}
+
+// A daemon that is started while the bus is down or full is up all the same: systemd would
+// end one whose start takes too long, again and again.
+func TestTheStartDoesNotWaitForTheBus(t *testing.T) {
+	ready := make(chan struct{})
+	_, stop := startAlone(t, newFakeManager(), anybody, func(s *service) { s.ready = sync.OnceFunc(func() { close(ready) }) })
+	select {
+	case <-ready:
+	case <-time.After(20 * time.Second):
+		t.Error("the service is not ready while the bus is not there")
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
 }
 
 func waitSocket(t *testing.T, socket string) {

@@ -188,9 +188,9 @@ func (s *service) run(ctx context.Context) error {
 		if first && errors.Is(err, ErrNameTaken) {
 			return err
 		}
-		if errors.Is(err, errTaken) {
-			s.ready() // the start is over: for how long that lasts is not up to us
-		}
+		// The start is over: for how long that lasts is not up to us, and root is
+		// answered at the socket. Who waits for a start is ended in the end.
+		s.ready()
 		if time.Since(began) > retryMax {
 			pause = retryMin
 		}

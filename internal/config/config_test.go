@@ -751,3 +751,32 @@ func TestATouchedFileIsReadAgain(t *testing.T) {
 		}
 	}
 }
+
+// A file is neither written nor let through that could not be read afterwards.
+func TestNoFileIsTooLargeToBeReadAgain(t *testing.T) {
+	root := t.TempDir()
+	dirs := Dirs{root + "/etc", root + "/run", root + "/usr"}
+	anyName := func(_ attach.SocketCall, name string) (string, error) { return name, nil }
+	f := &Files{Dirs: dirs, Owner: uint32(os.Geteuid()), Options: anyName}
+	a := attach.NewAttachment()
+	a.Units, a.Profile = []string{"m.service"}, "m"
+	var refused error
+	for i := 0; refused == nil && i < attach.MaxSocketOptions; i++ {
+		var err error
+		a, _, err = a.Change(attach.SocketChange{Call: attach.SetSockOpt, Approve: []string{fmt.Sprintf("6:%d", i)}, Reason: strings.Repeat("why ", 99)}, anyName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, refused = f.Write("m.service", a)
+		if d := f.Read(); len(d.Problems) > 0 || len(d.Attachments) != 1 {
+			t.Fatalf("after %d options: %d attachments, %v", i+1, len(d.Attachments), d.Problems)
+		}
+	}
+	if refused == nil || !strings.Contains(refused.Error(), "larger than") {
+		t.Errorf("no file was too large: %v", refused)
+	}
+	text := "[Attachment]\nUnit=n.service\nProfile=n\n" + strings.Repeat("# "+strings.Repeat("x", 98)+"\n", 700)
+	if d, _ := f.Propose([]attach.ProposedFile{{File: dirs[0] + "/n.conf", Text: text}}); len(d.Problems) != 1 || len(d.Attachments) != 1 {
+		t.Errorf("a proposed file of %d bytes: %d attachments, %v", len(text), len(d.Attachments), d.Problems)
+	}
+}

@@ -186,9 +186,12 @@ func (f *Files) propose(d *attach.Declared, file, text string) {
 	maps.DeleteFunc(d.Broken, func(path string, _ bool) bool { return same(path) })
 	var a attach.Attachment
 	var bad []attach.Reason
-	if text != "" {
+	switch {
+	case len(text) > maxFile:
+		bad = []attach.Reason{attach.Because(attach.AttachmentBad, "%s is larger than %d bytes", file, maxFile).At(file)}
+	case text != "":
 		a, bad = Parse(file, []byte(text), f.Options)
-	} else {
+	default:
 		// What it masked until now.
 		below := &Files{Dirs: f.Dirs[1:], Owner: f.Owner, Options: f.Options}
 		under := below.Read()
@@ -272,8 +275,8 @@ func fileOf(unit string) string {
 	return "sha256-" + hex.EncodeToString(sum[:]) + ".conf"
 }
 
-// Write stores an attachment made at the command line for one unit. A lasting
-// one takes the place of one for this boot, so that a detach leaves neither.
+// Write stores an attachment made at the command line for one unit. One that could not be
+// read again is an error, and nothing is changed. A lasting one takes the place of one for this boot, so that a detach leaves neither.
 func (f *Files) Write(unit string, a attach.Attachment) (string, func() error, error) {
 	dir := f.Dirs[0]
 	if a.Runtime {
@@ -297,7 +300,11 @@ func (f *Files) Write(unit string, a attach.Attachment) (string, func() error, e
 	case !existed && !errors.Is(err, fs.ErrNotExist):
 		return "", nil, err
 	}
-	if _, err := safefile.Write(path, []byte(Format(a)), 0o644); err != nil {
+	text := []byte(Format(a))
+	if len(text) > maxFile {
+		return "", nil, fmt.Errorf("cannot write %s: it would be larger than %d bytes; give fewer socket options, or shorter reasons", path, maxFile)
+	}
+	if _, err := safefile.Write(path, text, 0o644); err != nil {
 		return "", nil, err
 	}
 	restore := func() error {
