@@ -224,6 +224,10 @@ def remove(module, aaunitctl, path, before):
         u.get('unit', '') for u in (report.get('units') or []) + (report.get('patterns') or [])
         if u.get('profileFile') == path and u.get('attachment') not in gone
     ]
+    if before is not None and not report.get('version'):
+        # Where AppArmor is off aaunitctl says that, without the daemon.
+        result['changed'] = False
+        module.fail_json(msg='cannot remove %s: aaunitd did not say what runs under it; see systemctl status aaunitd' % path, **result)
     if users and before is not None:
         result['changed'] = False
         module.fail_json(msg='cannot remove %s: %s runs under it; detach it first' % (path, ', '.join(users)), **result)

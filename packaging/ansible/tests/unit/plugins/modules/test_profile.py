@@ -120,15 +120,19 @@ def test_a_text_that_another_attachment_lets_in_waits_for_it(host):
 def test_removes_what_nobody_needs(host):
     path = host.files / 'p'
     path.write_text(TEXT)
-    host.answers('status', {'units': [{'unit': 'a.service', 'profileFile': str(path)}]})
+    # Nobody has asked the daemon: AppArmor is off, and it does not answer.
+    host.answers('status', {'version': '', 'units': []})
+    out = host.run('profile', name='p', state='absent')
+    assert out['failed'] and 'aaunitd did not say' in out['msg'] and path.exists()
+    host.answers('status', {'version': '1', 'units': [{'unit': 'a.service', 'profileFile': str(path)}]})
     out = host.run('profile', name='p', state='absent')
     assert out['failed'] and 'a.service runs under it' in out['msg'] and path.exists()
     # Its attachment goes first, which a check has not done.
-    host.answers('status', {'units': [{'unit': 'a.service', 'profileFile': str(path), 'attachment': str(host.others / 'a.conf')}]})
+    host.answers('status', {'version': '1', 'units': [{'unit': 'a.service', 'profileFile': str(path), 'attachment': str(host.others / 'a.conf')}]})
     assert host.run('profile', check=True, name='p', state='absent', detached=['a'])['changed']
     assert host.run('profile', check=True, name='p', state='absent', detached=['b'])['failed']
     assert host.run('profile', name='p', state='absent', detached=['a'])['failed'] and path.exists()
-    host.answers('status', {'units': [{'unit': 'a.service', 'profileFile': '/etc/apparmor.d/other'}]}, rc=3)
+    host.answers('status', {'version': '1', 'units': [{'unit': 'a.service', 'profileFile': '/etc/apparmor.d/other'}]}, rc=3)
     assert host.run('profile', check=True, name='p', state='absent')['changed'] and path.exists()
     assert host.run('profile', name='p', state='absent')['changed'] and not path.exists()
     assert not host.run('profile', name='p', state='absent')['changed']
