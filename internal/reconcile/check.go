@@ -55,14 +55,15 @@ func (l *Loop) checker() checker {
 // an attachment; another is a unit, an attached template or prefix or, where there is
 // none of that name, a profile. Without arguments it is about all that is attached.
 func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach.Outcome, error) {
+	out := []attach.Outcome{}
 	if len(args) == 0 {
+		out = append(out, l.allFrozen()...)
 		l.mu.Lock()
 		args = slices.Sorted(maps.Keys(l.targets))
 		args = slices.DeleteFunc(args, func(name string) bool { return attach.IsPattern(name) && l.standsIn(name) })
 		l.mu.Unlock()
 	}
 	k := l.checker()
-	out := []attach.Outcome{}
 	for _, arg := range args {
 		if strings.Contains(arg, "/") {
 			out = append(out, l.checkFile(ctx, k, arg, trusted))
@@ -113,6 +114,27 @@ func (l *Loop) Check(ctx context.Context, args []string, trusted bool) ([]attach
 		out = append(out, found...)
 	}
 	return out, nil
+}
+
+// allFrozen tells of the units that keep what an attachment gave them which cannot be read
+// at present.
+func (l *Loop) allFrozen() (out []attach.Outcome) {
+	l.mu.Lock()
+	records := make(map[string]attach.Record, len(l.records))
+	for unit, r := range l.records {
+		if l.targets[unit] == nil {
+			records[unit] = r
+		}
+	}
+	l.mu.Unlock()
+	for _, unit := range slices.Sorted(maps.Keys(records)) {
+		if why := l.frozen(unit, records[unit]); why != nil {
+			o := attach.Outcome{Unit: unit, Profile: records[unit].Profile}
+			found(&o, *why)
+			out = append(out, o)
+		}
+	}
+	return out
 }
 
 // standsIn reports whether units of a template or prefix are checked in its place: which

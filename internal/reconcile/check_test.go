@@ -437,3 +437,30 @@ func (c complaining) Loaded(names []string) ([]attach.Compiled, error) {
 	}
 	return out, err
 }
+
+// A unit whose attachment cannot be read since the daemon was started is still attached: a
+// detach does not say that it is done, and a check not that there is nothing to check.
+func TestAUnitOfABrokenFileIsNotDetachedByAWord(t *testing.T) {
+	w := newWorld()
+	w.addUnit("a.service")
+	file := "/etc/aaunit/attachments.d/a.service.conf"
+	w.declareUnit(file, "a.service", func(a *attach.Attachment) { a.Manual = true })
+	w.run(t, func(*Loop) { rest() })
+	w.broken[file] = true
+	w.run(t, func(l *Loop) {
+		rest()
+		out, err := l.Detach(context.Background(), attach.Request{Units: []string{"a.service"}}, nil)
+		if err != nil || len(out) != 1 || out[0].Exit == attach.ExitOK || !slices.Contains(codes(out[0].Reasons), attach.AttachmentBad) {
+			t.Errorf("a detach gives %+v, %v", out, err)
+		}
+		rest()
+		out, err = l.Check(context.Background(), nil, true)
+		if err != nil || len(out) != 1 || out[0].Unit != "a.service" || out[0].Exit == attach.ExitOK || !slices.Contains(codes(out[0].Reasons), attach.AttachmentBad) {
+			t.Errorf("a check gives %+v, %v", out, err)
+		}
+		defer w.lock()()
+		if w.disk[dropIn] == "" {
+			t.Error("its drop-in is gone")
+		}
+	})
+}

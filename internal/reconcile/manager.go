@@ -525,6 +525,11 @@ func (l *Loop) prepareDetach(ctx context.Context, r attach.Request) []*prepared 
 		remembered := p.d.Record.Unit != ""
 		l.mu.Unlock()
 		why := l.whyPaused(p.unit)
+		if why == nil && !attached && remembered {
+			if why = l.frozen(p.unit, p.d.Record); why != nil {
+				*why = why.WithNext("correct that file; or remove it, which detaches the unit")
+			}
+		}
 		switch {
 		case why != nil:
 			p.refuse(*why)
