@@ -201,6 +201,7 @@ func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env
 		return nil, problems
 	}
 	var version string
+	running, _ := kernel()
 	var asked sync.WaitGroup
 	asked.Go(func() { version = s.parserVersion(ctx) })
 	parts, errs := s.each(ctx, srcs, cutBlobs, flags...)
@@ -215,7 +216,7 @@ func (s *System) compile(ctx context.Context, srcs []*source, complain bool, env
 			problems[src.file] = problem(src.file, err)
 			continue
 		}
-		c.ID, c.Environment, c.Parser, c.Kernel, c.At = policyID(src, complain), env, version, release(), time.Now()
+		c.ID, c.Environment, c.Parser, c.Kernel, c.At = policyID(src, complain), env, version, running, time.Now()
 		s.built.put(c)
 		done = append(done, c)
 	}
@@ -257,13 +258,14 @@ func (s *System) Stage(ctx context.Context, policies []attach.Compiled) {
 	}
 }
 
-// release is the kernel's, as uname -r prints it.
-func release() string {
+// kernel is the one that runs, as uname -r and uname -v print it: a security update of
+// Debian's has the release of the one before, and another build.
+func kernel() (release, build string) {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
-		return ""
+		return "", ""
 	}
-	return clean(unix.ByteSliceToString(u.Release[:]))
+	return clean(unix.ByteSliceToString(u.Release[:])), clean(unix.ByteSliceToString(u.Version[:]))
 }
 
 func (c *compileCache) get(id string) (attach.Compiled, bool) {
@@ -345,8 +347,10 @@ func compiled(src *source, blob []byte, complain bool) (attach.Compiled, error) 
 }
 
 // Environment is a digest of what a compiled policy depends on beside its
-// source: the parser, its configuration and the kernel's features. It is kept on disk
-// with the policy, so it is the same after a boot where these are.
+// source, and what else was found out with it: the parser, its configuration, the
+// kernel's features and the very build of the kernel, which makes the checksums and has
+// answered about the policy. It is kept on disk with the policy, so it is the same after
+// a boot where these are.
 func (s *System) Environment() string {
 	sum := sha256.Sum256([]byte(s.environment()))
 	return hex.EncodeToString(sum[:])
@@ -376,6 +380,8 @@ func (s *System) environment() string {
 		fmt.Fprintf(&b, "%s %+v\n", s.opt.Features, signatureOf(&st).lasting())
 	}
 	fmt.Fprintln(&b, s.kernelFeatures())
+	release, build := kernel()
+	fmt.Fprintf(&b, "%s %s\n", release, build)
 	return b.String()
 }
 

@@ -17,7 +17,8 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// What was compiled before a boot is compiled anew after it for another parser, and not
+// What was compiled before a boot is compiled anew after it for another parser or another
+// build of the kernel, which may make other checksums with the same features, and not
 // because a disk has another number.
 func TestEnvironmentOutlastsABoot(t *testing.T) {
 	h := newHost(t, fakeParser(t, "exit 0"))
@@ -28,6 +29,12 @@ func TestEnvironmentOutlastsABoot(t *testing.T) {
 	}
 	if text := h.environment(); strings.Contains(text, fmt.Sprintf("dev:%d ", st.Dev)) || strings.Count(text, fmt.Sprintf("ino:%d ", st.Ino)) != 2 {
 		t.Errorf("it is told by\n%s", text)
+	}
+	for _, is := range []string{"osrelease", "version"} {
+		of, err := os.ReadFile("/proc/sys/kernel/" + is)
+		if text := strings.TrimSpace(string(of)); err != nil || text == "" || !strings.Contains(h.environment(), text) {
+			t.Errorf("the kernel's %s %q is not part of it: %v", is, text, err)
+		}
 	}
 	before := h.Environment()
 	if again := New(h.opt).Environment(); again != before {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -50,17 +49,18 @@ func Lock(dir string) (release func(), err error) {
 
 // holder finds the process that has locked a directory, 0 where that cannot be told. The
 // device that the list of locks gives is not the one that stat(2) gives on every file
-// system, so it is asked of the process which files it has open.
+// system, so it is asked of the process which files it has open: by their names, which
+// never has to wait for a file system that does not answer.
 func holder(dir *os.File) (pid int) {
-	is, err := dir.Stat()
+	is, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
 	if err != nil {
 		return 0
 	}
 	text, _ := os.ReadFile("/proc/locks")
 	for _, pid := range lockers(string(text)) {
-		open, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		open, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 		for _, file := range open {
-			if st, err := os.Stat(file); err == nil && os.SameFile(st, is) {
+			if name, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, file.Name())); err == nil && name == is {
 				return pid
 			}
 		}
