@@ -49,15 +49,20 @@ func TestTheStartDoesNotWaitForTheBus(t *testing.T) {
 	}
 }
 
+// waitSocket waits until somebody listens at the socket, for longer than until the service
+// tries again.
 func waitSocket(t *testing.T, socket string) {
 	t.Helper()
-	for range 1000 {
-		if _, err := os.Stat(socket); err == nil {
+	var err error
+	for range 600 {
+		var c net.Conn
+		if c, err = net.Dial("unix", socket); err == nil {
+			c.Close()
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(100 * time.Millisecond)
 	}
-	t.Fatal("no socket came")
+	t.Fatal(err)
 }
 
 func anybody(*net.UnixConn) (uint32, error) { return 0, nil }

@@ -16,6 +16,7 @@ import (
 	"github.com/aaunit/aaunit/internal/api"
 	"github.com/aaunit/aaunit/internal/attach"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 )
 
@@ -244,11 +245,26 @@ func (a *app) root() *cobra.Command {
 		// Whatever fails before this is a mistake in the command line.
 		run := cmd.RunE
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := noneEmpty(cmd); err != nil {
+				return err
+			}
 			a.began = true
 			return run(cmd, args)
 		}
 	}
 	return root
+}
+
+// noneEmpty refuses an option with an empty text, as a variable of a script has that was
+// never set: it is not the same as no option.
+func noneEmpty(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if err == nil && f.Value.Type() == "string" && f.Value.String() == "" {
+			what, _ := pflag.UnquoteUsage(f)
+			err = fmt.Errorf("--%s is empty: give a %s, or leave the option out", f.Name, what)
+		}
+	})
+	return err
 }
 
 // helpArgs refuses what there is no help on; cobra's own help shows that of the program.

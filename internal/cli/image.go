@@ -43,8 +43,6 @@ func (a *app) ofImages(commands []*cobra.Command) {
 				return run(cmd, args)
 			case do == nil:
 				return usage("--root is for attach, detach, plan, status and list: %s is about a system that runs", name)
-			case a.imageRoot == "":
-				return usage("--root names no directory")
 			}
 			for _, name := range ofRunning {
 				if f := cmd.Flags().Lookup(name); f != nil && f.Changed {
