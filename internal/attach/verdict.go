@@ -60,6 +60,16 @@ type Verdict struct {
 	At           time.Time `json:"at"`
 }
 
+// Repeats reports whether a verdict says what an earlier one says, but for its time, and for
+// how many tasks there were.
+func (v *Verdict) Repeats(old *Verdict) bool {
+	if v == nil || old == nil {
+		return v == old
+	}
+	return v.Unit == old.Unit && v.InvocationID == old.InvocationID && v.Profile == old.Profile && v.Answer == old.Answer &&
+		v.PrivateTmp == old.PrivateTmp && slices.Equal(v.Reasons, old.Reasons)
+}
+
 // Judge gives the verdict. It answers confined only when everything that could
 // speak against it was looked at and did not:
 //

@@ -84,20 +84,10 @@ func (l *Loop) keepVerdict(d attach.Desired, o attach.Observed, v attach.Verdict
 	unsaved := l.unsaved[d.Unit]
 	l.mu.Unlock()
 	// What was seen before and is seen again is not written to disk each time.
-	if remembered && (unsaved || !(kept.Proved == r.Proved && kept.ProvedTmp == r.ProvedTmp && kept.Unfiltered == r.Unfiltered && sameVerdict(kept.Verdict, r.Verdict))) {
+	if remembered && (unsaved || !(kept.Proved == r.Proved && kept.ProvedTmp == r.ProvedTmp && kept.Unfiltered == r.Unfiltered && r.Verdict.Repeats(kept.Verdict))) {
 		l.write(r)
 	}
 	return old, true
-}
-
-// sameVerdict reports whether two verdicts say the same but for their time, and
-// for how many tasks there were.
-func sameVerdict(a, b *attach.Verdict) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return a.Unit == b.Unit && a.InvocationID == b.InvocationID && a.Profile == b.Profile && a.Answer == b.Answer &&
-		a.PrivateTmp == b.PrivateTmp && slices.Equal(a.Reasons, b.Reasons)
 }
 
 func (l *Loop) sayVerdict(v attach.Verdict) {

@@ -428,13 +428,14 @@ func (l *Loop) standing(d attach.Desired, texts []attach.Compiled) (out []stands
 	}
 	var objectors []objector
 	l.mu.Lock()
-	for _, other := range slices.Sorted(maps.Keys(l.records)) {
-		r := l.records[other]
-		a, ok := l.targets[other]
-		if !ok || other == d.Unit || !settled(r) || !concerns(r, texts) {
+	for other, a := range l.targets {
+		r, barred := l.records[other], l.barred[other]
+		if a.OnProfileChange != attach.ChangeReport && r.Hold == nil && len(barred) == 0 {
+			continue // as most units, of which there may be many
+		}
+		if other == d.Unit || !settled(r) || !concerns(r, texts) {
 			continue
 		}
-		barred := l.barred[other]
 		keepsOut := func(c attach.Compiled) bool {
 			return a.OnProfileChange == attach.ChangeReport || r.Hold != nil && r.Hold.Texts[c.File] == c.ID || barred[c.File] == c.ID
 		}
@@ -444,6 +445,7 @@ func (l *Loop) standing(d attach.Desired, texts []attach.Compiled) (out []stands
 		}
 	}
 	l.mu.Unlock()
+	slices.SortFunc(objectors, func(a, b objector) int { return strings.Compare(a.Unit, b.Unit) })
 	for _, other := range objectors {
 		for _, e := range l.replacedFor(other.Desired, texts) {
 			inTheWay := func(k attach.Compiled) bool { return len(k.Checksums) == 0 || k.Complain != e.now[0].Complain }

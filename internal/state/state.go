@@ -158,13 +158,19 @@ func (d Dir) path(unit string) string {
 	return filepath.Join(string(d), name+".json")
 }
 
-// Save writes a record; a crash leaves the old or the new one.
+// Save writes a record; a crash leaves the old or the new one. Where the verdict says what
+// the one on disk says, that one stays: every look gives another one, and not all of them
+// are worth a write.
 func (d Dir) Save(r attach.Record) error {
+	path := d.path(r.Unit)
+	if old, err := d.load(path); err == nil && r.Verdict.Repeats(old.Verdict) {
+		r.Verdict = old.Verdict
+	}
 	b, err := format(r)
 	if err != nil {
 		return fmt.Errorf("cannot keep the record of %s: %w", r.Unit, err)
 	}
-	_, err = safefile.Write(d.path(r.Unit), b, 0o600)
+	_, err = safefile.Write(path, b, 0o600)
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
@@ -73,6 +74,54 @@ func TestRecordsSurviveAndBadOnesAreSetAside(t *testing.T) {
 	if got, _ := d.Load(); len(got) != 1 {
 		t.Errorf("after delete: %v", got)
 	}
+}
+
+// A look that sees what the one before saw costs no write, however many units there are.
+func TestAVerdictThatRepeatsIsNotWritten(t *testing.T) {
+	d := Dir(t.TempDir())
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	r := attach.Record{Unit: "a.service", Profile: "p", Proved: "1"}
+	save := func(v attach.Verdict) (file os.FileInfo) {
+		t.Helper()
+		at = at.Add(time.Minute)
+		v.Unit, v.InvocationID, v.At = r.Unit, "1", at
+		r.Verdict = &v
+		if err := d.Save(r); err != nil {
+			t.Fatal(err)
+		}
+		got, problems := d.Load()
+		if len(got) != 1 || len(problems) != 0 || !got[0].Verdict.Repeats(&v) || got[0].Profile != r.Profile {
+			t.Fatalf("kept %+v %v", got, problems)
+		}
+		file, err := os.Stat(d.path(r.Unit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	confined := attach.Verdict{Answer: attach.Confined, Tasks: 3, PrivateTmp: attach.Yes}
+	first := save(confined)
+	confined.Tasks = 4
+	if again := save(confined); !os.SameFile(first, again) || !again.ModTime().Equal(first.ModTime()) {
+		t.Error("it is written again")
+	}
+	if r.Verdict.At != at {
+		t.Error("the caller's verdict was changed")
+	}
+	for what, change := range map[string]func(){
+		"another answer":  func() { confined.Answer = attach.NotConfined },
+		"another reason":  func() { confined.Reasons = append(confined.Reasons, attach.Because(attach.TaskUnconfined, "x")) },
+		"another profile": func() { r.Profile = "q" },
+	} {
+		before := save(confined)
+		if change(); os.SameFile(before, save(confined)) {
+			t.Errorf("%s: it is not written", what)
+		}
+	}
+	if err := d.Delete(r.Unit); err != nil {
+		t.Fatal(err)
+	}
+	save(confined) // one that somebody took away comes back
 }
 
 func TestMark(t *testing.T) {
