@@ -87,7 +87,7 @@ var rules = map[string]rule{
 
 	// The command line asks the daemon.
 	"internal/cli": {house: []string{"internal/attach", "internal/api", "internal/metrics", "internal/report", "internal/safefile"},
-		others: []string{"github.com/spf13/cobra", "golang.org/x/term"}, notStd: []string{"os/exec", "net"}},
+		others: []string{"github.com/spf13/cobra", "github.com/spf13/pflag", "golang.org/x/term"}, notStd: []string{"os/exec", "net"}},
 	// It puts together what answers where there is no daemon, and asks it nothing.
 	"cmd/aaunitctl": {house: []string{"internal/cli", "internal/attach", "internal/reconcile", "internal/image", "internal/config", "internal/units", "internal/apparmor", "internal/gate",
 		"internal/sockopt"}, // for the names of socket options in attachment files
