@@ -24,8 +24,11 @@ import (
 	"github.com/aaunit/aaunit/internal/attach"
 )
 
-// maxBuilt bounds the compiled policies that are kept in memory.
-const maxBuilt = 512
+// Bounds on the compiled policies that are kept in memory.
+const (
+	maxBuilt     = 512
+	maxBuiltSize = 16 << 20 // in bytes
+)
 
 // compileCache keeps compiled policies, by ID, that are not kept on disk (yet),
 // and why others could not be compiled, by ID and environment: what did not
@@ -34,6 +37,7 @@ const maxBuilt = 512
 type compileCache struct {
 	sync.Mutex
 	made    map[string]attach.Compiled
+	size    int // of the bytes of made
 	refused map[string]*compileError
 }
 
@@ -232,15 +236,21 @@ func policyID(src *source, complain bool) string {
 // known gives what was compiled before in the same environment. Of what is
 // kept on disk, the bytes need not be kept in memory too.
 func (s *System) known(id, env string) (attach.Compiled, bool) {
-	if s.opt.Kept != nil {
-		if c, ok := s.opt.Kept(id); ok && c.Environment == env {
-			s.built.drop(id)
-			c.Profiles = slices.Clone(c.Profiles)
-			return c, true
-		}
+	if c, ok := s.kept(id); ok && c.Environment == env {
+		s.built.drop(id)
+		c.Profiles = slices.Clone(c.Profiles)
+		return c, true
 	}
 	c, ok := s.built.get(id)
 	return c, ok && c.Environment == env
+}
+
+// kept finds what is kept on disk.
+func (s *System) kept(id string) (attach.Compiled, bool) {
+	if s.opt.Kept == nil {
+		return attach.Compiled{}, false
+	}
+	return s.opt.Kept(id)
 }
 
 // Stage loads compiled policies into a policy namespace of their own and fills
@@ -279,17 +289,27 @@ func (c *compileCache) get(id string) (attach.Compiled, bool) {
 func (c *compileCache) put(v attach.Compiled) {
 	c.Lock()
 	defer c.Unlock()
-	if c.made == nil || len(c.made) >= maxBuilt {
-		c.made = map[string]attach.Compiled{}
+	c.remove(v.ID)
+	if c.made == nil || len(c.made) >= maxBuilt || c.size+len(v.Blob) > maxBuiltSize {
+		c.made, c.size = map[string]attach.Compiled{}, 0
 	}
 	v.Profiles = slices.Clone(v.Profiles)
 	c.made[v.ID] = v
+	c.size += len(v.Blob)
 }
 
 func (c *compileCache) drop(id string) {
 	c.Lock()
 	defer c.Unlock()
-	delete(c.made, id)
+	c.remove(id)
+}
+
+// remove is called with the lock held.
+func (c *compileCache) remove(id string) {
+	if v, ok := c.made[id]; ok {
+		delete(c.made, id)
+		c.size -= len(v.Blob)
+	}
 }
 
 // refusal is why the same did not compile before, nil where it is to be tried.

@@ -163,8 +163,10 @@ func (d Dir) path(unit string) string {
 // are worth a write.
 func (d Dir) Save(r attach.Record) error {
 	path := d.path(r.Unit)
-	if old, err := d.load(path); err == nil && r.Verdict.Repeats(old.Verdict) {
-		r.Verdict = old.Verdict
+	if r.Verdict != nil {
+		if old, err := d.load(path); err == nil && r.Verdict.Repeats(old.Verdict) {
+			r.Verdict = old.Verdict
+		}
 	}
 	b, err := format(r)
 	if err != nil {
