@@ -30,8 +30,8 @@ const (
 	maxBuiltSize = 16 << 20 // in bytes
 )
 
-// compileCache keeps compiled policies, by ID, that are not kept on disk (yet),
-// and why others could not be compiled, by ID and environment: what did not
+// compileCache keeps compiled policies, by ID, that are not kept on disk (yet), of each
+// file the last, and why others could not be compiled, by ID and environment: what did not
 // compile does not compile the next time either, and a file that brings the
 // parser to its bounds must not do so at every look.
 type compileCache struct {
@@ -236,21 +236,15 @@ func policyID(src *source, complain bool) string {
 // known gives what was compiled before in the same environment. Of what is
 // kept on disk, the bytes need not be kept in memory too.
 func (s *System) known(id, env string) (attach.Compiled, bool) {
-	if c, ok := s.kept(id); ok && c.Environment == env {
-		s.built.drop(id)
-		c.Profiles = slices.Clone(c.Profiles)
-		return c, true
+	if s.opt.Kept != nil {
+		if c, ok := s.opt.Kept(id); ok && c.Environment == env {
+			s.built.drop(id)
+			c.Profiles = slices.Clone(c.Profiles)
+			return c, true
+		}
 	}
 	c, ok := s.built.get(id)
 	return c, ok && c.Environment == env
-}
-
-// kept finds what is kept on disk.
-func (s *System) kept(id string) (attach.Compiled, bool) {
-	if s.opt.Kept == nil {
-		return attach.Compiled{}, false
-	}
-	return s.opt.Kept(id)
 }
 
 // Stage loads compiled policies into a policy namespace of their own and fills
@@ -289,7 +283,11 @@ func (c *compileCache) get(id string) (attach.Compiled, bool) {
 func (c *compileCache) put(v attach.Compiled) {
 	c.Lock()
 	defer c.Unlock()
-	c.remove(v.ID)
+	for id, old := range c.made {
+		if old.File == v.File && old.Complain == v.Complain {
+			c.remove(id) // an earlier text is not compiled again
+		}
+	}
 	if c.made == nil || len(c.made) >= maxBuilt || c.size+len(v.Blob) > maxBuiltSize {
 		c.made, c.size = map[string]attach.Compiled{}, 0
 	}

@@ -197,36 +197,22 @@ func TestWhatIsKeptIsNotCompiled(t *testing.T) {
 	}
 }
 
-// What was loaded is kept on disk, so that texts which change again and again do not pile up
-// in memory. What was only compiled is bounded.
+// Texts that change again and again do not pile up in memory, and many files neither.
 func TestCompiledPoliciesDoNotPileUp(t *testing.T) {
 	h := newHost(t)
-	onDisk := map[string]attach.Compiled{}
-	h.opt.Kept = func(id string) (attach.Compiled, bool) { c, ok := onDisk[id]; return c, ok }
-	h.write(securityDir+"/.replace", "")
-	size := 0
-	for name, environment := range map[string]string{"kept": h.Environment(), "other": "of another kernel", "new": ""} {
-		done, problems := h.Compile(ctx(t), []string{h.profile(name, "profile "+name+" { }\n")}, false)
-		if len(done) != 1 {
-			t.Fatal(problems)
+	for n := range 3 {
+		f := h.profile("a", fmt.Sprintf("# %d\nprofile a { }\n", n))
+		for _, complain := range []bool{false, true} {
+			if done, problems := h.Compile(ctx(t), []string{f}, complain); len(done) != 1 {
+				t.Fatal(problems)
+			}
 		}
-		if environment != "" {
-			onDisk[done[0].ID] = attach.Compiled{ID: done[0].ID, Environment: environment}
-		}
-		if name != "kept" {
-			size += len(done[0].Blob)
-		}
-		h.Load(ctx(t), done)
 	}
-	var held []string
-	for _, c := range h.built.made {
-		held = append(held, c.Profiles[0].Name)
-	}
-	if slices.Sort(held); !slices.Equal(held, []string{"new", "other"}) || h.built.size != size {
-		t.Errorf("in memory: %q, %d bytes, want %d", held, h.built.size, size)
+	if len(h.built.made) != 2 {
+		t.Errorf("of one file %d policies are held", len(h.built.made))
 	}
 	for n := range 40 {
-		h.built.put(attach.Compiled{ID: fmt.Sprint(n), Blob: make([]byte, maxBuiltSize/16)})
+		h.built.put(attach.Compiled{ID: fmt.Sprint(n), File: fmt.Sprint(n), Blob: make([]byte, maxBuiltSize/16)})
 		total := 0
 		for _, c := range h.built.made {
 			total += len(c.Blob)

@@ -64,12 +64,6 @@ func (s *System) Load(ctx context.Context, policies []attach.Compiled) (failed m
 	if len(all) == 0 {
 		return failed
 	}
-	for _, c := range policies {
-		// It was kept on disk before it was loaded.
-		if k, ok := s.kept(c.ID); ok && k.Environment == c.Environment {
-			s.built.drop(c.ID)
-		}
-	}
 	live, err := s.live(all)
 	for _, c := range policies {
 		switch {
