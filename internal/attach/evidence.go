@@ -69,7 +69,7 @@ type EvidencePolicy struct {
 	Compiled string `json:"compiled"`
 	Parser   string `json:"parser"` // that compiled it
 	// Kernel is the release of the kernel that it was compiled for, and Environment
-	// a digest of the parser, its configuration and the kernel's features.
+	// a digest of the parser, its configuration, and the kernel's features and build.
 	Kernel      string `json:"kernel"`
 	Environment string `json:"environment"`
 	Complain    bool   `json:"complain,omitempty"`

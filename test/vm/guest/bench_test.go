@@ -253,8 +253,8 @@ func rest(b *testing.B) {
 	}
 }
 
-// settledPss is a process's proportional set size, in MiB, when it has read nothing for half
-// a minute and longer: aaunitd looks at all units every ten minutes, and gives the memory
+// settledPss is a process's proportional set size, in MiB, when it has read next to nothing
+// for half a minute and longer: aaunitd looks at all units every ten minutes, and gives the memory
 // for that back when there is nothing more to do.
 func settledPss(b *testing.B, pid string) float64 {
 	b.Helper()
